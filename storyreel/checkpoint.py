@@ -1,0 +1,205 @@
+"""The output folder: what is finished, written so that nothing half done can pass for done.
+
+A file is written under a temporary name, forced to disk and renamed. A segment counts as
+complete when the manifest holds its key, which covers all that shaped it, and the hashes of
+its files match. Everything else is absent and is rendered again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from storyreel.errors import LockedError, OutputError
+
+FORMAT = 1  # of the manifest; another number is another film
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        remedy = "Make room or choose another --out, then run again: finished segments are kept."
+        raise OutputError(f"cannot write {where}: {error.strerror or error}", remedy) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path``; on success, sync it and rename it to ``path``."""
+    # Temporary names are hidden and random: an orphaned writer can spoil only its own file.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".part{path.suffix}")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o644)  # mkstemp makes private files; films are to be shared
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last, where folders can be opened (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a whole file or nothing."""
+    with replacing(path) as part:
+        part.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """What the manifest says of a finished segment. ``files`` maps names to SHA-256."""
+
+    number: str
+    key: str
+    frames: int
+    files: dict[str, str]
+    seconds: float
+
+
+@dataclass
+class FilmFolder:
+    """One story's output. Use it as a context: it holds the folder's lock."""
+
+    path: Path
+    name: str
+    records: dict[str, SegmentRecord] = field(default_factory=dict)
+    film: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> FilmFolder:
+        with writing(self.path):
+            self.segments.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / ".lock", timeout=0)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                remedy = "Wait for it, or choose another --out."
+                raise LockedError(f"another storyreel is rendering into {self.path}", remedy) from None
+            for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
+                part.unlink()
+        self._load()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    @property
+    def segments(self) -> Path:
+        """Where the segments are."""
+        return self.path / "segments"
+
+    @property
+    def film_path(self) -> Path:
+        """The film."""
+        return self.path / f"{self.name}.mp4"
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest."""
+        return self.path / "manifest.json"
+
+    def video(self, number: str) -> Path:
+        """A segment's film."""
+        return self.segments / f"{number}.mp4"
+
+    def latents(self, number: str) -> Path:
+        """A segment's latents."""
+        return self.segments / f"{number}.safetensors"
+
+    def _load(self) -> None:
+        """Read what a former run recorded; a manifest that is not ours counts as none."""
+        try:
+            manifest = json.loads(self.manifest_path.read_bytes())
+            if manifest["format"] != FORMAT:
+                return
+            known = SegmentRecord.__dataclass_fields__
+            for entry in manifest["segments"]:
+                record = SegmentRecord(**{name: entry[name] for name in known if name in entry})
+                self.records[record.number] = record
+            self.film = dict(manifest["film"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            self.records, self.film = {}, {}
+
+    def is_complete(self, number: str, key: str) -> bool:
+        """Tell whether a segment is there, whole, and made from the same things."""
+        record = self.records.get(number)
+        if record is None or record.key != key:
+            return False
+        wanted = {self.video(number).name, self.latents(number).name}
+        return set(record.files) == wanted and all(
+            _hash_matches(self.segments / name, value) for name, value in record.files.items()
+        )
+
+    def film_is_complete(self, key: str) -> bool:
+        """Tell whether the film is there, whole, and made from the same segments."""
+        return self.film.get("key") == key and _hash_matches(self.film_path, self.film.get("sha256", ""))
+
+    def record_segment(self, number: str, key: str, frames: int, seconds: float) -> None:
+        """Note that a segment's two files are in place."""
+        files = {path.name: file_hash(path) for path in (self.video(number), self.latents(number))}
+        self.records[number] = SegmentRecord(number, key, frames, files, round(seconds, 3))
+
+    def write_manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> None:
+        """Write the manifest: ``about`` the film, and each of ``scenes`` with its record."""
+        entries = []
+        for scene in scenes:
+            record = self.records.get(scene["number"])
+            entries.append(scene | (asdict(record) if record else {}))
+        manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        with writing(self.manifest_path):
+            write_atomically(self.manifest_path, text)
+
+    def log(self, event: str, **details: object) -> None:
+        """Append to ``events.jsonl``."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event, **details}, ensure_ascii=False)
+        path = self.path / "events.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _hash_matches(path: Path, value: str) -> bool:
+    try:
+        return file_hash(path) == value
+    except OSError:
+        return False

@@ -1,0 +1,304 @@
+"""The command line: it parses, calls and prints. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from storyreel import __version__
+from storyreel.errors import OutputError, StoryreelError, UsageError
+from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.story import load_story, story_schema
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Make one coherent film from a story of scene pairs.",
+    epilog="Exit codes: 0 done; 1 failure; 2 usage; 65 bad script; 69 a model, weight or device is "
+    "missing; 73 output cannot be written; 74 another process holds the output; 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Stories = Annotated[list[Path], typer.Argument(help="YAML stories.", metavar="STORY…", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+STARTER = """\
+title: A fox in the park
+cast:
+  first: {name: a fox, possessive: its}
+scenes:
+  # Each scene is a pair: where we are, and what the character does there.
+  - ["{first} is inside of the subway train", "{first} is sitting"]
+  - ["{first} has arrived at Central Park", "{first} is sniffing the ground"]
+  - scene: "{first} sees a red ball in Central Park"
+    action: "{first} is looking up at the sky"
+    seconds: 3
+    transition: blend # or cut
+render:
+  model: mini
+  seed: 7
+"""
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become exit codes."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    try:
+        code = app(list(arguments), prog_name="storyreel", standalone_mode=False)
+    except StoryreelError as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has enough
+        return 0
+    except Exception as error:
+        # Only click's own errors can show themselves; anything else is a bug.
+        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
+            raise
+        error.show()
+        return int(error.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"storyreel {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def render(
+    stories: Stories,
+    model: Annotated[str | None, typer.Option(help="See: storyreel models. Default: mini.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the films; each gets one of its own.")] = Path("out"),
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Default: 0.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Render each story to OUT/NAME/NAME.mp4; a second run does only what is missing.
+
+    The options win over what the story's own render settings say.
+    """
+    _check_device(device)
+    overrides = Overrides(model, seed, size, seconds, steps, guidance)
+    # Every script is read before the first is rendered: a fault costs no work.
+    plans = _plans(stories, overrides)
+    if dry_run:
+        _print_plans(plans, as_json)
+        return
+    from storyreel.console import RenderDisplay, stderr
+    from storyreel.render import Engine
+    from storyreel.render import render as render_film
+
+    engine = Engine(device)
+    results = {}
+    for name, plan in plans.items():
+        with RenderDisplay(name) as display:
+            result = render_film(plan, name, out, engine, display, overwrite)
+        results[name] = {**asdict(result), "film": str(result.film)}
+        stderr.print(
+            f"{name}: {plan.seconds:g} s of film, {result.rendered} of {result.segments} scenes rendered "
+            f"in {result.seconds:.1f} s"
+        )
+        if not as_json:
+            print(result.film)
+    if as_json:
+        print(json.dumps(results, indent=2))
+
+
+def _check_device(device: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise UsageError(f"there is no device {device!r}", "Use auto, cpu, cuda or cuda:N.")
+
+
+def _plans(stories: Sequence[Path], overrides: Overrides) -> dict[str, Plan]:
+    """Read and plan all stories; report the faults of all before giving up."""
+    plans: dict[str, Plan] = {}
+    with _all_errors() as attempt:
+        for path in stories:
+            with attempt():
+                story = load_story(path)
+                name = slug(path.stem)
+                if name in plans:
+                    remedy = "Rename one of the stories: the file's name is the film's."
+                    raise UsageError(f"two stories would be written to {name!r}", remedy)
+                plans[name] = make_plan(story, name, overrides)
+    return plans
+
+
+@contextmanager
+def _all_errors() -> Iterator[type[_Attempt]]:
+    """Let several attempts fail before the last of their errors is raised."""
+    failed: list[StoryreelError] = []
+
+    class Attempt(_Attempt):
+        errors = failed
+
+    yield Attempt
+    for error in failed[:-1]:
+        _complain(str(error))
+    if failed:
+        raise failed[-1]
+
+
+class _Attempt:
+    """Collects the StoryreelErrors that are raised inside."""
+
+    errors: list[StoryreelError]
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, StoryreelError):
+            self.errors.append(error)
+            return True
+        return False
+
+
+def slug(stem: str) -> str:
+    """Return a file's name as a folder's: ASCII letters, digits, dot, dash, underscore.
+
+    Nothing that a slug names lies outside its parent.
+    """
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:100] or "story"
+
+
+def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({name: _plan_facts(plan) for name, plan in plans.items()}, indent=2))
+        return
+    for name, plan in plans.items():
+        print(f"{name}: {plan.title}")
+        for segment in plan.segments:
+            seam = "" if segment.index == 0 else "  blended" if segment.blended else "  cut"
+            start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
+            print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
+            print(f"      scene:  {segment.scene}")
+            print(f"      action: {segment.action}")
+        facts = _plan_facts(plan)
+        print(f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps")
+        print(
+            f"  {len(plan.segments)} segments, {plan.frames} frames at {plan.spec.fps} per second, "
+            f"{plan.seconds:g} s of film"
+        )
+        print(
+            f"  {plan.forwards} forwards, about {plan.estimated_seconds:.0f} s and "
+            f"{plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+        )
+
+
+def _plan_facts(plan: Plan) -> dict[str, object]:
+    return {
+        "title": plan.title,
+        "model": plan.spec.name,
+        **asdict(plan.settings),
+        "size": f"{plan.settings.width}x{plan.settings.height}",
+        "fps": plan.spec.fps,
+        "frames": plan.frames,
+        "seconds": plan.seconds,
+        "forwards": plan.forwards,
+        "estimated_seconds": round(plan.estimated_seconds, 1),
+        "estimated_memory_mb": plan.spec.memory_mb,
+        "estimated_on": plan.spec.measured_on,
+        "segments": [asdict(segment) for segment in plan.segments],
+        "seams": [asdict(seam) for seam in plan.seams],
+    }
+
+
+@app.command()
+def validate(stories: Stories) -> None:
+    """Check stories without loading a model; print every fault with its place."""
+    with _all_errors() as attempt:
+        for path in stories:
+            with attempt():
+                plan = make_plan(load_story(path), path.stem)
+                print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the story format, for editors."""
+    print(json.dumps(story_schema(), indent=2))
+
+
+@app.command()
+def new(story: Annotated[Path, typer.Argument(help="The file to write.", metavar="STORY")]) -> None:
+    """Write a story to start from."""
+    try:
+        with story.open("x", encoding="utf-8") as file:
+            file.write(STARTER)
+    except FileExistsError:
+        raise UsageError(f"{story} is there already", "Choose another name.") from None
+    except OSError as error:
+        raise OutputError(f"cannot write {story}: {error.strerror}", "Choose another place.") from None
+    print(story)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that can be used, and what each needs."""
+    from storyreel.models.specs import MODELS
+
+    if as_json:
+        print(json.dumps({name: asdict(spec) for name, spec in MODELS.items()}, indent=2, default=str))
+        return
+    for spec in MODELS.values():
+        there = "there" if (spec.weights / "transformer").is_dir() else "not there"
+        print(f"{spec.name}: {spec.title}, weights {there}, {spec.licence}")
+        print(
+            f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
+            f"{(spec.max_latents - spec.overlap) * spec.frames_per_latent / spec.fps:g} s, "
+            f"{spec.steps} steps, {spec.memory_mb} MB"
+        )
+
+
+@app.command()
+def inspect(
+    film: Annotated[Path, typer.Argument(help="An MP4.", metavar="VIDEO")], as_json: Json = False
+) -> None:
+    """Print what a film says of itself: story, seed, model, versions."""
+    from storyreel.video import read_tags
+
+    if not film.is_file():
+        raise UsageError(f"{film} is not a file", "Name an MP4 that storyreel rendered.")
+    tags = read_tags(film)
+    if as_json:
+        print(json.dumps(tags, indent=2, ensure_ascii=False))
+    else:
+        for key, value in tags.items():
+            print(f"{key}: {value}")

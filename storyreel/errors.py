@@ -1,0 +1,100 @@
+"""Every error that a user can cause or meet: one tree, caught once at the command line.
+
+An error says what is wrong and, in ``remedy``, what to do next. Its class fixes the exit code.
+Anything else that is raised is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class StoryreelError(Exception):
+    """Base of the tree; exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"error: {self.message}" + (f"\n{self.remedy}" if self.remedy else "")
+
+
+class UsageError(StoryreelError):
+    """The command line asks for something that makes no sense."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a script. Lines and columns count from 1; ``source`` is the line."""
+
+    message: str
+    line: int = 1
+    column: int = 1
+    source: str = ""
+
+    def format(self, path: str) -> str:
+        """Return ``path:line:column: error: …``, the source line and a caret under the place."""
+        # Long lines are shown around the place; anything that does not print shows as a dot.
+        first = max(0, self.column - 80)
+        shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
+        head = f"{path}:{self.line}:{self.column}: error: {self.message}"
+        margin = f"{self.line:5d} | "
+        return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {' ' * (self.column - 1 - first)}^"
+
+
+class ScriptError(StoryreelError):
+    """A story is not what the format allows; holds every fault that was found."""
+
+    exit_code = 65
+
+    def __init__(self, path: str, faults: list[Fault]) -> None:
+        super().__init__(f"{path}: {len(faults)} fault(s)")
+        self.path = path
+        self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
+
+    def __str__(self) -> str:
+        return "\n".join(fault.format(self.path) for fault in self.faults)
+
+
+class MissingError(StoryreelError):
+    """A model, a weight, a device or a program is not there."""
+
+    exit_code = 69
+
+
+class DamagedError(MissingError):
+    """A weight file is there but is not what it should be."""
+
+
+class OutputError(StoryreelError):
+    """Something cannot be written."""
+
+    exit_code = 73
+
+
+class LockedError(StoryreelError):
+    """Another process is rendering into the same folder."""
+
+    exit_code = 74
+
+
+class NumericsError(StoryreelError):
+    """A render produced numbers that are no picture."""
+
+
+class PromptError(StoryreelError):
+    """A prompt is longer than a model can read; nothing is cut off silently."""
+
+    exit_code = 65
+
+    def __init__(self, prompt: str, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"a prompt has {tokens} tokens, the model reads {limit}: {prompt[:80]!r}",
+            "Shorten the scene or its action.",
+        )

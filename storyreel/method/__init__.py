@@ -1,0 +1,1 @@
+"""The paper's method as pure functions of tensors: no model, file, random state or device."""

@@ -1,0 +1,55 @@
+"""A procedural cartoon world: labelled video clips for training a tiny text-to-video model.
+
+Everything is drawn in *view units*: a frame is always ``VIEW_HEIGHT`` (64) units high and
+``64 * width / height`` units wide, whatever its size in pixels. ``x`` grows to the right and
+``y`` grows downwards. Lengths inside a character are in *body units* (multiples of the
+actor's size). Angles are in radians and times in seconds.
+
+Typical use::
+
+    rng = random.Random(7)
+    clip = sample_clip(rng, place=Place.CENTRAL_PARK)
+    frames, masks = draw_clip(clip, frames=13, fps=12, width=96, height=64)
+    text = caption(rng, clip, kind="both")
+"""
+
+from .basics import BALL_TAG, ByteArray
+from .captions import CaptionKind, caption
+from .drawing import Stage, draw_clip, draw_frame
+from .model import (
+    BALL_ACTIONS,
+    DOOR_ACTIONS,
+    DUET_ACTIONS,
+    PEOPLE,
+    Action,
+    Actor,
+    Backdrop,
+    Character,
+    Clip,
+    Place,
+    allowed_actions,
+)
+from .sampling import sample_clip, stage_clip
+
+__all__ = [
+    "BALL_ACTIONS",
+    "BALL_TAG",
+    "DOOR_ACTIONS",
+    "DUET_ACTIONS",
+    "PEOPLE",
+    "Action",
+    "Actor",
+    "Backdrop",
+    "ByteArray",
+    "CaptionKind",
+    "Character",
+    "Clip",
+    "Place",
+    "Stage",
+    "allowed_actions",
+    "caption",
+    "draw_clip",
+    "draw_frame",
+    "sample_clip",
+    "stage_clip",
+]

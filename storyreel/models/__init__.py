@@ -1,0 +1,1 @@
+"""Base models: a table of facts, and one adapter per family."""

@@ -1,0 +1,104 @@
+"""The one convention that every model is brought to.
+
+Latents are (B, C, F, H, W) in fp32, normalised as the transformer sees them. σ is 1 for noise
+and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits end in its adapter.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from storyreel.errors import DamagedError, MissingError
+from storyreel.models.specs import ModelSpec
+
+Loaded = TypeVar("Loaded")
+
+
+class Text(Protocol):
+    """An encoded prompt; only the adapter that made it looks inside."""
+
+
+class Decoder(Protocol):
+    """Turns one continuous stream of latents into pictures, in constant memory."""
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Return the pictures, uint8 (T, H, W, 3), of the next latents (1, C, F, H, W).
+
+        The very first latent frame of a stream is one picture, every other several.
+        """
+        ...
+
+
+class Adapter(Protocol):
+    """A loaded model."""
+
+    spec: ModelSpec
+    device: torch.device
+
+    def encode(self, prompt: str) -> Text:
+        """Encode a prompt. Raises PromptError if it is too long to be read whole."""
+        ...
+
+    def sigmas(self, steps: int) -> list[float]:
+        """Return the steps + 1 noise levels from 1 to 0."""
+        ...
+
+    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
+        """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
+        ...
+
+    def decoder(self) -> Decoder:
+        """Return a decoder for a new stream."""
+        ...
+
+    def decoder_memory(self) -> int:
+        """Return how many latent frames back the decoder remembers."""
+        ...
+
+
+def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
+    """Load a model. Raises MissingError or DamagedError, saying what to do."""
+    module, _, name = spec.adapter.partition(":")
+    factory = getattr(importlib.import_module(module), name)
+    return cast(Adapter, factory.load(spec, device))
+
+
+def load_component(cls: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
+    """Load one component from safetensors, refusing anything missing, unexpected or damaged.
+
+    ``cls`` is its ``from_pretrained``. A checkpoint with missing keys would otherwise load
+    with random weights and without an exception.
+    """
+    remedy = f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel"
+    if not folder.is_dir():
+        raise MissingError(f"there is no {folder.name} in {folder.parent}", remedy)
+    try:
+        model, info = cast(
+            "tuple[object, dict[str, object]]",
+            cls(folder, use_safetensors=True, local_files_only=True, output_loading_info=True),
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DamagedError(f"the weights in {folder} cannot be read: {reason}", remedy) from None
+    wrong = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)]
+    if wrong:
+        raise DamagedError(f"the weights in {folder} do not fit: {', '.join(wrong)}", remedy)
+    if not isinstance(model, wanted):
+        raise DamagedError(f"{folder} holds a {type(model).__name__}, not a {wanted.__name__}", remedy)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called ``auto``, ``cpu`` or ``cuda``. Raises MissingError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingError("no CUDA device is at hand", "Use --device cpu, or check nvidia-smi.")
+    return torch.device(name)

@@ -1,0 +1,169 @@
+"""Mochi in diffusers' classes: the embedded model is one, at toy size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
+from storyreel.errors import PromptError
+from storyreel.models.base import load_component
+from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
+from storyreel.models.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class MochiText:
+    """T5 states (1, L, D) and their mask (1, L), padded to the model's prompt length."""
+
+    states: Tensor
+    mask: Tensor
+
+
+class MochiAdapter:
+    """One film's use of a Mochi model."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: torch.device,
+        transformer: MochiTransformer3DModel,
+        vae: AutoencoderKLMochi,
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        self.transformer = transformer.to(device).eval()
+        self.vae = vae.to(device).eval()
+        self.text_encoder = text_encoder.to(device).eval()
+        self.tokenizer = tokenizer
+        for block in self.transformer.transformer_blocks:
+            block.attn1.processor = BatchedMochiAttnProcessor()
+        config = self.vae.config
+        shape = (1, -1, 1, 1, 1)
+        self._mean = torch.tensor(config.latents_mean, device=device).view(shape)
+        self._std = torch.tensor(config.latents_std, device=device).view(shape) / config.scaling_factor
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: torch.device) -> MochiAdapter:
+        """Load from a folder laid out as diffusers lays out a pipeline; compute in fp32."""
+        folder, fp32 = spec.weights, torch.float32
+        loader = partial(MochiTransformer3DModel.from_pretrained, torch_dtype=fp32)
+        transformer = load_component(loader, folder / "transformer", MochiTransformer3DModel)
+        loader = partial(AutoencoderKLMochi.from_pretrained, torch_dtype=fp32)
+        vae = load_component(loader, folder / "vae", AutoencoderKLMochi)
+        loader = partial(T5EncoderModel.from_pretrained, dtype=fp32)
+        text_encoder = load_component(loader, folder / "text_encoder", T5EncoderModel)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return cls(spec, device, transformer, vae, text_encoder, tokenizer)
+
+    def encode(self, prompt: str) -> MochiText:
+        """Encode a prompt. Raises PromptError if it is too long to be read whole."""
+        length = self.spec.text_length
+        tokens = self.tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
+        if (count := tokens.input_ids.shape[1]) > length:
+            raise PromptError(prompt, count, length)
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return MochiText(self.text_encoder(ids, attention_mask=mask)[0], mask.bool())
+
+    def sigmas(self, steps: int) -> list[float]:
+        """Return evenly spaced noise levels.
+
+        Mochi's own linear-quadratic schedule spends half of its steps above σ = 0.975, which
+        pays with 64 steps and not with 24.
+        """
+        return [1 - step / steps for step in range(steps + 1)]
+
+    def predict(self, x: Tensor, sigma: float, texts: Sequence[MochiText]) -> list[Tensor]:
+        """Return the velocity ε - x0 for each text. Mochi counts σ and v the other way round."""
+        output = self.transformer(
+            hidden_states=x.expand(len(texts), -1, -1, -1, -1),
+            encoder_hidden_states=torch.cat([text.states for text in texts]),
+            encoder_attention_mask=torch.cat([text.mask for text in texts]),
+            timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
+            return_dict=False,
+        )[0]
+        return list(-output.float().split(1))
+
+    def decoder(self) -> MochiDecoder:
+        """Return a decoder for a new stream."""
+        return MochiDecoder(self.vae, self._mean, self._std)
+
+    def decoder_memory(self) -> int:
+        """Return how many latent frames back the decoder remembers."""
+        frames, rate = 0.0, 1.0
+        decoder = self.vae.decoder
+        blocks: list[tuple[nn.Module, int]] = [(decoder.block_in, 1)]
+        expansions = reversed(self.vae.config.temporal_expansions)
+        blocks += [(b, e) for b, e in zip(decoder.up_blocks, expansions, strict=True)]
+        blocks.append((decoder.block_out, 1))
+        for block, expansion in blocks:
+            frames += sum(c.time_kernel_size - 1 for c in _causal_convolutions(block)) / rate
+            rate *= expansion
+        return int(frames) + 1
+
+
+def _causal_convolutions(module: nn.Module) -> list[CogVideoXCausalConv3d]:
+    found = [m for m in module.modules() if isinstance(m, CogVideoXCausalConv3d)]
+    return [conv for conv in found if conv.time_kernel_size > 1]
+
+
+class MochiDecoder:
+    """Streams latents through `AutoencoderKLMochi`'s decoder, one latent frame at a time.
+
+    The decoder is causal. Its convolutions repeat the first frame where there is none before;
+    in a stream they must see the frames before instead, which diffusers' own framewise
+    decoding gets wrong for Mochi's padding. Here a hook on each convolution prepends what it
+    saw last, and its own padding in time is off. Always the same chunk makes always the same
+    bytes, wherever a render was interrupted.
+    """
+
+    def __init__(self, vae: AutoencoderKLMochi, mean: Tensor, std: Tensor) -> None:
+        self._vae = vae
+        self._mean, self._std = mean, std
+        self._seen: dict[nn.Module, Tensor] = {}
+        self._skip = vae.temporal_compression_ratio - 1
+
+    @torch.inference_mode()
+    def push(self, latents: Tensor) -> Tensor:
+        """Return the pictures, uint8 (T, H, W, 3), of the next latents (1, C, F, H, W)."""
+        decoder = self._vae.decoder
+        convolutions = _causal_convolutions(decoder)
+        hooks = [conv.register_forward_pre_hook(self._prepend) for conv in convolutions]
+        padding = [conv.time_causal_padding for conv in convolutions]
+        try:
+            for conv in convolutions:
+                conv.time_causal_padding = (*conv.time_causal_padding[:4], 0, 0)
+            chunks = []
+            for latent in (latents * self._std + self._mean).split(1, dim=2):
+                frames = decoder(latent)[0][:, :, self._skip :]
+                self._skip = 0
+                chunks.append(_to_bytes(frames))
+        finally:
+            for conv, kept, hook in zip(convolutions, padding, hooks, strict=True):
+                conv.time_causal_padding = kept
+                hook.remove()
+        return torch.cat(chunks)
+
+    def _prepend(self, conv: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert isinstance(conv, CogVideoXCausalConv3d)
+        before = conv.time_kernel_size - 1
+        seen = self._seen.get(conv)
+        if seen is None:
+            seen = inputs[0][:, :, :1].expand(-1, -1, before, -1, -1)
+        x = torch.cat([seen, inputs[0]], 2)
+        self._seen[conv] = x[:, :, -before:].clone()
+        return (x, *inputs[1:])
+
+
+def _to_bytes(frames: Tensor) -> Tensor:
+    """Turn pictures (1, 3, T, H, W) in [-1, 1] into uint8 (T, H, W, 3) on the CPU."""
+    pixels = ((frames[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).cpu()

@@ -1,0 +1,264 @@
+"""The story: what a user writes, as YAML, checked completely before anything is rendered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.yaml_source import Source, parse
+
+MAX_PROMPT = 2000
+MAX_SCENES = 1000
+MAX_SECONDS = 600.0
+
+SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}")
+_FIELDS = ("name", "noun", "possessive")
+
+
+def _one_line(value: object) -> object:
+    """Join a prompt that YAML folded over several lines."""
+    return " ".join(value.split()) if isinstance(value, str) else value
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_one_line)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Size = Annotated[str, Field(pattern=r"^[1-9]\d{1,4}x[1-9]\d{1,4}$", examples=["96x64", "848x480"])]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Transition = Literal["blend", "cut"]
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no quiet conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Character(_Strict):
+    """A member of the cast: ``{first}`` in a prompt becomes ``name``."""
+
+    name: Prompt = Field(description="With its article: 'a corgi dog'.")
+    possessive: Prompt = Field("its", description="his, her, its, their: {first.possessive}.")
+    noun: Prompt | None = Field(None, description="Without article; by default taken from name.")
+
+    def field(self, name: str) -> str:
+        """Return one of the declared fields, and nothing else."""
+        if name == "noun":
+            return self.noun or re.sub(r"^(an?|the)\s+", "", self.name)
+        return {"name": self.name, "possessive": self.possessive}[name]
+
+
+class Scene(_Strict):
+    """One scene: the setting, and what the character does in it."""
+
+    scene: Prompt = Field(description="The setting, with who is there.")
+    action: Prompt = Field(description="What the character does.")
+    seconds: Seconds | None = Field(None, description="Length in the film; else the story's.")
+    transition: Transition = Field(
+        "blend", description="How the scene begins: blended with the one before, or a hard cut."
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        prompt = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT}
+        pair = {
+            "type": "array",
+            "prefixItems": [
+                prompt | {"title": "scene prompt"},
+                prompt | {"title": "action prompt"},
+            ],
+            "items": False,
+            "minItems": 2,
+            "description": "Short form: [scene prompt, action prompt].",
+        }
+        return {"anyOf": [pair, handler(schema)]}
+
+
+def _long_form(value: object) -> object:
+    """Turn the short form of a scene, a pair of prompts, into the long one."""
+    if isinstance(value, list):
+        if len(value) != 2:
+            raise PydanticCustomError(
+                "pair", "a scene is a pair [scene prompt, action prompt], not {n} items", {"n": len(value)}
+            )
+        return {"scene": value[0], "action": value[1]}
+    if not isinstance(value, dict):
+        raise PydanticCustomError(
+            "scene", "a scene is a pair [scene prompt, action prompt] or has the keys scene and action"
+        )
+    return value
+
+
+class RenderSettings(_Strict):
+    """How to render the story; the command line wins over it."""
+
+    model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    seed: Seed | None = None
+    size: Size | None = Field(None, description="WIDTHxHEIGHT in pixels.")
+    seconds: Seconds | None = Field(None, description="Length of scenes that name none.")
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+
+
+class Story(_Strict):
+    """A film in scene pairs."""
+
+    title: Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(_one_line)] | None = None
+    cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
+    scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(
+        min_length=1, max_length=MAX_SCENES
+    )
+    render: RenderSettings = RenderSettings()
+
+    _source: Source | None = PrivateAttr(None)
+
+    def fault(self, message: str, *location: str | int) -> Fault:
+        """Return a fault at a place of the file, for checks that only a later stage can do."""
+        return self._source.fault(message, location) if self._source else Fault(message)
+
+    @property
+    def path(self) -> str:
+        """Where the story was read from."""
+        return self._source.path if self._source else "story"
+
+    def filled(self, text: str) -> str:
+        """Return a prompt with the cast's names in it."""
+
+        def substitute(match: re.Match[str]) -> str:
+            if match[0] in ("{{", "}}"):
+                return match[0][0]
+            return self.cast[match[1]].field(match[2] or "name")
+
+        return _PLACEHOLDER.sub(substitute, text)
+
+
+def _placeholder_problem(text: str, cast: Iterable[str]) -> str | None:
+    """Say what is wrong with a prompt's first bad placeholder.
+
+    This is not `str.format`: there are no conversions, no indices and no attributes but the
+    declared fields. A literal brace is written twice.
+    """
+    for match in _PLACEHOLDER.finditer(text):
+        who, field = match[1], match[2] or "name"
+        if match[0] in ("{{", "}}"):
+            continue
+        if who is None:
+            return f"{match[0]!r} is no placeholder; a literal brace is written twice"
+        if who not in cast:
+            known = ", ".join(f"{{{name}}}" for name in cast) or "none: the story has no cast"
+            return f"unknown placeholder {match[0]}; known: {known}"
+        if field not in _FIELDS:
+            return f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
+    return None
+
+
+def load_story(path: Path) -> Story:
+    """Read and check a story. Raises UsageError without a file, ScriptError with all faults."""
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder", "Name the story's YAML file.") from None
+    except OSError as error:
+        remedy = "Check the name, or write a story to start from: storyreel new STORY.yaml"
+        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    return parse_story(str(path), raw)
+
+
+def parse_story(path: str, raw: bytes) -> Story:
+    """Check the text of a story. Raises ScriptError with all its faults."""
+    source = parse(path, raw)
+    if not isinstance(source.data, dict):
+        fault = source.fault("a story is a mapping with the key scenes")
+        raise ScriptError(path, [*source.faults, fault])
+    faults = [*source.faults, *_prompt_faults(source)]
+    try:
+        story = Story.model_validate(source.data)
+    except ValidationError as error:
+        faults += [_located(source, item) for item in error.errors()]
+    else:
+        story._source = source
+        if not faults:
+            return story
+    # What YAML refused is empty for the checks after it: the first word on a place counts.
+    first: dict[tuple[int, int], Fault] = {}
+    for fault in faults:
+        first.setdefault((fault.line, fault.column), fault)
+    raise ScriptError(path, list(first.values()))
+
+
+def _located(source: Source, error: Any) -> Fault:
+    """Turn one of pydantic's errors into a fault at its place, in a writer's words."""
+    location = [part for part in error["loc"] if part != "[key]"]
+    if len(location) > 2 and location[0] == "scenes":
+        scene = source.data["scenes"][location[1]]
+        if isinstance(scene, list):  # the short form has indices where the long one has keys
+            location[2] = ("scene", "action").index(location[2])
+    kind = error["type"]
+    about_key = kind == "extra_forbidden" or "[key]" in error["loc"]
+    return source.fault(_in_words(error, location), location, key=about_key)
+
+
+def _in_words(error: Any, location: list[str | int]) -> str:
+    name = location[-1] if location else "story"
+    allowed: dict[tuple[str, ...], str] = {
+        (): "title, cast, scenes, render",
+        ("render",): ", ".join(RenderSettings.model_fields),
+        ("cast",): ", ".join(Character.model_fields),
+        ("scenes",): ", ".join(Scene.model_fields),
+    }
+    match error["type"]:
+        case "extra_forbidden":
+            known = allowed[tuple(p for p in location[:1] if len(location) > 1 and isinstance(p, str))]
+            return f"unknown key {name!r}; allowed: {known}"
+        case "missing":
+            return f"the key {name!r} is missing"
+        case "string_type":
+            what = error["input"]
+            shown = "nothing" if what is None else str(what).lower() if isinstance(what, bool) else repr(what)
+            return f"expected text, not {shown[:60]}; quote it if it is text"
+        case "string_too_short":
+            return "empty text"
+        case "string_pattern_mismatch" if "[key]" in error["loc"]:
+            return f"{name!r} cannot name a character: small letters, digits and _ only"
+        case "string_pattern_mismatch":
+            return f"{error['input']!r} is no size; write WIDTHxHEIGHT, as in 96x64"
+        case _:
+            return str(error["msg"][0]).lower() + str(error["msg"][1:])
+
+
+def _prompt_faults(source: Source) -> Iterator[Fault]:
+    """Check the placeholders of whatever looks like a prompt, in a story with other faults too."""
+    scenes, cast = source.data.get("scenes"), source.data.get("cast")
+    known = list(cast) if isinstance(cast, dict) else []
+    for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):
+        if isinstance(scene, dict):
+            prompts: list[tuple[str | int, object]] = [(key, scene.get(key)) for key in ("scene", "action")]
+        else:
+            prompts = list(enumerate(scene)) if isinstance(scene, list) else []
+        for place, prompt in prompts:
+            if isinstance(prompt, str) and (problem := _placeholder_problem(prompt, known)):
+                yield source.fault(problem, ("scenes", index, place))
+
+
+def story_schema() -> dict[str, Any]:
+    """Return the story format's JSON Schema (draft 2020-12), for editors."""
+    schema = Story.model_json_schema()
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID}
+    return head | schema

@@ -1,0 +1,228 @@
+"""Films: frames to H.264 segments, segments to one MP4. Everything goes through ffmpeg's argv."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from storyreel.errors import MissingError, OutputError, StoryreelError
+
+TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
+AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+# The thread count changes x264's bytes, so it is fixed.
+_ENCODER = "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv420p -threads 2 -bf 2".split()
+_COLOUR = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv".split()
+_EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
+
+
+@cache
+def ffmpeg() -> str:
+    """Return the path of ffmpeg. Raises MissingError."""
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        remedy = "Reinstall it (pip install --force-reinstall imageio-ffmpeg), or set IMAGEIO_FFMPEG_EXE."
+        raise MissingError(f"ffmpeg is missing: {error}", remedy) from None
+
+
+def encoder_version() -> str:
+    """Return ffmpeg's version, for keys and manifests."""
+    import imageio_ffmpeg
+
+    ffmpeg()
+    return str(imageio_ffmpeg.get_ffmpeg_version())
+
+
+def _argument(path: Path) -> str:
+    """Name a file so that ffmpeg takes it for nothing else."""
+    return f"file:{path.resolve()}"
+
+
+def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.Popen[bytes]:
+    command = [ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]
+    try:
+        # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
+        return subprocess.Popen(command, stderr=errors, start_new_session=True, **options)
+    except OSError as error:
+        remedy = "Check IMAGEIO_FFMPEG_EXE."
+        raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
+
+
+def _failed(code: int, errors: Any) -> StoryreelError:
+    errors.seek(0)
+    words = errors.read().decode(errors="replace").strip()
+    last = words.splitlines()[-1] if words else f"exit code {code}"
+    if "No space left" in words or "Permission denied" in words or "Read-only" in words:
+        return OutputError(f"ffmpeg cannot write: {last}", "Make room or choose another --out, then run again.")
+    return StoryreelError(f"ffmpeg failed: {last}", "Run again; finished segments are kept.")
+
+
+class SegmentWriter:
+    """Encodes one segment as its frames come; what is left behind by a failure is removed.
+
+    Frames are ``width`` x ``height``, enlarged ``upscale`` times for watching.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, fps: int, upscale: int) -> None:
+        self._path = path
+        size = f"{width * upscale}:{height * upscale}"
+        scale = f"scale={size}:flags=lanczos+accurate_rnd+full_chroma_int:out_color_matrix=bt709:out_range=tv"
+        self._arguments = [
+            *f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:0 -an".split(),
+            *["-vf", f"{scale},setsar=1"],
+            *_ENCODER,
+            *_COLOUR,
+            *["-flags:v", "+bitexact", "-map_metadata", "-1"],
+            *_EXACT,
+            _argument(path),
+        ]
+
+    def __enter__(self) -> SegmentWriter:
+        self._errors = tempfile.TemporaryFile()
+        self._process = _start(self._arguments, self._errors, stdin=subprocess.PIPE)
+        return self
+
+    def write(self, frames: bytes) -> None:
+        """Append frames, rgb24. Raises OutputError or StoryreelError if ffmpeg has died."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(frames)
+        except BrokenPipeError:
+            raise _failed(self._process.wait(), self._errors) from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        try:
+            if kind is not None:
+                self._process.kill()
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass
+            code = self._process.wait()
+            if kind is None and code != 0:
+                self._path.unlink(missing_ok=True)
+                raise _failed(code, self._errors)
+            if kind is not None:
+                self._path.unlink(missing_ok=True)
+        finally:
+            self._errors.close()
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A scene in the film: ``start`` and ``end`` in frames, its title and its subtitle."""
+
+    start: int
+    end: int
+    title: str
+    subtitle: str
+
+
+def join(
+    segments: Sequence[Path], path: Path, fps: int, chapters: Sequence[Chapter], tags: dict[str, str]
+) -> None:
+    """Join segments without encoding again, with chapters, a subtitle track and tags.
+
+    The subtitles are off by default. What a story says reaches ffmpeg only inside files.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".join-") as folder:
+        work = Path(folder)
+        names = []
+        for index, segment in enumerate(segments):
+            name = f"{index:05d}.mp4"  # the concat demuxer reads only plain names beside its list
+            os.link(segment, work / name) if _can_link(segment, work) else _copy(segment, work / name)
+            names.append(name)
+        lines = ["ffconcat version 1.0"]
+        for name, chapter in zip(names, chapters, strict=True):
+            lines += [f"file {name}", f"duration {(chapter.end - chapter.start) / fps:.9f}"]
+        (work / "list.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        (work / "meta.txt").write_text(_metadata(chapters, fps, tags), "utf-8")
+        (work / "scenes.srt").write_text(_subtitles(chapters, fps), "utf-8")
+        arguments = [
+            *["-protocol_whitelist", "file,pipe"],
+            *["-f", "concat", "-safe", "1", "-i", _argument(work / "list.txt")],
+            *["-f", "srt", "-i", _argument(work / "scenes.srt")],
+            *["-f", "ffmetadata", "-i", _argument(work / "meta.txt")],
+            *"-map 0:v -map 1:s -map_metadata 2 -map_chapters 2 -c:v copy -c:s mov_text".split(),
+            *"-metadata:s:s:0 language=eng -disposition:s:0 0".split(),
+            *["-movflags", "+faststart+use_metadata_tags"],
+            *_EXACT,
+            _argument(path),
+        ]
+        with tempfile.TemporaryFile() as errors:
+            process = _start(arguments, errors, stdin=subprocess.DEVNULL)
+            try:
+                code = process.wait()
+            except BaseException:
+                process.kill()
+                process.wait()
+                path.unlink(missing_ok=True)
+                raise
+            if code != 0:
+                path.unlink(missing_ok=True)
+                raise _failed(code, errors)
+
+
+def _can_link(source: Path, folder: Path) -> bool:
+    return hasattr(os, "link") and source.stat().st_dev == folder.stat().st_dev
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def _metadata(chapters: Sequence[Chapter], fps: int, tags: dict[str, str]) -> str:
+    def escape(text: str) -> str:
+        return re.sub(r"([=;#\\\n])", r"\\\1", text)
+
+    lines = [";FFMETADATA1", *(f"{key}={escape(value)}" for key, value in tags.items())]
+    for chapter in chapters:
+        lines += ["[CHAPTER]", f"TIMEBASE=1/{fps}", f"START={chapter.start}", f"END={chapter.end}"]
+        lines.append(f"title={escape(chapter.title)}")
+    return "\n".join(lines) + "\n"
+
+
+def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
+    def clock(frame: int) -> str:
+        ms = round(1000 * frame / fps)
+        return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
+
+    cues = []
+    for number, chapter in enumerate(chapters, 1):
+        # SubRip knows <b> and {\an8}: a prompt is shown as it is written.
+        text = re.sub(r"[<{]", lambda m: {"<": "‹", "{": "("}[m[0]], chapter.subtitle)
+        cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{text}\n")
+    return "\n".join(cues)
+
+
+def read_tags(path: Path) -> dict[str, str]:
+    """Return a film's own tags, as ffmpeg reads them. Raises StoryreelError for no film."""
+    arguments = ["-protocol_whitelist", "file,pipe", "-i", _argument(path), "-f", "ffmetadata", "pipe:1"]
+    with tempfile.TemporaryFile() as errors:
+        process = _start(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        output, _ = process.communicate()
+        if process.returncode:
+            raise StoryreelError(f"{path} is not a film that ffmpeg can read", "Name an MP4 of storyreel's.")
+    tags: dict[str, str] = {}
+    text = re.sub(r"\\(.)", lambda m: "\0" + m[1] if m[1] != "\n" else "\0n", output.decode(), flags=re.S)
+    for line in text.splitlines():
+        if line.startswith("["):
+            break
+        key, mark, value = line.partition("=")
+        if mark:
+            tags[key] = value.replace("\0n", "\n").replace("\0", "")
+    return tags
