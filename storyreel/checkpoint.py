@@ -153,6 +153,8 @@ class FilmFolder:
                 return
             known = SegmentRecord.__dataclass_fields__
             for entry in manifest["segments"]:
+                if "key" not in entry:  # planned, not yet made
+                    continue
                 record = SegmentRecord(**{name: entry[name] for name in known if name in entry})
                 self.records[record.number] = record
             self.film = dict(manifest["film"])

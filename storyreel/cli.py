@@ -66,8 +66,7 @@ def run(arguments: Sequence[str]) -> int:
         _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
-        return INTERRUPTED
+        code = INTERRUPTED
     except BrokenPipeError:  # whoever read our output has enough
         return 0
     except Exception as error:
@@ -76,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
             raise
         error.show()
         return int(error.exit_code)
+    if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
+        _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
     return code if isinstance(code, int) else 0
 
 

@@ -7,13 +7,17 @@ do is refused, with the nearest that it can.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.models.specs import ModelSpec, find_model
 from storyreel.story import Story, Transition
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
 WINDOW = 4  # segments that are denoised together; what an interruption can cost
@@ -149,16 +153,19 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
         if (problem := size_problem(spec, width, height)) is not None:
             refuse(problem, overrides.size is not None, "render", "size")
 
-    usual = overrides.seconds or wished.seconds or spec.seconds
+    usual = _first(overrides.seconds, wished.seconds, spec.seconds)
     if (problem := seconds_problem(spec, usual)) is not None:
         refuse(problem, overrides.seconds is not None, "render", "seconds")
     segments: list[Segment] = []
-    seed = overrides.seed if overrides.seed is not None else wished.seed or 0
+    seed = _first(overrides.seed, wished.seed, 0)
+    guidance = _first(overrides.guidance, wished.guidance, spec.guidance)
+    if not (math.isfinite(guidance) and guidance >= 1):
+        raise UsageError(f"guidance {guidance} makes no sense", "Use a number from 1, which means none.")
     start = 0
     for index, scene in enumerate(story.scenes):
         if scene.seconds is not None and (problem := seconds_problem(spec, scene.seconds)) is not None:
             refuse(problem, False, "scenes", index, "seconds")
-        frames = round((scene.seconds or usual) * spec.fps)
+        frames = round(_first(scene.seconds, usual) * spec.fps)
         segments.append(
             Segment(
                 index=index,
@@ -182,15 +189,19 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
             seed=seed,
             width=width,
             height=height,
-            steps=overrides.steps or wished.steps or spec.steps,
-            guidance=overrides.guidance or wished.guidance or spec.guidance,
+            steps=_first(overrides.steps, wished.steps, spec.steps),
+            guidance=guidance,
         ),
         segments=tuple(segments),
         seams=tuple(
-            Seam(s.index, "blend" if s.blended else "cut", s.lead if s.blended else 0)
-            for s in segments[1:]
+            Seam(s.index, "blend" if s.blended else "cut", s.lead if s.blended else 0) for s in segments[1:]
         ),
     )
+
+
+def _first(*values: T | None) -> T:
+    """Return the first value that somebody chose."""
+    return next(value for value in values if value is not None)
 
 
 def derived_seed(seed: int, index: int) -> int:
@@ -222,6 +233,8 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     """Say why a model cannot do a scene's length, with the nearest it can; None if it can."""
     unit = spec.frames_per_latent / spec.fps
     longest = spec.max_latents - spec.overlap
+    if not math.isfinite(seconds):
+        return f"a scene of {seconds} seconds makes no sense; give a finite number"
     latents = seconds / unit
     if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
         return None

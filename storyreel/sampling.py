@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -35,13 +36,17 @@ def denoise(
     guidance = plan.settings.guidance
     xs = [segment_noise(plan, segment).to(adapter.device) for segment in window]
     for sigma, lower in pairwise(adapter.sigmas(plan.settings.steps)):
-        estimates = []
+        velocities = []
         for x, text in zip(xs, texts, strict=True):
-            velocity = guided_velocity(adapter, x, sigma, text, negative, guidance)
-            estimates.append(denoised(x, velocity, sigma))
+            velocities.append(guided_velocity(adapter, x, sigma, text, negative, guidance))
             on_forward()
-        estimates = blend_seams(window, estimates, before)
-        xs = [euler(x, estimate, sigma, lower) for x, estimate in zip(xs, estimates, strict=True)]
+        estimates = [denoised(x, v, sigma) for x, v in zip(xs, velocities, strict=True)]
+        agreed = blend_seams(window, estimates, before)
+        # What blending changed, as velocity; elsewhere this is exactly the model's own.
+        velocities = [
+            v + (own - shared) / sigma for v, own, shared in zip(velocities, estimates, agreed, strict=True)
+        ]
+        xs = [euler(x, v, sigma, lower) for x, v in zip(xs, velocities, strict=True)]
     for segment, x in zip(window, xs, strict=True):
         if not x.isfinite().all():
             raise NumericsError(
@@ -69,15 +74,15 @@ def _own_noise(plan: Plan, segment: Segment) -> Tensor:
     spec, settings = plan.spec, plan.settings
     rows, columns = settings.height // spec.pixels_per_latent, settings.width // spec.pixels_per_latent
 
-    def draw(seed: int, frames: int) -> Tensor:
+    def draw(seed: int) -> Tensor:
+        # Frame by frame, so that a longer scene begins like a shorter one.
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(1, spec.latent_channels, frames, rows, columns, generator=generator)
+        frames = segment.lead + segment.latents
+        noise = torch.randn(frames, spec.latent_channels, rows, columns, generator=generator)
+        return noise.transpose(0, 1)[None].contiguous()
 
-    # Drawn frame-major at full length, so that a longer scene begins like a shorter one.
-    frames = segment.lead + segment.latents
-    story = draw(derived_seed(settings.seed, -1), spec.max_latents)[:, :, :frames]
-    own = draw(segment.seed, frames)
-    return SHARED_NOISE**0.5 * story + (1 - SHARED_NOISE) ** 0.5 * own
+    story, own = draw(derived_seed(settings.seed, -1)), draw(segment.seed)
+    return math.sqrt(SHARED_NOISE) * story + math.sqrt(1 - SHARED_NOISE) * own
 
 
 def guided_velocity(
@@ -95,9 +100,9 @@ def denoised(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:
     return x - sigma * velocity
 
 
-def euler(x: Tensor, estimate: Tensor, sigma: float, lower: float) -> Tensor:
-    """Step from σ down to ``lower``: x + (lower - σ)·v with v = (x - x̂0)/σ."""
-    return torch.lerp(estimate, x, lower / sigma)
+def euler(x: Tensor, velocity: Tensor, sigma: float, lower: float) -> Tensor:
+    """Step from σ down to ``lower`` along the velocity ε - x0."""
+    return x + (lower - sigma) * velocity
 
 
 def blend_seams(

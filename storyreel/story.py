@@ -53,8 +53,8 @@ class Character(_Strict):
     """A member of the cast: ``{first}`` in a prompt becomes ``name``."""
 
     name: Prompt = Field(description="With its article: 'a corgi dog'.")
-    possessive: Prompt = Field("its", description="his, her, its, their: {first.possessive}.")
-    noun: Prompt | None = Field(None, description="Without article; by default taken from name.")
+    possessive: Prompt = Field(default="its", description="his, her, its, their: {first.possessive}.")
+    noun: Prompt | None = Field(default=None, description="Without article; by default taken from name.")
 
     def field(self, name: str) -> str:
         """Return one of the declared fields, and nothing else."""
@@ -68,9 +68,9 @@ class Scene(_Strict):
 
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does.")
-    seconds: Seconds | None = Field(None, description="Length in the film; else the story's.")
+    seconds: Seconds | None = Field(default=None, description="Length in the film; else the story's.")
     transition: Transition = Field(
-        "blend", description="How the scene begins: blended with the one before, or a hard cut."
+        default="blend", description="How the scene begins: blended with the one before, or a hard cut."
     )
 
     @classmethod
@@ -111,8 +111,8 @@ class RenderSettings(_Strict):
 
     model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     seed: Seed | None = None
-    size: Size | None = Field(None, description="WIDTHxHEIGHT in pixels.")
-    seconds: Seconds | None = Field(None, description="Length of scenes that name none.")
+    size: Size | None = Field(default=None, description="WIDTHxHEIGHT in pixels.")
+    seconds: Seconds | None = Field(default=None, description="Length of scenes that name none.")
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
 
@@ -122,9 +122,7 @@ class Story(_Strict):
 
     title: Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(_one_line)] | None = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
-    scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(
-        min_length=1, max_length=MAX_SCENES
-    )
+    scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
     render: RenderSettings = RenderSettings()
 
     _source: Source | None = PrivateAttr(None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
+import struct
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,8 +21,9 @@ TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 # The thread count changes x264's bytes, so it is fixed.
-_ENCODER = "-c:v libx264 -preset medium -crf 16 -pix_fmt yuv420p -threads 2 -bf 2".split()
-_COLOUR = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv".split()
+_ENCODER = ["-c:v", "libx264", "-preset", "medium", "-crf", "16"]
+_ENCODER += ["-pix_fmt", "yuv420p", "-threads", "2", "-bf", "2"]
+_COLOUR = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
 
 
@@ -64,7 +67,9 @@ def _failed(code: int, errors: Any) -> StoryreelError:
     words = errors.read().decode(errors="replace").strip()
     last = words.splitlines()[-1] if words else f"exit code {code}"
     if "No space left" in words or "Permission denied" in words or "Read-only" in words:
-        return OutputError(f"ffmpeg cannot write: {last}", "Make room or choose another --out, then run again.")
+        return OutputError(
+            f"ffmpeg cannot write: {last}", "Make room or choose another --out, then run again."
+        )
     return StoryreelError(f"ffmpeg failed: {last}", "Run again; finished segments are kept.")
 
 
@@ -80,9 +85,8 @@ class SegmentWriter:
         scale = f"scale={size}:flags=lanczos+accurate_rnd+full_chroma_int:out_color_matrix=bt709:out_range=tv"
         self._arguments = [
             *f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:0 -an".split(),
-            *["-vf", f"{scale},setsar=1"],
+            *["-vf", f"{scale},{_COLOUR},setsar=1"],
             *_ENCODER,
-            *_COLOUR,
             *["-flags:v", "+bitexact", "-map_metadata", "-1"],
             *_EXACT,
             _argument(path),
@@ -90,7 +94,11 @@ class SegmentWriter:
 
     def __enter__(self) -> SegmentWriter:
         self._errors = tempfile.TemporaryFile()
-        self._process = _start(self._arguments, self._errors, stdin=subprocess.PIPE)
+        try:
+            self._process = _start(self._arguments, self._errors, stdin=subprocess.PIPE)
+        except StoryreelError:
+            self._errors.close()
+            raise
         return self
 
     def write(self, frames: bytes) -> None:
@@ -157,8 +165,21 @@ def join(
             *["-f", "concat", "-safe", "1", "-i", _argument(work / "list.txt")],
             *["-f", "srt", "-i", _argument(work / "scenes.srt")],
             *["-f", "ffmetadata", "-i", _argument(work / "meta.txt")],
-            *"-map 0:v -map 1:s -map_metadata 2 -map_chapters 2 -c:v copy -c:s mov_text".split(),
-            *"-metadata:s:s:0 language=eng -disposition:s:0 0".split(),
+            *[
+                "-map",
+                "0:v",
+                "-map",
+                "1:s",
+                "-map_metadata",
+                "2",
+                "-map_chapters",
+                "2",
+                "-c:v",
+                "copy",
+                "-c:s",
+                "mov_text",
+            ],
+            *["-metadata:s:s:0", "language=eng", "-disposition:s:0", "0"],
             *["-movflags", "+faststart+use_metadata_tags"],
             *_EXACT,
             _argument(path),
@@ -175,6 +196,33 @@ def join(
             if code != 0:
                 path.unlink(missing_ok=True)
                 raise _failed(code, errors)
+    _switch_off_subtitles(path)
+
+
+def _switch_off_subtitles(path: Path) -> None:
+    """Clear the enabled flag of subtitle tracks, which ffmpeg's muxer sets on the first one.
+
+    ISO/IEC 14496-12: moov/trak/tkhd starts with version (1 byte) and flags (3 bytes), of
+    which bit 0 is track_enabled; moov/trak/mdia/hdlr has its type behind 8 bytes.
+    """
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as data:
+
+        def boxes(start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
+            while start + 8 <= end:
+                size, name = struct.unpack_from(">I4s", data, start)
+                header = 8
+                if size == 1:
+                    (size,), header = struct.unpack_from(">Q", data, start + 8), 16
+                if name == kind:
+                    yield start + header, start + size
+                start += max(size, 8)
+
+        for moov in boxes(0, len(data), b"moov"):
+            for trak in boxes(*moov, b"trak"):
+                handlers = [h for mdia in boxes(*trak, b"mdia") for h, _ in boxes(*mdia, b"hdlr")]
+                if any(data[h + 8 : h + 12] == b"sbtl" for h in handlers):
+                    for tkhd, _ in boxes(*trak, b"tkhd"):
+                        data[tkhd + 3] &= 0xFE
 
 
 def _can_link(source: Path, folder: Path) -> bool:

@@ -26,7 +26,7 @@ _KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true o
 _BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """A fault that ends the reading, with its mark."""
 
     def __init__(self, message: str, mark: yaml.Mark) -> None:
@@ -41,11 +41,11 @@ class _Loader(yaml.SafeLoader):
     _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            raise _Refused("aliases (*name) are not allowed; write the text out", event.start_mark)
+            raise _RefusedError("aliases (*name) are not allowed; write the text out", event.start_mark)
         if self._depth >= MAX_DEPTH:
-            raise _Refused(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+            raise _RefusedError(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         self._depth += 1
         try:
             node: yaml.Node | None = super().compose_node(parent, index)
@@ -131,7 +131,7 @@ def parse(path: str, raw: bytes) -> Source:
         if node is None:
             raise ScriptError(path, [Fault("the file is empty")])
         data = _construct(node, loader, text, faults)
-    except _Refused as refused:
+    except _RefusedError as refused:
         raise ScriptError(path, [*faults, _fault(text, refused.message, refused.mark)]) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -196,7 +196,7 @@ def _construct(node: yaml.Node, loader: _Loader, text: str, faults: list[Fault])
                 return loader.construct_object(node)
             except (ValueError, yaml.YAMLError):
                 pass
-    what = _KINDS.get(kind, "a date" if kind == "timestamp" else f"the tag !{kind}")
+    what = _KINDS.get(kind, "a date" if kind == "timestamp" else f"the tag !!{kind}")
     hint = "quote it if it is text" if isinstance(node, yaml.ScalarNode) else "take the tag out"
     faults.append(_fault(text, f"{what} of this form is not allowed; {hint}", node.start_mark))
     return None

@@ -13,7 +13,7 @@ from .world import BALL_ACTIONS, DOOR_ACTIONS, Character, Clip, Place, caption, 
 
 FPS = 12.0
 WIDTH, HEIGHT = 96, 64
-PAIRS = tuple({(cast.first, cast.second) for _, cast in STORIES.values()})
+PAIRS = tuple(dict.fromkeys((cast.first, cast.second) for _, cast in STORIES.values()))
 
 FIRST_STORY, ANY_STORY = 0.25, 0.5  # shares of the lessons; the rest crosses everything
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -21,8 +23,12 @@ from storyreel.models.specs import ModelSpec
 Loaded = TypeVar("Loaded")
 
 
-class Text(Protocol):
-    """An encoded prompt; only the adapter that made it looks inside."""
+@dataclass(frozen=True)
+class Text:
+    """An encoded prompt: states (1, L, D) and the mask (1, L) of the tokens that count."""
+
+    states: Tensor
+    mask: Tensor
 
 
 class Decoder(Protocol):
@@ -65,6 +71,7 @@ class Adapter(Protocol):
 
 def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
     """Load a model. Raises MissingError or DamagedError, saying what to do."""
+    transformers.utils.logging.disable_progress_bar()  # ours is enough
     module, _, name = spec.adapter.partition(":")
     factory = getattr(importlib.import_module(module), name)
     return cast(Adapter, factory.load(spec, device))

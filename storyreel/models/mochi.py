@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,17 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.errors import PromptError
-from storyreel.models.base import load_component
+from storyreel.models.base import Text, load_component
 from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
 from storyreel.models.specs import ModelSpec
-
-
-@dataclass(frozen=True)
-class MochiText:
-    """T5 states (1, L, D) and their mask (1, L), padded to the model's prompt length."""
-
-    states: Tensor
-    mask: Tensor
 
 
 class MochiAdapter:
@@ -55,23 +47,23 @@ class MochiAdapter:
     def load(cls, spec: ModelSpec, device: torch.device) -> MochiAdapter:
         """Load from a folder laid out as diffusers lays out a pipeline; compute in fp32."""
         folder, fp32 = spec.weights, torch.float32
-        loader = partial(MochiTransformer3DModel.from_pretrained, torch_dtype=fp32)
+        loader = partial(MochiTransformer3DModel.from_pretrained, torch_dtype=fp32, low_cpu_mem_usage=False)
         transformer = load_component(loader, folder / "transformer", MochiTransformer3DModel)
-        loader = partial(AutoencoderKLMochi.from_pretrained, torch_dtype=fp32)
+        loader = partial(AutoencoderKLMochi.from_pretrained, torch_dtype=fp32, low_cpu_mem_usage=False)
         vae = load_component(loader, folder / "vae", AutoencoderKLMochi)
         loader = partial(T5EncoderModel.from_pretrained, dtype=fp32)
         text_encoder = load_component(loader, folder / "text_encoder", T5EncoderModel)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
         return cls(spec, device, transformer, vae, text_encoder, tokenizer)
 
-    def encode(self, prompt: str) -> MochiText:
+    def encode(self, prompt: str) -> Text:
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         length = self.spec.text_length
         tokens = self.tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
         if (count := tokens.input_ids.shape[1]) > length:
             raise PromptError(prompt, count, length)
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        return MochiText(self.text_encoder(ids, attention_mask=mask)[0], mask.bool())
+        return Text(self.text_encoder(ids, attention_mask=mask)[0], mask.bool())
 
     def sigmas(self, steps: int) -> list[float]:
         """Return evenly spaced noise levels.
@@ -81,16 +73,18 @@ class MochiAdapter:
         """
         return [1 - step / steps for step in range(steps + 1)]
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[MochiText]) -> list[Tensor]:
+    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
         """Return the velocity ε - x0 for each text. Mochi counts σ and v the other way round."""
-        output = self.transformer(
-            hidden_states=x.expand(len(texts), -1, -1, -1, -1),
-            encoder_hidden_states=torch.cat([text.states for text in texts]),
-            encoder_attention_mask=torch.cat([text.mask for text in texts]),
-            timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
-            return_dict=False,
-        )[0]
-        return list(-output.float().split(1))
+        with warnings.catch_warnings():  # diffusers asks for an fp32 autocast, which a CPU has not
+            warnings.filterwarnings("ignore", message="(?s).*autocast", category=UserWarning)
+            output = self.transformer(
+                hidden_states=x.expand(len(texts), -1, -1, -1, -1),
+                encoder_hidden_states=torch.cat([text.states for text in texts]),
+                encoder_attention_mask=torch.cat([text.mask for text in texts]),
+                timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
+                return_dict=False,
+            )[0]
+        return list((-output.float()).split(1))
 
     def decoder(self) -> MochiDecoder:
         """Return a decoder for a new stream."""

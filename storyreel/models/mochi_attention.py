@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import MochiAttention
 from torch import Tensor, nn
 
@@ -32,9 +33,12 @@ class BatchedMochiAttnProcessor:
         """Attend: video (B, N, D) and text (B, L, E) with mask (B, L), to the same shapes."""
 
         def heads(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x).unflatten(2, (attn.heads, -1))
+            return cast(Tensor, layer(x)).unflatten(2, (attn.heads, -1))
 
-        query, key = attn.norm_q(heads(attn.to_q, hidden_states)), attn.norm_k(heads(attn.to_k, hidden_states))
+        query, key = (
+            attn.norm_q(heads(attn.to_q, hidden_states)),
+            attn.norm_k(heads(attn.to_k, hidden_states)),
+        )
         if image_rotary_emb is not None:
             query, key = _rotate(query, *image_rotary_emb), _rotate(key, *image_rotary_emb)
         text = encoder_hidden_states
@@ -43,9 +47,12 @@ class BatchedMochiAttnProcessor:
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
         count = hidden_states.shape[1]
-        mask = F.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
-        joint = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2).to(query.dtype), value.transpose(1, 2).to(query.dtype), attn_mask=mask
+        mask = nn.functional.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
+        joint = nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2).to(query.dtype),
+            value.transpose(1, 2).to(query.dtype),
+            attn_mask=mask,
         )
         joint = joint.transpose(1, 2).flatten(2)
         video, text = joint[:, :count], joint[:, count:]

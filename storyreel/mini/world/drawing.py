@@ -153,9 +153,7 @@ def _draw_snore(canvas: Canvas, pose: Pose, mouth: Point) -> None:
         canvas.line(points, 1.3, WHITE)
 
 
-def draw_frame(
-    clip: Clip, t_seconds: float, width: int, height: int
-) -> tuple[ByteArray, ByteArray]:
+def draw_frame(clip: Clip, t_seconds: float, width: int, height: int) -> tuple[ByteArray, ByteArray]:
     """Draw one frame of a clip.
 
     Returns the image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0 for
@@ -164,9 +162,7 @@ def draw_frame(
     return Stage(clip, width, height).frame(t_seconds)
 
 
-def draw_clip(
-    clip: Clip, frames: int, fps: float, width: int, height: int
-) -> tuple[ByteArray, ByteArray]:
+def draw_clip(clip: Clip, frames: int, fps: float, width: int, height: int) -> tuple[ByteArray, ByteArray]:
     """Draw a whole clip: images (frames, height, width, 3) and masks (frames, height, width)."""
     stage = Stage(clip, width, height)
     images = np.empty((frames, height, width, 3), np.uint8)

@@ -1,0 +1,61 @@
+"""The shipped stories, and what the embedded model is taught of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from storyreel.mini.lessons import all_texts, sample_example, sample_text
+from storyreel.mini.plots import PLOTS, STORIES, words
+from storyreel.mini.world import DOOR_ACTIONS, Character, Place, draw_clip, stage_clip
+from storyreel.story import load_story
+from tests.conftest import ROOT
+
+
+def test_every_story_is_shipped() -> None:
+    assert {path.stem for path in (ROOT / "stories").glob("*.yaml")} == set(STORIES)
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_shipped_stories_say_what_the_plots_say(name: str) -> None:
+    story = load_story(ROOT / "stories" / f"{name}.yaml")
+    plot, cast = STORIES[name]
+    said = [(story.filled(s.scene), story.filled(s.action)) for s in story.scenes]
+    assert said == [(words(lesson.scene, cast), words(lesson.action, cast)) for lesson in PLOTS[plot]]
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_every_scene_can_be_drawn(name: str) -> None:
+    plot, cast = STORIES[name]
+    for lesson in PLOTS[plot]:
+        who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+        clip = stage_clip(Random(0), lesson.place, who, lesson.shows, lesson.ball)
+        _, owners = draw_clip(clip, 5, 2.5, 96, 64)
+        for frame in owners:
+            assert all((frame == index + 1).any() for index in range(len(who))), lesson
+        assert (owners == 255).any() == lesson.ball
+
+
+def test_staged_clips_vary_little() -> None:
+    clips = [stage_clip(Random(i), Place.CENTRAL_PARK, (Character.FOX,), "sit") for i in range(9)]  # type: ignore[arg-type]
+    assert len({clip.backdrop for clip in clips}) == 1
+    assert len({clip.actors[0].x for clip in clips}) == 9
+    assert {clip.actors[0].facing for clip in clips} == {1}
+
+
+def test_lessons_cover_the_world_and_say_so() -> None:
+    rng = Random(0)
+    examples = [sample_example(rng) for _ in range(3000)]
+    assert {e.clip.place for e in examples} == set(Place)
+    assert {e.clip.actors[0].character for e in examples} == set(Character)
+    kinds = Counter(bool(sample_text(rng, e)) for e in examples)
+    assert 0.07 < kinds[False] / len(examples) < 0.13  # for guidance
+    for example in examples:
+        if example.clip.action in DOOR_ACTIONS and example.action.endswith("is walking"):
+            assert sample_text(rng, example) != example.action
+
+
+def test_texts_are_reproducible() -> None:
+    assert list(all_texts(Random(1), 20)) == list(all_texts(Random(1), 20))

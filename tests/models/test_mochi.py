@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from storyreel.errors import DamagedError, MissingError, PromptError
+from storyreel.mini.nets import build_scheduler
+from storyreel.models.base import load_adapter, pick_device
+from storyreel.models.mochi import MochiAdapter
+from storyreel.models.specs import ModelSpec
+from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
+
+
+@pytest.fixture
+def saved(tiny: MochiAdapter, tmp_path: Path) -> ModelSpec:
+    """The tiny model on disk, as a pipeline's folder."""
+    for name in ("transformer", "vae", "text_encoder", "tokenizer"):
+        getattr(tiny, name).save_pretrained(tmp_path / name)
+    build_scheduler().save_pretrained(tmp_path / "scheduler")
+    return replace(TINY, weights=tmp_path)
+
+
+def latents(frames: int = 5) -> torch.Tensor:
+    return torch.randn(1, 12, frames, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_loaded_model_predicts_what_the_saved_one_did(tiny: MochiAdapter, saved: ModelSpec) -> None:
+    loaded = load_adapter(saved, CPU)
+    x = latents()
+    for model in (tiny, loaded):
+        assert model.encode("a fox").mask.sum() > 1
+    for a, b in zip(
+        tiny.predict(x, 0.7, [tiny.encode("a fox")]),
+        loaded.predict(x, 0.7, [loaded.encode("a fox")]),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
+    """The batched processor gives what diffusers' loop over samples gives, padding and all."""
+    stock = tiny_transformer()
+    x = latents().expand(2, -1, -1, -1, -1)
+    texts = [tiny.encode("a fox sleeps in the park"), tiny.encode("")]
+    assert texts[0].mask.sum() != texts[1].mask.sum()
+    with torch.no_grad():
+        theirs = stock(
+            hidden_states=x,
+            encoder_hidden_states=torch.cat([t.states for t in texts]),
+            encoder_attention_mask=torch.cat([t.mask for t in texts]),
+            timestep=torch.tensor([300.0, 300.0]),
+            return_dict=False,
+        )[0]
+        ours = tiny.predict(x[:1], 0.7, texts)
+    for a, b in zip(ours, theirs.split(1), strict=True):
+        assert torch.allclose(-a, b, atol=2e-6 * float(b.abs().max()))
+
+
+def test_streamed_decoding_equals_decoding_at_once(tiny: MochiAdapter) -> None:
+    z = latents(6)
+    vae = tiny_vae()
+    mean, std = (
+        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    with torch.no_grad():
+        once = vae.decode(z * std + mean, return_dict=False)[0]
+    expected = ((once[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 3, 0)
+    for chunks in ([6], [1, 2, 3], [1] * 6):
+        decoder = tiny.decoder()
+        frames = torch.cat([decoder.push(part) for part in z.split(chunks, dim=2)])
+        assert frames.shape == expected.shape
+        # Rounded to bytes: at most the rounding itself, plus 1e-5 of the range.
+        assert float((frames - expected).abs().max()) <= 0.5 + 255e-5
+    with torch.no_grad():  # and the decoder is left as it was
+        assert torch.equal(tiny.vae.decode(z * std + mean, return_dict=False)[0], once)
+
+
+def test_decoder_forgets_what_is_older_than_its_memory(tiny: MochiAdapter) -> None:
+    memory = tiny.decoder_memory()
+    assert 1 < memory < 20
+    z = latents(memory + 2)
+    other = z.clone()
+    other[:, :, 0] += 1
+
+    def last(x: torch.Tensor) -> torch.Tensor:
+        decoder = tiny.decoder()
+        decoder.push(x[:, :, :-1])
+        return decoder.push(x[:, :, -1:])
+
+    assert torch.equal(last(z), last(other))
+    other[:, :, -2] += 1
+    assert not torch.equal(last(z), last(other))
+
+
+def test_a_prompt_that_is_too_long_is_refused(tiny: MochiAdapter) -> None:
+    with pytest.raises(PromptError, match="the model reads 16"):
+        tiny.encode("a fox sleeps in the park " * 20)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_damaged_weights_are_refused(saved: ModelSpec, part: str) -> None:
+    path = next((saved.weights / part).glob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedError, match=part) as caught:
+        load_adapter(saved, CPU)
+    assert caught.value.remedy
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(DamagedError, match="missing_keys"):
+        load_adapter(saved, CPU)
+
+
+def test_weights_of_another_shape_are_refused(saved: ModelSpec) -> None:
+    path = saved.weights / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"num_layers": 3}))
+    with pytest.raises(DamagedError):
+        load_adapter(saved, CPU)
+
+
+def test_missing_weights_and_devices_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="transformer"):
+        load_adapter(replace(TINY, weights=tmp_path / "nowhere"), CPU)
+    assert pick_device("cpu") == CPU
+    if not torch.cuda.is_available():
+        with pytest.raises(MissingError, match="CUDA"):
+            pick_device("cuda")
+        assert pick_device("auto") == CPU

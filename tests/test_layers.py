@@ -1,0 +1,116 @@
+"""Imports point down only (STYLE rule 5), and torch stays out of what must answer at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "storyreel"
+# From the top down; a module may import only from layers below its own.
+LAYERS: list[set[str]] = [
+    {"storyreel.__main__"},
+    {"storyreel.cli"},
+    {"storyreel.console", "storyreel.mini.train"},
+    {"storyreel.render", "storyreel.mini.lessons", "storyreel.mini.nets"},
+    {"storyreel.sampling", "storyreel.page", "storyreel.mini.codec", "storyreel.mini.plots"},
+    {"storyreel.plan", "storyreel.models.mochi", "storyreel.mini.world"},
+    {"storyreel.models.base", "storyreel.models.mochi_attention"},
+    {"storyreel.models.specs"},
+    {"storyreel.story", "storyreel.video", "storyreel.checkpoint"},
+    {"storyreel.yaml_source", "storyreel.method.blending"},
+    {"storyreel.errors", "storyreel"},
+]
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(name: str) -> int:
+    while True:
+        for depth, layer in enumerate(LAYERS):
+            if name in layer and (name != "storyreel" or depth == len(LAYERS) - 1):
+                return depth
+        name = name.rpartition(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    here = module_name(path)
+    package = here if path.name == "__init__.py" else here.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {n if (ROOT / (n.replace(".", "/") + ".py")).exists() else base for n in names}
+    return {name for name in found if name.split(".")[0] == "storyreel"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module_name)
+def test_imports_point_down(path: Path) -> None:
+    here = module_name(path)
+    for name in imports(path):
+        inside_world = here.startswith("storyreel.mini.world") and name.startswith("storyreel.mini.world")
+        assert inside_world or layer_of(name) > layer_of(here), f"{here} imports {name}"
+
+
+def test_every_module_has_a_layer_of_its_own() -> None:
+    named = set().union(*LAYERS)
+    for path in PACKAGE.rglob("*.py"):
+        name = module_name(path)
+        empty = path.name == "__init__.py" and not imports(path)
+        assert name in named or empty or name.startswith("storyreel.mini.world."), name
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    code = (
+        "import sys; from storyreel.cli import run\n"
+        "try: run(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    return {name.split(".")[0] for name in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["validate", "stories/nyc.yaml"],
+        ["schema"],
+        ["models"],
+        ["render", "stories/nyc.yaml", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_answers_without_torch(arguments: list[str]) -> None:
+    loaded = loaded_by(*arguments)
+    assert "typer" in loaded
+    assert not loaded & {"torch", "diffusers", "transformers", "numpy", "PIL"}
+
+
+def test_the_method_is_pure() -> None:
+    """No model, file or random state in the method's formulas."""
+    for path in (PACKAGE / "method").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = (
+                    [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                )
+                assert set(names) <= {"__future__", "math", "torch", "storyreel.method", "storyreel.errors"}
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in ("rand", "randn", "manual_seed", "cuda", "load", "open")

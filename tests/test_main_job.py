@@ -1,0 +1,94 @@
+"""The main job with the embedded model itself, short of steps to be quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from diffusers import MochiPipeline
+
+from storyreel.cli import run
+from storyreel.models.base import load_adapter
+from storyreel.models.specs import MINI_WEIGHTS, MODELS
+from storyreel.sampling import denoise, segment_noise
+from storyreel.story import load_story
+from tests.conftest import CPU, ROOT, plan_of
+
+NYC = ROOT / "stories" / "nyc.yaml"
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The NYC film, 12 scenes of half a second in 2 steps."""
+    path = tmp_path_factory.mktemp("out")
+    assert run(["render", str(NYC), "--out", str(path), "--steps", "2", "--seconds", "0.5"]) == 0
+    return path / "nyc"
+
+
+def test_the_film_by_an_independent_reader(out: Path) -> None:
+    data = (out / "nyc.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    story = load_story(NYC)
+    with av.open(str(out / "nyc.mp4")) as film:
+        video = film.streams.video[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert video.codec_context.height >= 480
+        assert video.average_rate == 12
+        assert film.streams.subtitles[0].codec_context.name == "mov_text"
+        chapters = film.chapters()
+        assert [c["metadata"]["title"] for c in chapters] == [story.filled(s.scene) for s in story.scenes]
+        times = [f.time for f in film.decode(video=0)]
+        assert film.metadata["storyreel_model"] == "mini"
+    assert times == pytest.approx([i / 12 for i in range(12 * 6)])
+
+
+def test_a_second_run_is_the_same_film_and_loads_nothing(out: Path) -> None:
+    before = (out / "nyc.mp4").read_bytes()
+    command = ["render", str(NYC), "--out", str(out.parent), "--steps", "2", "--seconds", "0.5"]
+    assert run(command) == 0
+    assert (out / "nyc.mp4").read_bytes() == before
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["rendered"] == 0
+
+
+def test_the_weights_are_small_and_of_safe_kinds() -> None:
+    files = [p for p in MINI_WEIGHTS.rglob("*") if p.is_file()]
+    assert {p.suffix for p in files} == {".safetensors", ".json"}
+    assert sum(p.stat().st_size for p in files) <= 25e6
+
+
+@torch.inference_mode()
+def test_the_weights_are_a_pipeline_of_diffusers() -> None:
+    """`MochiPipeline` loads the folder and gives our latents: same text, schedule and loop."""
+    pipeline = MochiPipeline.from_pretrained(MINI_WEIGHTS, low_cpu_mem_usage=False).to(torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    adapter = load_adapter(MODELS["mini"], CPU)
+    pair = '["a corgi dog in Central Park", "a corgi dog is sitting"]'
+    plan = plan_of(f"render: {{steps: 4, seconds: 1}}\nscenes:\n  - {pair}\n")
+    segment = plan.segments[0]
+    text, negative = adapter.encode(segment.prompt), adapter.encode("")
+    (ours,) = denoise(adapter, plan, [segment], [text], negative, None, lambda: None)
+
+    sigmas = adapter.sigmas(4)
+
+    def same_schedule(*args: object, **kwargs: object) -> list[float]:
+        return sigmas[:-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffusers.pipelines.mochi.pipeline_mochi.linear_quadratic_schedule", same_schedule)
+        theirs = pipeline(
+            prompt=segment.prompt,
+            negative_prompt="",
+            latents=segment_noise(plan, segment),
+            height=64,
+            width=96,
+            num_frames=6 * (ours.shape[2] - 1) + 1,
+            num_inference_steps=4,
+            guidance_scale=plan.settings.guidance,
+            max_sequence_length=MODELS["mini"].text_length,
+            output_type="latent",
+        ).frames
+    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5

@@ -1,0 +1,287 @@
+"""The story format: what is allowed, and forty-odd ways to get it wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storyreel.cli import run
+from storyreel.errors import ScriptError
+from storyreel.story import MAX_PROMPT, parse_story, story_schema
+from storyreel.yaml_source import MAX_BYTES
+from tests.conftest import ROOT
+
+PAIR = 'scenes:\n  - ["a fox in the park", "a fox sleeps"]\n'
+CAST = "cast:\n  first: {name: a fox, possessive: its}\n"
+
+
+def parsed(text: str | bytes) -> object:
+    return parse_story("story.yaml", text if isinstance(text, bytes) else text.encode())
+
+
+def test_short_and_long_scenes_casts_and_settings() -> None:
+    story = parse_story(
+        "s.yaml",
+        b"""
+title: A fox
+cast:
+  first: {name: a red fox, possessive: her}
+  second: {name: The Panda, noun: bear}
+scenes:
+  - ["{first} meets {second}", "{first} wags {first.possessive} tail at the {second.noun}"]
+  - scene: "{{literal}} {first.noun} and {second.name}"
+    action: >
+      a folded
+      prompt
+    seconds: 3
+    transition: cut
+render: {model: mini, seed: 7, size: 96x64, seconds: 2.5, steps: 9, guidance: 1}
+""",
+    )
+    first, second = story.scenes
+    assert story.filled(first.scene) == "a red fox meets The Panda"
+    assert story.filled(first.action) == "a red fox wags her tail at the bear"
+    assert story.filled(second.scene) == "{literal} red fox and The Panda"
+    assert second.action == "a folded prompt"
+    assert (first.seconds, first.transition) == (None, "blend")
+    assert (second.seconds, second.transition) == (3, "cut")
+    assert (story.render.seed, story.render.seconds, story.render.guidance) == (7, 2.5, 1)
+
+
+def test_a_story_needs_neither_title_nor_cast() -> None:
+    story = parse_story("s.yaml", PAIR.encode())
+    assert story.title is None
+    assert story.filled(story.scenes[0].scene) == "a fox in the park"
+
+
+# name: (the script, line of the fault, words of the message)
+BROKEN: dict[str, tuple[str | bytes, int, str]] = {
+    "empty file": ("", 1, "empty"),
+    "only a comment": ("# nothing\n", 1, "empty"),
+    "a list": ("- a\n- b\n", 1, "mapping"),
+    "a word": ("hello\n", 1, "mapping"),
+    "no scenes": ("title: A\n", 1, "'scenes' is missing"),
+    "no scene": ("scenes: []\n", 1, "at least 1"),
+    "scenes are null": ("scenes:\n", 1, "list"),
+    "unknown key": (PAIR + "scnes: 1\n", 3, "unknown key 'scnes'"),
+    "unknown key in a scene": (
+        "scenes:\n  - scene: a\n    action: b\n    secs: 2\n",
+        4,
+        "unknown key 'secs'",
+    ),
+    "unknown key in the cast": (
+        "cast:\n  first: {name: a, age: 3}\n" + PAIR,
+        2,
+        "unknown key 'age'; allowed: name",
+    ),
+    "unknown setting": (PAIR + "render: {sed: 7}\n", 3, "unknown key 'sed'; allowed: model"),
+    "empty prompt": ('scenes:\n  - ["", b]\n', 2, "empty text"),
+    "blank prompt": ('scenes:\n  - [a, "  "]\n', 2, "empty text"),
+    "three items": ("scenes:\n  - [a, b, c]\n", 2, "not 3 items"),
+    "one item": ("scenes:\n  - [a]\n", 2, "not 1 items"),
+    "scene is text": ("scenes:\n  - a fox walks\n", 2, "a scene is a pair"),
+    "scene without action": ("scenes:\n  - scene: a\n", 2, "'action' is missing"),
+    "duplicate key": ("title: A\ntitle: B\n" + PAIR, 2, "duplicate key 'title'; first on line 1"),
+    "duplicate character": ("cast:\n  a: {name: b}\n  a: {name: c}\n" + PAIR, 3, "duplicate key"),
+    "alias bomb": (
+        "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+        2,
+        "aliases",
+    ),
+    "3,000 brackets": ("scenes: " + "[" * 3000 + "]" * 3000, 1, "levels deep"),
+    "3,000 braces": ("{a: " * 3000 + "1" + "}" * 3000, 1, "levels deep"),
+    "unclosed bracket": ("scenes: [\n", 2, "not valid YAML"),
+    "tab as indent": ("scenes:\n\t- [a, b]\n", 2, "not valid YAML"),
+    "a tag that would run code": ('scenes: !!python/object/apply:os.system ["id"]\n', 1, "tag"),
+    "a custom tag": ("scenes:\n  - !exec [a, b]\n", 2, "tag"),
+    "binary": ("title: !!binary aGk=\n" + PAIR, 1, "binary"),
+    "merge key": ("<<: {title: A}\n" + PAIR, 1, "<<"),
+    "a key that is a list": ("? [a]\n: b\n" + PAIR, 1, "plain text"),
+    "unknown placeholder": (CAST + 'scenes:\n  - ["{third} walks", b]\n', 4, "unknown placeholder {third}"),
+    "placeholder without cast": ('scenes:\n  - [a, "{first} walks"]\n', 2, "no cast"),
+    "attribute": (CAST + 'scenes:\n  - ["{first.__class__}", b]\n', 4, "name, noun, possessive"),
+    "deep attribute": (CAST + 'scenes:\n  - ["{first.name.upper}", b]\n', 4, "no placeholder"),
+    "index": (CAST + 'scenes:\n  - ["{first[0]}", b]\n', 4, "no placeholder"),
+    "conversion": (CAST + 'scenes:\n  - ["{first!r}", b]\n', 4, "no placeholder"),
+    "format": (CAST + 'scenes:\n  - ["{first:>999999999}", b]\n', 4, "no placeholder"),
+    "empty placeholder": (CAST + 'scenes:\n  - ["{} walks", b]\n', 4, "no placeholder"),
+    "lone brace": ('scenes:\n  - ["a } b", b]\n', 2, "no placeholder"),
+    "bad character name": ("cast:\n  First One: {name: a}\n" + PAIR, 2, "cannot name a character"),
+    "seconds 0": ("scenes:\n  - {scene: a, action: b, seconds: 0}\n", 2, "greater than 0"),
+    "seconds negative": ("scenes:\n  - {scene: a, action: b, seconds: -1}\n", 2, "greater than 0"),
+    "seconds NaN": ("scenes:\n  - {scene: a, action: b, seconds: .nan}\n", 2, "finite"),
+    "seconds infinite": ("scenes:\n  - {scene: a, action: b, seconds: .inf}\n", 2, "finite"),
+    "seconds 1e12": ("scenes:\n  - {scene: a, action: b, seconds: 1.0e+12}\n", 2, "600"),
+    "seconds text": ("scenes:\n  - {scene: a, action: b, seconds: two}\n", 2, "valid number"),
+    "seconds true": ("scenes:\n  - {scene: a, action: b, seconds: true}\n", 2, "valid number"),
+    "seconds as a clock": ("scenes:\n  - {scene: a, action: b, seconds: 12:30}\n", 2, "number of this form"),
+    "endless number": (f"render: {{seed: {'9' * 5000}}}\n" + PAIR, 1, "number of this form"),
+    "seed negative": (PAIR + "render: {seed: -1}\n", 3, "greater than or equal to 0"),
+    "seed fraction": (PAIR + "render: {seed: 1.5}\n", 3, "integer"),
+    "size in words": (PAIR + "render: {size: big}\n", 3, "WIDTHxHEIGHT"),
+    "steps 0": (PAIR + "render: {steps: 0}\n", 3, "greater than or equal to 1"),
+    "transition unknown": ("scenes:\n  - {scene: a, action: b, transition: fade}\n", 2, "'blend' or 'cut'"),
+    "numbers as prompts": ("scenes:\n  - [1, 2]\n", 2, "expected text, not 1"),
+    "norway": ("scenes:\n  - [no, b]\n", 2, "expected text, not false"),
+    "nothing as prompt": ("scenes:\n  - [~, b]\n", 2, "expected text, not nothing"),
+    "date as prompt": ("scenes:\n  - [2024-01-02, b]\n", 2, "a date"),
+    "impossible date": ("title: 2024-13-45\n" + PAIR, 1, "a date"),
+    "title number": ("title: 5\n" + PAIR, 1, "expected text, not 5"),
+    "prompt too long": (f"scenes:\n  - [{'a' * (MAX_PROMPT + 1)}, b]\n", 2, "at most 2000"),
+    "escape character": (b"title: a\x1bb\n" + PAIR.encode(), 1, "U+001B"),
+    "escaped control": ('title: "a\\eb"\n' + PAIR, 1, "not even as an escape"),
+    "escaped bidi": ('scenes:\n  - ["a\\u202eb", c]\n', 2, "U+202E (right-to-left override)"),
+    "bidi": ("scenes:\n  - [a \u202e b, c]\n", 2, "U+202E (right-to-left override)"),
+    "null byte": (b"title: a\x00b\n" + PAIR.encode(), 1, "U+0000"),
+    "latin-1": ("title: caf\xe9\n".encode("latin-1") + PAIR.encode(), 1, "not UTF-8"),
+    "utf-16": (PAIR.encode("utf-16"), 1, "not UTF-8"),
+    "two documents": (PAIR + "---\n" + PAIR, 3, "one document"),
+    "too large": (PAIR + "#" * MAX_BYTES, 1, "larger than 256 KB"),
+    "model the table lacks a size for": (PAIR + "render: {size: 100x100}\n", 3, "nearest it can is 96x64"),
+    "length the model cannot do": (
+        "scenes:\n  - {scene: a, action: b, seconds: 2.1}\n",
+        2,
+        "nearest it can: 2 or 2.25",
+    ),
+    "length beyond the model": ("scenes:\n  - {scene: a, action: b, seconds: 30}\n", 2, "nearest it can: 3"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_script(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, line, words = BROKEN[name]
+    path = tmp_path / "story.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    began = time.perf_counter()
+    assert run(["validate", str(path)]) == 65
+    assert time.perf_counter() - began < 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    head, *rest = err.splitlines()
+    assert head.startswith(f"{path}:{line}:"), head
+    assert words in head
+    column = int(head.removeprefix(f"{path}:").split(":")[1])
+    assert column >= 1
+    assert ": error: " in head
+    assert rest[1].endswith("^")
+    assert "Traceback" not in err
+
+
+def test_all_faults_of_a_file_are_told_in_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "story.yaml"
+    path.write_text(
+        'title: 5\ntitle: 6\nscenes:\n  - ["{first} x", ""]\n  - ["a\\e", 5]\n  - 7\nrender: {sed: 1}\n'
+    )
+    assert run(["validate", str(path)]) == 65
+    heads = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(path))]
+    places = [tuple(int(part) for part in head.split(":")[1:3]) for head in heads]
+    assert places == [(1, 8), (2, 1), (4, 6), (4, 19), (5, 6), (5, 13), (6, 5), (7, 10)]
+
+
+def test_the_caret_stands_under_the_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "story.yaml"
+    path.write_text("scenes:\n  - {scene: a, action: b, secnds: 3}\n")
+    run(["validate", str(path)])
+    _, source, caret = capsys.readouterr().err.splitlines()
+    assert source[caret.index("^") :].startswith("secnds")
+
+
+def test_several_files_are_all_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad, worse = (tmp_path / name for name in ("good.yaml", "bad.yaml", "worse.yaml"))
+    good.write_text(PAIR)
+    bad.write_text("scenes: 1\n")
+    worse.write_text("- 1\n")
+    assert run(["validate", str(bad), str(good), str(worse)]) == 65
+    out, err = capsys.readouterr()
+    assert str(good) in out
+    assert f"{bad}:1:" in err
+    assert f"{worse}:1:" in err
+
+
+_WORDS = ["\t", ":", "-", '"', "'", "[", "]", "{", "}", "&a", "*a", "!!", "|", ">", "\x00", "\x1b", "é"]
+_WORDS += ["%", "@", "`", "---\n", "...\n", "? ", "#", ",", "\r", "\u2028", "\ufeff", "1e999", "0x", "<<: "]
+_WORDS += ["=", "!!binary x", "!!timestamp z", "!!int z", ".inf", ".nan", "9" * 5000, "\u202e", "{first}"]
+GOOD = (ROOT / "stories" / "dc.yaml").read_text()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_mutated_stories_give_faults_and_nothing_else(data: st.DataObject) -> None:
+    text = GOOD[: data.draw(st.integers(200, 900))]
+    for _ in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.integers(0, 20))
+        text = text[:at] + data.draw(st.sampled_from(["", *_WORDS])) + text[at + cut :]
+    _faults_or_story(text.encode("utf-8", "surrogatepass"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_noise_gives_faults_and_nothing_else(raw: bytes) -> None:
+    _faults_or_story(raw)
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "title": _values,
+            "cast": _values,
+            "scenes": _values | st.lists(_values),
+            "render": _values,
+        },
+    )
+)
+def test_any_data_gives_faults_and_nothing_else(data: object) -> None:
+    _faults_or_story(yaml.safe_dump(data, allow_unicode=True).encode())
+
+
+def _faults_or_story(raw: bytes) -> None:
+    try:
+        parse_story("s.yaml", raw)
+    except ScriptError as error:
+        assert error.faults
+        for fault in error.faults:
+            assert fault.line >= 1
+            assert fault.column >= 1
+        assert str(error).startswith("s.yaml:")
+
+
+def test_schema_agrees_with_the_reader() -> None:
+    schema = story_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in sorted((ROOT / "stories").glob("*.yaml")):
+        validator.validate(yaml.safe_load(path.read_text()))
+    for name in (
+        "unknown key",
+        "three items",
+        "one item",
+        "scene is text",
+        "numbers as prompts",
+        "seconds 0",
+    ):
+        text = BROKEN[name][0]
+        assert not validator.is_valid(yaml.safe_load(text)), name
+
+
+def test_the_schema_beside_the_examples_is_this_one() -> None:
+    path = ROOT / "stories" / "story.schema.json"
+    assert json.loads(path.read_text()) == story_schema()
+    for story in (ROOT / "stories").glob("*.yaml"):
+        assert story.read_text().startswith(f"# yaml-language-server: $schema={path.name}\n")

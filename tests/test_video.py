@@ -1,0 +1,139 @@
+"""Films read back by PyAV, which shares no code with what wrote them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from storyreel import video
+from storyreel.errors import MissingError, StoryreelError
+
+WIDTH, HEIGHT, FPS = 32, 16, 12
+PROMPTS = ["Zoë = walks; a # b \\ end", "猫が走る\nsecond line", "-y http://evil [0:v] %d <b>{x}"]
+
+
+def write(path: Path, grey: int, frames: int = 6, upscale: int = 2) -> None:
+    with video.SegmentWriter(path, WIDTH, HEIGHT, FPS, upscale) as writer:
+        for _ in range(frames):
+            writer.write(np.full((HEIGHT, WIDTH, 3), grey, np.uint8).tobytes())
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    segments = []
+    for index, grey in enumerate((40, 120, 200)):
+        segments.append(tmp_path / f"{index}.mp4")
+        write(segments[-1], grey)
+    chapters = [video.Chapter(6 * i, 6 * i + 6, text, f"{text}\naction") for i, text in enumerate(PROMPTS)]
+    path = tmp_path / "film.mp4"
+    video.join(segments, path, FPS, chapters, {"title": PROMPTS[0], "storyreel_seed": "7"})
+    return path
+
+
+def test_the_film_is_what_players_expect(film: Path) -> None:
+    data = film.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # faststart
+    with av.open(str(film)) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
+        assert (context.width, context.height) == (2 * WIDTH, 2 * HEIGHT)
+        assert stream.average_rate == stream.base_rate == Fraction(FPS)
+        assert (context.color_primaries, context.color_trc, context.colorspace, context.color_range) == (
+            1,
+            1,
+            1,
+            1,
+        )
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([i / FPS for i in range(18)])
+
+
+def test_frames_come_back_in_order_and_colour(film: Path) -> None:
+    with av.open(str(film)) as container:
+        greys = [f.to_ndarray(format="rgb24").mean() for f in container.decode(video=0)]
+    for i, grey in enumerate(greys):
+        assert abs(grey - (40, 120, 200)[i // 6]) < 3
+
+
+def test_chapters_subtitles_and_tags_carry_any_text(film: Path) -> None:
+    with av.open(str(film)) as container:
+        chapters = container.chapters()
+        assert [c["metadata"]["title"] for c in chapters] == PROMPTS
+        starts = [Fraction(c["start"]) * (c["time_base"] or 0) for c in chapters]
+        assert starts == [0, Fraction(1, 2), 1]
+        assert Fraction(chapters[-1]["end"]) * (chapters[-1]["time_base"] or 0) == Fraction(3, 2)
+        subtitles = container.streams.subtitles[0]
+        assert subtitles.codec_context.name == "mov_text"
+        assert not subtitles.disposition & av.stream.Disposition.default
+        assert container.metadata["title"] == PROMPTS[0]
+        words = b"".join(bytes(packet) for packet in container.demux(subtitles))
+    assert "Zoë = walks; a # b \\ end".encode() in words
+    assert "猫が走る".encode() in words
+    assert b"[0:v] %d" in words
+    tags = video.read_tags(film)
+    assert tags["title"] == PROMPTS[0]
+    assert tags["storyreel_seed"] == "7"
+
+
+def test_joining_encodes_nothing_again(film: Path, tmp_path: Path) -> None:
+    def slices(path: Path) -> list[bytes]:
+        """Return the coded pictures; parameter sets may be repeated in a joined film."""
+        found = []
+        with av.open(str(path)) as container:
+            for packet in container.demux(video=0):
+                data = bytes(packet)
+                while data:
+                    size = int.from_bytes(data[:4], "big")
+                    unit, data = data[4 : 4 + size], data[4 + size :]
+                    if unit[0] & 31 in (1, 5):
+                        found.append(unit)
+        return found
+
+    assert len(slices(film)) == 18
+    assert slices(film) == [unit for i in range(3) for unit in slices(tmp_path / f"{i}.mp4")]
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", 77)
+    write(tmp_path / "b.mp4", 77)
+    write(tmp_path / "c.mp4", 78)
+    a, b, c = ((tmp_path / f"{name}.mp4").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_an_exception_leaves_no_file_and_no_ffmpeg(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with pytest.raises(KeyboardInterrupt), video.SegmentWriter(path, WIDTH, HEIGHT, FPS, 1) as writer:
+        writer.write(bytes(WIDTH * HEIGHT * 3))
+        process = writer._process
+        raise KeyboardInterrupt
+    assert not path.exists()
+    assert process.poll() is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_a_dying_ffmpeg_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ffmpeg"
+    script.write_text("#!/bin/sh\necho 'x264 [error]: malloc failed' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
+    with pytest.raises(StoryreelError, match="malloc failed"):
+        write(tmp_path / "a.mp4", 1, frames=500)
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(tmp_path / "nothing"))
+    with pytest.raises(MissingError, match="does not start"):
+        write(tmp_path / "a.mp4", 1)
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    path.write_bytes(os.urandom(999))
+    with pytest.raises(StoryreelError, match="not a film"):
+        video.read_tags(path)
