@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,14 +53,11 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path``; on success, sync it and rename it to ``path``."""
     # Temporary names are hidden and random: an orphaned writer can spoil only its own file.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=f".part{path.suffix}")
-    os.close(handle)
-    part = Path(name)
+    part = path.with_name(f".{path.stem}-{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.chmod(0o644)  # mkstemp makes private files; films are to be shared
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -68,9 +65,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last, where folders can be opened (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Make a rename last, where folders can be synced: not on Windows, not on every network."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
@@ -85,12 +82,16 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 @dataclass(frozen=True)
 class SegmentRecord:
-    """What the manifest says of a finished segment. ``files`` maps names to SHA-256."""
+    """What the manifest says of a finished segment. ``files`` maps names to SHA-256.
+
+    ``device`` is what computed it, ``seconds`` how long its share of the work took.
+    """
 
     number: str
     key: str
     frames: int
     files: dict[str, str]
+    device: str
     seconds: float
 
 
@@ -137,6 +138,11 @@ class FilmFolder:
         """The manifest."""
         return self.path / "manifest.json"
 
+    @property
+    def page_path(self) -> Path:
+        """The film's page."""
+        return self.path / "index.html"
+
     def video(self, number: str) -> Path:
         """A segment's film."""
         return self.segments / f"{number}.mp4"
@@ -161,10 +167,13 @@ class FilmFolder:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.records, self.film = {}, {}
 
-    def is_complete(self, number: str, key: str) -> bool:
-        """Tell whether a segment is there, whole, and made from the same things."""
+    def is_complete(self, number: str, key: str, device: str = "auto") -> bool:
+        """Tell whether a segment is there, whole, and made from the same things.
+
+        ``auto`` takes a segment from any device.
+        """
         record = self.records.get(number)
-        if record is None or record.key != key:
+        if record is None or record.key != key or (device != "auto" and record.device != device):
             return False
         wanted = {self.video(number).name, self.latents(number).name}
         return set(record.files) == wanted and all(
@@ -175,10 +184,33 @@ class FilmFolder:
         """Tell whether the film is there, whole, and made from the same segments."""
         return self.film.get("key") == key and _hash_matches(self.film_path, self.film.get("sha256", ""))
 
-    def record_segment(self, number: str, key: str, frames: int, seconds: float) -> None:
+    def begin(self, complete: Collection[str]) -> None:
+        """Forget every segment but the complete ones, and the film that was made of others."""
+        self.records = {number: self.records[number] for number in complete}
+        self.film = {}
+        with writing(self.film_path):
+            self.film_path.unlink(missing_ok=True)
+
+    def record_segment(self, number: str, key: str, frames: int, device: str, seconds: float) -> None:
         """Note that a segment's two files are in place."""
         files = {path.name: file_hash(path) for path in (self.video(number), self.latents(number))}
-        self.records[number] = SegmentRecord(number, key, frames, files, round(seconds, 3))
+        self.records[number] = SegmentRecord(number, key, frames, files, device, round(seconds, 3))
+
+    def remove_strangers(self, numbers: Collection[str]) -> None:
+        """Remove the files of segments that the story no longer has."""
+        kept = {path for number in numbers for path in (self.video(number), self.latents(number))}
+        with writing(self.segments):
+            for path in self.segments.iterdir():
+                if path.suffix in (".mp4", ".safetensors") and path not in kept:
+                    path.unlink()
+
+    @staticmethod
+    def holds(path: Path, text: str) -> bool:
+        """Tell whether a file is there and holds exactly this text."""
+        try:
+            return path.read_bytes() == text.encode()
+        except OSError:
+            return False
 
     def write_manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> None:
         """Write the manifest: ``about`` the film, and each of ``scenes`` with its record."""

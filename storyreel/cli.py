@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +17,7 @@ from typing import Annotated
 import typer
 
 from storyreel import __version__
-from storyreel.errors import OutputError, StoryreelError, UsageError
+from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.story import load_story, story_schema
 
@@ -55,7 +57,18 @@ render:
 
 def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
-    sys.exit(run(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows the rest as \u
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except OSError as error:  # of our own printing: whoever read it has gone, or its disk is full
+        if not isinstance(error, BrokenPipeError):
+            _complain(f"error: cannot write the result: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush
+        code = 1 if isinstance(error, BrokenPipeError) else OutputError.exit_code
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -67,8 +80,6 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has enough
-        return 0
     except Exception as error:
         # Only click's own errors can show themselves; anything else is a bug.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
@@ -116,7 +127,10 @@ def render(
     _check_device(device)
     overrides = Overrides(model, seed, size, seconds, steps, guidance)
     # Every script is read before the first is rendered: a fault costs no work.
-    plans = _plans(stories, overrides)
+    plans, errors = _read(stories, overrides, lambda path: slug(path.stem))
+    _raise_all(errors)
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
     if dry_run:
         _print_plans(plans, as_json)
         return
@@ -135,7 +149,7 @@ def render(
             f"in {result.seconds:.1f} s"
         )
         if not as_json:
-            print(result.film)
+            print(result.film, flush=True)
     if as_json:
         print(json.dumps(results, indent=2))
 
@@ -145,49 +159,35 @@ def _check_device(device: str) -> None:
         raise UsageError(f"there is no device {device!r}", "Use auto, cpu, cuda or cuda:N.")
 
 
-def _plans(stories: Sequence[Path], overrides: Overrides) -> dict[str, Plan]:
-    """Read and plan all stories; report the faults of all before giving up."""
+def _read(
+    stories: Sequence[Path], overrides: Overrides, name_of: Callable[[Path], str]
+) -> tuple[dict[str, Plan], list[StoryreelError]]:
+    """Read and plan all stories; return the plans by name, and what is wrong with the others."""
     plans: dict[str, Plan] = {}
-    with _all_errors() as attempt:
-        for path in stories:
-            with attempt():
-                story = load_story(path)
-                name = slug(path.stem)
-                if name in plans:
-                    remedy = "Rename one of the stories: the file's name is the film's."
-                    raise UsageError(f"two stories would be written to {name!r}", remedy)
-                plans[name] = make_plan(story, name, overrides)
-    return plans
+    errors: dict[str, StoryreelError] = {}  # by what they say: a bad option is told once
+    taken: set[str] = set()
+    for path in stories:
+        try:
+            story = load_story(path)
+            name = name_of(path)
+            if name.casefold() in taken:
+                remedy = "Rename one of the stories: the file's name is the film's."
+                raise UsageError(f"two stories would be written to {name!r}", remedy)
+            taken.add(name.casefold())
+            plans[name] = make_plan(story, name, overrides)
+        except StoryreelError as error:
+            errors.setdefault(str(error), error)
+    return plans, list(errors.values())
 
 
-@contextmanager
-def _all_errors() -> Iterator[type[_Attempt]]:
-    """Let several attempts fail before the last of their errors is raised."""
-    failed: list[StoryreelError] = []
-
-    class Attempt(_Attempt):
-        errors = failed
-
-    yield Attempt
-    for error in failed[:-1]:
-        _complain(str(error))
-    if failed:
-        raise failed[-1]
-
-
-class _Attempt:
-    """Collects the StoryreelErrors that are raised inside."""
-
-    errors: list[StoryreelError]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, StoryreelError):
-            self.errors.append(error)
-            return True
-        return False
+def _raise_all(errors: Sequence[StoryreelError]) -> None:
+    """Tell all errors; a bad script decides the exit code, whatever else is wrong."""
+    if errors:
+        worst = min(errors, key=lambda error: not isinstance(error, ScriptError))
+        for error in errors:
+            if error is not worst:
+                _complain(str(error))
+        raise worst
 
 
 def slug(stem: str) -> str:
@@ -196,7 +196,11 @@ def slug(stem: str) -> str:
     Nothing that a slug names lies outside its parent.
     """
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:100] or "story"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:80] or "story"
+    # What was lost tells stories apart: two of them must never share a folder.
+    return (
+        name if name == stem else f"{name}-{hashlib.sha256(stem.encode('utf-8', 'replace')).hexdigest()[:8]}"
+    )
 
 
 def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
@@ -244,11 +248,10 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
 @app.command()
 def validate(stories: Stories) -> None:
     """Check stories without loading a model; print every fault with its place."""
-    with _all_errors() as attempt:
-        for path in stories:
-            with attempt():
-                plan = make_plan(load_story(path), path.stem)
-                print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
+    plans, errors = _read(stories, Overrides(), str)
+    for path, plan in plans.items():
+        print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
+    _raise_all(errors)
 
 
 @app.command()

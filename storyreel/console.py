@@ -20,7 +20,7 @@ from storyreel.plan import Plan, Segment
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
 class RenderDisplay:
@@ -42,10 +42,9 @@ class RenderDisplay:
         if self._bars is not None:
             self._bars.stop()
 
-    def started(self, plan: Plan, done: int) -> None:
-        """Rendering begins; ``done`` segments are there from before."""
-        self._scenes, self._done = len(plan.segments), done
-        self._total = (len(plan.segments) - done) * plan.settings.steps
+    def started(self, plan: Plan, done: int, forwards: int) -> None:
+        """Rendering begins; ``done`` segments are there, ``forwards`` passes are to come."""
+        self._scenes, self._done, self._total = len(plan.segments), done, forwards
         self._began = self._spoke = time.monotonic()
         if done:
             stderr.print(f"{self._name}: {done} of {self._scenes} scenes are there already")
@@ -84,10 +83,6 @@ class RenderDisplay:
             self._bars.advance(self._tasks["scenes"])
         elif time.monotonic() - self._spoke >= PLAIN_EVERY:
             self._speak()
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-        stderr.print(f"{self._name}: {text}")
 
     def _speak(self) -> None:
         self._spoke = time.monotonic()

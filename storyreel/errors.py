@@ -6,7 +6,10 @@ Anything else that is raised is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
+
+MAX_SHOWN = 100  # faults of one script that are printed
 
 
 class StoryreelError(Exception):
@@ -43,9 +46,17 @@ class Fault:
         # Long lines are shown around the place; anything that does not print shows as a dot.
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
+        before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
         head = f"{path}:{self.line}:{self.column}: error: {self.message}"
         margin = f"{self.line:5d} | "
-        return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {' ' * (self.column - 1 - first)}^"
+        return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
+
+
+def _cells(char: str) -> int:
+    """Return how many cells of a terminal a character takes."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class ScriptError(StoryreelError):
@@ -59,7 +70,10 @@ class ScriptError(StoryreelError):
         self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
 
     def __str__(self) -> str:
-        return "\n".join(fault.format(self.path) for fault in self.faults)
+        shown = [fault.format(self.path) for fault in self.faults[:MAX_SHOWN]]
+        if len(self.faults) > MAX_SHOWN:
+            shown.append(f"{self.path}: … and {len(self.faults) - MAX_SHOWN} more")
+        return "\n".join(shown)
 
 
 class MissingError(StoryreelError):

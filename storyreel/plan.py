@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from storyreel.errors import Fault, ScriptError, UsageError
-from storyreel.models.specs import ModelSpec, find_model
-from storyreel.story import Story, Transition
+from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.story import MAX_PROMPT, SIZE_PATTERN, Story, Transition
 
 T = TypeVar("T")
 
@@ -87,9 +88,13 @@ class Seam:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a film, before anything is computed."""
+    """Everything that decides a film, before anything is computed.
+
+    ``story`` is the script's own data, defaults filled in.
+    """
 
     title: str
+    story: dict[str, Any]
     spec: ModelSpec
     settings: Settings
     segments: tuple[Segment, ...]
@@ -121,9 +126,17 @@ class Plan:
         return latents / usual * settings.steps * spec.seconds_per_forward * area * guided
 
     def windows(self) -> Iterator[tuple[Segment, ...]]:
-        """Yield the groups of neighbouring segments that are denoised together."""
-        for first in range(0, len(self.segments), WINDOW):
-            yield self.segments[first : first + WINDOW]
+        """Yield the groups of neighbouring segments that are denoised together.
+
+        A cut begins a new one: nothing behind it depends on what is before.
+        """
+        window: list[Segment] = []
+        for segment in self.segments:
+            if window and (len(window) == WINDOW or not segment.blended):
+                yield tuple(window)
+                window = []
+            window.append(segment)
+        yield tuple(window)
 
 
 def joined_prompt(scene: str, action: str) -> str:
@@ -138,7 +151,10 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     have, ScriptError for what the script cannot, each with the nearest legal value.
     """
     wished = story.render
-    spec = find_model(overrides.model or wished.model or DEFAULT_MODEL)
+    if overrides.model is None and wished.model is not None and wished.model not in MODELS:
+        words = f"there is no model {wished.model!r}; known: {', '.join(MODELS)}"
+        raise ScriptError(story.path, [story.fault(words, "render", "model")])
+    spec = find_model(_first(overrides.model, wished.model, DEFAULT_MODEL))
     faults: list[Fault] = []
 
     def refuse(message: str, from_command_line: bool, *location: str | int) -> None:
@@ -147,7 +163,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
         faults.append(story.fault(message, *location))
 
     width, height = spec.size
-    size = overrides.size or wished.size
+    size = wished.size if overrides.size is None else overrides.size
     if size is not None:
         width, height = parse_size(size)
         if (problem := size_problem(spec, width, height)) is not None:
@@ -156,6 +172,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     usual = _first(overrides.seconds, wished.seconds, spec.seconds)
     if (problem := seconds_problem(spec, usual)) is not None:
         refuse(problem, overrides.seconds is not None, "render", "seconds")
+    count_tokens = token_counter(spec)
     segments: list[Segment] = []
     seed = _first(overrides.seed, wished.seed, 0)
     guidance = _first(overrides.guidance, wished.guidance, spec.guidance)
@@ -165,12 +182,15 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     for index, scene in enumerate(story.scenes):
         if scene.seconds is not None and (problem := seconds_problem(spec, scene.seconds)) is not None:
             refuse(problem, False, "scenes", index, "seconds")
+        texts = story.filled(scene.scene), story.filled(scene.action)
+        if (problem := prompt_problem(spec, *texts, count_tokens)) is not None:
+            refuse(problem, False, "scenes", index)
         frames = round(_first(scene.seconds, usual) * spec.fps)
         segments.append(
             Segment(
                 index=index,
-                scene=story.filled(scene.scene),
-                action=story.filled(scene.action),
+                scene=texts[0],
+                action=texts[1],
                 latents=frames // spec.frames_per_latent,
                 lead=spec.overlap,
                 frames=frames,
@@ -184,6 +204,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
         raise ScriptError(story.path, faults)
     return Plan(
         title=story.title or name,
+        story=story.model_dump(mode="json"),
         spec=spec,
         settings=Settings(
             seed=seed,
@@ -212,10 +233,41 @@ def derived_seed(seed: int, index: int) -> int:
 
 def parse_size(size: str) -> tuple[int, int]:
     """Read WIDTHxHEIGHT. Raises UsageError."""
-    parts = size.split("x")
-    if len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
-        return int(parts[0]), int(parts[1])
+    if re.fullmatch(SIZE_PATTERN, size):
+        width, height = size.split("x")
+        return int(width), int(height)
     raise UsageError(f"{size!r} is no size; write WIDTHxHEIGHT, as in 96x64")
+
+
+def token_counter(spec: ModelSpec) -> Callable[[str], int] | None:
+    """Return what counts a text's tokens as the model does; None if its tokenizer is not there."""
+    path = spec.weights / "tokenizer" / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # a damaged one, in the library's own words: loading the model says which
+        return None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def prompt_problem(
+    spec: ModelSpec, scene: str, action: str, count_tokens: Callable[[str], int] | None
+) -> str | None:
+    """Say why a model cannot read a scene's prompts whole; None if it can."""
+    prompt = joined_prompt(scene, action)
+    if max(len(scene), len(action)) > MAX_PROMPT:
+        return f"a prompt is longer than {MAX_PROMPT} characters with the names filled in"
+    if count_tokens is not None and (count := count_tokens(prompt)) > spec.text_length:
+        return (
+            f"scene and action have {count} tokens together, model {spec.name} reads {spec.text_length}; "
+            "use fewer or commoner words"
+        )
+    return None
 
 
 def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:

@@ -7,7 +7,7 @@ story looks at hashes and is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,23 +23,24 @@ from storyreel.plan import WINDOW, Plan, Segment
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from storyreel.models.base import Adapter, Text
+    from storyreel.models.base import Adapter
+
+
+# Raise it when the same plan comes to give other pictures, in the same version.
+RECIPE = 1
 
 
 class Progress(Protocol):
     """What a render tells whoever shows it."""
 
-    def started(self, plan: Plan, done: int) -> None:
-        """Rendering begins; ``done`` segments are there from before."""
+    def started(self, plan: Plan, done: int, forwards: int) -> None:
+        """Rendering begins; ``done`` segments are there, ``forwards`` passes are to come."""
 
     def forward(self) -> None:
         """One forward pass of the transformer is over."""
 
     def segment_finished(self, segment: Segment) -> None:
         """A segment is on disk."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
 
 
 @dataclass(frozen=True)
@@ -79,52 +80,62 @@ def render(
     """
     began = time.monotonic()
     about = about_film(plan)
-    keys = segment_keys(plan, about, engine.device)
+    keys = segment_keys(plan, about)
     with FilmFolder(out / name, name) as folder:
-        if overwrite:
-            folder.records, folder.film = {}, {}
-        done = {s.index for s in plan.segments if folder.is_complete(s.number, keys[s.index])}
-        progress.started(plan, len(done))
-        folder.log("started", segments=len(plan.segments), done=len(done), version=__version__)
-        if len(done) < len(plan.segments):
-            _render_segments(plan, about, keys, done, folder, engine, progress)
-        _join(plan, about, folder)
-        seconds = time.monotonic() - began
+        done = {
+            segment.index
+            for segment in plan.segments
+            if not overwrite and folder.is_complete(segment.number, keys[segment.index], engine.device)
+        }
+        missing = [w for w in plan.windows() if not done.issuperset(s.index for s in w)]
         made = len(plan.segments) - len(done)
+        progress.started(plan, len(done), sum(len(w) for w in missing) * plan.settings.steps)
+        folder.log("started", segments=len(plan.segments), done=len(done), version=__version__)
+        try:
+            if missing:
+                folder.begin([plan.segments[index].number for index in sorted(done)])
+                folder.write_manifest(about, about_scenes(plan))
+                _render_windows(plan, about, keys, missing, done, folder, engine, progress)
+            _join(plan, about, folder)
+        except BaseException as error:
+            folder.log("stopped", reason=type(error).__name__)
+            raise
+        seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))
         return Rendered(folder.film_path, len(plan.segments), made, seconds)
 
 
-def _render_segments(
+def _render_windows(
     plan: Plan,
     about: dict[str, Any],
     keys: Sequence[str],
+    windows: Sequence[tuple[Segment, ...]],
     done: set[int],
     folder: FilmFolder,
     engine: Engine,
     progress: Progress,
 ) -> None:
-    """Denoise, decode and encode every window that is not complete."""
+    """Denoise the windows, then decode and encode those of their segments that are missing."""
     from storyreel.sampling import denoise
 
     adapter = engine.adapter(plan.spec)
+    device = adapter.device.type
     negative = adapter.encode("")
-    # All prompts are read before the first step, so that a bad one costs no work.
-    texts: list[Text] = [adapter.encode(segment.prompt) for segment in plan.segments]
     stream = _FilmStream(plan, folder, adapter)
-    for window in plan.windows():
-        if all(segment.index in done for segment in window):
-            continue
+    for window in windows:
         began = time.monotonic()
-        first = window[0]
-        before = stream.latents(first.index - 1) if first.blended else None
-        latents = denoise(
-            adapter, plan, window, [texts[s.index] for s in window], negative, before, progress.forward
-        )
+        texts = [adapter.encode(segment.prompt) for segment in window]
+        before = stream.latents(window[0].index - 1) if window[0].blended else None
+        latents = denoise(adapter, plan, window, texts, negative, before, progress.forward)
+        share = (time.monotonic() - began) / len(window)
         for segment, z in zip(window, latents, strict=True):
-            frames = stream.write(segment, z)
-            seconds, began = time.monotonic() - began, time.monotonic()
-            folder.record_segment(segment.number, keys[segment.index], frames, seconds)
+            if segment.index in done:
+                continue
+            began = time.monotonic()
+            stream.write(segment, z)
+            seconds = share + time.monotonic() - began
+            key = keys[segment.index]
+            folder.record_segment(segment.number, key, segment.frames, device, seconds)
             folder.write_manifest(about, about_scenes(plan))
             folder.log("segment", number=segment.number, seconds=round(seconds, 3))
             progress.segment_finished(segment)
@@ -145,30 +156,33 @@ class _FilmStream:
         data = self._folder.latents(self._plan.segments[index].number).read_bytes()
         return load(data)["latents"].to(self._adapter.device)
 
-    def write(self, segment: Segment, latents: Tensor) -> int:
-        """Write a segment's latents and film; return its number of frames."""
+    def write(self, segment: Segment, latents: Tensor) -> None:
+        """Write a segment's latents and its film."""
         from safetensors.torch import save
 
-        if segment.blended and self._next != segment.index:
-            self._warm_up(segment)
-        elif not segment.blended:
+        if not segment.blended:
             self._decoder = self._adapter.decoder()
+        elif self._next != segment.index:
+            self._warm_up(segment)
         spec, settings = self._plan.spec, self._plan.settings
         path = self._folder.video(segment.number)
-        with writing(path), replacing(path) as part:
-            size = (settings.width, settings.height)
-            with video.SegmentWriter(part, *size, spec.fps, spec.upscale) as writer:
-                count = 0
-                for frames in self._pictures(segment, latents):
-                    writer.write(frames.numpy().tobytes())
-                    count += len(frames)
-        data = save({"latents": latents.cpu().contiguous()}, {"key_frames": str(segment.lead)})
+        count = 0
+        with (
+            writing(path),
+            replacing(path) as part,
+            video.SegmentWriter(part, settings.width, settings.height, spec.fps, spec.upscale) as writer,
+        ):
+            for frames in self._pictures(segment, latents):
+                writer.write(frames.numpy().tobytes())
+                count += len(frames)
+        if count != segment.frames:
+            raise RuntimeError(f"scene {segment.number} has {count} frames, planned were {segment.frames}")
+        data = save({"latents": latents.cpu().contiguous()}, {"lead": str(segment.lead)})
         with writing(path):
             write_atomically(self._folder.latents(segment.number), data)
         self._next = segment.index + 1
-        return count
 
-    def _pictures(self, segment: Segment, latents: Tensor) -> Any:
+    def _pictures(self, segment: Segment, latents: Tensor) -> Iterator[Tensor]:
         """Yield a segment's own pictures; what its lead shows is the segment before, or nothing."""
         if not segment.blended:
             self._decoder.push(latents[:, :, : segment.lead])
@@ -190,30 +204,21 @@ class _FilmStream:
 
 def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
     """Make the film of the segments, and the page and manifest around it, where they changed."""
-    scenes = [about | asdict(folder.records[about["number"]]) for about in about_scenes(plan)]
+    scenes = about_scenes(plan)
+    files = [folder.records[segment.number].files for segment in plan.segments]
     tags = film_tags(plan)
-    key = digest([[scene["files"] for scene in scenes], about_scenes(plan), tags])
+    key = digest([files, scenes, tags])
     page = film_page(plan, folder.name, tags)
-    page_path = folder.path / "index.html"
-    if folder.film_is_complete(key) and page_path.exists() and page_path.read_text("utf-8") == page:
+    if folder.film_is_complete(key) and folder.holds(folder.page_path, page):
         return
     with writing(folder.film_path):
         with replacing(folder.film_path) as part:
             segments = [folder.video(segment.number) for segment in plan.segments]
             video.join(segments, part, plan.spec.fps, film_chapters(plan), tags)
-        write_atomically(page_path, page)
+        write_atomically(folder.page_path, page)
     folder.film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
-    folder.write_manifest(about, about_scenes(plan))
-    _remove_strangers(plan, folder)
-
-
-def _remove_strangers(plan: Plan, folder: FilmFolder) -> None:
-    """Remove segments of scenes that the story no longer has."""
-    kept = {path.name for s in plan.segments for path in (folder.video(s.number), folder.latents(s.number))}
-    with writing(folder.segments):
-        for path in folder.segments.iterdir():
-            if path.suffix in (".mp4", ".safetensors") and path.name not in kept:
-                path.unlink()
+    folder.write_manifest(about, scenes)
+    folder.remove_strangers([segment.number for segment in plan.segments])
 
 
 def film_chapters(plan: Plan) -> list[video.Chapter]:
@@ -231,7 +236,7 @@ def film_tags(plan: Plan) -> dict[str, str]:
         "encoder": f"storyreel {__version__}",
         "storyreel_model": plan.spec.name,
         "storyreel_seed": str(plan.settings.seed),
-        "storyreel_story_sha256": digest(about_scenes(plan)),
+        "storyreel_story_sha256": digest(plan.story),
         "storyreel_size": f"{plan.settings.width}x{plan.settings.height}",
         "storyreel_steps": str(plan.settings.steps),
         "storyreel_guidance": f"{plan.settings.guidance:g}",
@@ -243,12 +248,6 @@ def about_scenes(plan: Plan) -> list[dict[str, Any]]:
     return [{"number": s.number, **asdict(s)} for s in plan.segments]
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what shapes a picture, without importing it."""
-    packages = ("torch", "diffusers", "transformers")
-    return {"storyreel": __version__} | {name: metadata.version(name) for name in packages}
-
-
 def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     """Return the SHA-256 of each file of a model. Raises MissingError if there are none."""
     files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (".safetensors", ".json"))
@@ -258,31 +257,43 @@ def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     return {path.relative_to(spec.weights).as_posix(): file_hash(path) for path in files}
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what shapes a picture, without importing it."""
+    packages = ("torch", "diffusers", "transformers", "tokenizers")
+    installed = {name: metadata.version(name) for name in packages}
+    return {"storyreel": __version__, **installed, "ffmpeg": video.encoder_version()}
+
+
 def about_film(plan: Plan) -> dict[str, Any]:
     """Return what it takes to make the film again, as plain data."""
     return {
         "title": plan.title,
-        "story_sha256": digest(about_scenes(plan)),
+        "story": plan.story,
+        "story_sha256": digest(plan.story),
         "model": {"name": plan.spec.name, "weights": weight_hashes(plan.spec)},
-        "settings": asdict(plan.settings) | {"window": WINDOW, "fps": plan.spec.fps},
+        "settings": asdict(plan.settings)
+        | {"window": WINDOW, "fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,
-        "versions": versions() | {"ffmpeg": video.encoder_version()},
+        "recipe": RECIPE,
+        "versions": versions(),
         "seams": [asdict(seam) for seam in plan.seams],
     }
 
 
-def segment_keys(plan: Plan, about: dict[str, Any], device: str) -> list[str]:
+def segment_keys(plan: Plan, about: dict[str, Any]) -> list[str]:
     """Return a key per segment that covers all that shapes it.
 
     That is its own part of the story, the segments it is denoised with, those it grows out of,
-    the model and its weights, the settings, and the versions and device that compute it. The
-    title and everything that only decorates the film are no part of it.
+    the model and its weights, the settings, and the versions that compute it. The title, its
+    place in the film, and everything that only decorates the film are no part of it. Nor is
+    the device, which is recorded beside the key.
     """
-    common = {part: about[part] for part in ("model", "settings", "versions")} | {"device": device}
+    common = {part: about[part] for part in ("model", "settings", "recipe", "versions")}
     keys: list[str] = []
     for window in plan.windows():
         before = keys[-1] if window[0].blended else None
-        shared = digest([common, [asdict(segment) for segment in window], before])
+        scenes = [{k: v for k, v in asdict(segment).items() if k != "start"} for segment in window]
+        shared = digest([common, scenes, before])
         keys += [digest([shared, segment.index]) for segment in window]
     return keys

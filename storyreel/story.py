@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -20,25 +22,38 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
-from storyreel.yaml_source import Source, parse
+from storyreel.yaml_source import MAX_BYTES, Source, parse
 
-MAX_PROMPT = 2000
+MAX_PROMPT = 2000  # characters, with the names filled in
 MAX_SCENES = 1000
+SIZE_PATTERN = r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}"
 MAX_SECONDS = 600.0
+MAX_ERRORS = 200  # of pydantic's that are looked at in one file
+HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
-_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}")
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 _FIELDS = ("name", "noun", "possessive")
 
 
 def _one_line(value: object) -> object:
-    """Join a prompt that YAML folded over several lines."""
-    return " ".join(value.split()) if isinstance(value, str) else value
+    """Join a text that YAML folded over several lines. One that shows nothing is empty."""
+    if not isinstance(value, str):
+        return value
+    visible = any(unicodedata.category(c)[0] in "LNPS" and c != HANGUL_FILLER for c in value)
+    return " ".join(value.split()) if visible else ""
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_one_line)]
+def _no_braces(value: str) -> str:
+    if "{" in value or "}" in value:
+        raise PydanticCustomError("braces", "the cast's own texts have no placeholders; take out the braces")
+    return value
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(_one_line)]
+CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
-Size = Annotated[str, Field(pattern=r"^[1-9]\d{1,4}x[1-9]\d{1,4}$", examples=["96x64", "848x480"])]
+Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Transition = Literal["blend", "cut"]
 
@@ -52,9 +67,9 @@ class _Strict(BaseModel):
 class Character(_Strict):
     """A member of the cast: ``{first}`` in a prompt becomes ``name``."""
 
-    name: Prompt = Field(description="With its article: 'a corgi dog'.")
-    possessive: Prompt = Field(default="its", description="his, her, its, their: {first.possessive}.")
-    noun: Prompt | None = Field(default=None, description="Without article; by default taken from name.")
+    name: CastText = Field(description="With its article: 'a corgi dog'.")
+    possessive: CastText = Field(default="its", description="his, her, its, their: {first.possessive}.")
+    noun: CastText | None = Field(default=None, description="Without article; by default taken from name.")
 
     def field(self, name: str) -> str:
         """Return one of the declared fields, and nothing else."""
@@ -77,7 +92,7 @@ class Scene(_Strict):
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        prompt = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT}
+        prompt = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"}
         pair = {
             "type": "array",
             "prefixItems": [
@@ -120,7 +135,9 @@ class RenderSettings(_Strict):
 class Story(_Strict):
     """A film in scene pairs."""
 
-    title: Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(_one_line)] | None = None
+    title: (
+        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(_one_line)] | None
+    ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
     render: RenderSettings = RenderSettings()
@@ -147,8 +164,8 @@ class Story(_Strict):
         return _PLACEHOLDER.sub(substitute, text)
 
 
-def _placeholder_problem(text: str, cast: Iterable[str]) -> str | None:
-    """Say what is wrong with a prompt's first bad placeholder.
+def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
+    """Say what is wrong with each bad placeholder of a prompt.
 
     This is not `str.format`: there are no conversions, no indices and no attributes but the
     declared fields. A literal brace is written twice.
@@ -158,19 +175,19 @@ def _placeholder_problem(text: str, cast: Iterable[str]) -> str | None:
         if match[0] in ("{{", "}}"):
             continue
         if who is None:
-            return f"{match[0]!r} is no placeholder; a literal brace is written twice"
-        if who not in cast:
+            yield f"{match[0]!r} is no placeholder; a literal brace is written twice"
+        elif who not in cast:
             known = ", ".join(f"{{{name}}}" for name in cast) or "none: the story has no cast"
-            return f"unknown placeholder {match[0]}; known: {known}"
-        if field not in _FIELDS:
-            return f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
-    return None
+            yield f"unknown placeholder {match[0]}; known: {known}"
+        elif field not in _FIELDS:
+            yield f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
 
 
 def load_story(path: Path) -> Story:
     """Read and check a story. Raises UsageError without a file, ScriptError with all faults."""
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)  # never all of what may be a film or a device
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder", "Name the story's YAML file.") from None
     except OSError as error:
@@ -185,60 +202,77 @@ def parse_story(path: str, raw: bytes) -> Story:
     if not isinstance(source.data, dict):
         fault = source.fault("a story is a mapping with the key scenes")
         raise ScriptError(path, [*source.faults, fault])
-    faults = [*source.faults, *_prompt_faults(source)]
+    # What YAML refused is missing for the checks after it: they are silent on its place.
+    refused = {(fault.line, fault.column) for fault in source.faults}
+    faults = [*_prompt_faults(source)]
     try:
         story = Story.model_validate(source.data)
     except ValidationError as error:
-        faults += [_located(source, item) for item in error.errors()]
+        faults += [_located(source, item) for item in error.errors(include_url=False)[:MAX_ERRORS]]
     else:
         story._source = source
-        if not faults:
+        if not faults and not refused:
             return story
-    # What YAML refused is empty for the checks after it: the first word on a place counts.
-    first: dict[tuple[int, int], Fault] = {}
-    for fault in faults:
-        first.setdefault((fault.line, fault.column), fault)
-    raise ScriptError(path, list(first.values()))
+    faults = [fault for fault in faults if (fault.line, fault.column) not in refused]
+    raise ScriptError(path, [*source.faults, *dict.fromkeys(faults)])
 
 
 def _located(source: Source, error: Any) -> Fault:
     """Turn one of pydantic's errors into a fault at its place, in a writer's words."""
-    location = [part for part in error["loc"] if part != "[key]"]
+    location = list(error["loc"])
+    names_character = len(location) == 3 and location[0] == "cast" and location[2] == "[key]"
+    if names_character:
+        location.pop()
     if len(location) > 2 and location[0] == "scenes":
         scene = source.data["scenes"][location[1]]
         if isinstance(scene, list):  # the short form has indices where the long one has keys
             location[2] = ("scene", "action").index(location[2])
-    kind = error["type"]
-    about_key = kind == "extra_forbidden" or "[key]" in error["loc"]
-    return source.fault(_in_words(error, location), location, key=about_key)
+    message = _in_words(error, location, names_character)
+    return source.fault(message, location, key=names_character or error["type"] == "extra_forbidden")
 
 
-def _in_words(error: Any, location: list[str | int]) -> str:
+def _in_words(error: Any, location: list[str | int], names_character: bool) -> str:
     name = location[-1] if location else "story"
-    allowed: dict[tuple[str, ...], str] = {
-        (): "title, cast, scenes, render",
-        ("render",): ", ".join(RenderSettings.model_fields),
-        ("cast",): ", ".join(Character.model_fields),
-        ("scenes",): ", ".join(Scene.model_fields),
-    }
+    given = error["input"]
+    shown = "nothing" if given is None else str(given).lower() if isinstance(given, bool) else repr(given)
+    shown = shown if len(shown) <= 60 else shown[:59] + "…"
     match error["type"]:
+        case _ if names_character:
+            return f"{name!r} cannot name a character: small letters, digits and _ only"
         case "extra_forbidden":
-            known = allowed[tuple(p for p in location[:1] if len(location) > 1 and isinstance(p, str))]
-            return f"unknown key {name!r}; allowed: {known}"
+            return f"unknown key {name!r}; allowed: {_allowed_keys(location)}"
         case "missing":
             return f"the key {name!r} is missing"
         case "string_type":
-            what = error["input"]
-            shown = "nothing" if what is None else str(what).lower() if isinstance(what, bool) else repr(what)
-            return f"expected text, not {shown[:60]}; quote it if it is text"
+            return f"expected text, not {shown}; quote it if it is text"
         case "string_too_short":
             return "empty text"
-        case "string_pattern_mismatch" if "[key]" in error["loc"]:
-            return f"{name!r} cannot name a character: small letters, digits and _ only"
         case "string_pattern_mismatch":
-            return f"{error['input']!r} is no size; write WIDTHxHEIGHT, as in 96x64"
+            return f"{shown} is no size; write WIDTHxHEIGHT, as in 96x64"
+        case "model_type" | "dict_type":
+            return f"expected a mapping with {_allowed_keys([*location, ''])}, not {shown}"
+        case "list_type":
+            return f"expected a list of scenes, not {shown}"
+        case "too_short":
+            return "a story has at least one scene"
+        case "too_long":
+            return f"a story has at most {MAX_SCENES} scenes"
+        case "int_type" | "float_type" | "int_from_float":
+            kind = "a whole number" if error["type"].startswith("int") else "a number"
+            return f"expected {kind}, not {shown}; write it plainly, as in 10"
         case _:
             return str(error["msg"][0]).lower() + str(error["msg"][1:])
+
+
+def _allowed_keys(location: list[str | int]) -> str:
+    """Return the keys that the mapping around ``location`` may have."""
+    if location[:1] == ["cast"]:
+        fields = Character.model_fields if len(location) > 2 else {"first": None}
+    elif location[:1] == ["scenes"]:
+        fields = Scene.model_fields
+    else:
+        fields = RenderSettings.model_fields if len(location) > 1 else Story.model_fields
+    return ", ".join(fields)
 
 
 def _prompt_faults(source: Source) -> Iterator[Fault]:
@@ -251,8 +285,9 @@ def _prompt_faults(source: Source) -> Iterator[Fault]:
         else:
             prompts = list(enumerate(scene)) if isinstance(scene, list) else []
         for place, prompt in prompts:
-            if isinstance(prompt, str) and (problem := _placeholder_problem(prompt, known)):
-                yield source.fault(problem, ("scenes", index, place))
+            if isinstance(prompt, str):
+                for problem in _placeholder_problems(prompt, known):
+                    yield source.fault(problem, ("scenes", index, place))
 
 
 def story_schema() -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import mmap
-import os
 import re
 import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,10 @@ def encoder_version() -> str:
     import imageio_ffmpeg
 
     ffmpeg()
-    return str(imageio_ffmpeg.get_ffmpeg_version())
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_version())
+    except (OSError, subprocess.SubprocessError) as error:
+        raise MissingError(f"ffmpeg does not start: {error}", "Check IMAGEIO_FFMPEG_EXE.") from None
 
 
 def _argument(path: Path) -> str:
@@ -74,7 +77,7 @@ def _failed(code: int, errors: Any) -> StoryreelError:
 
 
 class SegmentWriter:
-    """Encodes one segment as its frames come; what is left behind by a failure is removed.
+    """Encodes one segment as its frames come; after a failure the file is not to be used.
 
     Frames are ``width`` x ``height``, enlarged ``upscale`` times for watching.
     """
@@ -112,22 +115,27 @@ class SegmentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
         try:
             if kind is not None:
                 self._process.kill()
-            try:
-                self._process.stdin.close()
-            except BrokenPipeError:
-                pass
-            code = self._process.wait()
+            code = _finish(self._process)
             if kind is None and code != 0:
-                self._path.unlink(missing_ok=True)
                 raise _failed(code, self._errors)
-            if kind is not None:
-                self._path.unlink(missing_ok=True)
         finally:
             self._errors.close()
+
+
+def _finish(process: subprocess.Popen[bytes]) -> int:
+    """Wait for ffmpeg and return its exit code; whatever interrupts the wait ends ffmpeg."""
+    try:
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        return process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
 
 
 @dataclass(frozen=True)
@@ -143,59 +151,42 @@ class Chapter:
 def join(
     segments: Sequence[Path], path: Path, fps: int, chapters: Sequence[Chapter], tags: dict[str, str]
 ) -> None:
-    """Join segments without encoding again, with chapters, a subtitle track and tags.
+    """Join segments of one folder without encoding again, with chapters, subtitles and tags.
 
-    The subtitles are off by default. What a story says reaches ffmpeg only inside files.
+    The subtitles are off by default. What a story says reaches ffmpeg only inside files. These
+    lie beside the segments, hidden, since the concat demuxer safely reads only plain names.
     """
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".join-") as folder:
-        work = Path(folder)
-        names = []
-        for index, segment in enumerate(segments):
-            name = f"{index:05d}.mp4"  # the concat demuxer reads only plain names beside its list
-            os.link(segment, work / name) if _can_link(segment, work) else _copy(segment, work / name)
-            names.append(name)
-        lines = ["ffconcat version 1.0"]
-        for name, chapter in zip(names, chapters, strict=True):
-            lines += [f"file {name}", f"duration {(chapter.end - chapter.start) / fps:.9f}"]
-        (work / "list.txt").write_text("\n".join(lines) + "\n", "utf-8")
-        (work / "meta.txt").write_text(_metadata(chapters, fps, tags), "utf-8")
-        (work / "scenes.srt").write_text(_subtitles(chapters, fps), "utf-8")
-        arguments = [
-            *["-protocol_whitelist", "file,pipe"],
-            *["-f", "concat", "-safe", "1", "-i", _argument(work / "list.txt")],
-            *["-f", "srt", "-i", _argument(work / "scenes.srt")],
-            *["-f", "ffmetadata", "-i", _argument(work / "meta.txt")],
-            *[
-                "-map",
-                "0:v",
-                "-map",
-                "1:s",
-                "-map_metadata",
-                "2",
-                "-map_chapters",
-                "2",
-                "-c:v",
-                "copy",
-                "-c:s",
-                "mov_text",
-            ],
-            *["-metadata:s:s:0", "language=eng", "-disposition:s:0", "0"],
-            *["-movflags", "+faststart+use_metadata_tags"],
-            *_EXACT,
-            _argument(path),
-        ]
+    lines = ["ffconcat version 1.0"]
+    for segment, chapter in zip(segments, chapters, strict=True):
+        lines += [f"file {segment.name}", f"duration {(chapter.end - chapter.start) / fps:.9f}"]
+    texts = {
+        "list.txt": "\n".join(lines) + "\n",
+        "meta.txt": _metadata(chapters, fps, tags),
+        "scenes.srt": _subtitles(chapters, fps),
+    }
+    helpers = {name: segments[0].parent / f".join.part.{name}" for name in texts}
+    arguments = [
+        *["-protocol_whitelist", "file,pipe"],
+        *["-f", "concat", "-safe", "1", "-i", _argument(helpers["list.txt"])],
+        *["-f", "srt", "-i", _argument(helpers["scenes.srt"])],
+        *["-f", "ffmetadata", "-i", _argument(helpers["meta.txt"])],
+        *["-map", "0:v", "-map", "1:s", "-map_metadata", "2", "-map_chapters", "2"],
+        *["-c:v", "copy", "-c:s", "mov_text"],
+        *["-metadata:s:s:0", "language=eng", "-disposition:s:0", "0"],
+        *["-movflags", "+faststart+use_metadata_tags"],
+        *_EXACT,
+        _argument(path),
+    ]
+    try:
+        for name, text in texts.items():
+            helpers[name].write_text(text, "utf-8")
         with tempfile.TemporaryFile() as errors:
-            process = _start(arguments, errors, stdin=subprocess.DEVNULL)
-            try:
-                code = process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                path.unlink(missing_ok=True)
-                raise
+            code = _finish(_start(arguments, errors, stdin=subprocess.DEVNULL))
             if code != 0:
-                path.unlink(missing_ok=True)
                 raise _failed(code, errors)
+    finally:
+        for helper in helpers.values():
+            helper.unlink(missing_ok=True)
     _switch_off_subtitles(path)
 
 
@@ -225,14 +216,6 @@ def _switch_off_subtitles(path: Path) -> None:
                         data[tkhd + 3] &= 0xFE
 
 
-def _can_link(source: Path, folder: Path) -> bool:
-    return hasattr(os, "link") and source.stat().st_dev == folder.stat().st_dev
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.write_bytes(source.read_bytes())
-
-
 def _metadata(chapters: Sequence[Chapter], fps: int, tags: dict[str, str]) -> str:
     def escape(text: str) -> str:
         return re.sub(r"([=;#\\\n])", r"\\\1", text)
@@ -259,14 +242,17 @@ def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
 
 def read_tags(path: Path) -> dict[str, str]:
     """Return a film's own tags, as ffmpeg reads them. Raises StoryreelError for no film."""
-    arguments = ["-protocol_whitelist", "file,pipe", "-i", _argument(path), "-f", "ffmetadata", "pipe:1"]
-    with tempfile.TemporaryFile() as errors:
-        process = _start(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        output, _ = process.communicate()
-        if process.returncode:
+    source = ["-protocol_whitelist", "file,pipe", "-f", "mp4", "-i", _argument(path)]
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
+        process = _start(
+            [*source, "-f", "ffmetadata", "pipe:1"], errors, stdin=subprocess.DEVNULL, stdout=output
+        )
+        if _finish(process):
             raise StoryreelError(f"{path} is not a film that ffmpeg can read", "Name an MP4 of storyreel's.")
+        output.seek(0)
+        words = output.read().decode(errors="replace")
     tags: dict[str, str] = {}
-    text = re.sub(r"\\(.)", lambda m: "\0" + m[1] if m[1] != "\n" else "\0n", output.decode(), flags=re.S)
+    text = re.sub(r"\\(.)", lambda m: "\0" + m[1] if m[1] != "\n" else "\0n", words, flags=re.S)
     for line in text.splitlines():
         if line.startswith("["):
             break

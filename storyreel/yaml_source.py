@@ -1,7 +1,7 @@
 """YAML text to plain data, with the place of every value and without YAML's surprises.
 
-Refused: aliases (alias bombs), duplicate keys, tags, several documents, dates, sexagesimal
-numbers, deep nesting, control and bidirectional characters, anything that is not UTF-8.
+Refused: aliases (alias bombs), duplicate keys, tags, several documents, dates, octal and
+sexagesimal numbers, deep nesting, control and bidirectional characters, what is not UTF-8.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -21,9 +21,14 @@ MAX_DEPTH = 20
 MAX_DIGITS = 40  # Python refuses to read numbers of thousands of digits, and nobody means them
 
 _TAG = "tag:yaml.org,2002:"
-_KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
-# Bidirectional controls can make a script read other than it is (CVE-2021-42574).
-_BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
+_NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?|[-+]?\.\d+|[-+]?\.(inf|nan)", re.I)
+# Control characters; bidirectional controls, which can make a script read other than it is
+# (CVE-2021-42574); separators, marks and tags that no one sees.
+_FORBIDDEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
+)
 
 
 class _RefusedError(Exception):
@@ -35,17 +40,47 @@ class _RefusedError(Exception):
         self.mark = mark
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses aliases and deep nesting while it composes."""
+@dataclass
+class _Text:
+    """A script's text, its lines, and the faults found in it so far."""
 
-    _depth = 0
+    text: str
+    faults: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.lines = _LINE_END.split(self.text)
+
+    def fault(self, message: str, mark: yaml.Mark | None) -> Fault:
+        """Return a fault at a mark; one behind the last character belongs to the last line."""
+        if mark is None:
+            return Fault(message)
+        line = min(mark.line, len(self.lines) - 1)
+        column = mark.column if line == mark.line else len(self.lines[line])
+        return Fault(message, line + 1, column + 1, self.lines[line])
+
+    def refuse(self, message: str, mark: yaml.Mark) -> None:
+        """Note a fault after which reading goes on."""
+        self.faults.append(self.fault(message, mark))
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses aliases, tags and deep nesting while it composes."""
+
+    def __init__(self, text: _Text) -> None:
+        super().__init__(text.text)
+        self._text = text
+        self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise _RefusedError("aliases (*name) are not allowed; write the text out", event.start_mark)
         if self._depth >= MAX_DEPTH:
             raise _RefusedError(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+        if event.tag is not None:
+            tag = event.tag.replace(_TAG, "!!")
+            self._text.refuse(f"the tag {tag} is not allowed; take it out", event.start_mark)
+            event.tag, event.implicit = None, (True, False)
         self._depth += 1
         try:
             node: yaml.Node | None = super().compose_node(parent, index)
@@ -59,14 +94,11 @@ def forbidden_character(text: str) -> tuple[int, str] | None:
 
     Line feeds, carriage returns and tabs are not counted.
     """
-    for index, char in enumerate(text):
-        if char in "\n\r\t":
-            continue
-        category = unicodedata.category(char)
-        if char in _BIDIRECTIONAL or category in ("Cc", "Cs") or char in "\ufeff\u2028\u2029":
-            name = unicodedata.name(char, "control character")
-            return index, f"U+{ord(char):04X} ({name.lower()})"
-    return None
+    match = _FORBIDDEN.search(text)
+    if match is None:
+        return None
+    name = unicodedata.name(match[0], "control character").lower()
+    return match.start(), f"U+{ord(match[0]):04X} ({name})"
 
 
 @dataclass(frozen=True)
@@ -77,17 +109,17 @@ class Source:
     """
 
     path: str
-    text: str
     data: Any
-    node: yaml.Node
     faults: tuple[Fault, ...]
+    _node: yaml.Node
+    _text: _Text
 
     def fault(self, message: str, location: Sequence[str | int] = (), key: bool = False) -> Fault:
         """Return a fault at ``location`` (keys and indices), or as near to it as exists.
 
         With ``key`` it points at the last key itself, else at its value.
         """
-        return _fault(self.text, message, _find(self.node, location, key))
+        return self._text.fault(message, _find(self._node, location, key))
 
 
 def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> yaml.Mark:
@@ -110,109 +142,102 @@ def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> yaml.Mar
     return mark
 
 
-def _fault(text: str, message: str, mark: yaml.Mark | None) -> Fault:
-    if mark is None:
-        return Fault(message)
-    # A mark may stand behind the last character; errors there belong to the last line.
-    lines = re.split(r"\r\n|[\n\r\x85\u2028\u2029]", text)  # as PyYAML counts lines
-    line = min(mark.line, len(lines) - 1)
-    column = mark.column if line == mark.line else len(lines[line])
-    return Fault(message, line + 1, column + 1, lines[line])
-
-
 def parse(path: str, raw: bytes) -> Source:
     """Read a YAML document. Raises ScriptError where reading cannot go on."""
-    text = _decode(path, raw)
-    faults: list[Fault] = []
-    text = _without_forbidden(text, faults)
+    text = _without_forbidden(_decode(path, raw))
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
-            raise ScriptError(path, [Fault("the file is empty")])
-        data = _construct(node, loader, text, faults)
+            raise ScriptError(path, [*text.faults, Fault("the file is empty")])
+        data = _construct(node, text)
     except _RefusedError as refused:
-        raise ScriptError(path, [*faults, _fault(text, refused.message, refused.mark)]) from None
+        last = text.fault(refused.message, refused.mark)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
         words = ", ".join(part for part in (error.context, error.problem) if part)
         if "expected a single document" in words:
             words = "a story is one document; take out '---'"
         else:
             words = f"not valid YAML: {words}"
-        raise ScriptError(path, [*faults, _fault(text, words, mark)]) from None
-    except yaml.YAMLError as error:
-        message = str(error).splitlines()[0]
-        raise ScriptError(path, [*faults, Fault(f"not valid YAML: {message}")]) from None
+        last = text.fault(words, error.problem_mark or error.context_mark)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as the escape "\UFFFFFFFF"
+        last = text.fault(f"not valid YAML: {str(error).splitlines()[0]}", loader.get_mark())
+    else:
+        return Source(path, data, tuple(text.faults), node, text)
     finally:
         loader.dispose()
-    return Source(path, text, data, node, tuple(faults))
+    raise ScriptError(path, [*text.faults, last])
 
 
 def _decode(path: str, raw: bytes) -> str:
     if len(raw) > MAX_BYTES:
         raise ScriptError(path, [Fault(f"larger than {MAX_BYTES // 1024} KB: not a story")])
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or (raw[:1] and raw[1:2] == b"\0") or raw[:1] == b"\0":
+        raise ScriptError(path, [Fault("not UTF-8: this looks like UTF-16; save the file as UTF-8")])
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = raw[: error.start]
-        line = before.count(b"\n") + 1
-        column = len(before) - (before.rfind(b"\n") + 1) + 1
-        fault = Fault(f"not UTF-8: byte 0x{raw[error.start]:02X}; save the file as UTF-8", line, column)
+        lines = _LINE_END.split(raw.decode("utf-8", "replace"))
+        before = _LINE_END.split(raw[: error.start].decode("utf-8"))
+        message = f"not UTF-8: byte 0x{raw[error.start]:02X}; save the file as UTF-8"
+        fault = Fault(message, len(before), len(before[-1]) + 1, lines[len(before) - 1])
         raise ScriptError(path, [fault]) from None
-    return text
 
 
-def _without_forbidden(text: str, faults: list[Fault]) -> str:
-    """Replace forbidden characters, noting each, so that the rest can still be checked."""
-    lines = re.split(r"(\r\n|\n|\r)", text)
-    for position in range(0, len(lines), 2):
-        source = lines[position]
-        while found := forbidden_character(lines[position]):
+def _without_forbidden(text: str) -> _Text:
+    """Replace forbidden characters, noting the first of a line, so that the rest can be read."""
+    faults = []
+    pieces = re.split(r"(\r\n|\n|\r)", text)
+    for position in range(0, len(pieces), 2):
+        found = forbidden_character(pieces[position])
+        if found:
             index, name = found
-            faults.append(Fault(f"{name} is not allowed", position // 2 + 1, index + 1, source))
-            lines[position] = lines[position][:index] + "?" + lines[position][index + 1 :]
-    return "".join(lines)
+            fault = Fault(f"{name} is not allowed", position // 2 + 1, index + 1, pieces[position])
+            faults.append(fault)
+            pieces[position] = _FORBIDDEN.sub("\ufffd", pieces[position])
+    return _Text("".join(pieces), faults)
 
 
-def _construct(node: yaml.Node, loader: _Loader, text: str, faults: list[Fault]) -> Any:
-    """Turn nodes into str, int, float, bool, None, list and dict; collect what is refused."""
-    kind = node.tag.removeprefix(_TAG)
-    if isinstance(node, yaml.MappingNode) and kind == "map":
-        return dict(_pairs(node, loader, text, faults))
-    if isinstance(node, yaml.SequenceNode) and kind == "seq":
-        return [_construct(child, loader, text, faults) for child in node.value]
-    if isinstance(node, yaml.ScalarNode):
-        if kind == "str":
-            found = forbidden_character(node.value)
-            if found:
-                message = f"{found[1]} is not allowed, not even as an escape"
-                faults.append(_fault(text, message, node.start_mark))
-            return node.value
-        if kind == "null":
+def _construct(node: yaml.Node, text: _Text) -> Any:
+    """Turn nodes into str, int, float, bool, None, list and dict; note what is refused."""
+    if isinstance(node, yaml.MappingNode):
+        return dict(_pairs(node, text))
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(child, text) for child in node.value]
+    value: str = node.value
+    match node.tag.removeprefix(_TAG):
+        case "null":
             return None
-        if kind in ("int", "float", "bool") and ":" not in node.value and len(node.value) <= MAX_DIGITS:
-            try:
-                return loader.construct_object(node)
-            except (ValueError, yaml.YAMLError):
-                pass
-    what = _KINDS.get(kind, "a date" if kind == "timestamp" else f"the tag !!{kind}")
-    hint = "quote it if it is text" if isinstance(node, yaml.ScalarNode) else "take the tag out"
-    faults.append(_fault(text, f"{what} of this form is not allowed; {hint}", node.start_mark))
-    return None
+        case "bool":
+            return value.lower() in ("true", "yes", "on")
+        case "int" | "float":
+            number = _NUMBER.fullmatch(value)
+            if number and len(value) <= MAX_DIGITS:
+                plain = value.lower().replace(".inf", "inf").replace(".nan", "nan")
+                return int(plain) if plain.lstrip("+-").isdigit() else float(plain)
+            message = "a number is written plainly, as in 10 or 2.5; quote it if it is text"
+            text.refuse(message, node.start_mark)
+            return None
+        case "timestamp":
+            text.refuse("a date is not allowed; quote it if it is text", node.start_mark)
+            return None
+        case _:
+            found = forbidden_character(value)
+            if found:
+                text.refuse(f"{found[1]} is not allowed, not even as an escape", node.start_mark)
+                return None
+            return value
 
 
-def _pairs(
-    node: yaml.MappingNode, loader: _Loader, text: str, faults: list[Fault]
-) -> Iterator[tuple[str, Any]]:
+def _pairs(node: yaml.MappingNode, text: _Text) -> Iterator[tuple[str, Any]]:
     seen: dict[str, int] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            faults.append(_fault(text, "a key must be plain text", key.start_mark))
+            text.refuse("a key must be plain text", key.start_mark)
             continue
         if key.value in seen:
-            message = f"duplicate key {key.value!r}; first on line {seen[key.value]}"
-            faults.append(_fault(text, message, key.start_mark))
+            text.refuse(f"duplicate key {key.value!r}; first on line {seen[key.value]}", key.start_mark)
             continue
         seen[key.value] = key.start_mark.line + 1
-        yield key.value, _construct(value, loader, text, faults)
+        yield key.value, _construct(value, text)

@@ -20,7 +20,7 @@ from storyreel.mini.nets import build_tokenizer
 from storyreel.models.base import Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.render import Engine
 from storyreel.story import parse_story
 
@@ -83,18 +83,26 @@ def tiny() -> MochiAdapter:
 
 
 class FakeDecoder:
-    """Each latent frame becomes its codec's frames of one grey: the latents' mean."""
+    """Each latent frame becomes its codec's frames of one grey: the mean of the last three.
+
+    So a decoder that was warmed up with the wrong latents shows it.
+    """
+
+    MEMORY = 3
 
     def __init__(self, spec: ModelSpec) -> None:
-        self._spec, self._first = spec, True
+        self._spec = spec
+        self._means: list[Tensor] = []
 
     def push(self, latents: Tensor) -> Tensor:
-        grey = ((latents[0].mean((0, 2, 3)).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        frames = grey.repeat_interleave(self._spec.frames_per_latent)
-        if self._first:
-            frames, self._first = frames[self._spec.frames_per_latent - 1 :], False
         width, height = self._spec.size
-        return frames[:, None, None, None].expand(-1, height, width, 3).contiguous()
+        frames = []
+        for mean in latents[0].mean((0, 2, 3)):
+            count = self._spec.frames_per_latent if self._means else 1
+            self._means = [*self._means, mean][-self.MEMORY :]
+            grey = ((torch.stack(self._means).mean().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            frames.append(grey.expand(count, height, width, 3))
+        return torch.cat(frames)
 
 
 class FakeAdapter:
@@ -125,7 +133,7 @@ class FakeAdapter:
         return FakeDecoder(self.spec)
 
     def decoder_memory(self) -> int:
-        return 1
+        return FakeDecoder.MEMORY - 1
 
 
 class FakeEngine(Engine):
@@ -143,21 +151,20 @@ class FakeEngine(Engine):
 
 
 class Silent:
-    """A progress that shows nothing and remembers how many forwards there were."""
+    """A progress that shows nothing and remembers what it was told."""
 
     def __init__(self) -> None:
-        self.forwards = 0
+        self.forwards = self.promised = 0
         self.finished: list[int] = []
 
-    def started(self, plan: Plan, done: int) -> None: ...
+    def started(self, plan: Plan, done: int, forwards: int) -> None:
+        self.promised = forwards
 
     def forward(self) -> None:
         self.forwards += 1
 
-    def segment_finished(self, segment: object) -> None:
-        self.finished.append(segment.index)  # type: ignore[attr-defined]
-
-    def note(self, text: str) -> None: ...
+    def segment_finished(self, segment: Segment) -> None:
+        self.finished.append(segment.index)
 
 
 @pytest.fixture

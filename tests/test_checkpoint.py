@@ -20,19 +20,21 @@ def finished(tmp_path: Path) -> Path:
     with FilmFolder(path, "film") as folder:
         folder.video("01").write_bytes(b"video")
         folder.latents("01").write_bytes(b"latents")
-        folder.record_segment("01", "k", 24, 1.0)
+        folder.record_segment("01", "k", 24, "cpu", 1.0)
         folder.write_manifest({"title": "t"}, [{"number": "01"}])
     return path
 
 
-def complete(path: Path, key: str = "k") -> bool:
+def complete(path: Path, key: str = "k", device: str = "auto") -> bool:
     with FilmFolder(path, "film") as folder:
-        return folder.is_complete("01", key)
+        return folder.is_complete("01", key, device)
 
 
 def test_a_segment_is_complete_with_its_key_and_its_bytes(finished: Path) -> None:
     assert complete(finished)
     assert not complete(finished, "other")
+    assert complete(finished, device="cpu")
+    assert not complete(finished, device="cuda")  # asked for, so the other's is not good enough
 
 
 @pytest.mark.parametrize("name", ["01.mp4", "01.safetensors"])
@@ -88,7 +90,8 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_run_are_removed(finished: Path) -> None:
-    leftovers = [finished / ".film-x.part.mp4", finished / "segments" / ".02-x.part.mp4"]
+    names = (".film-x.part.mp4", "segments/.02-x.part.mp4", "segments/.join.part.list.txt")
+    leftovers = [finished / name for name in names]
     for path in leftovers:
         path.write_bytes(b"half")
     assert complete(finished)

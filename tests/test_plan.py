@@ -38,9 +38,12 @@ def test_segments_follow_one_another() -> None:
     assert plan.segments[0].scene == "a fox in the park"
     assert plan.segments[0].prompt == "a fox in the park. a fox sits"
     assert [s.number for s in plan.segments] == ["01", "02", "03", "04", "05"]
-    windows = list(plan.windows())
-    assert [s.index for window in windows for s in window] == [0, 1, 2, 3, 4]
-    assert max(len(window) for window in windows) == WINDOW
+    assert [[s.index for s in window] for window in plan.windows()] == [[0, 1], [2, 3, 4]]
+
+
+def test_windows_are_bounded_and_end_at_cuts() -> None:
+    plan = plan_of("scenes:\n" + "  - [a, b]\n" * 10)
+    assert [len(window) for window in plan.windows()] == [WINDOW, WINDOW, 2]
 
 
 def test_the_command_line_wins_over_the_story_and_the_story_over_the_model() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pkgutil
 from pathlib import Path
 
 import av
 import pytest
+import torch
 
 from storyreel.errors import NumericsError, OutputError
-from storyreel.models.specs import ModelSpec
+from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Rendered, render
 from tests.conftest import FakeEngine, Silent, plan_of
 
@@ -104,8 +107,6 @@ def test_an_interrupted_render_goes_on_to_the_same_film(tmp_path: Path, at: int)
         if count == at:
             raise KeyboardInterrupt
 
-    from storyreel.models.specs import MODELS
-
     engine.adapter(MODELS["fake"]).on_predict = interrupt
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "torn", engine=engine)
@@ -114,19 +115,72 @@ def test_an_interrupted_render_goes_on_to_the_same_film(tmp_path: Path, at: int)
     assert kept == (4 if at >= 12 else 0)
     result, progress, _ = make(tmp_path / "torn")
     assert result.rendered == 6 - kept
-    assert progress.forwards == 3 * (6 - kept)
+    assert progress.forwards == progress.promised == 3 * (6 - kept)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", ["01", "04", "06"])
-def test_a_damaged_segment_is_made_again(tmp_path: Path, number: str) -> None:
-    make(tmp_path)
+WHERE = {
+    "while encoding": ("storyreel.video.SegmentWriter.write", 9),
+    "when ffmpeg ends": ("storyreel.video._finish", 4),
+    "between film and latents": ("storyreel.render.write_atomically", 3),
+    "before it is recorded": ("storyreel.checkpoint.FilmFolder.record_segment", 5),
+    "at the manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 3),
+    "while joining": ("storyreel.video.join", 1),
+    "at the last ffmpeg": ("storyreel.video._finish", 7),
+    "at the page": ("storyreel.render.write_atomically", 7),
+    "at the last manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 8),
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_an_interrupt_anywhere_costs_nothing_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The n-th call of something is interrupted before it does its work."""
+    make(tmp_path / "whole")
+    target, nth = WHERE[where]
+    path, name = target.rsplit(".", 1)
+    owner = pkgutil.resolve_name(path)
+    original, calls = getattr(owner, name), 0
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            if name == "_finish":
+                args[0].kill()  # type: ignore[attr-defined]
+                original(*args)
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "torn")
+    manifest = json.loads((tmp_path / "torn" / "foxes" / "manifest.json").read_text())
+    recorded = [s["number"] for s in manifest["segments"] if "key" in s]
+    result, _, _ = make(tmp_path / "torn")
+    assert result.rendered == 6 - len(recorded)
+    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "torn").rglob(".*.part*"))
+
+
+@pytest.mark.parametrize("number", ["01", "02", "04", "05", "06"])
+def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: str) -> None:
+    """Segments of one latent frame, so that the decoder must look several segments back."""
+    options = {"seconds": 0.25}
+    make(tmp_path, **options)
     before = contents(tmp_path)
-    path = tmp_path / "foxes" / "segments" / f"{number}.mp4"
+    folder = tmp_path / "foxes" / "segments"
+    times = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    path = folder / f"{number}.mp4"
     path.write_bytes(path.read_bytes()[:-1])
-    result, _, _ = make(tmp_path)
+    result, progress, _ = make(tmp_path, **options)
     assert result.rendered == 1
+    assert progress.forwards == progress.promised
     assert contents(tmp_path) == before
+    changed = {p.name for p in folder.iterdir() if p.stat().st_mtime_ns != times[p.name]}
+    assert changed == {f"{number}.mp4", f"{number}.safetensors"}
 
 
 def test_a_damaged_film_is_joined_again_without_a_model(tmp_path: Path) -> None:
@@ -151,14 +205,66 @@ def test_a_changed_title_renders_nothing_again(tmp_path: Path) -> None:
 
 
 def test_a_changed_scene_changes_its_window_and_what_grows_out_of_it(tmp_path: Path) -> None:
-    changed = [*SCENES[:4], ("a river", "it swims"), SCENES[5]]
+    def change(name: str, index: int, cut: int | None) -> int:
+        """Change one scene of a finished film; return how many were rendered again."""
+        scenes = [*SCENES]
+        scenes[index] = ("a river", "a fox drinks")
+        make(tmp_path / name, story(cut=cut))
+        result, _, _ = make(tmp_path / name, story(scenes, cut=cut))
+        make(tmp_path / f"{name}-fresh", story(scenes, cut=cut))
+        assert contents(tmp_path / name) == contents(tmp_path / f"{name}-fresh")
+        return result.rendered
+
+    assert change("last window", 4, None) == 2
+    assert change("first window", 0, None) == 6
+    assert change("before a cut", 0, 5) == 5
+    assert change("behind a cut", 5, 5) == 1
+    assert change("between", 3, 3) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"steps": 2}, {"guidance": 2.0}, {"seconds": 0.25}], ids=lambda o: next(iter(o))
+)
+def test_every_setting_is_part_of_a_segments_key(tmp_path: Path, options: dict[str, object]) -> None:
     make(tmp_path)
-    result, _, _ = make(tmp_path, story(changed))
-    assert result.rendered == 2
-    make(tmp_path / "cut", story(cut=4))
-    first = [("a garden", "a fox sits"), *SCENES[1:]]
-    result, _, _ = make(tmp_path / "cut", story(first, cut=4))
-    assert result.rendered == 4  # behind the cut nothing depends on it
+    result, _, _ = make(tmp_path, **options)
+    assert result.rendered == 6
+
+
+def test_versions_and_recipe_are_part_of_a_segments_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    monkeypatch.setattr("storyreel.render.RECIPE", 99)
+    assert make(tmp_path)[0].rendered == 6
+    monkeypatch.setattr("storyreel.video.encoder_version", lambda: "other")
+    assert make(tmp_path)[0].rendered == 6
+    assert make(tmp_path)[0].rendered == 0
+
+
+def test_a_longer_first_scene_leaves_what_is_behind_a_cut(tmp_path: Path) -> None:
+    make(tmp_path, story(cut=4))
+    longer = story(cut=4).replace("action: a fox sits", "action: a fox sits, seconds: 1")
+    assert make(tmp_path, longer)[0].rendered == 4
+
+
+def test_a_started_render_is_not_taken_for_the_film_before(tmp_path: Path) -> None:
+    make(tmp_path)
+    engine = FakeEngine()
+
+    def interrupt(count: int) -> None:
+        raise KeyboardInterrupt
+
+    engine.adapter(MODELS["fake"]).on_predict = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, story([("a river", "it swims"), *SCENES[1:]]), engine=engine)
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    assert manifest["film"] == {}
+    assert not any("key" in segment for segment in manifest["segments"])
+    assert not (tmp_path / "foxes" / "foxes.mp4").exists()
+    events = [json.loads(line) for line in (tmp_path / "foxes" / "events.jsonl").read_text().splitlines()]
+    assert events[-1]["event"] == "stopped"
+    assert events[-1]["reason"] == "KeyboardInterrupt"
 
 
 def test_a_shorter_story_leaves_no_strangers(tmp_path: Path) -> None:
@@ -184,8 +290,6 @@ def test_overwrite_renders_everything_again(tmp_path: Path) -> None:
 
 def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
-    from storyreel.models.specs import MODELS
-
     fake = engine.adapter(MODELS["fake"])
     predict = fake.predict
 
@@ -210,16 +314,22 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
 
 
 def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
-    """The decoder's stream and the latents of a window are all that a long story keeps."""
-    import tracemalloc
+    """Living tensors are counted at every forward: they are a window's, not the story's."""
 
-    peaks = []
-    for count in (8, 40):
-        tracemalloc.start()
-        make(tmp_path / str(count), story([SCENES[i % 6] for i in range(count)]))
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 32 * 40_000  # a plan, a text and a record each, no pictures
+    def most_bytes(scenes: int) -> int:
+        engine, peak = FakeEngine(), 0
+
+        def count(_: int) -> None:
+            nonlocal peak
+            tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+            peak = max(peak, sum(t.nbytes for t in tensors))
+
+        engine.adapter(MODELS["fake"]).on_predict = count
+        make(tmp_path / str(scenes), story([SCENES[i % 6] for i in range(scenes)]), engine, steps=1)
+        return peak
+
+    short, long = most_bytes(8), most_bytes(32)
+    assert long <= short * 1.02
 
 
 def test_the_page_shows_text_as_text(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "a list": ("- a\n- b\n", 1, "mapping"),
     "a word": ("hello\n", 1, "mapping"),
     "no scenes": ("title: A\n", 1, "'scenes' is missing"),
-    "no scene": ("scenes: []\n", 1, "at least 1"),
+    "no scene": ("scenes: []\n", 1, "at least one scene"),
     "scenes are null": ("scenes:\n", 1, "list"),
     "unknown key": (PAIR + "scnes: 1\n", 3, "unknown key 'scnes'"),
     "unknown key in a scene": (
@@ -102,6 +102,22 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "a tag that would run code": ('scenes: !!python/object/apply:os.system ["id"]\n', 1, "tag"),
     "a custom tag": ("scenes:\n  - !exec [a, b]\n", 2, "tag"),
     "binary": ("title: !!binary aGk=\n" + PAIR, 1, "binary"),
+    "a tag that drops text": ("title: !!null hello\n" + PAIR, 1, "tag"),
+    "a tag that breaks the reader": ('render: {seed: !!int ""}\n' + PAIR, 1, "tag"),
+    "a tag on a key": ("!!int title: x\n" + PAIR, 1, "tag"),
+    "an escape beyond Unicode": ('title: "\\UFFFFFFFF"\n' + PAIR, 1, "not valid YAML"),
+    "a character that is none": ("title: a\ufffe\n" + PAIR, 1, "U+FFFE"),
+    "octal": ("render: {seed: 010}\n" + PAIR, 1, "written plainly"),
+    "a number YAML does not know": ("render: {steps: 1e3}\n" + PAIR, 1, "expected a whole number"),
+    "an invisible prompt": ('scenes:\n  - ["\u200b", b]\n', 2, "empty text"),
+    "a cast that is text": ("cast: {first: a dog}\n" + PAIR, 1, "expected a mapping with name"),
+    "render is null": ("render:\n" + PAIR, 1, "expected a mapping with model"),
+    "a placeholder in the cast": ('cast: {a: {name: "{b}"}}\n' + PAIR, 1, "no placeholders"),
+    "unknown model": (PAIR + "render: {model: sora}\n", 3, "known: mini"),
+    "more tokens than the model reads": (f"scenes:\n  - [{'quixotic ' * 60}, b]\n", 2, "tokens"),
+    "60,000 duplicate keys": ("render: {" + "a: 1, " * 30_000 + "}\n" + PAIR, 1, "unknown key 'a'"),
+    "a file of control characters": ("\x01" * 200_000, 1, "U+0001"),
+    "a line of overrides": ("# " + "\u202e" * 80_000 + "\n" + PAIR, 1, "U+202E"),
     "merge key": ("<<: {title: A}\n" + PAIR, 1, "<<"),
     "a key that is a list": ("? [a]\n: b\n" + PAIR, 1, "plain text"),
     "unknown placeholder": (CAST + 'scenes:\n  - ["{third} walks", b]\n', 4, "unknown placeholder {third}"),
@@ -119,12 +135,12 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "seconds NaN": ("scenes:\n  - {scene: a, action: b, seconds: .nan}\n", 2, "finite"),
     "seconds infinite": ("scenes:\n  - {scene: a, action: b, seconds: .inf}\n", 2, "finite"),
     "seconds 1e12": ("scenes:\n  - {scene: a, action: b, seconds: 1.0e+12}\n", 2, "600"),
-    "seconds text": ("scenes:\n  - {scene: a, action: b, seconds: two}\n", 2, "valid number"),
-    "seconds true": ("scenes:\n  - {scene: a, action: b, seconds: true}\n", 2, "valid number"),
-    "seconds as a clock": ("scenes:\n  - {scene: a, action: b, seconds: 12:30}\n", 2, "number of this form"),
-    "endless number": (f"render: {{seed: {'9' * 5000}}}\n" + PAIR, 1, "number of this form"),
+    "seconds text": ("scenes:\n  - {scene: a, action: b, seconds: two}\n", 2, "expected a number"),
+    "seconds true": ("scenes:\n  - {scene: a, action: b, seconds: true}\n", 2, "expected a number"),
+    "seconds as a clock": ("scenes:\n  - {scene: a, action: b, seconds: 12:30}\n", 2, "written plainly"),
+    "endless number": (f"render: {{seed: {'9' * 5000}}}\n" + PAIR, 1, "written plainly"),
     "seed negative": (PAIR + "render: {seed: -1}\n", 3, "greater than or equal to 0"),
-    "seed fraction": (PAIR + "render: {seed: 1.5}\n", 3, "integer"),
+    "seed fraction": (PAIR + "render: {seed: 1.5}\n", 3, "whole number"),
     "size in words": (PAIR + "render: {size: big}\n", 3, "WIDTHxHEIGHT"),
     "steps 0": (PAIR + "render: {steps: 0}\n", 3, "greater than or equal to 1"),
     "transition unknown": ("scenes:\n  - {scene: a, action: b, transition: fade}\n", 2, "'blend' or 'cut'"),
@@ -161,7 +177,7 @@ def test_broken_script(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     began = time.perf_counter()
     assert run(["validate", str(path)]) == 65
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10  # a hang; the machine may be busy
     out, err = capsys.readouterr()
     assert out == ""
     head, *rest = err.splitlines()
@@ -183,6 +199,9 @@ def test_all_faults_of_a_file_are_told_in_one_run(tmp_path: Path, capsys: pytest
     heads = [line for line in capsys.readouterr().err.splitlines() if line.startswith(str(path))]
     places = [tuple(int(part) for part in head.split(":")[1:3]) for head in heads]
     assert places == [(1, 8), (2, 1), (4, 6), (4, 19), (5, 6), (5, 13), (6, 5), (7, 10)]
+    path.write_text('scenes:\n  - {}\n  - ["{a} {b}", c]\n')
+    assert run(["validate", str(path)]) == 65
+    assert capsys.readouterr().err.count(": error: ") == 4
 
 
 def test_the_caret_stands_under_the_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

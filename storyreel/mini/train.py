@@ -408,6 +408,10 @@ def export(options: argparse.Namespace) -> None:
         "transformer": ["diffusers", "MochiTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLMochi"],
     }
+    for path in target.rglob("config.json"):  # a path of this machine is no part of a model
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     print(f"{target}: {sum(p.stat().st_size for p in target.rglob('*') if p.is_file()) / 1e6:.1f} MB")
 

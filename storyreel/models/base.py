@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar, cast
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from storyreel.errors import DamagedError, MissingError
@@ -35,7 +35,7 @@ class Decoder(Protocol):
     """Turns one continuous stream of latents into pictures, in constant memory."""
 
     def push(self, latents: Tensor) -> Tensor:
-        """Return the pictures, uint8 (T, H, W, 3), of the next latents (1, C, F, H, W).
+        """Return the pictures, uint8 (T, H, W, 3) on the CPU, of the next latents (1, C, F, H, W).
 
         The very first latent frame of a stream is one picture, every other several.
         """
@@ -77,23 +77,30 @@ def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
     return cast(Adapter, factory.load(spec, device))
 
 
-def load_component(cls: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
+def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
+    """Return ``load(folder)``, turning whatever a library says into MissingError or DamagedError."""
+    if not folder.is_dir():
+        raise MissingError(f"there is no {folder.name} in {folder.parent}", _restore(folder))
+    try:
+        return load(folder)
+    except Exception as error:  # the libraries raise everything from KeyError to their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DamagedError(f"{folder} cannot be read: {reason}", _restore(folder)) from error
+
+
+def _restore(folder: Path) -> str:
+    return f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel"
+
+
+def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
     """Load one component from safetensors, refusing anything missing, unexpected or damaged.
 
-    ``cls`` is its ``from_pretrained``. A checkpoint with missing keys would otherwise load
+    ``load`` is its ``from_pretrained``. A checkpoint with missing keys would otherwise load
     with random weights and without an exception.
     """
-    remedy = f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel"
-    if not folder.is_dir():
-        raise MissingError(f"there is no {folder.name} in {folder.parent}", remedy)
-    try:
-        model, info = cast(
-            "tuple[object, dict[str, object]]",
-            cls(folder, use_safetensors=True, local_files_only=True, output_loading_info=True),
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DamagedError(f"the weights in {folder} cannot be read: {reason}", remedy) from None
+    remedy = _restore(folder)
+    safely = partial(load, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    model, info = cast("tuple[object, dict[str, object]]", read_component(safely, folder))
     wrong = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)]
     if wrong:
         raise DamagedError(f"the weights in {folder} do not fit: {', '.join(wrong)}", remedy)
@@ -108,4 +115,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError("no CUDA device is at hand", "Use --device cpu, or check nvidia-smi.")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise MissingError(f"there is no {name}: this machine has {count}", "Count from cuda:0.")
+    return device

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.errors import PromptError
-from storyreel.models.base import Text, load_component
+from storyreel.models.base import Text, load_component, read_component
 from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
 from storyreel.models.specs import ModelSpec
 
@@ -53,9 +53,11 @@ class MochiAdapter:
         vae = load_component(loader, folder / "vae", AutoencoderKLMochi)
         loader = partial(T5EncoderModel.from_pretrained, dtype=fp32)
         text_encoder = load_component(loader, folder / "text_encoder", T5EncoderModel)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True)
+        read = partial(PreTrainedTokenizerFast.from_pretrained, local_files_only=True)
+        tokenizer = read_component(read, folder / "tokenizer")
         return cls(spec, device, transformer, vae, text_encoder, tokenizer)
 
+    @torch.inference_mode()
     def encode(self, prompt: str) -> Text:
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         length = self.spec.text_length

@@ -126,6 +126,16 @@ def test_weights_of_another_shape_are_refused(saved: ModelSpec) -> None:
         load_adapter(saved, CPU)
 
 
+def test_a_damaged_tokenizer_is_refused(saved: ModelSpec) -> None:
+    (saved.weights / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(DamagedError, match="tokenizer"):
+        load_adapter(saved, CPU)
+
+
+def test_an_encoded_prompt_drags_no_graph_along(tiny: MochiAdapter) -> None:
+    assert not tiny.encode("a fox").states.requires_grad
+
+
 def test_missing_weights_and_devices_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="transformer"):
         load_adapter(replace(TINY, weights=tmp_path / "nowhere"), CPU)
