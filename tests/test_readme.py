@@ -1,0 +1,60 @@
+"""README says what is true: its links, its commands, its codes, and no figure is left open."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from storyreel import errors
+from storyreel.cli import app, run
+from storyreel.story import parse_story
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+CARD = (ROOT / "storyreel" / "mini" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("text", "base"), [(README, ROOT), (CARD, ROOT / "storyreel" / "mini")])
+def test_links_lead_somewhere(text: str, base: object) -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    for link in links:
+        assert (base / link).exists(), link  # type: ignore[operator]
+
+
+def test_nothing_is_left_open() -> None:
+    for text in (README, CARD):
+        assert not re.search(r"\b(FIGURES|SCORES|TODO|TBD|XXX|[A-Z]+_TRAINING)\b", text)
+        assert not re.search(r"\| (TRANSFORMER|TEXT|CODEC) \|", text)
+
+
+def test_ci_runs_the_two_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    patterns = re.findall(r"from_readme '([^']+)'", script)
+    assert len(patterns) == 2
+    for pattern in patterns:
+        assert len(re.findall(f"^python3 .*{pattern}", README, re.M)) == 1
+
+
+def test_every_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in app.registered_commands:
+        name = command.callback.__name__ if command.callback else ""
+        assert f"`storyreel {name}" in README
+    assert run(["render", "--help"]) == 0
+    help_text = capsys.readouterr().out
+    for option in re.findall(r"`(--[a-z-]+)`", README.split("## Commands")[1].split("## ")[0]):
+        assert option in help_text
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.StoryreelError)]
+    for code in {c.exit_code for c in classes} | {0, 130}:
+        assert f"| {code} |" in README
+
+
+def test_the_example_is_a_story() -> None:
+    block = README.split("```yaml\n")[1].split("```")[0]
+    story = parse_story("README", block.encode())
+    assert yaml.safe_load(block)["render"]["seed"] == story.render.seed == 7
