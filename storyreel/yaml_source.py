@@ -34,7 +34,7 @@ _FORBIDDEN = re.compile(
 class _RefusedError(Exception):
     """A fault that ends the reading, with its mark."""
 
-    def __init__(self, message: str, mark: yaml.Mark) -> None:
+    def __init__(self, message: str, mark: Any) -> None:
         super().__init__(message)
         self.message = message
         self.mark = mark
@@ -50,7 +50,7 @@ class _Text:
     def __post_init__(self) -> None:
         self.lines = _LINE_END.split(self.text)
 
-    def fault(self, message: str, mark: yaml.Mark | None) -> Fault:
+    def fault(self, message: str, mark: Any) -> Fault:
         """Return a fault at a mark; one behind the last character belongs to the last line."""
         if mark is None:
             return Fault(message)
@@ -58,7 +58,7 @@ class _Text:
         column = mark.column if line == mark.line else len(self.lines[line])
         return Fault(message, line + 1, column + 1, self.lines[line])
 
-    def refuse(self, message: str, mark: yaml.Mark) -> None:
+    def refuse(self, message: str, mark: Any) -> None:
         """Note a fault after which reading goes on."""
         self.faults.append(self.fault(message, mark))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -17,11 +18,11 @@ CARD = (ROOT / "storyreel" / "mini" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("text", "base"), [(README, ROOT), (CARD, ROOT / "storyreel" / "mini")])
-def test_links_lead_somewhere(text: str, base: object) -> None:
+def test_links_lead_somewhere(text: str, base: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
     assert links
     for link in links:
-        assert (base / link).exists(), link  # type: ignore[operator]
+        assert (base / link).exists(), link
 
 
 def test_nothing_is_left_open() -> None:
@@ -49,7 +50,9 @@ def test_every_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_every_exit_code_is_in_the_table() -> None:
-    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.StoryreelError)]
+    classes = [
+        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.StoryreelError)
+    ]
     for code in {c.exit_code for c in classes} | {0, 130}:
         assert f"| {code} |" in README
 

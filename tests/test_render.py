@@ -168,14 +168,13 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
 @pytest.mark.parametrize("number", ["01", "02", "04", "05", "06"])
 def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: str) -> None:
     """Segments of one latent frame, so that the decoder must look several segments back."""
-    options = {"seconds": 0.25}
-    make(tmp_path, **options)
+    make(tmp_path, seconds=0.25)
     before = contents(tmp_path)
     folder = tmp_path / "foxes" / "segments"
     times = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
     path = folder / f"{number}.mp4"
     path.write_bytes(path.read_bytes()[:-1])
-    result, progress, _ = make(tmp_path, **options)
+    result, progress, _ = make(tmp_path, seconds=0.25)
     assert result.rendered == 1
     assert progress.forwards == progress.promised
     assert contents(tmp_path) == before
@@ -227,7 +226,7 @@ def test_a_changed_scene_changes_its_window_and_what_grows_out_of_it(tmp_path: P
 )
 def test_every_setting_is_part_of_a_segments_key(tmp_path: Path, options: dict[str, object]) -> None:
     make(tmp_path)
-    result, _, _ = make(tmp_path, **options)
+    result, _, _ = make(tmp_path, **options)  # type: ignore[arg-type]
     assert result.rendered == 6
 
 

@@ -438,10 +438,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Train one part."""
     options = parse()
-    torch.set_flush_denormal(True)
     Path(options.out).mkdir(parents=True, exist_ok=True)
     {"codec": train_codec, "transformer": train_transformer, "export": export}[options.part](options)
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # of the whole process, so not where a test would meet it
     main()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from diffusers.models.attention_processor import MochiAttention
 from torch import Tensor, nn
@@ -33,7 +31,8 @@ class BatchedMochiAttnProcessor:
         """Attend: video (B, N, D) and text (B, L, E) with mask (B, L), to the same shapes."""
 
         def heads(layer: nn.Module, x: Tensor) -> Tensor:
-            return cast(Tensor, layer(x)).unflatten(2, (attn.heads, -1))
+            split: Tensor = layer(x).unflatten(2, (attn.heads, -1))
+            return split
 
         query, key = (
             attn.norm_q(heads(attn.to_q, hidden_states)),
