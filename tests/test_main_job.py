@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import MochiPipeline
 
+from storyreel import __version__
 from storyreel.cli import run
 from storyreel.models.base import load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
@@ -42,6 +43,7 @@ def test_the_film_by_an_independent_reader(out: Path) -> None:
         assert [c["metadata"]["title"] for c in chapters] == [story.filled(s.scene) for s in story.scenes]
         times = [f.time for f in film.decode(video=0)]
         assert film.metadata["storyreel_model"] == "mini"
+        assert film.metadata["storyreel_version"] == __version__
     assert times == pytest.approx([i / 12 for i in range(12 * 6)])
 
 
