@@ -9,7 +9,7 @@ import pytest
 
 from storyreel.mini.lessons import all_texts, sample_example, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
-from storyreel.mini.world import DOOR_ACTIONS, Character, Place, draw_clip, stage_clip
+from storyreel.mini.world import DOOR_ACTIONS, Action, Character, Place, draw_clip, stage_clip
 from storyreel.story import load_story
 from tests.conftest import ROOT
 
@@ -39,7 +39,7 @@ def test_every_scene_can_be_drawn(name: str) -> None:
 
 
 def test_staged_clips_vary_little() -> None:
-    clips = [stage_clip(Random(i), Place.CENTRAL_PARK, (Character.FOX,), "sit") for i in range(9)]  # type: ignore[arg-type]
+    clips = [stage_clip(Random(i), Place.CENTRAL_PARK, (Character.FOX,), Action.SIT) for i in range(9)]
     assert len({clip.backdrop for clip in clips}) == 1
     assert len({clip.actors[0].x for clip in clips}) == 9
     assert {clip.actors[0].facing for clip in clips} == {1}
