@@ -2,78 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from random import Random
 
 from storyreel.plan import joined_prompt
 
-from .plots import PLOTS, STORIES, words
-from .world import BALL_ACTIONS, DOOR_ACTIONS, Character, Clip, Place, caption, sample_clip, stage_clip
+from .plots import PLOTS, STORIES, Cast, words
+from .plots import Lesson as Scene
+from .world import (
+    BALL_ACTIONS,
+    DOOR_ACTIONS,
+    Action,
+    Character,
+    Clip,
+    Place,
+    allowed_actions,
+    caption,
+    sample_clip,
+    stage_clip,
+)
 
 FPS = 12.0
 WIDTH, HEIGHT = 96, 64
 PAIRS = tuple(dict.fromkeys((cast.first, cast.second) for _, cast in STORIES.values()))
+ALL_PAIRS = tuple(permutations(Character, 2))
 
-FIRST_STORY, ANY_STORY = 0.25, 0.5  # shares of the lessons; the rest crosses everything
+FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.15, 0.45, 0.05  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
 PAIR_SHARE = 0.2  # share of crossed lessons with two characters
+STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
 
 
 @dataclass(frozen=True)
 class Example:
-    """A clip with its two prompts, as a scene of a story would give them."""
+    """A clip with its two prompts, as a scene of a story would give them.
+
+    ``scene`` may be empty. ``speaks_alone`` tells whether the action prompt means what the
+    clip shows when the scene is left away.
+    """
 
     clip: Clip
     scene: str
     action: str
+    speaks_alone: bool = True
+
+
+def held_out(who: Character, place: Place, action: Action) -> bool:
+    """Tell whether a character never does ``action`` at ``place`` in training.
+
+    One in eleven of the combinations that no shipped story needs; they measure composition.
+    """
+    if (who, place, action) in _STORY_COMBINATIONS:
+        return False
+    ranks = tuple(Character).index(who), tuple(Place).index(place), tuple(Action).index(action)
+    return (3 * ranks[0] + 5 * ranks[1] + 7 * ranks[2]) % 11 == 0
+
+
+_STORY_COMBINATIONS = frozenset(
+    (cast.first, lesson.place, shown)
+    for plot, cast in STORIES.values()
+    for lesson in PLOTS[plot]
+    for shown in (lesson.shows, lesson.alone)
+)
+HELD_OUT = tuple(
+    (who, place, action)
+    for who in Character
+    for place in Place
+    for action in allowed_actions(who, place)
+    if held_out(who, place, action)
+)
 
 
 def sample_example(rng: Random) -> Example:
     """Draw a lesson: a scene of a shipped story, or any character at any place."""
     share = rng.random()
     if share < FIRST_STORY:
-        return _story_example(rng, "nyc")
+        return story_example(rng, *_scene_of(rng, "nyc"))
     if share < FIRST_STORY + ANY_STORY:
-        return _story_example(rng, rng.choice(tuple(STORIES)))
-    return _crossed_example(rng)
+        return story_example(rng, *_scene_of(rng, rng.choice(tuple(STORIES))))
+    if share < FIRST_STORY + ANY_STORY + ACTION_ALONE:
+        return action_example(rng, *_scene_of(rng, rng.choice(tuple(STORIES))))
+    return crossed_example(rng)
 
 
-def _story_example(rng: Random, story: str) -> Example:
+def _scene_of(rng: Random, story: str) -> tuple[Scene, Cast]:
     plot, cast = STORIES[story]
-    lesson = rng.choice(PLOTS[plot])
-    who = (cast.first, cast.second) if lesson.pair else (cast.first,)
-    clip = stage_clip(rng, lesson.place, who, lesson.shows, lesson.ball)
-    if rng.random() < EXACT_WORDS or (lesson.ball and lesson.shows not in BALL_ACTIONS):
-        return Example(clip, words(lesson.scene, cast), words(lesson.action, cast))
-    return Example(clip, caption(rng, clip, "scene"), caption(rng, clip, "action"))
+    return rng.choice(PLOTS[plot]), cast
 
 
-def _crossed_example(rng: Random) -> Example:
-    pair = rng.random() < PAIR_SHARE
-    who = rng.choice(PAIRS) if pair else (rng.choice(tuple(Character)),)
-    place = rng.choice(tuple(Place))
-    action = sample_clip(rng, place, who).action
-    clip = stage_clip(rng, place, who, action)
-    return Example(clip, caption(rng, clip, "scene"), caption(rng, clip, "action"))
+def story_example(rng: Random, scene: Scene, cast: Cast, exact: float = EXACT_WORDS) -> Example:
+    """Draw a clip of a story's scene, told in its own words with probability ``exact``."""
+    who = (cast.first, cast.second) if scene.pair else (cast.first,)
+    clip = stage_clip(rng, scene.place, who, scene.shows, scene.ball)
+    prop = scene.ball and scene.shows not in BALL_ACTIONS  # only the story's words tell of it
+    if prop or rng.random() < exact:
+        alone = scene.alone is scene.shows and not prop
+        return Example(clip, words(scene.scene, cast), words(scene.action, cast), alone)
+    return _captioned(rng, clip)
 
 
-def sample_text(rng: Random, example: Example) -> str:
-    """Draw what the model is told: both prompts, one of them, one sentence, or nothing."""
+def action_example(rng: Random, scene: Scene, cast: Cast) -> Example:
+    """Draw what the action prompt of a story's scene means by itself, at any place."""
+    both = "{second" in scene.action
+    who = (cast.first, cast.second) if both else (cast.first,)
+    places = [
+        place
+        for place in Place
+        if all(scene.alone in allowed_actions(one, place) for one in who)
+        and not (both and place is Place.SUBWAY_STAIRS)
+        and not any(held_out(one, place, scene.alone) for one in who)
+    ]
+    clip = stage_clip(rng, rng.choice(places), who, scene.alone)
+    return Example(clip, "", words(scene.action, cast))
+
+
+def crossed_example(rng: Random) -> Example:
+    """Draw any character, or two, doing anything anywhere, but for what is held out."""
+    while True:
+        place = rng.choice(tuple(Place))
+        who: Sequence[Character] = (rng.choice(tuple(Character)),)
+        if rng.random() < PAIR_SHARE:
+            who = rng.choice(PAIRS if rng.random() < STORY_PAIRS else ALL_PAIRS)
+        action = sample_clip(rng, place, who).action
+        if not any(held_out(one, place, action) for one in who):
+            return _captioned(rng, stage_clip(rng, place, who, action))
+
+
+def held_out_example(rng: Random) -> Example:
+    """Draw a combination that `crossed_example` never shows."""
+    who, place, action = rng.choice(HELD_OUT)
+    return _captioned(rng, stage_clip(rng, place, (who,), action))
+
+
+def _captioned(rng: Random, clip: Clip) -> Example:
+    # "is walking" alone must not mean going through a door.
+    alone = clip.action not in DOOR_ACTIONS
+    return Example(clip, caption(rng, clip, "scene"), caption(rng, clip, "action"), alone)
+
+
+def sample_text(rng: Random, example: Example) -> tuple[str, ...]:
+    """Draw what the model is told, as prompts that are encoded apart.
+
+    Both prompts, in one text or side by side, one of them, one sentence, or nothing.
+    """
     kind = rng.random()
     if kind < 0.1:
-        return ""
-    if kind < 0.25:
-        return example.scene
-    # "is walking" alone must not mean going through a door.
-    if kind < 0.4 and example.clip.action not in DOOR_ACTIONS:
-        return example.action
-    if kind < 0.45 and not example.clip.ball:
-        return caption(rng, example.clip, "both")
-    return joined_prompt(example.scene, example.action)
+        return ("",)
+    if not example.scene:
+        return (example.action,)
+    if kind < 0.22:
+        return (example.scene,)
+    if kind < 0.34 and example.speaks_alone:
+        return (example.action,)
+    if kind < 0.38 and not example.clip.ball:
+        return (caption(rng, example.clip, "both"),)
+    if kind < 0.68:
+        return (joined_prompt(example.scene, example.action),)
+    return (example.scene, example.action)
 
 
 def all_texts(rng: Random, count: int) -> Iterator[str]:
     """Yield ``count`` texts of random lessons, for fitting the tokenizer."""
     for _ in range(count):
-        yield sample_text(rng, sample_example(rng))
+        yield from sample_text(rng, sample_example(rng))

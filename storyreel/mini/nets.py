@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
 
@@ -16,6 +16,8 @@ from .codec import CHANNELS
 
 TEXT_WIDTH = 128
 TEXT_LENGTH = 64  # tokens; the longest shipped scene has 43
+CLIP_WIDTH = 128
+CLIP_IMAGE = 96  # pixels square
 ROPE_BASE = 192  # `MochiRoPE` stretches every picture to this area
 
 
@@ -107,3 +109,21 @@ def build_transformer(grid: tuple[int, int]) -> MochiTransformer3DModel:
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """Return Mochi's scheduler: σ is turned round, 1 is clean."""
     return FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+
+
+def build_clip(vocabulary: int) -> CLIPModel:
+    """Return a small text-image encoder.
+
+    Patches of its square picture stand for 12x8 pixels of a 96x64 one: nothing is lost.
+    """
+    shared = {"num_attention_heads": 4, "hidden_size": CLIP_WIDTH, "intermediate_size": 3 * CLIP_WIDTH}
+    text = {"vocab_size": vocabulary, "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 3}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    vision = {"image_size": CLIP_IMAGE, "patch_size": 12, "num_hidden_layers": 5}
+    return CLIPModel(
+        CLIPConfig(
+            text_config=shared | text | tokens,
+            vision_config=shared | vision,
+            projection_dim=CLIP_WIDTH,
+        )
+    )

@@ -6,6 +6,7 @@ and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits en
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from storyreel.errors import DamagedError, MissingError
 from storyreel.models.specs import ModelSpec
 
 Loaded = TypeVar("Loaded")
+
+CHECKSUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,40 @@ class Adapter(Protocol):
 def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
     """Load a model. Raises MissingError or DamagedError, saying what to do."""
     transformers.utils.logging.disable_progress_bar()  # ours is enough
+    check_checksums(spec.weights)
     module, _, name = spec.adapter.partition(":")
     factory = getattr(importlib.import_module(module), name)
     return cast(Adapter, factory.load(spec, device))
+
+
+def checksum(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of everything in ``folder`` into its `CHECKSUMS`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+    lines = [f"{checksum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines))
+
+
+def check_checksums(folder: Path) -> None:
+    """Hold a model's files against its `CHECKSUMS`, where it has them.
+
+    Safetensors with a flipped bit load without a word. Raises MissingError or DamagedError.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    for line in sums.read_text().splitlines():
+        expected, _, name = line.partition("  ")
+        path = folder / name
+        if not path.is_file():
+            raise MissingError(f"there is no {name} in {folder}", _restore(path))
+        if checksum(path) != expected:
+            raise DamagedError(f"{path} is damaged: its SHA-256 is not the published one", _restore(path))
 
 
 def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:

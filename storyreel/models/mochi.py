@@ -88,6 +88,13 @@ class MochiAdapter:
             )[0]
         return list((-output.float()).split(1))
 
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Return the latents (1, C, F, H, W) of pictures, uint8 (T, H, W, 3); T = 1 + k·frames per latent."""
+        video = pictures.permute(3, 0, 1, 2)[None].to(self.device).float() / 127.5 - 1
+        latents: Tensor = (self.vae.encode(video).latent_dist.mode() - self._mean) / self._std
+        return latents
+
     def decoder(self) -> MochiDecoder:
         """Return a decoder for a new stream."""
         return MochiDecoder(self.vae, self._mean, self._std)

@@ -7,7 +7,7 @@ import torch
 
 from storyreel.mini import codec
 from storyreel.mini.lessons import sample_example
-from storyreel.mini.train import coverage, draw
+from storyreel.mini.training.clips import coverage, draw
 
 
 @pytest.fixture(scope="module")

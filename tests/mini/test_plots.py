@@ -7,7 +7,14 @@ from random import Random
 
 import pytest
 
-from storyreel.mini.lessons import all_texts, sample_example, sample_text
+from storyreel.mini.lessons import (
+    HELD_OUT,
+    action_example,
+    all_texts,
+    held_out_example,
+    sample_example,
+    sample_text,
+)
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.mini.world import DOOR_ACTIONS, Action, Character, Place, draw_clip, stage_clip
 from storyreel.story import load_story
@@ -50,11 +57,52 @@ def test_lessons_cover_the_world_and_say_so() -> None:
     examples = [sample_example(rng) for _ in range(3000)]
     assert {e.clip.place for e in examples} == set(Place)
     assert {e.clip.actors[0].character for e in examples} == set(Character)
-    kinds = Counter(bool(sample_text(rng, e)) for e in examples)
+    kinds = Counter(sample_text(rng, e) != ("",) for e in examples)
     assert 0.07 < kinds[False] / len(examples) < 0.13  # for guidance
     for example in examples:
         if example.clip.action in DOOR_ACTIONS and example.action.endswith("is walking"):
-            assert sample_text(rng, example) != example.action
+            assert sample_text(rng, example) != (example.action,)
+        if not example.speaks_alone:
+            assert sample_text(rng, example) != (example.action,)
+
+
+def test_some_combinations_are_never_taught() -> None:
+    rng = Random(5)
+    forbidden = set(HELD_OUT)
+    assert 60 < len(forbidden) < 120
+    for _ in range(4000):
+        clip = sample_example(rng).clip
+        if len(clip.actors) == 1:
+            assert (clip.actors[0].character, clip.place, clip.action) not in forbidden
+    drawn = [held_out_example(rng).clip for _ in range(50)]
+    assert {(c.actors[0].character, c.place, c.action) for c in drawn} <= forbidden
+
+
+def test_no_story_scene_is_held_out() -> None:
+    for plot, cast in STORIES.values():
+        for lesson in PLOTS[plot]:
+            assert (cast.first, lesson.place, lesson.shows) not in HELD_OUT
+
+
+@pytest.mark.parametrize("name", STORIES)
+def test_an_action_alone_means_what_it_says(name: str) -> None:
+    plot, cast = STORIES[name]
+    for lesson in PLOTS[plot]:
+        example = action_example(Random(0), lesson, cast)
+        assert example.scene == ""
+        assert example.clip.action is lesson.alone
+        named = (cast.first, cast.second) if "{second" in lesson.action else (cast.first,)
+        assert tuple(actor.character for actor in example.clip.actors) == named
+        assert sample_text(Random(3), example) in ((example.action,), ("",))
+
+
+def test_both_prompts_are_told_side_by_side_and_in_one() -> None:
+    rng = Random(6)
+    told = [(e, sample_text(rng, e)) for e in (sample_example(rng) for _ in range(2000))]
+    assert sum(text == (e.scene, e.action) for e, text in told) > 400
+    assert sum(len(text) == 1 and text[0].startswith(e.scene + ".") for e, text in told if e.scene) > 400
+    assert sum(text == (e.scene,) for e, text in told) > 100
+    assert sum(text == (e.action,) for e, text in told) > 100
 
 
 def test_texts_are_reproducible() -> None:

@@ -11,7 +11,11 @@ import torch
 from PIL import Image
 
 from storyreel.mini import train
+from storyreel.mini.judge import load_judge
+from storyreel.mini.training import clips, judge, transformer
+from storyreel.mini.world import Place
 from storyreel.models.base import load_adapter
+from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 
 
@@ -22,11 +26,12 @@ def run(monkeypatch: pytest.MonkeyPatch, part: str, out: Path, *options: str) ->
 
 
 def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "LENGTHS", ((2, 1.0),))
-    monkeypatch.setattr(train, "BASIS_CLIPS", 12)
-    monkeypatch.setattr(train, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
+    monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
+    monkeypatch.setattr(clips, "BASIS_CLIPS", 12)
+    monkeypatch.setattr(judge, "UNSEEN", 4)
+    monkeypatch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
     out = tmp_path / "run"
-    for part in ("codec", "transformer"):
+    for part in ("codec", "transformer", "scorer", "judge"):
         run(monkeypatch, part, out, "--steps", "1")
         first = torch.load(out / f"{part}.pt", weights_only=True)
         assert first["step"] == 1
@@ -35,6 +40,7 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
         assert second["step"] == 2
         moments = second["adam" if part == "transformer" else "optimiser"]["state"]
         assert {float(m["step"]) for m in moments.values()} == {2.0}  # the optimiser went on too
+    for part in ("codec", "transformer"):
         with Image.open(out / f"{part}.png") as sheet:
             assert sheet.width > 0
     target = tmp_path / "weights"
@@ -44,3 +50,11 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
     (velocity,) = adapter.predict(x, 0.5, [adapter.encode("a corgi dog is sitting")])
     assert velocity.shape == x.shape
     assert velocity.isfinite().all()
+    scorer = Scorer.load(target / "scorer", torch.device("cpu"))
+    assert scorer.embed_texts(["a corgi dog is sitting", ""]).shape == (2, 128)
+    verdict = (
+        load_judge(tmp_path / "judge.safetensors")
+        .judge(torch.zeros(25, 64, 96, 3, dtype=torch.uint8))
+        .verdict
+    )
+    assert verdict.place in Place

@@ -82,7 +82,8 @@ def _look_around(pose: Pose, actor: Actor, t: float, view: View) -> None:
     _stand(pose, actor, t, view)
     if actor.noise[0] < 0.35:
         _sit(pose, actor, t, view)
-    pose.yaw = actor.facing * math.tanh(2.6 * wave(t, 0.75, actor.phase))
+    pose.yaw = 1.1 * actor.facing * math.tanh(2.6 * wave(t, 0.75, actor.phase))
+    pose.x += 1.6 * pose.yaw
 
 
 def _look_out(pose: Pose, actor: Actor, t: float, view: View) -> None:
@@ -91,7 +92,7 @@ def _look_out(pose: Pose, actor: Actor, t: float, view: View) -> None:
         _sit(pose, actor, t, view)
     pose.pitch = 0.95 + 0.1 * wave(t, 0.8, actor.phase)
     pose.yaw = actor.facing * (0.75 + 0.25 * wave(t, 0.6, actor.phase))
-    pose.tilt = -0.2 * actor.facing
+    pose.tilt = -0.35 * actor.facing
     pose.arms = ((2.0, 1.25), (-0.15, 0.2))
 
 
@@ -100,14 +101,14 @@ def _tilt(pose: Pose, actor: Actor, t: float, view: View) -> None:
     if actor.noise[0] < 0.5 and actor.character not in PEOPLE:
         _sit(pose, actor, t, view)
     pose.yaw = 0.25 * actor.facing
-    pose.tilt = 0.55 * math.tanh(2.2 * wave(t, 0.8, actor.phase))
+    pose.tilt = 0.75 * math.tanh(2.2 * wave(t, 0.8, actor.phase))
 
 
 def _wag(pose: Pose, actor: Actor, t: float, view: View) -> None:
     _stand(pose, actor, t, view)
     pose.tail = 0.25 + 1.0 * wave(t, 2.8, actor.phase)
     pose.bob = 1.3 * wave(t, 2.8, actor.phase)
-    pose.x += 1.1 * wave(t, 2.8, actor.phase)
+    pose.x += 1.6 * wave(t, 2.8, actor.phase)
     pose.smile = 0.5
 
 
@@ -378,7 +379,7 @@ def pose_actor(actor: Actor, t: float, view: View, bench: Colour = (125, 82, 50)
         facing=actor.facing,
         yaw=0.6 * actor.facing,
         tail=0.15 * wave(t, 0.7, actor.phase),
-        eyes_closed=(t + 2.3 * actor.phase) % 2.3 < 0.1,
+        eyes_closed=(t + 1.2 + 2.3 * actor.phase) % 2.3 < 0.1,
         bench=bench,
     )
     MOTIONS[actor.action](pose, actor, t, view)

@@ -1,0 +1,359 @@
+"""How well the embedded model draws what it is told: the figures of the model card.
+
+    python -m storyreel.mini.evaluate --out scores
+
+Every clip is sampled plainly, one prompt and no neighbours, with the default settings. The judge
+says what it sees; `scores/scores.json` holds every verdict, `scores/worst.png` the ten clips that
+the judge finds least like their prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from storyreel.models.base import load_adapter
+from storyreel.models.mochi import MochiAdapter
+from storyreel.models.scorer import Scorer
+from storyreel.models.specs import MODELS
+from storyreel.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
+from storyreel.sampling import denoise, denoised
+from storyreel.story import Story
+
+from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
+from .lessons import FPS, HEIGHT, PAIRS, WIDTH, Example, crossed_example, held_out_example, sample_example
+from .plots import PLOTS, STORIES, words
+from .world import Action, CaptionKind, Character, Clip, Place, caption, draw_clip, stage_clip
+
+SEED = 9_000_011  # of true clips and random prompts: neither the model's nor the judge's
+FRAMES = 25
+RANKED = 20
+WRONG_WORDINGS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A prompt and what a clip of it must show; None where the prompt leaves it open."""
+
+    prompt: str
+    characters: frozenset[Character] | None
+    place: Place | None
+    action: Action | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the judge saw: each of the three right, wrong, or not asked."""
+
+    trial: Trial
+    seen: str
+    right: tuple[bool | None, bool | None, bool | None]
+    likelihood: float  # log-probability of what was asked for
+    frames: Tensor
+
+
+def story_trials() -> list[Trial]:
+    """Both prompts of every scene of every shipped story."""
+    return [
+        Trial(
+            joined_prompt(words(lesson.scene, cast), words(lesson.action, cast)),
+            frozenset((cast.first, cast.second) if lesson.pair else (cast.first,)),
+            lesson.place,
+            lesson.shows,
+        )
+        for plot, cast in STORIES.values()
+        for lesson in PLOTS[plot]
+    ]
+
+
+def alone_trials(side: str) -> list[Trial]:
+    """Return the ``scene`` or the ``action`` prompts of the shipped stories by themselves, each once."""
+    trials = {}
+    for plot, cast in STORIES.values():
+        for lesson in PLOTS[plot]:
+            template = lesson.scene if side == "scene" else lesson.action
+            both = "{second" in template
+            who = frozenset((cast.first, cast.second) if both else (cast.first,))
+            text = words(template, cast)
+            place = lesson.place if side == "scene" and _names_place(template) else None
+            trials[text] = Trial(text, who, place, lesson.alone if side == "action" else None)
+    return list(trials.values())
+
+
+def _names_place(scene: str) -> bool:
+    return "cherry blossoms together" not in scene or "Basin" in scene
+
+
+def random_trials(draw: Callable[[Random], Example], count: int, seed: int) -> list[Trial]:
+    """Return random prompts in the captions' wordings."""
+    rng = Random(seed)
+    examples = [draw(rng) for _ in range(count)]
+    return [
+        Trial(joined_prompt(e.scene, e.action), truth(e.clip).characters, e.clip.place, truth(e.clip).action)
+        for e in examples
+    ]
+
+
+class Studio:
+    """Samples single clips from the model, and lets the judge see them."""
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        self.spec = replace(MODELS["mini"], weights=weights)
+        adapter = load_adapter(self.spec, device)
+        assert isinstance(adapter, MochiAdapter)
+        self.adapter = adapter
+        self.judge: Judge = load_judge()
+        self.plan: Plan = make_plan(
+            Story.model_validate({"scenes": [["a scene", "an action"]]}), "trial", Overrides()
+        )
+        self.negative = adapter.encode("")
+
+    def sample(self, prompt: str, seed: int, steps: int | None = None) -> Tensor:
+        """Return a clip of a prompt, uint8 (T, H, W, 3)."""
+        return self.adapter.decoder().push(self.latents(prompt, seed, self.adapter, steps))
+
+    def latents(self, prompt: str, seed: int, adapter: MochiAdapter, steps: int | None = None) -> Tensor:
+        """Denoise one prompt by itself."""
+        plan = self.plan
+        if steps is not None:
+            plan = replace(plan, settings=replace(plan.settings, steps=steps))
+        segment = replace(plan.segments[0], blended=False, seed=derived_seed(seed, 0))
+        text = adapter.encode(prompt)
+        return denoise(adapter, plan, [segment], [text], self.negative, None, lambda: None)[0]
+
+    def try_all(self, trials: Sequence[Trial], seed: int, note: str) -> list[Result]:
+        """Sample and judge every trial."""
+        results = []
+        for index, trial in enumerate(trials):
+            results.append(self.judged(trial, self.sample(trial.prompt, seed + index)))
+            if (index + 1) % 20 == 0:
+                print(f"{note}: {index + 1} of {len(trials)}", flush=True)
+        return results
+
+    def judged(self, trial: Trial, frames: Tensor) -> Result:
+        """Let the judge compare a clip with what was asked for."""
+        opinion = self.judge.judge(frames)
+        v = opinion.verdict
+        asked = (trial.characters, trial.place, trial.action)
+        got = (v.characters, v.place, v.action)
+        right = tuple(None if want is None else want == have for want, have in zip(asked, got, strict=True))
+        seen = f"{' and '.join(sorted(v.characters))}, {v.place}, {v.action}"
+        return Result(trial, seen, right, likelihood(opinion, trial), frames)  # type: ignore[arg-type]
+
+
+def likelihood(opinion: Opinion, trial: Trial) -> float:
+    """Return the judge's log-probability of everything that a trial asks for."""
+    total = 0.0
+    if trial.characters is not None:
+        total += float(opinion.casts[CASTS.index(trial.characters)])
+    if trial.place is not None:
+        total += float(opinion.places[PLACES.index(trial.place)])
+    if trial.action is not None:
+        total += float(opinion.actions[ACTIONS.index(trial.action)])
+    return total
+
+
+def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
+    """Yield unseen clips of the world: parameters, pictures uint8 (T, H, W, 3), owners (T, H, W)."""
+    rng = Random(seed)
+    for _ in range(count):
+        clip = sample_example(rng).clip
+        images, owners = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
+        yield clip, torch.from_numpy(images), torch.from_numpy(owners)
+
+
+def of_clip(clip: Clip) -> Trial:
+    """Return the trial whose right answers are what a true clip shows."""
+    return Trial("", truth(clip).characters, clip.place, clip.action)
+
+
+def judge_results(studio: Studio, count: int) -> list[Result]:
+    """Judge true clips: what the judge itself is worth."""
+    return [studio.judged(of_clip(clip), images) for clip, images, _ in true_clips(count, SEED)]
+
+
+@torch.inference_mode()
+def codec_results(studio: Studio, count: int) -> tuple[list[Result], dict[str, float]]:
+    """Judge true clips that went through the codec; also PSNR, whole and inside the actors."""
+    results, errors, inside = [], [], []
+    for clip, images, owners in true_clips(count, SEED):
+        frames = studio.adapter.decoder().push(studio.adapter.encode_pictures(images))
+        results.append(studio.judged(of_clip(clip), frames))
+        error = (frames.float() - images.float()).square().mean(-1) / 255**2
+        errors.append(error.mean())
+        inside.append(error[owners > 0])
+    whole, actors = (
+        -10 * math.log10(float(e)) for e in (torch.stack(errors).mean(), torch.cat(inside).mean())
+    )
+    return results, {"psnr": whole, "psnr_inside_actors": actors}
+
+
+def shares(results: Sequence[Result]) -> dict[str, float | int]:
+    """Return the percentages of right characters, places and actions."""
+    row: dict[str, float | int] = {"clips": len(results)}
+    for index, name in enumerate(("characters", "place", "action")):
+        asked = [r.right[index] for r in results if r.right[index] is not None]
+        if asked:
+            row[name] = round(100 * sum(map(bool, asked)) / len(asked), 1)
+    return row
+
+
+# The text-image encoder
+
+
+def rivals(rng: Random, clip: Clip, attribute: str) -> list[str]:
+    """Return up to 19 captions that are wrong of a clip in one thing only."""
+    who, place, action = tuple(a.character for a in clip.actors), clip.place, clip.action
+    wrong: list[Clip] = []
+    if attribute == "place":
+        options = [(other, who, action) for other in Place if other is not place]
+    elif attribute == "characters":
+        casts = [(c,) for c in Character] if len(who) == 1 else [*PAIRS, *(p[::-1] for p in PAIRS)]
+        options = [(place, cast, action) for cast in casts if set(cast) != set(who)]
+    else:
+        options = [(place, who, other) for other in Action if other is not action]
+    for option in options:
+        try:
+            wrong.append(stage_clip(rng, *option))
+        except (ValueError, KeyError):
+            continue
+    kind: CaptionKind = "action" if attribute == "action" else "scene"
+    said = list(dict.fromkeys(caption(rng, w, kind) for w in wrong for _ in range(WRONG_WORDINGS)))
+    return rng.sample(said, min(RANKED - 1, len(said)))
+
+
+@torch.inference_mode()
+def ranking(scorer: Scorer, count: int, seed: int) -> dict[str, float | int]:
+    """Return how often the right caption of a true clip comes first among 20, per attribute."""
+    rng = Random(seed)
+    wins = {"characters": 0, "place": 0, "action": 0}
+    for clip, images, _ in true_clips(count, seed):
+        seen = scorer.embed_pictures(images[::3].permute(0, 3, 1, 2).float() / 127.5 - 1).mean(0)
+        for attribute in wins:
+            right = caption(rng, clip, "action" if attribute == "action" else "scene")
+            scores = scorer.embed_texts([right, *rivals(rng, clip, attribute)]) @ seen
+            wins[attribute] += int(scores.argmax() == 0)
+    return {"clips": count} | {name: round(100 * won / count, 1) for name, won in wins.items()}
+
+
+class Watched(MochiAdapter):
+    """An adapter that keeps the guided estimates x̂0 of one clip's denoising."""
+
+    def watch(self, guidance: float) -> None:
+        """Begin to keep estimates."""
+        self.guidance, self.estimates = guidance, list[Tensor]()
+
+    def predict(self, x: Tensor, sigma: float, texts: Sequence[object]) -> list[Tensor]:
+        """Predict as ever, and note what picture the guided velocity means."""
+        without, with_text = velocities = super().predict(x, sigma, texts)  # type: ignore[arg-type]
+        self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
+        return velocities
+
+
+@torch.inference_mode()
+def rising_scores(
+    studio: Studio, scorer: Scorer, trials: Sequence[Trial], every: int = 3, steps: int | None = None
+) -> list[float]:
+    """Return the mean score of x̂0 against its prompt at every third step, over some trials."""
+    own = studio.adapter
+    watched = Watched(studio.spec, own.device, own.transformer, own.vae, own.text_encoder, own.tokenizer)
+    rows = []
+    for index, trial in enumerate(trials):
+        watched.watch(studio.plan.settings.guidance)
+        studio.latents(trial.prompt, SEED + index, watched, steps)
+        text = scorer.embed_texts([trial.prompt])[0]
+        row = []
+        for estimate in watched.estimates[::every]:
+            frames = own.decoder().push(estimate)[::4]
+            seen = scorer.embed_pictures(frames.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            row.append(float((seen @ text).mean()))
+        rows.append(row)
+    return [round(float(mean), 4) for mean in torch.tensor(rows).mean(0)]
+
+
+def worst_sheet(results: Sequence[Result], path: Path, count: int = 10, columns: int = 6) -> None:
+    """Write the clips that the judge finds least like their prompts, with prompt and verdict."""
+    worst = sorted(results, key=lambda r: r.likelihood)[:count]
+    scale, text_height = 2, 26
+    width, height = columns * WIDTH * scale, HEIGHT * scale + text_height
+    page = Image.new("RGB", (width, height * len(worst)), "white")
+    pen = ImageDraw.Draw(page)
+    for row, result in enumerate(worst):
+        pen.text((4, row * height + 1), result.trial.prompt, "black")
+        pen.text((4, row * height + 13), f"seen: {result.seen}", "red")
+        for column, t in enumerate(torch.linspace(0, len(result.frames) - 1, columns).round().long()):
+            frame = Image.fromarray(result.frames[t].numpy())
+            frame = frame.resize((WIDTH * scale, HEIGHT * scale), Image.Resampling.NEAREST)
+            page.paste(frame, (column * WIDTH * scale, row * height + text_height))
+    page.save(path)
+
+
+PARTS = ("judge", "codec", "scorer", "rising", "stories", "random", "unseen", "scene", "action")
+
+
+def main() -> None:
+    """Evaluate the weights, print a table, and keep everything."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)}; without, all")
+    parser.add_argument("--weights", type=Path, default=MODELS["mini"].weights)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--clips", type=int, default=400, help="true clips for judge, codec and scorer")
+    parser.add_argument("--prompts", type=int, default=100, help="random and unseen prompts, each")
+    parser.add_argument("--out", type=Path, default=Path("scores"))
+    options = parser.parse_args()
+    parts = options.parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    device = torch.device(options.device)
+    studio = Studio(options.weights, device)
+    scorer = Scorer.load(options.weights / "scorer", device) if {"scorer", "rising"} & set(parts) else None
+    table: dict[str, object] = {}
+    sampled: list[Result] = []
+    trials: dict[str, Callable[[], list[Trial]]] = {
+        "stories": story_trials,
+        "random": lambda: random_trials(crossed_example, options.prompts, SEED),
+        "unseen": lambda: random_trials(held_out_example, options.prompts, SEED),
+        "scene": lambda: alone_trials("scene"),
+        "action": lambda: alone_trials("action"),
+    }
+    for part in parts:
+        if part == "judge":
+            table[part] = shares(judge_results(studio, options.clips))
+        elif part == "codec":
+            results, psnr = codec_results(studio, options.clips)
+            table[part] = shares(results) | {key: round(value, 2) for key, value in psnr.items()}
+        elif part == "scorer":
+            assert scorer is not None
+            table[part] = ranking(scorer, options.clips, SEED)
+        elif part == "rising":
+            assert scorer is not None
+            table[part] = rising_scores(studio, scorer, story_trials()[:12])
+        else:
+            results = studio.try_all(trials[part](), SEED, part)
+            table[part] = shares(results)
+            sampled += results
+            wrong = [r for r in results if False in r.right]
+            table[f"{part}_wrong"] = [
+                {"prompt": r.trial.prompt, "seen": r.seen, "right": r.right} for r in wrong
+            ]
+        if part in table:
+            print(part, json.dumps(table[part]), flush=True)
+        (options.out / "scores.json").write_text(json.dumps(table, indent=2) + "\n")
+    if sampled:
+        worst_sheet(sampled, options.out / "worst.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The trained parts as one folder of fp16 weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import MochiTransformer3DModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
+
+from storyreel.mini import nets
+from storyreel.mini.judge import WEIGHTS
+from storyreel.models.base import write_checksums
+
+from .clips import fitted_stages
+from .codec import trained_codec
+
+INDEX = {
+    "_class_name": "MochiPipeline",
+    "force_zeros_for_empty_prompt": False,
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "MochiTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLMochi"],
+}
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the averaged weights in fp16 as a folder that diffusers' MochiPipeline can load.
+
+    The text-image encoder lies in it, the judge beside it, if they have been trained.
+    """
+    folder, target = Path(options.out), Path(options.to)
+    trained_codec(folder, fitted_stages(folder)).half().save_pretrained(target / "vae")
+    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer")
+    transformer.half().save_pretrained(target / "transformer")
+    T5EncoderModel.from_pretrained(folder / "text_encoder").half().save_pretrained(target / "text_encoder")
+    PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").save_pretrained(target / "tokenizer")
+    nets.build_scheduler().save_pretrained(target / "scheduler")
+    if (folder / "scorer").exists():
+        shutil.copytree(folder / "scorer", target / "scorer", dirs_exist_ok=True)
+        CLIPModel.from_pretrained(folder / "scorer").half().save_pretrained(target / "scorer")
+    if (folder / WEIGHTS.name).exists():
+        judge = {name: value.half() for name, value in load_file(folder / WEIGHTS.name).items()}
+        save_file(judge, target.parent / WEIGHTS.name)
+    for path in target.rglob("config.json"):  # a path of this machine is no part of a model
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (target / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+    write_checksums(target)
+    print(f"{target}: {sum(p.stat().st_size for p in target.rglob('*') if p.is_file()) / 1e6:.1f} MB")

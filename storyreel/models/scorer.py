@@ -1,0 +1,66 @@
+"""How well pictures show what a prompt says: CLIP, from a local folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel
+
+from storyreel.models.base import load_component, read_component
+
+
+class Scorer:
+    """A text-image encoder; scores are cosines between -1 and 1.
+
+    Pictures are squeezed to the encoder's square instead of cropped, so that whoever stands at
+    an edge counts too (a deviation from CLIP's own preprocessing).
+    """
+
+    def __init__(
+        self, model: CLIPModel, tokenizer: AutoTokenizer, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.model = model.eval()
+        self._tokenizer = tokenizer
+        device = model.device
+        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Scorer:
+        """Load from a folder as transformers saves it. Raises MissingError or DamagedError."""
+        model = load_component(partial(CLIPModel.from_pretrained, dtype=torch.float32), folder, CLIPModel)
+        tokenizer = read_component(partial(AutoTokenizer.from_pretrained, local_files_only=True), folder)
+        config = read_component(_preprocessing, folder)
+        return cls(model.to(device), tokenizer, config["image_mean"], config["image_std"])
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        """Return unit vectors (P, D); what exceeds the encoder's length is cut, as with CLIP."""
+        length = self.model.config.text_config.max_position_embeddings
+        tokens = self._tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt"
+        ).to(self.model.device)
+        pooled = self.model.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
+        return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
+
+    def embed_pictures(self, pictures: Tensor) -> Tensor:
+        """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]."""
+        side = self.model.config.vision_config.image_size
+        resized = F.interpolate(
+            pictures.float(), (side, side), mode="bicubic", align_corners=False, antialias=True
+        )
+        pixels = ((resized.clamp(-1, 1) + 1) / 2 - self._mean) / self._std
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+
+
+def _preprocessing(folder: Path) -> dict[str, list[float]]:
+    config: dict[str, list[float]] = json.loads((folder / "preprocessor_config.json").read_text())
+    return {key: config[key] for key in ("image_mean", "image_std")}
