@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, MochiTransformer3DModel
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
+from storyreel.models.mochi_attention import use_batched_attention
 
 from .codec import CHANNELS
 
@@ -95,11 +95,11 @@ def build_transformer(grid: tuple[int, int]) -> MochiTransformer3DModel:
             frequencies[axis, head, start : start + spatial] = turns.exp() / stretch * jitter[axis]
     model.pos_frequencies.copy_(frequencies)
     for block in model.transformer_blocks:
-        block.attn1.processor = BatchedMochiAttnProcessor()
         for norm in (block.norm1, block.norm1_context):
             layer = getattr(norm, "linear", None) or norm.linear_1
             layer.weight.zero_()
             layer.bias.zero_()
+    use_batched_attention(model)
     for layer in (model.norm_out.linear, model.proj_out):
         layer.weight.zero_()
         layer.bias.zero_()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.errors import PromptError
 from storyreel.models.base import Text, load_component, read_component
-from storyreel.models.mochi_attention import BatchedMochiAttnProcessor
+from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.specs import ModelSpec
 
 
@@ -36,8 +36,7 @@ class MochiAdapter:
         self.vae = vae.to(device).eval()
         self.text_encoder = text_encoder.to(device).eval()
         self.tokenizer = tokenizer
-        for block in self.transformer.transformer_blocks:
-            block.attn1.processor = BatchedMochiAttnProcessor()
+        use_batched_attention(self.transformer)
         config = self.vae.config
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=device).view(shape)
@@ -81,8 +80,8 @@ class MochiAdapter:
             warnings.filterwarnings("ignore", message="(?s).*autocast", category=UserWarning)
             output = self.transformer(
                 hidden_states=x.expand(len(texts), -1, -1, -1, -1),
-                encoder_hidden_states=torch.cat([text.states for text in texts]),
-                encoder_attention_mask=torch.cat([text.mask for text in texts]),
+                encoder_hidden_states=_padded([text.states for text in texts]),
+                encoder_attention_mask=_padded([text.mask for text in texts]),
                 timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
                 return_dict=False,
             )[0]
@@ -111,6 +110,13 @@ class MochiAdapter:
             frames += sum(c.time_kernel_size - 1 for c in _causal_convolutions(block)) / rate
             rate *= expansion
         return int(frames) + 1
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Stack rows (1, L, …) of different lengths, with zeros at their ends."""
+    longest = max(row.shape[1] for row in rows)
+    blank = [row.new_zeros(1, longest - row.shape[1], *row.shape[2:]) for row in rows]
+    return torch.cat([torch.cat([row, rest], 1) for row, rest in zip(rows, blank, strict=True)])
 
 
 def _causal_convolutions(module: nn.Module) -> list[CogVideoXCausalConv3d]:

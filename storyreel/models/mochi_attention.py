@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttention
+from diffusers.models.embeddings import MochiAttentionPool
 from torch import Tensor, nn
 
 
@@ -13,11 +15,44 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
 
 
+def _added(mask: Tensor, before: int, dtype: torch.dtype) -> Tensor:
+    """Return what attention adds to its logits, (B, 1, 1, before + L), or a mask of booleans."""
+    if mask.is_floating_point():
+        return nn.functional.pad(mask.log(), (before, 0)).to(dtype)[:, None, None]
+    return nn.functional.pad(mask.bool(), (before, 0), value=True)[:, None, None]
+
+
+def use_batched_attention(transformer: MochiTransformer3DModel) -> None:
+    """Give a transformer the batched processor, and its pooled text the tokens' weights."""
+    if isinstance(transformer.transformer_blocks[0].attn1.processor, BatchedMochiAttnProcessor):
+        return
+    for block in transformer.transformer_blocks:
+        block.attn1.processor = BatchedMochiAttnProcessor()
+    transformer.time_embed.pooler.register_forward_hook(_weighted_pool)
+
+
+def _weighted_pool(pool: MochiAttentionPool, inputs: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
+    """Pool the text again where its mask holds weights: `MochiAttentionPool` weighs only the query."""
+    x, mask = inputs
+    if not mask.is_floating_point():
+        return output
+    x = torch.cat([pool.pool_tokens(x, mask, keepdim=True), x], 1)
+    key, value = pool.to_kv(x).unflatten(2, (2, pool.num_attention_heads, -1)).transpose(1, 3).unbind(2)
+    query = pool.to_q(x[:, 0]).unflatten(1, (pool.num_attention_heads, -1))[:, :, None]
+    pooled = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=_added(mask, 1, query.dtype)
+    )
+    weighted: Tensor = pool.to_out(pooled.squeeze(2).flatten(1, 2))
+    return weighted
+
+
 class BatchedMochiAttnProcessor:
     """The arithmetic of `MochiAttnProcessor2_0` without its loop, graph breaks and host syncs.
 
-    Text tokens that the mask excludes get no attention from anything; what comes out at their
-    own positions is of no consequence, since nothing ever reads them.
+    The mask (B, L) says of each text token whether it counts or, as a float, how much: log of
+    the weight is added to its attention logits (METHOD 4). Weight 1 is attention as ever, 0
+    excludes; a token that stands there twice at a half each counts as once. What comes out at
+    the positions of excluded tokens is of no consequence, since nothing ever reads them.
     """
 
     def __call__(
@@ -28,7 +63,7 @@ class BatchedMochiAttnProcessor:
         attention_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attend: video (B, N, D) and text (B, L, E) with mask (B, L), to the same shapes."""
+        """Attend: video (B, N, D) and text (B, L, E) with its mask, to the same shapes."""
 
         def heads(layer: nn.Module, x: Tensor) -> Tensor:
             split: Tensor = layer(x).unflatten(2, (attn.heads, -1))
@@ -46,12 +81,11 @@ class BatchedMochiAttnProcessor:
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
         count = hidden_states.shape[1]
-        mask = nn.functional.pad(attention_mask.bool(), (count, 0), value=True)[:, None, None]
         joint = nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2).to(query.dtype),
             value.transpose(1, 2).to(query.dtype),
-            attn_mask=mask,
+            attn_mask=_added(attention_mask, count, query.dtype),
         )
         joint = joint.transpose(1, 2).flatten(2)
         video, text = joint[:, :count], joint[:, count:]

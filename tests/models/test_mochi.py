@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
-from storyreel.models.base import load_adapter, pick_device
+from storyreel.models.base import load_adapter, pick_device, side_by_side
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import ModelSpec
 from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
@@ -59,6 +59,38 @@ def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
         ours = tiny.predict(x[:1], 0.7, texts)
     for a, b in zip(ours, theirs.split(1), strict=True):
         assert torch.allclose(-a, b, atol=2e-6 * float(b.abs().max()))
+
+
+def test_a_prompt_of_weight_0_is_not_there(tiny: MochiAdapter) -> None:
+    """Beside another, in a batch with shorter texts, and under guidance."""
+    x = latents()
+    scene, action, negative = (tiny.encode(t) for t in ("a fox in the park", "a dog sleeps", ""))
+    alone = tiny.predict(x, 0.7, [negative, scene])
+    for weights, texts in (((1, 0), (scene, action)), ((0, 1), (action, scene))):
+        both = tiny.predict(x, 0.7, [negative, side_by_side(texts, weights)])
+        for a, b in zip(alone, both, strict=True):
+            assert torch.allclose(a, b, atol=2e-6 * float(b.detach().abs().max()))
+    other = tiny.predict(x, 0.7, [negative, side_by_side((scene, action), (0.5, 0.5))])
+    assert not torch.allclose(alone[1], other[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.999])
+def test_equal_prompts_make_weights_irrelevant(tiny: MochiAdapter, share: float) -> None:
+    x, text = latents(), tiny.encode("a fox in the park")
+    (alone,) = tiny.predict(x, 0.7, [text])
+    (twice,) = tiny.predict(x, 0.7, [side_by_side((text, text), (share, 1 - share))])
+    assert torch.allclose(alone, twice, atol=3e-6 * float(alone.detach().abs().max()))
+
+
+def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
+    x = latents()
+    scene, action = tiny.encode("a fox in the park"), tiny.encode("a dog sleeps")
+    (goal,) = tiny.predict(x, 0.7, [scene])
+    distances = []
+    for share in (0.05, 0.35, 0.65, 0.95):
+        (now,) = tiny.predict(x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
+        distances.append(float((now - goal).detach().norm()))
+    assert distances == sorted(distances, reverse=True)
 
 
 def test_streamed_decoding_equals_decoding_at_once(tiny: MochiAdapter) -> None:

@@ -65,7 +65,7 @@ def train_transformer(options: argparse.Namespace) -> None:
     average = Average(parameters)
 
     def embed(told: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-        """Encode every prompt apart; the tokens of two stand side by side, padding at the end."""
+        """Encode every prompt apart; the tokens of two stand side by side, each at half weight."""
         texts = [(*prompts, "")[:2] for prompts in told]
         flat = [prompt for side in zip(*texts, strict=True) for prompt in side]
         tokens = tokenizer(flat, padding=True, truncation=True, return_tensors="pt").to(device)
@@ -75,7 +75,8 @@ def train_transformer(options: argparse.Namespace) -> None:
         mask[missing] = False
         states, mask = torch.cat(states.chunk(2), 1), torch.cat(mask.chunk(2), 1)
         order = (~mask).int().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
-        return states.take_along_dim(order[..., None], 1), mask.take_along_dim(order, 1)
+        weight = torch.tensor([[1 / len(prompts)] for prompts in told], device=device)
+        return states.take_along_dim(order[..., None], 1), mask.take_along_dim(order, 1) * weight
 
     def step_fn(step: int, progress: float) -> float:
         scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
