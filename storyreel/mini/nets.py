@@ -114,12 +114,12 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def build_clip(vocabulary: int) -> CLIPModel:
     """Return a small text-image encoder.
 
-    Patches of its square picture stand for 12x8 pixels of a 96x64 one: nothing is lost.
+    Patches of its square picture stand for 16 by 11 pixels of a 96x64 one.
     """
     shared = {"num_attention_heads": 4, "hidden_size": CLIP_WIDTH, "intermediate_size": 3 * CLIP_WIDTH}
     text = {"vocab_size": vocabulary, "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 3}
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    vision = {"image_size": CLIP_IMAGE, "patch_size": 12, "num_hidden_layers": 5}
+    vision = {"image_size": CLIP_IMAGE, "patch_size": 16, "num_hidden_layers": 5}
     return CLIPModel(
         CLIPConfig(
             text_config=shared | text | tokens,

@@ -116,9 +116,11 @@ def check_checksums(folder: Path) -> None:
     sums = folder / CHECKSUMS
     if not sums.is_file():
         return
-    for line in sums.read_text().splitlines():
+    for line in sums.read_text(errors="replace").splitlines():
         expected, _, name = line.partition("  ")
         path = folder / name
+        if len(expected) != 64 or not name:
+            raise DamagedError(f"{sums} is damaged", _restore(sums))
         if not path.is_file():
             raise MissingError(f"there is no {name} in {folder}", _restore(path))
         if checksum(path) != expected:

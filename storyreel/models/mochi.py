@@ -70,7 +70,7 @@ class MochiAdapter:
         """Return evenly spaced noise levels.
 
         Mochi's own linear-quadratic schedule spends half of its steps above σ = 0.975, which
-        pays with 64 steps and not with 24.
+        pays with 64 steps and not with 16.
         """
         return [1 - step / steps for step in range(steps + 1)]
 

@@ -38,7 +38,7 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
         run(monkeypatch, part, out, "--steps", "2")
         second = torch.load(out / f"{part}.pt", weights_only=True)
         assert second["step"] == 2
-        moments = second["adam" if part == "transformer" else "optimiser"]["state"]
+        moments = second["adam" if part in ("transformer", "scorer") else "optimiser"]["state"]
         assert {float(m["step"]) for m in moments.values()} == {2.0}  # the optimiser went on too
     for part in ("codec", "transformer"):
         with Image.open(out / f"{part}.png") as sheet:

@@ -32,7 +32,7 @@ from storyreel.plan import joined_prompt
 from .loop import Average, AverageState, Run, cosine
 from .transformer import fitted_tokenizer
 
-GROUP = 6  # clips that differ in one thing from the first of them
+GROUP = 12  # clips that differ in one thing from the first of them
 PICTURES = 3
 SECONDS = 2.0
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -66,10 +66,10 @@ def told(rng: Random, example: Example) -> tuple[str, frozenset[str]]:
     """Draw a text for an example and what it fixes."""
     kind = rng.random()
     if example.scene and (kind < 0.3 or not example.speaks_alone):
-        if kind < 0.15:
+        if kind < 0.28:
             return joined_prompt(example.scene, example.action), frozenset(("who", "where", "what"))
         return example.scene, frozenset(("who", "where"))
-    if kind < 0.75 or not example.scene or example.clip.ball or example.clip.action in DOOR_ACTIONS:
+    if kind < 0.8 or not example.scene or example.clip.ball or example.clip.action in DOOR_ACTIONS:
         return example.action, frozenset(("who", "what"))
     return caption(rng, example.clip, "both"), frozenset(("who", "where", "what"))
 
@@ -80,10 +80,10 @@ def varied(rng: Random, clip: Clip) -> Clip:
     for _ in range(20):
         changed = rng.random()
         try:
-            if changed < 0.6:
+            if changed < 0.8:
                 other = rng.choice(tuple(Action))
                 return stage_clip(rng, place, who, other)
-            if changed < 0.8:
+            if changed < 0.9:
                 cast = (rng.choice(tuple(Character)),) if len(who) == 1 else rng.choice(ALL_PAIRS)
                 return stage_clip(rng, place, cast, action)
             return stage_clip(rng, rng.choice(tuple(Place)), who, action)
@@ -138,13 +138,18 @@ def train_scorer(options: argparse.Namespace) -> None:
     model: CLIPModel = nets.build_clip(len(tokenizer)).to(device)
     scorer = Scorer(model, tokenizer, MEAN, STD)
     model.train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05)
+    adam = torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
     average = Average(list(model.parameters()))
     pool = [sample_group(rng) for _ in range(max(2, min(options.pool, 3000) // GROUP))]
 
     def step_fn(step: int, progress: float) -> float:
-        for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * cosine(progress)
+        for rated, rate in rates:
+            rated["lr"] = rate * min(1.0, (step + 1) / 50) * cosine(progress)
         for _ in range(options.fresh):
             pool[rng.randrange(len(pool))] = sample_group(rng)
         batch = [p for group in rng.choices(pool, k=max(1, options.batch // GROUP)) for p in group]
@@ -156,9 +161,11 @@ def train_scorer(options: argparse.Namespace) -> None:
         seen = seen.view(len(batch), PICTURES, -1).mean(1)
         loss = contrast(model.logit_scale.exp().clamp(max=100) * seen @ said.T, fits)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        nn.utils.clip_grad_norm_(rest, 1.0)
+        muon.step()
+        adam.step()
+        muon.zero_grad()
+        adam.zero_grad()
         average.update(step, 0.995)
         return float(loss.detach())
 
@@ -170,4 +177,5 @@ def train_scorer(options: argparse.Namespace) -> None:
         (folder / "scorer" / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
         average.swap()
 
-    run.loop({"model": model, "optimiser": optimiser, "average": AverageState(average)}, step_fn, save_fn)
+    state = {"model": model, "muon": muon, "adam": adam, "average": AverageState(average)}
+    run.loop(state, step_fn, save_fn)
