@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from storyreel.errors import StoryreelError
-from storyreel.models.base import load_adapter
+from storyreel.models.base import Text, load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
@@ -144,11 +144,13 @@ class Studio:
         """Let the judge compare a clip with what was asked for."""
         opinion = self.judge.judge(frames)
         v = opinion.verdict
-        asked = (trial.characters, trial.place, trial.action)
-        got = (v.characters, v.place, v.action)
-        right = tuple(None if want is None else want == have for want, have in zip(asked, got, strict=True))
+        right = (
+            None if trial.characters is None else v.characters == trial.characters,
+            None if trial.place is None else v.place is trial.place,
+            None if trial.action is None else v.action is trial.action,
+        )
         seen = f"{' and '.join(sorted(v.characters))}, {v.place}, {v.action}"
-        return Result(trial, seen, right, likelihood(opinion, trial), frames)  # type: ignore[arg-type]
+        return Result(trial, seen, right, likelihood(opinion, trial), frames)
 
 
 def likelihood(opinion: Opinion, trial: Trial) -> float:
@@ -259,9 +261,9 @@ class Watched(MochiAdapter):
         """Begin to keep estimates."""
         self.guidance, self.estimates = guidance, list[Tensor]()
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[object]) -> list[Tensor]:
+    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
         """Predict as ever, and note what picture the guided velocity means."""
-        without, with_text = velocities = super().predict(x, sigma, texts)  # type: ignore[arg-type]
+        without, with_text = velocities = super().predict(x, sigma, texts)
         self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
         return velocities
 

@@ -6,7 +6,6 @@ and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits en
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from storyreel.checkpoint import file_hash
 from storyreel.errors import DamagedError, MissingError
 from storyreel.models.specs import ModelSpec
 
@@ -95,16 +95,10 @@ def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
     return cast(Adapter, factory.load(spec, device))
 
 
-def checksum(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_checksums(folder: Path) -> None:
     """Write the SHA-256 of everything in ``folder`` into its `CHECKSUMS`."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
-    lines = [f"{checksum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{file_hash(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
@@ -123,7 +117,7 @@ def check_checksums(folder: Path) -> None:
             raise DamagedError(f"{sums} is damaged", _restore(sums))
         if not path.is_file():
             raise MissingError(f"there is no {name} in {folder}", _restore(path))
-        if checksum(path) != expected:
+        if file_hash(path) != expected:
             raise DamagedError(f"{path} is damaged: its SHA-256 is not the published one", _restore(path))
 
 
