@@ -92,6 +92,26 @@ def latent_scale(stages: list[Stage]) -> Tensor:
 
 
 @torch.no_grad()
+def stages_of(vae: AutoencoderKLMochi) -> list[Stage]:
+    """Read the bases back from a built autoencoder's encoder, which training never changes.
+
+    Of the last stage's mean only the part within the basis is left, the part that encoding uses.
+    """
+    stages: list[Stage] = []
+    channels = 3
+    for block, t, s in zip(vae.encoder.down_blocks, TIME, SPACE, strict=True):
+        conv, last = block.conv_in.conv, len(stages) == len(TIME) - 1
+        rows = channels * t * s * s
+        used = [6 * (j // 2) + 2 * (j % 2) for j in range(CHANNELS)] if last else list(range(rows))
+        kernel = conv.weight[used, :channels].float().flatten(1)
+        sd = 1 / kernel.norm(dim=1) if last else torch.ones(rows)
+        basis = (kernel * sd[:, None]).T
+        stages.append(Stage(basis, -basis @ (conv.bias[used].float() * sd), sd.square()))
+        channels = rows
+    return stages
+
+
+@torch.no_grad()
 def build(stages: list[Stage]) -> AutoencoderKLMochi:
     """Return the autoencoder that computes exactly this analysis and its inverse."""
     vae = AutoencoderKLMochi(

@@ -29,7 +29,7 @@ WIDTH, HEIGHT = 96, 64
 PAIRS = tuple(dict.fromkeys((cast.first, cast.second) for _, cast in STORIES.values()))
 ALL_PAIRS = tuple(permutations(Character, 2))
 
-FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.15, 0.45, 0.05  # shares of the lessons; the rest crosses
+FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.08, 0.27, 0.12  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
 PAIR_SHARE = 0.2  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
@@ -156,9 +156,9 @@ def sample_text(rng: Random, example: Example) -> tuple[str, ...]:
         return (example.scene,)
     if kind < 0.34 and example.speaks_alone:
         return (example.action,)
-    if kind < 0.38 and not example.clip.ball:
+    if kind < 0.37 and not example.clip.ball:
         return (caption(rng, example.clip, "both"),)
-    if kind < 0.68:
+    if kind < 0.64:
         return (joined_prompt(example.scene, example.action),)
     return (example.scene, example.action)
 

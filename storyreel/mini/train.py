@@ -5,6 +5,7 @@
     python -m storyreel.mini.train scorer --out run       # text-image encoder
     python -m storyreel.mini.train judge --out run        # for measuring only
     python -m storyreel.mini.train export --out run       # fp16 weights for the package
+    python -m storyreel.mini.train import --out run       # begin with the package's weights
 
 Clips are drawn on the fly. Every part keeps ``run/<part>.pt`` (weights, optimisers, step) and
 goes on from there when it is started again; ``run/<part>.log`` holds the loss, and
@@ -23,7 +24,7 @@ import torch
 from storyreel.models.specs import MINI_WEIGHTS
 
 from .training.codec import train_codec
-from .training.export import export
+from .training.export import export, import_weights
 from .training.judge import train_judge
 from .training.scorer import train_scorer
 from .training.transformer import train_transformer
@@ -34,6 +35,7 @@ PARTS = {
     "scorer": train_scorer,
     "judge": train_judge,
     "export": export,
+    "import": import_weights,
 }
 
 
@@ -48,11 +50,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end the schedule by then")
     parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--pool", type=int, default=4000, help="clips kept in memory")
     parser.add_argument("--fresh", type=int, default=1, help="clips drawn anew at every step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--to", default=str(MINI_WEIGHTS), help="export: the folder of the weights")
+    parser.add_argument("--to", default=str(MINI_WEIGHTS), help="export, import: the folder of the weights")
     return parser.parse_args()
 
 

@@ -42,6 +42,15 @@ def test_the_built_encoder_is_the_linear_analysis(
     assert float((ours - theirs).norm() / ours.norm()) < 2e-3  # the normalisation is nearly linear
 
 
+def test_the_bases_can_be_read_back(
+    stages: list[codec.Stage], clips: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    again = codec.stages_of(codec.build(stages))
+    assert torch.allclose(codec.latent_scale(again), codec.latent_scale(stages), rtol=1e-5)
+    ours, theirs = (codec.linear_encode(found, clips[0][:2]) for found in (again, stages))
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
 @torch.no_grad()
 def test_the_built_decoder_is_its_inverse(
     stages: list[codec.Stage], clips: tuple[torch.Tensor, torch.Tensor]

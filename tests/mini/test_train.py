@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from storyreel.mini import train
 from storyreel.mini.judge import load_judge
@@ -16,7 +17,7 @@ from storyreel.mini.training import clips, judge, transformer
 from storyreel.mini.world import Place
 from storyreel.models.base import load_adapter
 from storyreel.models.scorer import Scorer
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import MINI_WEIGHTS, MODELS
 
 
 def run(monkeypatch: pytest.MonkeyPatch, part: str, out: Path, *options: str) -> None:
@@ -58,3 +59,20 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
         .verdict
     )
     assert verdict.place in Place
+
+
+def test_training_goes_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
+    monkeypatch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
+    out, target = tmp_path / "run", tmp_path / "weights"
+    run(monkeypatch, "import", out)
+    bases = [stage.basis for stage in clips.fitted_stages(out)]
+    run(monkeypatch, "export", out, "--to", str(target))
+    for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
+        ours, shipped = (load_file(folder / f"{name}.safetensors") for folder in (target, MINI_WEIGHTS))
+        assert all(torch.equal(ours[key], shipped[key]) for key in shipped)
+    run(monkeypatch, "transformer", out, "--steps", "1", "--rate", "0")
+    again = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
+    before = load_file(MINI_WEIGHTS / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.allclose(again[key], before[key].float(), atol=1e-6) for key in before)
+    assert all(torch.equal(a, b.basis) for a, b in zip(bases, clips.fitted_stages(out), strict=True))

@@ -44,8 +44,13 @@ def fitted_stages(folder: Path) -> list[codec.Stage]:
     drawn = [draw(sample_example(rng), 9) for _ in range(BASIS_CLIPS)]
     video, owners = (torch.stack(part) for part in zip(*drawn, strict=True))
     stages = codec.fit_stages(video, owners, torch.Generator().manual_seed(BACKSTAGE))
-    torch.save([(s.basis, s.mean, s.variance) for s in stages], path)
+    save_stages(stages, folder)
     return stages
+
+
+def save_stages(stages: list[codec.Stage], folder: Path) -> None:
+    """Keep bases where `fitted_stages` finds them."""
+    torch.save([(s.basis, s.mean, s.variance) for s in stages], folder / "bases.pt")
 
 
 @dataclass

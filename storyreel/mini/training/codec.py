@@ -45,7 +45,7 @@ def train_codec(options: argparse.Namespace) -> None:
     rng = Random(seed + 2)
     noise = torch.Generator().manual_seed(seed)
     stages = fitted_stages(folder)
-    vae = codec.build(stages).to(device)
+    vae = trained_codec(folder, stages).to(device)
     decoder, length = vae.decoder, 5
     scale = codec.latent_scale(stages)[:, None, None, None]
     optimiser = torch.optim.AdamW(decoder.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -65,7 +65,7 @@ def train_codec(options: argparse.Namespace) -> None:
 
     def step_fn(step: int, progress: float) -> float:
         for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * min(1.0, (step + 1) / 30) * cosine(progress)
+            group["lr"] = 1e-3 * options.rate * min(1.0, (step + 1) / 30) * cosine(progress)
         for _ in range(options.fresh):
             clips[rng.randrange(len(clips))] = draw(sample_example(rng), length)
         loss = picture_loss(*decode(rng.choices(clips, k=options.batch), 0.1 * rng.random() + 1e-3))

@@ -1,4 +1,4 @@
-"""The trained parts as one folder of fp16 weights."""
+"""The trained parts as one folder of fp16 weights, and the way back."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusers import MochiTransformer3DModel
+import torch
+from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
 
-from storyreel.mini import nets
+from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
 from storyreel.models.base import write_checksums
 
-from .clips import fitted_stages
+from .clips import fitted_stages, save_stages
 from .codec import trained_codec
 
 INDEX = {
@@ -54,3 +55,22 @@ def export(options: argparse.Namespace) -> None:
     (target / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     write_checksums(target)
     print(f"{target}: {sum(p.stat().st_size for p in target.rglob('*') if p.is_file()) / 1e6:.1f} MB")
+
+
+def import_weights(options: argparse.Namespace) -> None:
+    """Begin a run with exported weights, so that training goes on from them.
+
+    Their bases and tokenizer are kept; every part starts anew with its optimiser.
+    """
+    source, folder = Path(options.to), Path(options.out)
+    vae = AutoencoderKLMochi.from_pretrained(source / "vae", torch_dtype=torch.float32)
+    save_stages(codec.stages_of(vae), folder)
+    vae.save_pretrained(folder / "codec")
+    transformer = MochiTransformer3DModel.from_pretrained(source / "transformer")
+    transformer.float().save_pretrained(folder / "transformer")
+    T5EncoderModel.from_pretrained(source / "text_encoder").float().save_pretrained(folder / "text_encoder")
+    PreTrainedTokenizerFast.from_pretrained(source / "tokenizer").save_pretrained(folder / "tokenizer")
+    if (source / "scorer").exists():
+        shutil.copytree(source / "scorer", folder / "scorer", dirs_exist_ok=True)
+    if (judge := source.parent / WEIGHTS.name).exists():
+        shutil.copy(judge, folder)

@@ -89,7 +89,7 @@ def train_judge(options: argparse.Namespace) -> None:
 
     def step_fn(step: int, progress: float) -> float:
         for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * cosine(progress)
+            group["lr"] = 2e-3 * options.rate * min(1.0, (step + 1) / 100) * cosine(progress)
         for _ in range(4 * options.fresh):
             pool[rng.randrange(len(pool))] = drawn()
         clips, verdicts = zip(*rng.choices(pool, k=options.batch), strict=True)

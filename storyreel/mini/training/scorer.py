@@ -149,7 +149,7 @@ def train_scorer(options: argparse.Namespace) -> None:
 
     def step_fn(step: int, progress: float) -> float:
         for rated, rate in rates:
-            rated["lr"] = rate * min(1.0, (step + 1) / 50) * cosine(progress)
+            rated["lr"] = options.rate * rate * min(1.0, (step + 1) / 50) * cosine(progress)
         for _ in range(options.fresh):
             pool[rng.randrange(len(pool))] = sample_group(rng)
         batch = [p for group in rng.choices(pool, k=max(1, options.batch // GROUP)) for p in group]

@@ -9,13 +9,15 @@ from pathlib import Path
 from random import Random
 
 import torch
+from diffusers import MochiTransformer3DModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.mini import codec, nets
 from storyreel.mini.lessons import HEIGHT, WIDTH, all_texts, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.models.mochi import MochiAdapter
+from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides, make_plan
 from storyreel.sampling import denoise
@@ -36,6 +38,15 @@ def fitted_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(path)
 
 
+def networks(folder: Path, vocabulary: int) -> tuple[T5EncoderModel, MochiTransformer3DModel]:
+    """Return text encoder and transformer from ``folder``, or new ones."""
+    if not (folder / "transformer").exists():
+        return nets.build_text_encoder(vocabulary), nets.build_transformer(GRID)
+    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer")
+    use_batched_attention(transformer)
+    return T5EncoderModel.from_pretrained(folder / "text_encoder").train(), transformer.train()
+
+
 def train_transformer(options: argparse.Namespace) -> None:
     """Train text encoder and transformer together by flow matching."""
     device, folder = torch.device(options.device), Path(options.out)
@@ -46,8 +57,8 @@ def train_transformer(options: argparse.Namespace) -> None:
     noise = torch.Generator().manual_seed(seed)
     stages = fitted_stages(folder)
     tokenizer = fitted_tokenizer(folder, options.seed)
-    text_encoder = nets.build_text_encoder(len(tokenizer)).to(device)
-    transformer = nets.build_transformer(GRID).to(device)
+    text_encoder, transformer = networks(folder, len(tokenizer))
+    text_encoder, transformer = text_encoder.to(device), transformer.to(device)
     pool = Pool(stages, options.pool, seed + 1)
     if options.compile:
         for block in transformer.transformer_blocks:
@@ -79,7 +90,7 @@ def train_transformer(options: argparse.Namespace) -> None:
         return states.take_along_dim(order[..., None], 1), mask.take_along_dim(order, 1) * weight
 
     def step_fn(step: int, progress: float) -> float:
-        scale = min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
+        scale = options.rate * min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
         for group, rate in rates:
             group["lr"] = rate * scale
         lessons = pool.batch(options.batch, options.fresh)
@@ -96,22 +107,24 @@ def train_transformer(options: argparse.Namespace) -> None:
             velocity = transformer(
                 noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
             )[0]
-        error = (velocity.float() - target.to(device)).square()
-        (error * weight.to(device)).mean().backward()
+        error, weight = velocity.float() - target.to(device), weight.to(device)
+        # Errors that differ from one latent frame to the next flicker: they count once more.
+        flicker = (error.diff(dim=2).square() * weight[:, :, 1:]).mean()
+        ((error.square() * weight).mean() + 0.5 * flicker).backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
         muon.step()
         adam.step()
         muon.zero_grad()
         adam.zero_grad()
         average.update(step, 0.9985)
-        return float(error.detach().mean())
+        return float(error.detach().square().mean())
 
     def sheet_fn(path: Path) -> None:
         average.swap()
         transformer.save_pretrained(folder / "transformer")
         text_encoder.save_pretrained(folder / "text_encoder")
-        networks = (transformer, trained_codec(folder, stages), text_encoder, tokenizer)
-        adapter = MochiAdapter(MODELS["mini"], device, *networks)
+        vae = trained_codec(folder, stages)
+        adapter = MochiAdapter(MODELS["mini"], device, transformer, vae, text_encoder, tokenizer)
         save_sheet(list(sample_films(adapter)), path)
         for network in (transformer, text_encoder):
             network.train()
