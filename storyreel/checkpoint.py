@@ -13,17 +13,18 @@ import os
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from storyreel.errors import LockedError, OutputError
 
-FORMAT = 1  # of the manifest; another number is another film
+FORMAT = 2  # of the manifest; another number is another film
 
 
 def digest(value: object) -> str:
@@ -82,17 +83,23 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 @dataclass(frozen=True)
 class SegmentRecord:
-    """What the manifest says of a finished segment. ``files`` maps names to SHA-256.
+    """What the manifest says of a segment. ``files`` maps names to SHA-256.
 
-    ``device`` is what computed it, ``seconds`` how long its share of the work took.
+    ``key`` covers what shaped its latents, ``video_key`` what shaped its pictures ("" as long as
+    it has none). ``device`` is what computed it, ``seconds`` how long that took. ``decided`` is
+    what the method chose while rendering.
     """
 
     number: str
     key: str
-    frames: int
     files: dict[str, str]
     device: str
     seconds: float
+    decided: dict[str, Any]
+    video_key: str = ""
+
+
+_RECORD = TypeAdapter(SegmentRecord)
 
 
 @dataclass
@@ -157,44 +164,65 @@ class FilmFolder:
             manifest = json.loads(self.manifest_path.read_bytes())
             if manifest["format"] != FORMAT:
                 return
-            known = SegmentRecord.__dataclass_fields__
             for entry in manifest["segments"]:
-                if "key" not in entry:  # planned, not yet made
-                    continue
-                record = SegmentRecord(**{name: entry[name] for name in known if name in entry})
-                self.records[record.number] = record
+                if "key" in entry:  # else it is planned and not yet made
+                    record = _RECORD.validate_python(entry)
+                    self.records[record.number] = record
             self.film = dict(manifest["film"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.records, self.film = {}, {}
 
-    def is_complete(self, number: str, key: str, device: str = "auto") -> bool:
-        """Tell whether a segment is there, whole, and made from the same things.
+    def has_latents(self, number: str, key: str, device: str = "auto") -> bool:
+        """Tell whether a segment's latents are there, whole, and made from the same things.
 
         ``auto`` takes a segment from any device.
         """
         record = self.records.get(number)
         if record is None or record.key != key or (device != "auto" and record.device != device):
             return False
-        wanted = {self.video(number).name, self.latents(number).name}
-        return set(record.files) == wanted and all(
-            _hash_matches(self.segments / name, value) for name, value in record.files.items()
+        return self._is_whole(record, self.latents(number))
+
+    def has_video(self, number: str, video_key: str) -> bool:
+        """Tell whether a segment's film is there, whole, and made from the same things."""
+        record = self.records.get(number)
+        return (
+            record is not None
+            and record.video_key == video_key
+            and self._is_whole(record, self.video(number))
         )
+
+    @staticmethod
+    def _is_whole(record: SegmentRecord, path: Path) -> bool:
+        return path.name in record.files and _hash_matches(path, record.files[path.name])
 
     def film_is_complete(self, key: str) -> bool:
         """Tell whether the film is there, whole, and made from the same segments."""
         return self.film.get("key") == key and _hash_matches(self.film_path, self.film.get("sha256", ""))
 
-    def begin(self, complete: Collection[str]) -> None:
-        """Forget every segment but the complete ones, and the film that was made of others."""
-        self.records = {number: self.records[number] for number in complete}
+    def begin(self, kept: Collection[str]) -> None:
+        """Forget every segment but those to be kept, and the film that was made of others."""
+        self.records = {number: self.records[number] for number in kept}
         self.film = {}
         with writing(self.film_path):
             self.film_path.unlink(missing_ok=True)
 
-    def record_segment(self, number: str, key: str, frames: int, device: str, seconds: float) -> None:
-        """Note that a segment's two files are in place."""
-        files = {path.name: file_hash(path) for path in (self.video(number), self.latents(number))}
-        self.records[number] = SegmentRecord(number, key, frames, files, device, round(seconds, 3))
+    def record_latents(
+        self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
+    ) -> None:
+        """Note that a segment's latents are in place."""
+        path = self.latents(number)
+        files = {path.name: file_hash(path)}
+        self.records[number] = SegmentRecord(number, key, files, device, round(seconds, 3), decided)
+
+    def record_video(self, number: str, video_key: str, seconds: float) -> None:
+        """Note that a segment's film is in place."""
+        record, path = self.records[number], self.video(number)
+        self.records[number] = replace(
+            record,
+            files={**record.files, path.name: file_hash(path)},
+            seconds=round(record.seconds + seconds, 3),
+            video_key=video_key,
+        )
 
     def remove_strangers(self, numbers: Collection[str]) -> None:
         """Remove the files of segments that the story no longer has."""

@@ -11,15 +11,18 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from storyreel import __version__
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
 from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.story import load_story, story_schema
+from storyreel.story import Story, load_story, story_schema
+
+T = TypeVar("T")
 
 INTERRUPTED = 130
 
@@ -115,6 +118,13 @@ def render(
     seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None,
+    without: Annotated[
+        str, typer.Option(metavar="PARTS", help="Leave out parts of the method: dipw, twb, sar or all.")
+    ] = "",
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
@@ -125,12 +135,12 @@ def render(
     The options win over what the story's own render settings say.
     """
     _check_device(device)
-    overrides = Overrides(model, seed, size, seconds, steps, guidance)
+    parts = frozenset(part.strip() for part in without.split(",") if part.strip())
+    overrides = Overrides(model, seed, size, seconds, steps, guidance, tuple(method or ()), parts)
     # Every script is read before the first is rendered: a fault costs no work.
-    plans, errors = _read(stories, overrides, lambda path: slug(path.stem))
+    plans, errors = _read(stories, partial(make_plan, overrides=overrides), _film_name)
     _raise_all(errors)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
+    _check_out(out)
     if dry_run:
         _print_plans(plans, as_json)
         return
@@ -154,16 +164,68 @@ def render(
         print(json.dumps(results, indent=2))
 
 
+@app.command()
+def ablate(
+    stories: Stories,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from the seed on.")] = 3,
+    variants: Annotated[
+        str,
+        typer.Option(help="Some of full, without-dipw, without-twb, without-sar, without-all. Default: all."),
+    ] = "",
+    model: Annotated[str | None, typer.Option(help="See: storyreel models. Default: mini.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for films and scores.")] = Path("out/ablation"),
+    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The first. Default: 0.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Render each story with the method, without each part and without all, and compare the films.
+
+    The films are OUT/VARIANT/seed-N/NAME/NAME.mp4, with their scores beside them; a second run does
+    only what is missing.
+    """
+    _check_device(device)
+    from storyreel import ablation
+
+    chosen = ablation.pick_variants(variants)
+    overrides = Overrides(model, seed, size, seconds, steps, guidance, tuple(method or ()))
+    plan = partial(ablation.plan_films, seeds=seeds, variants=chosen, overrides=overrides)
+    planned, errors = _read(stories, plan, _film_name)
+    _raise_all(errors)
+    _check_out(out)
+    from storyreel.console import RenderDisplay, print_ablation, stderr
+    from storyreel.render import Engine
+
+    films = [film for group in planned.values() for film in group]
+    report = ablation.ablate(films, out, Engine(device), RenderDisplay, stderr.print)
+    if as_json:
+        print(json.dumps(report, indent=2, allow_nan=False))
+    else:
+        print_ablation(report)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
+
+
 def _check_device(device: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise UsageError(f"there is no device {device!r}", "Use auto, cpu, cuda or cuda:N.")
 
 
 def _read(
-    stories: Sequence[Path], overrides: Overrides, name_of: Callable[[Path], str]
-) -> tuple[dict[str, Plan], list[StoryreelError]]:
+    stories: Sequence[Path], plan: Callable[[Story, str], T], name_of: Callable[[Path], str]
+) -> tuple[dict[str, T], list[StoryreelError]]:
     """Read and plan all stories; return the plans by name, and what is wrong with the others."""
-    plans: dict[str, Plan] = {}
+    plans: dict[str, T] = {}
     errors: dict[str, StoryreelError] = {}  # by what they say: a bad option is told once
     taken: set[str] = set()
     for path in stories:
@@ -174,7 +236,7 @@ def _read(
                 remedy = "Rename one of the stories: the file's name is the film's."
                 raise UsageError(f"two stories would be written to {name!r}", remedy)
             taken.add(name.casefold())
-            plans[name] = make_plan(story, name, overrides)
+            plans[name] = plan(story, name)
         except StoryreelError as error:
             errors.setdefault(str(error), error)
     return plans, list(errors.values())
@@ -188,6 +250,10 @@ def _raise_all(errors: Sequence[StoryreelError]) -> None:
             if error is not worst:
                 _complain(str(error))
         raise worst
+
+
+def _film_name(path: Path) -> str:
+    return slug(path.stem)
 
 
 def slug(stem: str) -> str:
@@ -222,8 +288,8 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             f"{plan.seconds:g} s of film"
         )
         print(
-            f"  {plan.forwards} forwards, about {plan.estimated_seconds:.0f} s and "
-            f"{plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+            f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
+            f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
         )
 
 
@@ -232,11 +298,13 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "title": plan.title,
         "model": plan.spec.name,
         **asdict(plan.settings),
+        "method": plan.settings.method.model_dump(),
         "size": f"{plan.settings.width}x{plan.settings.height}",
         "fps": plan.spec.fps,
         "frames": plan.frames,
         "seconds": plan.seconds,
         "forwards": plan.forwards,
+        "latents": plan.latents,
         "estimated_seconds": round(plan.estimated_seconds, 1),
         "estimated_memory_mb": plan.spec.memory_mb,
         "estimated_on": plan.spec.measured_on,
@@ -248,7 +316,7 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
 @app.command()
 def validate(stories: Stories) -> None:
     """Check stories without loading a model; print every fault with its place."""
-    plans, errors = _read(stories, Overrides(), str)
+    plans, errors = _read(stories, make_plan, str)
     for path, plan in plans.items():
         print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
     _raise_all(errors)
@@ -286,7 +354,7 @@ def models(as_json: Json = False) -> None:
         print(f"{spec.name}: {spec.title}, weights {there}, {spec.licence}")
         print(
             f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
-            f"{(spec.max_latents - spec.overlap) * spec.frames_per_latent / spec.fps:g} s, "
+            f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
             f"{spec.steps} steps, {spec.memory_mb} MB"
         )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -15,10 +17,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
+from storyreel.ablation import table_metrics
 from storyreel.plan import Plan, Segment
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
+PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
@@ -93,3 +99,39 @@ class RenderDisplay:
             f"{self._name}: step {self._forwards} of {self._total}, scene {self._done} of {self._scenes}, "
             f"{spent:.0f} s so far, about {left:.0f} s left"
         )
+
+
+def print_ablation(report: Mapping[str, Any]) -> None:
+    """Print every variant's numbers on stdout, and how far they are from the full method's."""
+    stdout = Console(highlight=False, markup=False)
+    if not stdout.is_terminal:
+        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    metrics = table_metrics(report["films"])
+    films = len({(film["story"], film["seed"]) for film in report["films"]})
+
+    def show(title: str, rows: Mapping[str, Mapping[str, Any]], differences: bool) -> None:
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for name in rows:
+            table.add_column(name, justify="right")
+        for metric in metrics:
+            cells = [_cell(rows[name][metric.key], metric.digits, differences) for name in rows]
+            table.add_row(Text(metric.title), *map(Text, cells))
+        stdout.print(table)
+
+    show(f"Mean ± standard deviation of {films} films", report["summary"], differences=False)
+    if report["differences"]:
+        show("Difference to full, 95 % interval", report["differences"], differences=True)
+
+
+def _cell(value: Mapping[str, Any] | None, digits: int, differences: bool) -> str:
+    """Return a number with its spread or interval; a dash where there is none."""
+    if value is None:
+        return "–"
+    if differences:
+        interval = (
+            "" if value["low"] is None else f" [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+        )
+        return f"{value['mean']:+.{digits}f}{interval}"
+    deviation = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{deviation}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from storyreel.plan import Plan
 
@@ -16,6 +18,9 @@ li.now { background: color-mix(in srgb, currentColor 10%, transparent); }
 button { font: inherit; font-variant-numeric: tabular-nums; cursor: pointer; align-self: start; }
 small, dd, dt { opacity: .75; } dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; }
+li svg { width: 8rem; height: 2rem; grid-column: 2; overflow: visible; }
+polyline { fill: none; stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
+line { stroke: currentColor; opacity: .25; vector-effect: non-scaling-stroke; }
 """
 
 _SCRIPT = """
@@ -36,17 +41,21 @@ film.ontimeupdate = () => {
 """
 
 
-def film_page(plan: Plan, name: str, tags: dict[str, str]) -> str:
-    """Return the page: player, scenes to jump to, seams, and where the film comes from."""
+def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the page: player, scenes to jump to, seams, and where the film comes from.
+
+    ``decided`` is what the manifest says of each segment's seam and prompt weights.
+    """
     fps = plan.spec.fps
     rows = []
     for segment in plan.segments:
         start, end = segment.start / fps, (segment.start + segment.frames) / fps
-        seam = "" if segment.index == 0 else "blended" if segment.blended else "cut"
-        note = f" <small>({seam})</small>" if seam else ""
+        made = decided.get(segment.number, {})
+        note = f" <small>({_seam(seam)})</small>" if (seam := made.get("seam")) else ""
         rows.append(
             f'<li data-start="{start:g}" data-end="{end:g}"><button>{_clock(start)}</button>'
-            f"<div>{escape(segment.scene)}{note}<br><small>{escape(segment.action)}</small></div></li>"
+            f"<div>{escape(segment.scene)}{note}<br><small>{escape(segment.action)}</small></div>"
+            f"{_curve(made.get('prompt_weights') or [])}</li>"
         )
     facts = "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in tags.items())
     return f"""<!doctype html>
@@ -69,6 +78,26 @@ def film_page(plan: Plan, name: str, tags: dict[str, str]) -> str:
 <script>{_SCRIPT}</script>
 </html>
 """
+
+
+def _seam(seam: Mapping[str, Any]) -> str:
+    if seam["transition"] == "cut" or not seam["overlap"]:
+        return "cut"
+    alike = "" if seam["similarity"] is None else f", actions {100 * seam['similarity']:.0f} % alike"
+    return f"blended over {seam['overlap']} latent frames at strength {seam['strength']:.2f}{alike}"
+
+
+def _curve(weights: list[list[float]]) -> str:
+    """Draw the action prompt's weight over the denoising steps, from 0 at the bottom to 1."""
+    if len(weights) < 2:
+        return ""
+    points = " ".join(
+        f"{100 * i / (len(weights) - 1):.1f},{100 - 100 * w:.1f}" for i, (_, w) in enumerate(weights)
+    )
+    return (
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none"><title>weight of the action prompt over the '
+        f'steps</title><line x1="0" x2="100" y1="50" y2="50"/><polyline points="{points}"/></svg>'
+    )
 
 
 def _clock(seconds: float) -> str:

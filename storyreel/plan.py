@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeVar
 
+import yaml
+from pydantic import ValidationError
+
 from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.method.settings import PARTS, Method, legal_values
+from storyreel.method.similarity import seam_overlap, seam_strength, shared_start, verb_phrase
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story import MAX_PROMPT, SIZE_PATTERN, Story, Transition
 
 T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
-WINDOW = 4  # segments that are denoised together; what an interruption can cost
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Overrides:
     seconds: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    method: tuple[str, ...] = ()  # KEY=VALUE
+    without: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Settings:
     height: int
     steps: int
     guidance: float
+    method: Method
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,14 @@ class Segment:
 
     It has ``latents`` latent frames of its own, which are ``frames`` frames of the film, and
     ``lead`` more before them: the overlap with the scene before, or a start that is not shown.
-    ``seed`` makes its noise. ``blended`` says whether it grows out of the scene before.
+    ``phrase`` is what its action is compared by, ``seed`` makes its noise. ``blended`` says
+    whether it grows out of the scene before.
     """
 
     index: int
     scene: str
     action: str
+    phrase: str
     latents: int
     lead: int
     frames: int
@@ -79,11 +89,16 @@ class Segment:
 
 @dataclass(frozen=True)
 class Seam:
-    """The border between segment ``after - 1`` and segment ``after``; ``overlap`` in latents."""
+    """The border between segment ``after - 1`` and segment ``after``; ``overlap`` in latents.
+
+    ``similarity`` is that of the two actions, None before a model has read them.
+    """
 
     after: int
     transition: Transition
     overlap: int
+    strength: float
+    similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,27 +131,84 @@ class Plan:
         return len(self.segments) * self.settings.steps
 
     @property
+    def latents(self) -> int:
+        """Latent frames that are denoised, those of overlaps counted twice: what a render costs."""
+        return sum(segment.lead + segment.latents for segment in self.segments)
+
+    @property
     def estimated_seconds(self) -> float:
         """Rendering time on the machine that ``spec.measured_on`` names."""
         spec, settings = self.spec, self.settings
         usual = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
-        latents = sum(segment.latents + segment.lead for segment in self.segments)
         area = settings.width * settings.height / (spec.size[0] * spec.size[1])
         guided = 1.0 if settings.guidance > 1 else 0.5
-        return latents / usual * settings.steps * spec.seconds_per_forward * area * guided
+        return self.latents / usual * settings.steps * spec.seconds_per_forward * area * guided
 
-    def windows(self) -> Iterator[tuple[Segment, ...]]:
-        """Yield the groups of neighbouring segments that are denoised together.
-
-        A cut begins a new one: nothing behind it depends on what is before.
-        """
-        window: list[Segment] = []
+    def runs(self) -> Iterator[tuple[Segment, ...]]:
+        """Yield the groups of segments from one cut to the next, which do not depend on each other."""
+        run: list[Segment] = []
         for segment in self.segments:
-            if window and (len(window) == WINDOW or not segment.blended):
-                yield tuple(window)
-                window = []
-            window.append(segment)
-        yield tuple(window)
+            if run and not segment.blended:
+                yield tuple(run)
+                run = []
+            run.append(segment)
+        yield tuple(run)
+
+    def seam(self, segment: Segment) -> Seam | None:
+        """Return the seam before a segment; the first has none."""
+        return self.seams[segment.index - 1] if segment.index else None
+
+    def anchors(self, segment: Segment) -> tuple[int, ...]:
+        """Return what a segment remembers: the story's first segment and the last one sure to be finished."""
+        if not self.settings.method.memory:
+            return ()
+        began = max(s.index for s in self.segments[: segment.index + 1] if not s.blended)
+        last = max(began - 1, segment.index - self.settings.method.window)
+        return tuple(sorted({0, last})) if last >= 0 else ()
+
+    def settled(self, similarities: Sequence[float | None]) -> Plan:
+        """Return the plan with overlap and strength of every seam by how alike its actions are.
+
+        There is a similarity per seam, None where nothing was compared (SAR, METHOD 2).
+        """
+        seams, segments = [], [self.segments[0]]
+        for seam, segment, similarity in zip(self.seams, self.segments[1:], similarities, strict=True):
+            if similarity is not None and seam.transition == "blend":
+                seam = replace(
+                    seam,
+                    similarity=similarity,
+                    overlap=seam_overlap(seam.overlap, similarity) if seam.overlap else 0,
+                    strength=seam_strength(seam.strength, similarity),
+                )
+            seams.append(seam)
+            segments.append(replace(segment, lead=max(1, seam.overlap)))
+        return replace(self, seams=tuple(seams), segments=tuple(segments))
+
+
+def admits(steps_done: Sequence[int], window: int, steps: int) -> bool:
+    """Tell whether the next segment may begin, given how far those being denoised have come.
+
+    They begin a ``window``-th of all steps apart, so that no more than ``window`` are under way.
+    """
+    return not steps_done or steps_done[-1] >= math.ceil(steps / window)
+
+
+def forwards_left(steps_done: Sequence[int], wanted: int, following: int, window: int, steps: int) -> int:
+    """Return the forwards until ``wanted`` more segments are finished.
+
+    ``steps_done`` are those of the segments under way, ``following`` how many are still to begin.
+    """
+    active, count = list(steps_done), 0
+    while wanted > 0:
+        if following and admits(active, window, steps):
+            active.append(0)
+            following -= 1
+        count += len(active)
+        active = [done + 1 for done in active]
+        if active[0] == steps:
+            active.pop(0)
+            wanted -= 1
+    return count
 
 
 def joined_prompt(scene: str, action: str) -> str:
@@ -178,11 +250,16 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     guidance = _first(overrides.guidance, wished.guidance, spec.guidance)
     if not (math.isfinite(guidance) and guidance >= 1):
         raise UsageError(f"guidance {guidance} makes no sense", "Use a number from 1, which means none.")
+    method = chosen_method(wished.method, overrides)
+    actions = tuple(story.filled(scene.action) for scene in story.scenes)
+    names = tuple(member.name for member in story.cast.values()) + tuple(
+        filter(None, [shared_start(actions)])
+    )
     start = 0
     for index, scene in enumerate(story.scenes):
         if scene.seconds is not None and (problem := seconds_problem(spec, scene.seconds)) is not None:
             refuse(problem, False, "scenes", index, "seconds")
-        texts = story.filled(scene.scene), story.filled(scene.action)
+        texts = story.filled(scene.scene), actions[index]
         if (problem := prompt_problem(spec, *texts, count_tokens)) is not None:
             refuse(problem, False, "scenes", index)
         frames = round(_first(scene.seconds, usual) * spec.fps)
@@ -191,18 +268,24 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
                 index=index,
                 scene=texts[0],
                 action=texts[1],
+                phrase=verb_phrase(texts[1], names),
                 latents=frames // spec.frames_per_latent,
-                lead=spec.overlap,
+                lead=1,
                 frames=frames,
                 start=start,
                 seed=derived_seed(seed, index),
-                blended=index > 0 and scene.transition == "blend",
+                blended=index > 0 and scene.transition == "blend" and method.blending != "none",
             )
         )
         start += frames
+    overlaps = [_overlap(spec, method, *pair) for pair in pairwise(segments)]
+    seams = [_longest_overlap(spec, *pair) for pair in pairwise(segments) if pair[1].blended]
+    if method.overlap is not None and (most := min(seams, default=spec.max_latents)) < method.overlap:
+        message = f"an overlap of {method.overlap} latent frames is longer than a scene allows: 1 to {most}"
+        refuse(message, _sets(overrides, "overlap"), "render", "method", "overlap")
     if faults:
         raise ScriptError(story.path, faults)
-    return Plan(
+    plan = Plan(
         title=story.title or name,
         story=story.model_dump(mode="json"),
         spec=spec,
@@ -212,12 +295,62 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
             height=height,
             steps=_first(overrides.steps, wished.steps, spec.steps),
             guidance=guidance,
+            method=method,
         ),
         segments=tuple(segments),
         seams=tuple(
-            Seam(s.index, "blend" if s.blended else "cut", s.lead if s.blended else 0) for s in segments[1:]
+            Seam(s.index, "blend" if s.blended else "cut", overlap, method.strength if s.blended else 0.0)
+            for s, overlap in zip(segments[1:], overlaps, strict=True)
         ),
     )
+    return plan.settled([None] * len(plan.seams))
+
+
+def chosen_method(wished: Method, overrides: Overrides) -> Method:
+    """Return the story's method with what the command line changes. Raises UsageError."""
+    values = wished.model_dump()
+    for item in overrides.method:
+        key, equals, text = item.partition("=")
+        if key not in values or not equals:
+            known = ", ".join(values)
+            raise UsageError(f"--method {item!r} is no setting", f"Write KEY=VALUE with one of: {known}")
+        values[key] = _plain(text)
+    if unknown := overrides.without - {*PARTS, "all"}:
+        raise UsageError(f"there is no part {min(unknown)!r}", f"Known parts: {', '.join(PARTS)}, all")
+    try:
+        method = Method.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        if not fault["loc"]:  # of settings that do not go together
+            raise UsageError(f"--method: {fault['msg']}", "Set all of them.") from None
+        key = str(fault["loc"][0])
+        message = f"--method {key} must be {legal_values(key)}, not {fault['input']!r:.60}"
+        raise UsageError(message, Method.model_fields[key].description or "") from None
+    return method.without(set(PARTS) if "all" in overrides.without else set(overrides.without))
+
+
+def _plain(text: str) -> object:
+    """Read a value as a story's YAML would, and 1e-3 too; what is no YAML is the text that it is."""
+    try:
+        return float(text) if re.fullmatch(r"[-+.\d]+e[-+]?\d+", text, re.I) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _sets(overrides: Overrides, key: str) -> bool:
+    return any(item.startswith(f"{key}=") for item in overrides.method)
+
+
+def _overlap(spec: ModelSpec, method: Method, earlier: Segment, later: Segment) -> int:
+    """Return the longest overlap of a seam: what is asked for, as far as the segments' lengths allow."""
+    if not later.blended or method.blending != "joint" or method.strength == 0:
+        return 0
+    return min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
+
+
+def _longest_overlap(spec: ModelSpec, earlier: Segment, later: Segment) -> int:
+    """Return what two neighbours can share: all of either, as long as the later one fits the model."""
+    return min(earlier.latents, later.latents, spec.max_latents - later.latents)
 
 
 def _first(*values: T | None) -> T:
@@ -284,7 +417,7 @@ def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:
 def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     """Say why a model cannot do a scene's length, with the nearest it can; None if it can."""
     unit = spec.frames_per_latent / spec.fps
-    longest = spec.max_latents - spec.overlap
+    longest = spec.max_latents - 1
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds makes no sense; give a finite number"
     latents = seconds / unit

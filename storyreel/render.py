@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,16 +19,20 @@ from storyreel.checkpoint import FilmFolder, digest, file_hash, replacing, write
 from storyreel.errors import MissingError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
-from storyreel.plan import WINDOW, Plan, Segment
+from storyreel.plan import Plan, Segment, forwards_left
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from storyreel.anchors import Anchors
     from storyreel.models.base import Adapter
+    from storyreel.prompts import PromptWriter, Scorer
+    from storyreel.sampling import State, Take
+    from storyreel.stored import Stored
 
 
 # Raise it when the same plan comes to give other pictures, in the same version.
-RECIPE = 1
+RECIPE = 2
 
 
 class Progress(Protocol):
@@ -55,12 +60,13 @@ class Rendered:
 
 @dataclass
 class Engine:
-    """The model, loaded when first needed and shared by all stories of one command."""
+    """The model and its scorer, loaded when first needed and shared by all stories of one command."""
 
     device: str = "auto"
 
     def __post_init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
+        self._scorers: dict[Path, Scorer] = {}
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model."""
@@ -69,6 +75,18 @@ class Engine:
 
             self._adapters[spec.name] = load_adapter(spec, pick_device(self.device))
         return self._adapters[spec.name]
+
+    def scorer(self, spec: ModelSpec) -> Scorer | None:
+        """Return the loaded text-image encoder that lies with a model's weights; None if none does."""
+        folder = spec.weights / "scorer"
+        if not folder.is_dir():
+            return None
+        if folder not in self._scorers:
+            from storyreel.models.base import pick_device
+            from storyreel.models.scorer import Scorer
+
+            self._scorers[folder] = Scorer.load(folder, pick_device(self.device))
+        return self._scorers[folder]
 
 
 def render(
@@ -82,20 +100,17 @@ def render(
     about = about_film(plan)
     keys = segment_keys(plan, about)
     with FilmFolder(out / name, name) as folder:
-        done = {
-            segment.index
-            for segment in plan.segments
-            if not overwrite and folder.is_complete(segment.number, keys[segment.index], engine.device)
-        }
-        missing = [w for w in plan.windows() if not done.issuperset(s.index for s in w)]
-        made = len(plan.segments) - len(done)
-        progress.started(plan, len(done), sum(len(w) for w in missing) * plan.settings.steps)
-        folder.log("started", segments=len(plan.segments), done=len(done), version=__version__)
+        work = Work(plan, about, keys, folder, engine.device, overwrite)
+        made = len(work.without_video)
+        progress.started(plan, len(plan.segments) - made, work.forwards())
+        folder.log(
+            "started", segments=len(plan.segments), done=len(plan.segments) - made, version=__version__
+        )
         try:
-            if missing:
-                folder.begin([plan.segments[index].number for index in sorted(done)])
+            if made:
+                folder.begin([plan.segments[index].number for index in sorted(work.with_latents)])
                 folder.write_manifest(about, about_scenes(plan))
-                _render_windows(plan, about, keys, missing, done, folder, engine, progress)
+                work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
             folder.log("stopped", reason=type(error).__name__)
@@ -105,101 +120,136 @@ def render(
         return Rendered(folder.film_path, len(plan.segments), made, seconds)
 
 
-def _render_windows(
-    plan: Plan,
-    about: dict[str, Any],
-    keys: Sequence[str],
-    windows: Sequence[tuple[Segment, ...]],
-    done: set[int],
-    folder: FilmFolder,
-    engine: Engine,
-    progress: Progress,
-) -> None:
-    """Denoise the windows, then decode and encode those of their segments that are missing."""
-    from storyreel.sampling import denoise
+class Work:
+    """What is missing of a film, and the making of it.
 
-    adapter = engine.adapter(plan.spec)
-    device = adapter.device.type
-    negative = adapter.encode("")
-    stream = _FilmStream(plan, folder, adapter)
-    for window in windows:
-        began = time.monotonic()
-        texts = [adapter.encode(segment.prompt) for segment in window]
-        before = stream.latents(window[0].index - 1) if window[0].blended else None
-        latents = denoise(adapter, plan, window, texts, negative, before, progress.forward)
-        share = (time.monotonic() - began) / len(window)
-        for segment, z in zip(window, latents, strict=True):
-            if segment.index in done:
-                continue
-            began = time.monotonic()
-            stream.write(segment, z)
-            seconds = share + time.monotonic() - began
-            key = keys[segment.index]
-            folder.record_segment(segment.number, key, segment.frames, device, seconds)
-            folder.write_manifest(about, about_scenes(plan))
-            folder.log("segment", number=segment.number, seconds=round(seconds, 3))
+    A segment's latents are kept when it leaves the denoising window, with the state of those
+    behind it; its pictures when the segment after it has begun to show through them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        about: dict[str, Any],
+        keys: Sequence[str],
+        folder: FilmFolder,
+        device: str,
+        overwrite: bool,
+    ) -> None:
+        self.plan, self.about, self.keys, self.folder = plan, about, keys, folder
+        numbers = [segment.number for segment in plan.segments]
+        everything = range(len(numbers))
+        self.with_latents = {
+            i for i in everything if not overwrite and folder.has_latents(numbers[i], keys[i], device)
+        }
+        self.without_video = {
+            i
+            for i in everything
+            if i not in self.with_latents or not folder.has_video(numbers[i], self.video_key(i))
+        }
+
+    def video_key(self, index: int) -> str:
+        """Return what covers all that shapes a segment's pictures: those of the next show through."""
+        following = self.plan.segments[index + 1 : index + 2]
+        blended = [self.keys[s.index] for s in following if s.blended]
+        return digest([self.keys[index], blended])
+
+    def forwards(self) -> int:
+        """Return how many forward passes of the transformer are to come."""
+        steps, window = self.plan.settings.steps, self.plan.settings.method.window
+        count = 0
+        for run in self.plan.runs():
+            for first, wanted in self._gaps(run):
+                begun = [] if first is run[0] else self._stored(first.index - 1).steps_done()
+                following = run[-1].index + 1 - first.index - len(begun)
+                count += forwards_left(begun, wanted, following, window, steps)
+        return count
+
+    def _gaps(self, run: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+        """Yield the first of neighbouring segments without latents, and how many they are."""
+        length = 0
+        for segment in (*run, None):
+            if segment is not None and segment.index not in self.with_latents:
+                length += 1
+            elif length:
+                after = run[-1].index + 1 if segment is None else segment.index
+                yield self.plan.segments[after - length], length
+                length = 0
+
+    def _stored(self, index: int) -> Stored:
+        from storyreel.stored import Stored
+
+        return Stored(self.folder.latents(self.plan.segments[index].number))
+
+    def do(self, engine: Engine, progress: Progress) -> None:
+        """Make what is missing, segment by segment."""
+        from storyreel.anchors import Anchors
+        from storyreel.prompts import PromptWriter, similarities
+        from storyreel.stream import FilmStream
+
+        adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
+        plan = self.plan.settled(similarities(self.plan, adapter, scorer))
+        writer = PromptWriter(adapter, plan.settings, scorer)
+        anchors = Anchors(adapter, plan, lambda index: self._stored(index).latents(adapter.device))
+
+        def written(segment: Segment, seconds: float) -> None:
+            self.folder.record_video(segment.number, self.video_key(segment.index), seconds)
+            self.folder.write_manifest(self.about, about_scenes(self.plan))
+            self.folder.log("segment", number=segment.number, seconds=round(seconds, 3))
             progress.segment_finished(segment)
 
+        with FilmStream(plan, self.folder, adapter, self.without_video, written) as stream:
+            for run in plan.runs():
+                for segment, latents in self._latents(plan, run, adapter, writer, anchors, progress):
+                    stream.push(segment, latents)
+                stream.finish()
 
-class _FilmStream:
-    """Decodes the film's latents as one stream and encodes it segment by segment."""
+    def _latents(
+        self,
+        plan: Plan,
+        run: Sequence[Segment],
+        adapter: Adapter,
+        writer: PromptWriter,
+        anchors: Anchors,
+        progress: Progress,
+    ) -> Iterator[tuple[Segment, Tensor]]:
+        """Yield the latents that any missing pictures need, from disk or newly denoised."""
+        from storyreel.sampling import State, denoise
 
-    def __init__(self, plan: Plan, folder: FilmFolder, adapter: Adapter) -> None:
-        self._plan, self._folder, self._adapter = plan, folder, adapter
-        self._decoder = adapter.decoder()
-        self._next = 0  # the segment that the decoder's memory is ready for
+        gaps = {first.index: wanted for first, wanted in self._gaps(run)}
+        index = run[0].index
+        while index <= run[-1].index:
+            wanted = gaps.get(index, 0)
+            if not wanted:
+                if self.without_video & {index - 1, index, index + 1}:
+                    yield plan.segments[index], self._stored(index).latents(adapter.device)
+                index += 1
+                continue
+            state = State(None, [])
+            if index > run[0].index:
+                state = self._stored(index - 1).state(plan, writer, anchors, adapter.device)
+            waiting = run[index + len(state.takes) - run[0].index :]
+            began = time.monotonic()
+            takes = denoise(adapter, plan, waiting, writer, anchors, state, progress.forward)
+            for take, after in islice(takes, wanted):
+                self._keep(plan, take, after, adapter.device.type, time.monotonic() - began)
+                yield take.segment, take.x
+                began = time.monotonic()
+            index += wanted
 
-    def latents(self, index: int) -> Tensor:
-        """Return a finished segment's latents (1, C, lead + own, H, W)."""
-        from safetensors.torch import load
+    def _keep(self, plan: Plan, take: Take, after: State, device: str, seconds: float) -> None:
+        """Put a segment's latents on disk, with the state of those behind it."""
+        from storyreel.stored import Stored
 
-        data = self._folder.latents(self._plan.segments[index].number).read_bytes()
-        return load(data)["latents"].to(self._adapter.device)
-
-    def write(self, segment: Segment, latents: Tensor) -> None:
-        """Write a segment's latents and its film."""
-        from safetensors.torch import save
-
-        if not segment.blended:
-            self._decoder = self._adapter.decoder()
-        elif self._next != segment.index:
-            self._warm_up(segment)
-        spec, settings = self._plan.spec, self._plan.settings
-        path = self._folder.video(segment.number)
-        count = 0
-        with (
-            writing(path),
-            replacing(path) as part,
-            video.SegmentWriter(part, settings.width, settings.height, spec.fps, spec.upscale) as writer,
-        ):
-            for frames in self._pictures(segment, latents):
-                writer.write(frames.numpy().tobytes())
-                count += len(frames)
-        if count != segment.frames:
-            raise RuntimeError(f"scene {segment.number} has {count} frames, planned were {segment.frames}")
-        data = save({"latents": latents.cpu().contiguous()}, {"lead": str(segment.lead)})
-        with writing(path):
-            write_atomically(self._folder.latents(segment.number), data)
-        self._next = segment.index + 1
-
-    def _pictures(self, segment: Segment, latents: Tensor) -> Iterator[Tensor]:
-        """Yield a segment's own pictures; what its lead shows is the segment before, or nothing."""
-        if not segment.blended:
-            self._decoder.push(latents[:, :, : segment.lead])
-        for latent in latents[:, :, segment.lead :].split(1, dim=2):
-            yield self._decoder.push(latent)
-
-    def _warm_up(self, segment: Segment) -> None:
-        """Fill a new decoder's memory with the segments before, as if it had never stopped."""
-        self._decoder = self._adapter.decoder()
-        first, memory = segment.index, self._adapter.decoder_memory()
-        while memory > 0 and self._plan.segments[first].blended:
-            first -= 1
-            memory -= self._plan.segments[first].latents
-        for index in range(first, segment.index):
-            latents = self.latents(index)
-            lead = self._plan.segments[index].lead
-            self._decoder.push(latents if index == first else latents[:, :, lead:])
+        segment, seam = take.segment, plan.seam(take.segment)
+        Stored(self.folder.latents(segment.number)).save(take, after)
+        decided = {
+            "lead": segment.lead,
+            "seam": asdict(seam) if seam else None,
+            "prompt_weights": take.prompts.decided(),
+        }
+        self.folder.record_latents(segment.number, self.keys[segment.index], device, seconds, decided)
+        self.folder.write_manifest(self.about, about_scenes(self.plan))
 
 
 def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
@@ -208,7 +258,8 @@ def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
     files = [folder.records[segment.number].files for segment in plan.segments]
     tags = film_tags(plan)
     key = digest([files, scenes, tags])
-    page = film_page(plan, folder.name, tags)
+    decided = {number: record.decided for number, record in folder.records.items()}
+    page = film_page(plan, folder.name, tags, decided)
     if folder.film_is_complete(key) and folder.holds(folder.page_path, page):
         return
     with writing(folder.film_path):
@@ -244,8 +295,11 @@ def film_tags(plan: Plan) -> dict[str, str]:
 
 
 def about_scenes(plan: Plan) -> list[dict[str, Any]]:
-    """Return every segment's plan as plain data."""
-    return [{"number": s.number, **asdict(s)} for s in plan.segments]
+    """Return every segment's plan as plain data; what a render decides is added by its record."""
+    return [
+        {"number": s.number, **{key: value for key, value in asdict(s).items() if key != "lead"}}
+        for s in plan.segments
+    ]
 
 
 def weight_hashes(spec: ModelSpec) -> dict[str, str]:
@@ -272,28 +326,30 @@ def about_film(plan: Plan) -> dict[str, Any]:
         "story_sha256": digest(plan.story),
         "model": {"name": plan.spec.name, "weights": weight_hashes(plan.spec)},
         "settings": asdict(plan.settings)
-        | {"window": WINDOW, "fps": plan.spec.fps, "upscale": plan.spec.upscale},
+        | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,
         "recipe": RECIPE,
         "versions": versions(),
-        "seams": [asdict(seam) for seam in plan.seams],
     }
 
 
 def segment_keys(plan: Plan, about: dict[str, Any]) -> list[str]:
     """Return a key per segment that covers all that shapes it.
 
-    That is its own part of the story, the segments it is denoised with, those it grows out of,
-    the model and its weights, the settings, and the versions that compute it. The title, its
+    That is its own part of the story, the segments it is denoised with, those it grows out of
+    or remembers, the model and its weights, the settings, and the versions that compute it. The title, its
     place in the film, and everything that only decorates the film are no part of it. Nor is
     the device, which is recorded beside the key.
     """
     common = {part: about[part] for part in ("model", "settings", "recipe", "versions")}
     keys: list[str] = []
-    for window in plan.windows():
-        before = keys[-1] if window[0].blended else None
-        scenes = [{k: v for k, v in asdict(segment).items() if k != "start"} for segment in window]
-        shared = digest([common, scenes, before])
-        keys += [digest([shared, segment.index]) for segment in window]
+    for run in plan.runs():
+        before = None
+        for position in range(len(run)):
+            together = run[position : position + plan.settings.method.window]
+            scenes = [{k: v for k, v in asdict(s).items() if k not in ("start", "lead")} for s in together]
+            remembered = [keys[index] for s in together for index in plan.anchors(s)]
+            before = digest([common, scenes, before, remembered])
+            keys.append(before)
     return keys

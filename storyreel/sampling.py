@@ -1,59 +1,142 @@
-"""The one denoising loop: a window of neighbouring segments, from noise to latents."""
+"""The one denoising loop: a window that moves over a run of segments, from noise to latents."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from storyreel.anchors import Anchors
 from storyreel.errors import NumericsError
-from storyreel.method.blending import blend_overlap
-from storyreel.models.base import Adapter, Text
-from storyreel.plan import Plan, Segment, derived_seed
+from storyreel.method.blending import blend_overlap, constrain, published_blend, renoised
+from storyreel.models.base import Adapter, Memory, Text
+from storyreel.plan import Plan, Seam, Segment, admits, derived_seed
+from storyreel.prompts import Prompts, PromptWriter
 
-SHARED_NOISE = 0.3  # share of every segment's noise, in variance, that is the whole story's
+
+@dataclass
+class Take:
+    """A segment on its way: x_σ (1, C, lead + own, H, W) after ``step`` steps, and what it is told.
+
+    ``broken`` is the tick in which it first held NaN or infinity, on the device.
+    """
+
+    segment: Segment
+    x: Tensor
+    step: int
+    prompts: Prompts
+    memory: Memory | None
+    broken: Tensor
+
+
+@dataclass
+class State:
+    """Where the denoising of a run stands when a segment is finished: all it needs to go on.
+
+    ``before`` are the latents of the segment that was finished last, ``ending`` is how a scorer
+    saw its end.
+    """
+
+    before: Tensor | None
+    takes: list[Take]
+    ending: Tensor | None = None
 
 
 @torch.inference_mode()
 def denoise(
     adapter: Adapter,
     plan: Plan,
-    window: Sequence[Segment],
-    texts: Sequence[Text],
-    negative: Text,
-    before: Tensor | None,
+    run: Sequence[Segment],
+    writer: PromptWriter,
+    anchors: Anchors | None,
+    state: State,
     on_forward: Callable[[], None],
-) -> list[Tensor]:
-    """Return the clean latents (1, C, lead + own, H, W) of each segment of a window.
+) -> Iterator[tuple[Take, State]]:
+    """Yield the segments of a run as they are finished, each with the state of those behind it.
 
-    All segments of the window are at one noise level, so that neighbours constrain each other
-    in their overlap at every step. ``before`` are the finished latents of the segment before
-    the window; they constrain the first one. Raises NumericsError for NaN or infinity.
+    Segments begin a few steps apart and are denoised side by side; in every step neighbours
+    agree on their overlap. ``run`` are the segments that have not begun in ``state``; without
+    ``anchors`` they remember nothing. Raises NumericsError for NaN or infinity.
     """
-    guidance = plan.settings.guidance
-    xs = [segment_noise(plan, segment).to(adapter.device) for segment in window]
-    for sigma, lower in pairwise(adapter.sigmas(plan.settings.steps)):
+    settings, method = plan.settings, plan.settings.method
+    sigmas = adapter.sigmas(settings.steps)
+    before, takes, ending, waiting, tick = state.before, list(state.takes), state.ending, list(run), 0
+    while takes or waiting:
+        if waiting and admits([take.step for take in takes], method.window, settings.steps):
+            segment = waiting.pop(0)
+            memory = None if anchors is None else anchors.memory(segment)
+            takes.append(begin(adapter, plan, segment, writer.prompts(segment), memory, before))
         velocities = []
-        for x, text in zip(xs, texts, strict=True):
-            velocities.append(guided_velocity(adapter, x, sigma, text, negative, guidance))
-            on_forward()
-        estimates = [denoised(x, v, sigma) for x, v in zip(xs, velocities, strict=True)]
-        agreed = blend_seams(window, estimates, before)
-        # What blending changed, as velocity; elsewhere this is exactly the model's own.
-        velocities = [
-            v + (own - shared) / sigma for v, own, shared in zip(velocities, estimates, agreed, strict=True)
-        ]
-        xs = [euler(x, v, sigma, lower) for x, v in zip(xs, velocities, strict=True)]
-    for segment, x in zip(window, xs, strict=True):
-        if not x.isfinite().all():
-            raise NumericsError(
-                f"scene {segment.index + 1} came out as NaN or infinity",
-                "Try a lower --guidance or more --steps; finished scenes are kept.",
+        for take in takes:
+            velocities.append(
+                guided_velocity(adapter, take, sigmas[take.step], writer.negative, settings.guidance)
             )
-    return xs
+            on_forward()
+        levels = [sigmas[take.step] for take in takes]
+        estimates = [denoised(t.x, v, sigma) for t, v, sigma in zip(takes, velocities, levels, strict=True)]
+        agreed = blend_seams(plan, takes, estimates, levels, before)
+        for index, (take, sigma) in enumerate(zip(takes, levels, strict=True)):
+            # What blending changed, as velocity; elsewhere this is exactly the model's own.
+            velocity = velocities[index] + (estimates[index] - agreed[index]) / sigma
+            take.x = euler(take.x, velocity, sigma, sigmas[take.step + 1])
+            take.step += 1
+            take.broken = torch.where(take.x.isfinite().all(), take.broken, take.broken.clamp(max=tick))
+            seen = takes[index - 1].prompts.ending if index else ending
+            seen = seen if is_blended(plan.seam(take.segment)) else None
+            writer.weigh(take.prompts, agreed[index], sigma, take.step, seen)
+        if takes[0].step == settings.steps:
+            _check(takes, tick)
+            done = takes.pop(0)
+            before, ending = done.x, done.prompts.ending
+            yield done, State(before, list(takes), ending)
+        tick += 1
+
+
+def begin(
+    adapter: Adapter,
+    plan: Plan,
+    segment: Segment,
+    prompts: Prompts,
+    memory: Memory | None = None,
+    before: Tensor | None = None,
+) -> Take:
+    """Return a segment as pure noise, ``before`` being the latents finished last."""
+    noise = first_noise(plan, segment, before).to(adapter.device)
+    return Take(segment, noise, 0, prompts, memory, torch.full((), math.inf, device=adapter.device))
+
+
+def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
+    """Return the latents of one segment by itself, told one text: the base model's own way."""
+    writer = PromptWriter(adapter, plan.settings, None)
+    state = State(None, [begin(adapter, plan, segment, Prompts(text))])
+    (done, _), *_ = denoise(adapter, plan, [], writer, None, state, lambda: None)
+    return done.x
+
+
+def _check(takes: Sequence[Take], tick: int) -> None:
+    """Raise NumericsError if a take has been spoilt, naming the one that was first and its step."""
+    spoilt = torch.stack([take.broken for take in takes]).tolist()
+    first = min(spoilt)
+    if first < math.inf:
+        take = takes[spoilt.index(first)]
+        raise NumericsError(
+            f"scene {take.segment.index + 1} turned to NaN or infinity in denoising step "
+            f"{take.step - (tick - int(first))}",
+            "Try a lower --guidance or more --steps; finished scenes are kept.",
+        )
+
+
+def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
+    """Return what a segment begins with; in the published form, with some of the one before in it."""
+    noise, seam, method = segment_noise(plan, segment), plan.seam(segment), plan.settings.method
+    if method.blending != "published" or seam is None or seam.strength == 0 or before is None:
+        return noise
+    gamma = method.gamma * seam.strength
+    tail = before[:, :, -min(3, before.shape[2]) :].cpu()
+    return renoised(published_blend(noise, tail, method.beta, gamma), noise, gamma)
 
 
 def segment_noise(plan: Plan, segment: Segment) -> Tensor:
@@ -63,7 +146,7 @@ def segment_noise(plan: Plan, segment: Segment) -> Tensor:
     with the one before, the overlap's noise is that one's.
     """
     noise = _own_noise(plan, segment)
-    if segment.blended:
+    if is_blended(plan.seam(segment)):
         noise[:, :, : segment.lead] = _own_noise(plan, plan.segments[segment.index - 1])[
             :, :, -segment.lead :
         ]
@@ -81,17 +164,17 @@ def _own_noise(plan: Plan, segment: Segment) -> Tensor:
         noise = torch.randn(frames, spec.latent_channels, rows, columns, generator=generator)
         return noise.transpose(0, 1)[None].contiguous()
 
-    story, own = draw(derived_seed(settings.seed, -1)), draw(segment.seed)
-    return math.sqrt(SHARED_NOISE) * story + math.sqrt(1 - SHARED_NOISE) * own
+    own, shared = draw(segment.seed), settings.method.shared_noise
+    if not shared:
+        return own
+    return math.sqrt(shared) * draw(derived_seed(settings.seed, -1)) + math.sqrt(1 - shared) * own
 
 
-def guided_velocity(
-    adapter: Adapter, x: Tensor, sigma: float, text: Text, negative: Text, guidance: float
-) -> Tensor:
+def guided_velocity(adapter: Adapter, take: Take, sigma: float, negative: Text, guidance: float) -> Tensor:
     """Return the velocity with classifier-free guidance; at guidance 1 without a second pass."""
     if guidance == 1:
-        return adapter.predict(x, sigma, [text])[0]
-    without, with_text = adapter.predict(x, sigma, [negative, text])
+        return adapter.predict(take.x, sigma, [take.prompts.text], take.memory)[0]
+    without, with_text = adapter.predict(take.x, sigma, [negative, take.prompts.text], take.memory)
     return without + guidance * (with_text - without)
 
 
@@ -105,16 +188,32 @@ def euler(x: Tensor, velocity: Tensor, sigma: float, lower: float) -> Tensor:
     return x + (lower - sigma) * velocity
 
 
+def is_blended(seam: Seam | None) -> bool:
+    """Tell whether the segments on both sides of a seam have anything to do with each other."""
+    return seam is not None and seam.overlap > 0 and seam.strength > 0
+
+
 def blend_seams(
-    window: Sequence[Segment], estimates: Sequence[Tensor], before: Tensor | None
+    plan: Plan,
+    takes: Sequence[Take],
+    estimates: Sequence[Tensor],
+    levels: Sequence[float],
+    before: Tensor | None,
 ) -> list[Tensor]:
-    """Blend neighbouring estimates in their overlaps; a finished neighbour only gives."""
-    blended = list(estimates)
-    for i, segment in enumerate(window):
-        if not segment.blended:
+    """Return the estimates x̂0 as neighbours agree on them; a finished neighbour only gives.
+
+    ``levels`` are the noise levels of the takes. Whoever is below the method's release level
+    goes on by itself.
+    """
+    agreed, release = list(estimates), plan.settings.method.release
+    for i, take in enumerate(takes):
+        seam = plan.seam(take.segment)
+        if seam is None or not is_blended(seam):
             continue
         if i > 0:
-            blended[i - 1], blended[i] = blend_overlap(blended[i - 1], blended[i], segment.lead)
-        elif before is not None:
-            _, blended[0] = blend_overlap(before, blended[0], segment.lead)
-    return blended
+            earlier, later = blend_overlap(agreed[i - 1], agreed[i], seam.overlap, seam.strength)
+            agreed[i - 1] = earlier if levels[i - 1] > release else agreed[i - 1]
+            agreed[i] = later if levels[i] > release else agreed[i]
+        elif before is not None and levels[0] > release:
+            agreed[0] = constrain(before, agreed[0], seam.overlap, seam.strength)
+    return agreed

@@ -22,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.method.settings import Method, legal_values
 from storyreel.yaml_source import MAX_BYTES, Source, parse
 
 MAX_PROMPT = 2000  # characters, with the names filled in
@@ -130,6 +131,7 @@ class RenderSettings(_Strict):
     seconds: Seconds | None = Field(default=None, description="Length of scenes that name none.")
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+    method: Method = Field(default=Method(), description="How segments become one film.")
 
 
 class Story(_Strict):
@@ -243,6 +245,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"unknown key {name!r}; allowed: {_allowed_keys(location)}"
         case "missing":
             return f"the key {name!r} is missing"
+        case _ if location[:2] == ["render", "method"] and name in Method.model_fields:
+            return f"{name} must be {legal_values(str(name))}, not {shown}"
         case "string_type":
             return f"expected text, not {shown}; quote it if it is text"
         case "string_too_short":
@@ -271,7 +275,8 @@ def _allowed_keys(location: list[str | int]) -> str:
     elif location[:1] == ["scenes"]:
         fields = Scene.model_fields
     else:
-        fields = RenderSettings.model_fields if len(location) > 1 else Story.model_fields
+        inner = Method.model_fields if location[1:2] == ["method"] else RenderSettings.model_fields
+        fields = inner if len(location) > 1 else Story.model_fields
     return ", ".join(fields)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from storyreel.errors import MissingError, OutputError, StoryreelError
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
+READ_AT_ONCE = 4 << 20  # bytes of frames
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 # The thread count changes x264's bytes, so it is fixed.
@@ -238,6 +239,41 @@ def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
         text = re.sub(r"[<{]", lambda m: {"<": "‹", "{": "("}[m[0]], chapter.subtitle)
         cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{text}\n")
     return "\n".join(cues)
+
+
+def read_frames(path: Path, width: int, height: int) -> Iterator[bytes]:
+    """Yield a film's frames, rgb24 of ``width`` x ``height``, some whole frames at a time.
+
+    They are scaled by the mean over areas, which takes back `SegmentWriter`'s enlargement. ffmpeg
+    ends when the caller stops early. Raises StoryreelError for no film, or one that is damaged.
+    """
+    frame = width * height * 3
+    chunk = max(1, READ_AT_ONCE // frame) * frame
+    scale = f"scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
+    arguments = [
+        *["-xerror", "-err_detect", "explode", "-protocol_whitelist", "file,pipe"],
+        *["-f", "mp4", "-i", _argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"],
+        *["-vf", f"{scale}:in_color_matrix=bt709:in_range=tv:out_range=pc"],
+        *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
+    ]
+    with tempfile.TemporaryFile() as errors:
+        process = _start(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            whole = True
+            while whole and (frames := process.stdout.read(chunk)):
+                whole = len(frames) % frame == 0
+                if whole:
+                    yield frames
+            if process.wait() or not whole:
+                errors.seek(0)
+                words = errors.read().decode(errors="replace").strip().splitlines()
+                reason = words[-1] if words else "it ends inside a frame"
+                raise StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
 
 
 def read_tags(path: Path) -> dict[str, str]:

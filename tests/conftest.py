@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     from transformers import T5Config, T5EncoderModel
 
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.base import Text
+from storyreel.models.base import Memory, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
@@ -85,7 +86,7 @@ def tiny() -> MochiAdapter:
 class FakeDecoder:
     """Each latent frame becomes its codec's frames of one grey: the mean of the last three.
 
-    So a decoder that was warmed up with the wrong latents shows it.
+    So a decoder that was pushed the wrong latents before shows it.
     """
 
     MEMORY = 3
@@ -106,7 +107,11 @@ class FakeDecoder:
 
 
 class FakeAdapter:
-    """A model that wants every scene to be of one brightness, which its prompt decides."""
+    """A model that wants every scene to be of one brightness, which its prompt decides.
+
+    The less a prompt's first token counts, the nearer to grey; what it remembers counts beside
+    the prompt. So what is told by other weights, or with another memory, looks otherwise.
+    """
 
     device = CPU
 
@@ -122,32 +127,68 @@ class FakeAdapter:
     def sigmas(self, steps: int) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
+    def predict(
+        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+    ) -> list[Tensor]:
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states.flatten())
         self.predicted.append((sigma, words))
-        wanted = [float(text.states.sum() % 101) / 50 - 1 for text in texts]
-        return [(x - value) / sigma for value in wanted]
+        return [(x - self._wanted(text, memory)) / sigma for text in texts]
+
+    @staticmethod
+    def _wanted(text: Text, memory: Memory | None) -> float:
+        value = (float(text.states.sum() % 101) / 50 - 1) * (1 + float(text.mask[0, 0])) / 2
+        if memory is None:
+            return value
+        remembered, weights = memory.layers[0][1].flatten(), memory.weights
+        return (value + float(remembered @ weights)) / (1 + float(weights.sum()))
+
+    def remember(self, latents: Tensor, text: Text) -> Memory:
+        tokens = latents.mean((1, 3, 4))[..., None, None]
+        return Memory(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
 
     def decoder(self) -> FakeDecoder:
         return FakeDecoder(self.spec)
 
-    def decoder_memory(self) -> int:
-        return FakeDecoder.MEMORY - 1
+    def preview(self, latents: Tensor) -> Tensor | None:
+        width, height = self.spec.size
+        greys = latents[0].mean((0, 2, 3)).clamp(-1, 1)
+        return greys.view(-1, 1, 1, 1).expand(-1, 3, height, width)
+
+
+class FakeScorer:
+    """Finds its favourite text in bright pictures, and any other in dark ones."""
+
+    def __init__(self, favourite: str) -> None:
+        self._favourite = favourite
+        self.seen: list[float] = []  # the pictures' brightness
+
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+        return torch.tensor([[1.0, 0.0] if prompt == self._favourite else [0.0, 1.0] for prompt in prompts])
+
+    def embed_pictures(self, pictures: Tensor) -> Tensor:
+        brightness = pictures.mean((1, 2, 3))
+        self.seen += brightness.tolist()
+        angles = (1 - brightness) * (math.pi / 4)
+        return torch.stack([angles.cos(), angles.sin()], 1)
 
 
 class FakeEngine(Engine):
-    """Hands out the fake model and counts how often it is asked."""
+    """Hands out the fake model, and a scorer if it has one; counts how often it is asked."""
 
     def __init__(self) -> None:
         super().__init__("cpu")
         self.asked = 0
         self.fake: FakeAdapter | None = None
+        self.fake_scorer: FakeScorer | None = None
 
     def adapter(self, spec: ModelSpec) -> FakeAdapter:
         self.asked += 1
         self.fake = self.fake or FakeAdapter(spec)
         return self.fake
+
+    def scorer(self, spec: ModelSpec) -> FakeScorer | None:
+        return self.fake_scorer
 
 
 class Silent:

@@ -9,53 +9,112 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.checkpoint import FilmFolder, digest, replacing, write_atomically, writing
+from storyreel.checkpoint import FORMAT, FilmFolder, digest, replacing, write_atomically, writing
 from storyreel.errors import LockedError, OutputError
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A folder with one finished segment, key ``k``."""
+    """A folder with one finished segment, key ``k`` and video key ``v``."""
     path = tmp_path / "film"
     with FilmFolder(path, "film") as folder:
-        folder.video("01").write_bytes(b"video")
         folder.latents("01").write_bytes(b"latents")
-        folder.record_segment("01", "k", 24, "cpu", 1.0)
-        folder.write_manifest({"title": "t"}, [{"number": "01"}])
+        folder.record_latents("01", "k", "cpu", 1.0, {"lead": 2})
+        folder.video("01").write_bytes(b"video")
+        folder.record_video("01", "v", 0.5)
+        folder.write_manifest({"title": "t"}, [{"number": "01"}, {"number": "02"}])
     return path
 
 
-def complete(path: Path, key: str = "k", device: str = "auto") -> bool:
+def there(path: Path, key: str = "k", video_key: str = "v", device: str = "auto") -> tuple[bool, bool]:
+    """Whether latents and video are taken for those of the keys."""
     with FilmFolder(path, "film") as folder:
-        return folder.is_complete("01", key, device)
+        return folder.has_latents("01", key, device), folder.has_video("01", video_key)
 
 
-def test_a_segment_is_complete_with_its_key_and_its_bytes(finished: Path) -> None:
-    assert complete(finished)
-    assert not complete(finished, "other")
-    assert complete(finished, device="cpu")
-    assert not complete(finished, device="cuda")  # asked for, so the other's is not good enough
+def test_latents_and_video_count_with_their_keys_and_their_bytes(finished: Path) -> None:
+    assert there(finished) == (True, True)
+    assert there(finished, key="other") == (False, True)
+    assert there(finished, video_key="other") == (True, False)
+    assert there(finished, device="cpu") == (True, True)
+    assert there(finished, device="cuda") == (False, True)  # asked for, so the other's is not good enough
+    with FilmFolder(finished, "film") as folder:
+        assert not folder.has_latents("02", "k")  # planned, not made
+        assert not folder.has_video("02", "v")
 
 
-@pytest.mark.parametrize("name", ["01.mp4", "01.safetensors"])
+def test_a_segment_has_latents_before_it_has_a_video(tmp_path: Path) -> None:
+    path = tmp_path / "film"
+    with FilmFolder(path, "film") as folder:
+        folder.latents("01").write_bytes(b"latents")
+        folder.video("01").write_bytes(b"of an earlier run, which nothing vouches for")
+        folder.record_latents("01", "k", "cpu", 1.0, {})
+        folder.write_manifest({}, [{"number": "01"}])
+    assert there(path) == (True, False)
+    assert there(path, video_key="") == (True, False)
+
+
+def test_the_record_says_what_was_decided_and_how_long_it_took(finished: Path) -> None:
+    manifest = json.loads((finished / "manifest.json").read_text())
+    first, second = manifest["segments"]
+    assert manifest["format"] == FORMAT == 2
+    assert (first["decided"], first["seconds"], first["device"]) == ({"lead": 2}, 1.5, "cpu")
+    assert sorted(first["files"]) == ["01.mp4", "01.safetensors"]
+    assert second == {"number": "02"}
+
+
+def test_new_latents_make_the_old_video_a_strangers(finished: Path) -> None:
+    with FilmFolder(finished, "film") as folder:
+        folder.record_latents("01", "k", "cpu", 1.0, {})
+        assert folder.has_latents("01", "k")
+        assert not folder.has_video("01", "v")
+
+
+@pytest.mark.parametrize(("name", "left"), [("01.mp4", (True, False)), ("01.safetensors", (False, True))])
 @pytest.mark.parametrize("bit", range(0, 40, 7))
-def test_a_flipped_bit_or_a_missing_file_is_found(finished: Path, name: str, bit: int) -> None:
+def test_a_flipped_bit_or_a_missing_file_is_found(
+    finished: Path, name: str, left: tuple[bool, bool], bit: int
+) -> None:
     path = finished / "segments" / name
     data = bytearray(path.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     path.write_bytes(data)
-    assert not complete(finished)
+    assert there(finished) == left
     path.unlink()
-    assert not complete(finished)
+    assert there(finished) == left
+
+
+def test_what_is_not_kept_is_forgotten(finished: Path) -> None:
+    with FilmFolder(finished, "film") as folder:
+        folder.film_path.write_bytes(b"film")
+        folder.film = {"key": "f"}
+        folder.begin(["01"])
+        assert folder.has_video("01", "v")
+        assert (folder.film, folder.film_path.exists()) == ({}, False)
+        folder.begin([])
+        assert not folder.has_latents("01", "k")
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "null", "{}", '{"format": 1}', '{"format": 1, "segments": [1], "film": {}}', "[" * 9999],
+    "change",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        '{"format": 2}',
+        '{"format": 2, "segments": [1], "film": {}}',
+        "[" * 9999,
+        ('"format": 2', '"format": 1'),
+    ],
 )
-def test_a_manifest_that_is_not_ours_counts_as_none(finished: Path, text: str) -> None:
-    (finished / "manifest.json").write_text(text)
-    assert not complete(finished)
+def test_a_manifest_that_is_not_ours_counts_as_none(finished: Path, change: str | tuple[str, str]) -> None:
+    manifest = finished / "manifest.json"
+    whole = manifest.read_text()
+    text = change if isinstance(change, str) else whole.replace(*change)
+    assert text != whole
+    manifest.write_text(text)
+    assert there(finished) == (False, False)
 
 
 @given(data=st.data())
@@ -63,19 +122,16 @@ def test_a_damaged_manifest_never_raises(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("film")
-    text = json.dumps(
-        {
-            "format": 1,
-            "segments": [{"number": "01", "key": "k", "frames": 1, "files": {"01.mp4": "0"}, "seconds": 1}],
-            "film": {},
-        }
-    )
+    files = {"01.mp4": "0", "01.safetensors": "0"}
+    segment = {"number": "01", "key": "k", "files": files, "device": "cpu", "seconds": 1, "decided": {}}
+    text = json.dumps({"format": FORMAT, "segments": [segment | {"video_key": "v"}], "film": {}})
     at, cut = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 9))
     (path / "manifest.json").write_text(
         text[:at] + data.draw(st.text(max_size=3)) + text[at + cut :], "utf-8"
     )
     with FilmFolder(path, "film") as folder:
-        assert not folder.is_complete("01", "k")
+        assert not folder.has_latents("01", "k")
+        assert not folder.has_video("01", "v")
         assert not folder.film_is_complete("k")
 
 
@@ -94,7 +150,7 @@ def test_leftovers_of_a_killed_run_are_removed(finished: Path) -> None:
     leftovers = [finished / name for name in names]
     for path in leftovers:
         path.write_bytes(b"half")
-    assert complete(finished)
+    assert there(finished) == (True, True)
     assert not any(path.exists() for path in leftovers)
 
 
@@ -110,7 +166,7 @@ def test_one_folder_one_process(tmp_path: Path) -> None:
         with pytest.raises(LockedError, match="another storyreel"), FilmFolder(tmp_path / "film", "film"):
             pass
         holder.kill()
-    assert not complete(tmp_path / "film")  # a dead holder's lock is no obstacle
+    assert there(tmp_path / "film") == (False, False)  # a dead holder's lock is no obstacle
 
 
 def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_ctrl_c_in_a_real_render(tmp_path: Path) -> None:
     assert "Traceback" not in words
     assert not (tmp_path / "out" / "short" / "short.mp4").exists()
     manifest = json.loads((tmp_path / "out" / "short" / "manifest.json").read_text())
-    recorded = [scene for scene in manifest["segments"] if "key" in scene]
+    recorded = [scene for scene in manifest["segments"] if scene.get("video_key")]
     assert 1 <= len(recorded) < 9
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert f"{len(recorded)} of 9 scenes are there already" in done.stderr

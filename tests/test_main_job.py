@@ -14,7 +14,7 @@ from storyreel import __version__
 from storyreel.cli import run
 from storyreel.models.base import CHECKSUMS, load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
-from storyreel.sampling import denoise, segment_noise
+from storyreel.sampling import sample, segment_noise
 from storyreel.story import load_story
 from tests.conftest import CPU, ROOT, plan_of
 
@@ -69,10 +69,10 @@ def test_the_weights_are_a_pipeline_of_diffusers() -> None:
     pipeline.set_progress_bar_config(disable=True)
     adapter = load_adapter(MODELS["mini"], CPU)
     pair = '["a corgi dog in Central Park", "a corgi dog is sitting"]'
-    plan = plan_of(f"render: {{steps: 4, seconds: 1}}\nscenes:\n  - {pair}\n")
+    without_all = frozenset({"all"})
+    plan = plan_of(f"render: {{steps: 4, seconds: 1}}\nscenes:\n  - {pair}\n", without=without_all)
     segment = plan.segments[0]
-    text, negative = adapter.encode(segment.prompt), adapter.encode("")
-    (ours,) = denoise(adapter, plan, [segment], [text], negative, None, lambda: None)
+    ours = sample(adapter, plan, segment, adapter.encode(segment.prompt))
 
     sigmas = adapter.sigmas(4)
 

@@ -98,9 +98,19 @@ def test_two_renders_give_the_same_bytes_and_another_seed_others(tmp_path: Path)
     assert a["foxes/segments/01.safetensors"] != c["foxes/segments/01.safetensors"]
 
 
+def finished(out: Path) -> tuple[set[str], set[str]]:
+    """Return the numbers of the segments whose latents and whose pictures the manifest knows."""
+    manifest = json.loads((out / "foxes" / "manifest.json").read_text())
+    recorded = [s for s in manifest["segments"] if "key" in s]
+    return {s["number"] for s in recorded}, {s["number"] for s in recorded if s["video_key"]}
+
+
+@pytest.mark.parametrize("method", [(), ("window=1",), ("memory=0.5",)], ids=str)
 @pytest.mark.parametrize("at", [0, 5, 11, 12, 13, 17])
-def test_an_interrupted_render_goes_on_to_the_same_film(tmp_path: Path, at: int) -> None:
-    make(tmp_path / "whole")
+def test_an_interrupted_render_goes_on_to_the_same_film(
+    tmp_path: Path, at: int, method: tuple[str, ...]
+) -> None:
+    make(tmp_path / "whole", method=method)
     engine = FakeEngine()
 
     def interrupt(count: int) -> None:
@@ -109,26 +119,28 @@ def test_an_interrupted_render_goes_on_to_the_same_film(tmp_path: Path, at: int)
 
     engine.adapter(MODELS["fake"]).on_predict = interrupt
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "torn", engine=engine)
+        make(tmp_path / "torn", engine=engine, method=method)
     assert not (tmp_path / "torn" / "foxes" / "foxes.mp4").exists()
-    kept = len(list((tmp_path / "torn" / "foxes" / "segments").glob("*.mp4")))
-    assert kept == (4 if at >= 12 else 0)
-    result, progress, _ = make(tmp_path / "torn")
-    assert result.rendered == 6 - kept
-    assert progress.forwards == progress.promised == 3 * (6 - kept)
+    latents, pictures = finished(tmp_path / "torn")
+    assert len(latents) >= (at - 3) // 3  # no more than what is under way is lost
+    assert len(pictures) >= len(latents) - 1
+    result, progress, _ = make(tmp_path / "torn", method=method)
+    assert result.rendered == 6 - len(pictures)
+    assert progress.forwards == progress.promised <= 18 - 3 * len(latents)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
 WHERE = {
     "while encoding": ("storyreel.video.SegmentWriter.write", 9),
     "when ffmpeg ends": ("storyreel.video._finish", 4),
-    "between film and latents": ("storyreel.render.write_atomically", 3),
-    "before it is recorded": ("storyreel.checkpoint.FilmFolder.record_segment", 5),
-    "at the manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 3),
+    "at the latents": ("storyreel.stored.write_atomically", 3),
+    "before latents are recorded": ("storyreel.checkpoint.FilmFolder.record_latents", 5),
+    "before pictures are recorded": ("storyreel.checkpoint.FilmFolder.record_video", 5),
+    "at the manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 6),
     "while joining": ("storyreel.video.join", 1),
     "at the last ffmpeg": ("storyreel.video._finish", 7),
-    "at the page": ("storyreel.render.write_atomically", 7),
-    "at the last manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 8),
+    "at the page": ("storyreel.render.write_atomically", 1),
+    "at the last manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 14),
 }
 
 
@@ -157,29 +169,30 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
         patch.setattr(owner, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
             make(tmp_path / "torn")
-    manifest = json.loads((tmp_path / "torn" / "foxes" / "manifest.json").read_text())
-    recorded = [s["number"] for s in manifest["segments"] if "key" in s]
+    _, pictures = finished(tmp_path / "torn")
     result, _, _ = make(tmp_path / "torn")
-    assert result.rendered == 6 - len(recorded)
+    assert result.rendered == 6 - len(pictures)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
     assert not list((tmp_path / "torn").rglob(".*.part*"))
 
 
+@pytest.mark.parametrize("kind", [".mp4", ".safetensors"])
 @pytest.mark.parametrize("number", ["01", "02", "04", "05", "06"])
-def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: str) -> None:
-    """Segments of one latent frame, so that the decoder must look several segments back."""
+def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: str, kind: str) -> None:
+    """Segments of one latent frame, so that a dissolve reaches over a whole one."""
     make(tmp_path, seconds=0.25)
     before = contents(tmp_path)
     folder = tmp_path / "foxes" / "segments"
     times = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    path = folder / f"{number}.mp4"
+    path = folder / f"{number}{kind}"
     path.write_bytes(path.read_bytes()[:-1])
     result, progress, _ = make(tmp_path, seconds=0.25)
     assert result.rendered == 1
     assert progress.forwards == progress.promised
+    assert (progress.forwards == 0) == (kind == ".mp4")  # pictures come from latents
     assert contents(tmp_path) == before
     changed = {p.name for p in folder.iterdir() if p.stat().st_mtime_ns != times[p.name]}
-    assert changed == {f"{number}.mp4", f"{number}.safetensors"}
+    assert changed == {f"{number}.mp4"} | ({f"{number}.safetensors"} if kind == ".safetensors" else set())
 
 
 def test_a_damaged_film_is_joined_again_without_a_model(tmp_path: Path) -> None:
@@ -203,7 +216,9 @@ def test_a_changed_title_renders_nothing_again(tmp_path: Path) -> None:
     assert {n: after[n] for n in segments} == {n: before[n] for n in segments}
 
 
-def test_a_changed_scene_changes_its_window_and_what_grows_out_of_it(tmp_path: Path) -> None:
+def test_a_changed_scene_changes_those_beside_it_and_what_grows_out_of_them(tmp_path: Path) -> None:
+    """Three scenes before a changed one were denoised beside it; one more shows it through its end."""
+
     def change(name: str, index: int, cut: int | None) -> int:
         """Change one scene of a finished film; return how many were rendered again."""
         scenes = [*SCENES]
@@ -214,8 +229,8 @@ def test_a_changed_scene_changes_its_window_and_what_grows_out_of_it(tmp_path: P
         assert contents(tmp_path / name) == contents(tmp_path / f"{name}-fresh")
         return result.rendered
 
-    assert change("last window", 4, None) == 2
-    assert change("first window", 0, None) == 6
+    assert change("last", 5, None) == 5
+    assert change("first", 0, None) == 6
     assert change("before a cut", 0, 5) == 5
     assert change("behind a cut", 5, 5) == 1
     assert change("between", 3, 3) == 3
@@ -292,15 +307,16 @@ def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fake = engine.adapter(MODELS["fake"])
     predict = fake.predict
 
-    def broken(x, sigma, texts):  # type: ignore[no-untyped-def]
+    def broken(*arguments):  # type: ignore[no-untyped-def]
         factor = float("nan") if len(fake.predicted) >= 12 else 1.0
-        return [factor * v for v in predict(x, sigma, texts)]
+        return [factor * v for v in predict(*arguments)]
 
     monkeypatch.setattr(fake, "predict", broken)
-    with pytest.raises(NumericsError, match="scene 5"):
+    with pytest.raises(NumericsError, match=r"scene 4 .* step 3"):
         make(tmp_path, engine=engine)
-    result, _, _ = make(tmp_path)
-    assert result.rendered == 2
+    assert finished(tmp_path) == ({"01", "02", "03"}, {"01", "02"})
+    result, progress, _ = make(tmp_path)
+    assert (result.rendered, progress.forwards) == (4, 9 - 3)
 
 
 def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_path: Path) -> None:
@@ -329,6 +345,24 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
 
     short, long = most_bytes(8), most_bytes(32)
     assert long <= short * 1.02
+
+
+def test_page_and_manifest_say_what_was_decided(tmp_path: Path) -> None:
+    make(tmp_path, story(cut=3), steps=8)
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    assert "seam" not in manifest["segments"][0]["decided"] or not manifest["segments"][0]["decided"]["seam"]
+    for segment in manifest["segments"]:
+        weights = segment["decided"]["prompt_weights"]
+        assert len(weights) == 8
+        assert all(sum(pair) == pytest.approx(1, abs=1e-3) for pair in weights)
+    seams = [segment["decided"]["seam"] for segment in manifest["segments"][1:]]
+    assert [seam["transition"] for seam in seams] == ["blend", "blend", "cut", "blend", "blend"]
+    assert all((seam["overlap"] > 0) == (seam["transition"] == "blend") for seam in seams)
+    assert all(0 <= seam["similarity"] <= 1 for seam in seams if seam["overlap"])
+    page = (tmp_path / "foxes" / "index.html").read_text()
+    assert page.count("<polyline") == 6
+    assert page.count("(blended over") == 4
+    assert page.count("(cut)") == 1
 
 
 def test_the_page_shows_text_as_text(tmp_path: Path) -> None:

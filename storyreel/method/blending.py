@@ -9,6 +9,8 @@ that has only begun.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,45 @@ def blend_overlap(
     earlier = torch.cat([earlier[:, :, :-overlap], torch.lerp(tail, agreed, strength)], 2)
     later = torch.cat([torch.lerp(head, agreed, strength), later[:, :, overlap:]], 2)
     return earlier, later
+
+
+def constrain(finished: Tensor, later: Tensor, overlap: int, strength: float = 1.0) -> Tensor:
+    """Pull the first frames of a segment's x̂0 towards the last ones of a finished segment.
+
+    What is finished cannot move any more: at ``strength`` 1 its frames are taken as they are.
+    """
+    if not overlap or strength == 0:
+        return later
+    head = torch.lerp(later[:, :, :overlap], finished[:, :, -overlap:], strength)
+    return torch.cat([head, later[:, :, overlap:]], 2)
+
+
+def published_blend(noise: Tensor, tail: Tensor, beta: float, gamma: float) -> Tensor:
+    """Return z_new,0 ← γ·z_prev,T + γ·z̄ + (1 - 2γ)·z_new,0, the paper's blending, once per seam.
+
+    ``tail`` (B, C, K, H, W) are the last K latent frames of the segment before, z_prev,T the very
+    last of them and z̄ = Σ w_i z_i / Σ w_i with w_i = β^(K-i-1). It pulls every frame of ``noise``
+    (B, C, F, H, W). At γ = 0 the noise comes back as it is.
+    """
+    count = tail.shape[2]
+    weights = beta ** torch.arange(count - 1, -1, -1, device=tail.device, dtype=tail.dtype)
+    average = (tail * (weights / weights.sum()).view(1, 1, -1, 1, 1)).sum(2, keepdim=True)
+    return gamma * tail[:, :, -1:] + gamma * average + (1 - 2 * gamma) * noise
+
+
+def renoised(mixed: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """Give `published_blend` back the variance that it took from the noise (a deviation).
+
+    Its noise has standard deviation 1 - 2γ, its latents, being alike, one of nearly 2γ.
+    """
+    return mixed + (math.sqrt(1 - (2 * gamma) ** 2) - (1 - 2 * gamma)) * noise
+
+
+def dissolve_weights(frames: int) -> Tensor:
+    """Return the later picture's weight in each of some frames, shape (N, 1, 1, 1), rising evenly."""
+    return ((torch.arange(frames, dtype=torch.float32) + 0.5) / max(1, frames)).view(-1, 1, 1, 1)
+
+
+def dissolve(earlier: Tensor, later: Tensor, weights: Tensor) -> Tensor:
+    """Mix two runs of pictures, uint8 (N, H, W, 3), by the later one's ``weights`` (N, 1, 1, 1)."""
+    return torch.lerp(earlier.float(), later.float(), weights).round().to(torch.uint8)

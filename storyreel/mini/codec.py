@@ -80,6 +80,31 @@ def linear_encode(stages: list[Stage], video: Tensor) -> Tensor:
     return x / stages[-1].variance.sqrt()[:, None, None, None]
 
 
+def linear_decode(stages: list[Stage], latents: Tensor) -> Tensor:
+    """Return the pictures (B, 3, 3F, H, W) whose `linear_encode` is ``latents``, all frames of each."""
+    x = latents * stages[-1].variance.sqrt()[:, None, None, None]
+    for stage, t, s in zip(reversed(stages), reversed(TIME), reversed(SPACE), strict=True):
+        patches = x.permute(0, 2, 3, 4, 1) @ stage.basis.T + stage.mean
+        b, frames, h, w, _ = patches.shape
+        patches = patches.view(b, frames, h, w, -1, t, s, s).permute(0, 4, 1, 5, 2, 6, 3, 7)
+        x = patches.reshape(b, -1, frames * t, h * s, w * s)
+    return x
+
+
+def preview(stages: list[Stage]) -> dict[str, Tensor]:
+    """Return the linear map from a normalised latent to the middle one of its pictures.
+
+    ``weight`` is (3·p·p, C, 1, 1) and ``bias`` (3·p·p,), as a convolution before a pixel shuffle takes
+    them; see `MochiAdapter.preview`.
+    """
+    units = torch.cat([torch.zeros(1, CHANNELS), torch.diag(latent_scale(stages))])
+    pictures = linear_decode(stages, units[:, :, None, None, None])[:, :, FRAMES_PER_LATENT // 2].flatten(1)
+    return {
+        "weight": (pictures[1:] - pictures[0]).T[..., None, None].contiguous(),
+        "bias": pictures[0].clone(),
+    }
+
+
 def latent_scale(stages: list[Stage]) -> Tensor:
     """Return ``latents_std`` (C,): the diffusion sees coefficients to the power one half.
 

@@ -22,12 +22,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from storyreel.errors import StoryreelError
-from storyreel.models.base import Text, load_adapter
+from storyreel.models.base import Memory, Text, load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
-from storyreel.sampling import denoise, denoised
+from storyreel.sampling import denoised, sample
 from storyreel.story import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
@@ -114,9 +114,10 @@ class Studio:
         self.adapter = adapter
         self.judge: Judge = load_judge()
         self.plan: Plan = make_plan(
-            Story.model_validate({"scenes": [["a scene", "an action"]]}), "trial", Overrides()
+            Story.model_validate({"scenes": [["a scene", "an action"]]}),
+            "trial",
+            Overrides(without=frozenset({"all"})),
         )
-        self.negative = adapter.encode("")
 
     def sample(self, prompt: str, seed: int, steps: int | None = None) -> Tensor:
         """Return a clip of a prompt, uint8 (T, H, W, 3)."""
@@ -129,7 +130,7 @@ class Studio:
             plan = replace(plan, settings=replace(plan.settings, steps=steps))
         segment = replace(plan.segments[0], blended=False, seed=derived_seed(seed, 0))
         text = adapter.encode(prompt)
-        return denoise(adapter, plan, [segment], [text], self.negative, None, lambda: None)[0]
+        return sample(adapter, plan, segment, text)
 
     def try_all(self, trials: Sequence[Trial], seed: int, note: str) -> list[Result]:
         """Sample and judge every trial."""
@@ -261,9 +262,11 @@ class Watched(MochiAdapter):
         """Begin to keep estimates."""
         self.guidance, self.estimates = guidance, list[Tensor]()
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
+    def predict(
+        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+    ) -> list[Tensor]:
         """Predict as ever, and note what picture the guided velocity means."""
-        without, with_text = velocities = super().predict(x, sigma, texts)
+        without, with_text = velocities = super().predict(x, sigma, texts, memory)
         self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
         return velocities
 

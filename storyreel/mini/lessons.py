@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import accumulate, permutations
 from random import Random
 
 from storyreel.plan import joined_prompt
@@ -29,10 +29,13 @@ WIDTH, HEIGHT = 96, 64
 PAIRS = tuple(dict.fromkeys((cast.first, cast.second) for _, cast in STORIES.values()))
 ALL_PAIRS = tuple(permutations(Character, 2))
 
-FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.08, 0.27, 0.12  # shares of the lessons; the rest crosses
+FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.24, 0.16  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
 PAIR_SHARE = 0.2  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
+# Ways of telling a lesson, in hundredths; one that does not fit falls to the next that does.
+TELLINGS = {"nothing": 10, "scene": 12, "action": 12, "sentence": 3, "one text": 27, "side by side": 36}
+_UP_TO = dict(zip(TELLINGS, (hundredths / 100 for hundredths in accumulate(TELLINGS.values())), strict=True))
 
 
 @dataclass(frozen=True)
@@ -145,20 +148,21 @@ def _captioned(rng: Random, clip: Clip) -> Example:
 def sample_text(rng: Random, example: Example) -> tuple[str, ...]:
     """Draw what the model is told, as prompts that are encoded apart.
 
-    Both prompts, in one text or side by side, one of them, one sentence, or nothing.
+    Both prompts, in one text or side by side, one of them, one sentence, or nothing, by the
+    shares of `TELLINGS`. Without a scene, the action is all there is to tell.
     """
     kind = rng.random()
-    if kind < 0.1:
+    if kind < _UP_TO["nothing"]:
         return ("",)
     if not example.scene:
         return (example.action,)
-    if kind < 0.22:
+    if kind < _UP_TO["scene"]:
         return (example.scene,)
-    if kind < 0.34 and example.speaks_alone:
+    if kind < _UP_TO["action"] and example.speaks_alone:
         return (example.action,)
-    if kind < 0.37 and not example.clip.ball:
+    if kind < _UP_TO["sentence"] and not example.clip.ball:
         return (caption(rng, example.clip, "both"),)
-    if kind < 0.64:
+    if kind < _UP_TO["one text"]:
         return (joined_prompt(example.scene, example.action),)
     return (example.scene, example.action)
 

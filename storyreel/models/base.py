@@ -48,6 +48,25 @@ def side_by_side(texts: Sequence[Text], weights: Sequence[float]) -> Text:
     return Text(states, torch.cat(masks, 1))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a model saw in some frames: a pair of keys and values (1, M, heads, D) for each of its layers.
+
+    ``weights`` (M,) say how much each token counts next to the segment's own.
+    """
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    weights: Tensor
+
+
+def joined_memories(memories: Sequence[Memory]) -> Memory:
+    """Return several memories of one model as one."""
+    layers = zip(*(memory.layers for memory in memories), strict=True)
+    pairs = ([torch.cat(parts, 1) for parts in zip(*layer, strict=True)] for layer in layers)
+    weights = torch.cat([memory.weights for memory in memories])
+    return Memory(tuple((keys, values) for keys, values in pairs), weights)
+
+
 class Decoder(Protocol):
     """Turns one continuous stream of latents into pictures, in constant memory."""
 
@@ -73,16 +92,22 @@ class Adapter(Protocol):
         """Return the steps + 1 noise levels from 1 to 0."""
         ...
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
+    def predict(
+        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+    ) -> list[Tensor]:
         """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
+        ...
+
+    def remember(self, latents: Tensor, text: Text) -> Memory:
+        """Return what the model sees in clean latents (1, C, F, H, W) told by ``text``, at weight 1."""
         ...
 
     def decoder(self) -> Decoder:
         """Return a decoder for a new stream."""
         ...
 
-    def decoder_memory(self) -> int:
-        """Return how many latent frames back the decoder remembers."""
+    def preview(self, latents: Tensor) -> Tensor | None:
+        """Return a cheap picture (F, 3, H, W) in [-1, 1] of each latent frame; None if there is no way."""
         ...
 
 
@@ -123,7 +148,7 @@ def check_checksums(folder: Path) -> None:
 
 def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
     """Return ``load(folder)``, turning whatever a library says into MissingError or DamagedError."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise MissingError(f"there is no {folder.name} in {folder.parent}", _restore(folder))
     try:
         return load(folder)

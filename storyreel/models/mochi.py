@@ -9,13 +9,16 @@ from functools import partial
 import torch
 from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.errors import PromptError
-from storyreel.models.base import Text, load_component, read_component
-from storyreel.models.mochi_attention import use_batched_attention
+from storyreel.models.base import Memory, Text, load_component, read_component
+from storyreel.models.mochi_attention import recording, use_batched_attention, with_memory
 from storyreel.models.specs import ModelSpec
+
+PREVIEW = "preview.safetensors"  # beside the components, where a model has one
 
 
 class MochiAdapter:
@@ -29,6 +32,7 @@ class MochiAdapter:
         vae: AutoencoderKLMochi,
         text_encoder: T5EncoderModel,
         tokenizer: PreTrainedTokenizerFast,
+        preview: dict[str, Tensor] | None = None,
     ) -> None:
         self.spec = spec
         self.device = device
@@ -37,6 +41,7 @@ class MochiAdapter:
         self.text_encoder = text_encoder.to(device).eval()
         self.tokenizer = tokenizer
         use_batched_attention(self.transformer)
+        self._preview = {key: value.to(device) for key, value in (preview or {}).items()}
         config = self.vae.config
         shape = (1, -1, 1, 1, 1)
         self._mean = torch.tensor(config.latents_mean, device=device).view(shape)
@@ -54,7 +59,9 @@ class MochiAdapter:
         text_encoder = load_component(loader, folder / "text_encoder", T5EncoderModel)
         read = partial(PreTrainedTokenizerFast.from_pretrained, local_files_only=True)
         tokenizer = read_component(read, folder / "tokenizer")
-        return cls(spec, device, transformer, vae, text_encoder, tokenizer)
+        preview = read_component(load_file, folder / PREVIEW) if (folder / PREVIEW).exists() else {}
+        preview = {key: value.float() for key, value in preview.items()}
+        return cls(spec, device, transformer, vae, text_encoder, tokenizer, preview)
 
     @torch.inference_mode()
     def encode(self, prompt: str) -> Text:
@@ -74,18 +81,31 @@ class MochiAdapter:
         """
         return [1 - step / steps for step in range(steps + 1)]
 
-    def predict(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
+    def predict(
+        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+    ) -> list[Tensor]:
         """Return the velocity ε - x0 for each text. Mochi counts σ and v the other way round."""
+        with with_memory(self.transformer, memory):
+            return list((-self._forward(x, sigma, texts)).split(1))
+
+    @torch.inference_mode()
+    def remember(self, latents: Tensor, text: Text) -> Memory:
+        """Return what every layer sees in clean frames, seen as a clip of their own."""
+        with recording(self.transformer) as seen:
+            self._forward(latents, 0.0, [text])
+        return Memory(tuple(seen), latents.new_ones(seen[0][0].shape[1]))
+
+    def _forward(self, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
         with warnings.catch_warnings():  # diffusers asks for an fp32 autocast, which a CPU has not
             warnings.filterwarnings("ignore", message="(?s).*autocast", category=UserWarning)
-            output = self.transformer(
+            output: Tensor = self.transformer(
                 hidden_states=x.expand(len(texts), -1, -1, -1, -1),
                 encoder_hidden_states=_padded([text.states for text in texts]),
                 encoder_attention_mask=_padded([text.mask for text in texts]),
                 timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
                 return_dict=False,
             )[0]
-        return list((-output.float()).split(1))
+        return output.float()
 
     @torch.inference_mode()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
@@ -94,22 +114,21 @@ class MochiAdapter:
         latents: Tensor = (self.vae.encode(video).latent_dist.mode() - self._mean) / self._std
         return latents
 
+    def preview(self, latents: Tensor) -> Tensor | None:
+        """Return a rough picture (F, 3, H, W) in [-1, 1] of each latent frame, by a linear map alone.
+
+        None if the weights bring no map.
+        """
+        if not self._preview:
+            return None
+        patches = nn.functional.conv2d(
+            latents[0].transpose(0, 1), self._preview["weight"], self._preview["bias"]
+        )
+        return nn.functional.pixel_shuffle(patches, self.spec.pixels_per_latent)
+
     def decoder(self) -> MochiDecoder:
         """Return a decoder for a new stream."""
-        return MochiDecoder(self.vae, self._mean, self._std)
-
-    def decoder_memory(self) -> int:
-        """Return how many latent frames back the decoder remembers."""
-        frames, rate = 0.0, 1.0
-        decoder = self.vae.decoder
-        blocks: list[tuple[nn.Module, int]] = [(decoder.block_in, 1)]
-        expansions = reversed(self.vae.config.temporal_expansions)
-        blocks += [(b, e) for b, e in zip(decoder.up_blocks, expansions, strict=True)]
-        blocks.append((decoder.block_out, 1))
-        for block, expansion in blocks:
-            frames += sum(c.time_kernel_size - 1 for c in _causal_convolutions(block)) / rate
-            rate *= expansion
-        return int(frames) + 1
+        return MochiDecoder(self.vae, self._mean, self._std, self.spec.decoded_at_once)
 
 
 def _padded(rows: list[Tensor]) -> Tensor:
@@ -125,17 +144,17 @@ def _causal_convolutions(module: nn.Module) -> list[CogVideoXCausalConv3d]:
 
 
 class MochiDecoder:
-    """Streams latents through `AutoencoderKLMochi`'s decoder, one latent frame at a time.
+    """Streams latents through `AutoencoderKLMochi`'s decoder, a few latent frames at a time.
 
     The decoder is causal. Its convolutions repeat the first frame where there is none before;
     in a stream they must see the frames before instead, which diffusers' own framewise
     decoding gets wrong for Mochi's padding. Here a hook on each convolution prepends what it
-    saw last, and its own padding in time is off. Always the same chunk makes always the same
-    bytes, wherever a render was interrupted.
+    saw last, and its own padding in time is off. Every push begins a new chunk of at most
+    ``at_once`` latent frames: the same pushes make the same bytes.
     """
 
-    def __init__(self, vae: AutoencoderKLMochi, mean: Tensor, std: Tensor) -> None:
-        self._vae = vae
+    def __init__(self, vae: AutoencoderKLMochi, mean: Tensor, std: Tensor, at_once: int) -> None:
+        self._vae, self._at_once = vae, at_once
         self._mean, self._std = mean, std
         self._seen: dict[nn.Module, Tensor] = {}
         self._skip = vae.temporal_compression_ratio - 1
@@ -151,8 +170,8 @@ class MochiDecoder:
             for conv in convolutions:
                 conv.time_causal_padding = (*conv.time_causal_padding[:4], 0, 0)
             chunks = []
-            for latent in (latents * self._std + self._mean).split(1, dim=2):
-                frames = decoder(latent)[0][:, :, self._skip :]
+            for chunk in (latents * self._std + self._mean).split(self._at_once, dim=2):
+                frames = decoder(chunk)[0][:, :, self._skip :]
                 self._skip = 0
                 chunks.append(_to_bytes(frames))
         finally:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttention
 from diffusers.models.embeddings import MochiAttentionPool
 from torch import Tensor, nn
+
+from storyreel.models.base import Memory
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -46,6 +51,37 @@ def _weighted_pool(pool: MochiAttentionPool, inputs: tuple[Tensor, Tensor], outp
     return weighted
 
 
+def _processors(transformer: MochiTransformer3DModel) -> list[BatchedMochiAttnProcessor]:
+    return [block.attn1.processor for block in transformer.transformer_blocks]
+
+
+@contextmanager
+def with_memory(transformer: MochiTransformer3DModel, memory: Memory | None) -> Iterator[None]:
+    """Let every layer attend to its part of a memory too."""
+    processors = _processors(transformer)
+    try:
+        for index, processor in enumerate(processors):
+            processor.memory = None if memory is None else (*memory.layers[index], memory.weights)
+        yield
+    finally:
+        for processor in processors:
+            processor.memory = None
+
+
+@contextmanager
+def recording(transformer: MochiTransformer3DModel) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the keys and values of the video that the layers see, in the layers' order."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    processors = _processors(transformer)
+    try:
+        for processor in processors:
+            processor.recorder = seen
+        yield seen
+    finally:
+        for processor in processors:
+            processor.recorder = None
+
+
 class BatchedMochiAttnProcessor:
     """The arithmetic of `MochiAttnProcessor2_0` without its loop, graph breaks and host syncs.
 
@@ -53,7 +89,15 @@ class BatchedMochiAttnProcessor:
     the weight is added to its attention logits (METHOD 4). Weight 1 is attention as ever, 0
     excludes; a token that stands there twice at a half each counts as once. What comes out at
     the positions of excluded tokens is of no consequence, since nothing ever reads them.
+
+    ``memory`` holds keys (1, M, heads, D) and values of other frames with their weights (M,); they
+    stand beside the video's own. Into ``recorder`` goes what this layer makes of its video. The
+    keys are kept with the positions that they had there.
     """
+
+    def __init__(self) -> None:
+        self.memory: tuple[Tensor, Tensor, Tensor] | None = None
+        self.recorder: list[tuple[Tensor, Tensor]] | None = None
 
     def __call__(
         self,
@@ -81,11 +125,20 @@ class BatchedMochiAttnProcessor:
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
         count = hidden_states.shape[1]
+        added = _added(attention_mask, count, query.dtype)
+        if self.recorder is not None:
+            self.recorder.append((key[:, :count].clone(), value[:, :count].clone()))
+        if self.memory is not None:
+            keys, values, weights = self.memory
+            key = torch.cat([key, keys.expand(len(key), -1, -1, -1)], 1)
+            value = torch.cat([value, values.expand(len(key), -1, -1, -1)], 1)
+            added = _added(attention_mask.float(), count, query.dtype)
+            added = torch.cat([added, weights.log().to(added).expand(len(key), 1, 1, -1)], 3)
         joint = nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2).to(query.dtype),
             value.transpose(1, 2).to(query.dtype),
-            attn_mask=_added(attention_mask, count, query.dtype),
+            attn_mask=added,
         )
         joint = joint.transpose(1, 2).flatten(2)
         video, text = joint[:, :count], joint[:, count:]

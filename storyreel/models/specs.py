@@ -16,11 +16,17 @@ class ModelSpec:
 
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the codec's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
-    bound the pictures, ``max_latents`` the latent frames of one segment. ``text_length`` is
-    in tokens. ``guidance`` 1 means none. ``upscale`` enlarges the picture in the film.
+    bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
+    in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
+    latent frames, ``text_length`` in tokens. ``guidance`` 1 means none. ``upscale`` enlarges the
+    picture in the film.
 
     ``seconds_per_forward`` (one forward with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run.
+
+    ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
+    tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
+    alone.
     """
 
     name: str
@@ -38,6 +44,7 @@ class ModelSpec:
     max_size: tuple[int, int]
     seconds: float
     max_latents: int
+    decoded_at_once: int
     overlap: int
     text_length: int
     steps: int
@@ -46,6 +53,7 @@ class ModelSpec:
     seconds_per_forward: float
     memory_mb: int
     measured_on: str
+    judge: str | None = None
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -68,7 +76,8 @@ MODELS: dict[str, ModelSpec] = {
             max_size=(96, 64),
             seconds=2.0,
             max_latents=13,
-            overlap=1,
+            decoded_at_once=13,
+            overlap=2,
             text_length=64,
             steps=16,  # 24 give the same pictures to the eye
             guidance=3.0,
@@ -76,6 +85,7 @@ MODELS: dict[str, ModelSpec] = {
             seconds_per_forward=0.19,
             memory_mb=850,
             measured_on="two CPU cores",
+            judge="storyreel.mini.verdicts:judge_film",
         ),
     )
 }

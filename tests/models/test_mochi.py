@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
-from storyreel.models.base import load_adapter, pick_device, side_by_side
+from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
+from storyreel.models.base import Memory, joined_memories, load_adapter, pick_device, side_by_side
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.specs import ModelSpec
+from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
 
 
@@ -112,21 +115,87 @@ def test_streamed_decoding_equals_decoding_at_once(tiny: MochiAdapter) -> None:
         assert torch.equal(tiny.vae.decode(z * std + mean, return_dict=False)[0], once)
 
 
-def test_decoder_forgets_what_is_older_than_its_memory(tiny: MochiAdapter) -> None:
-    memory = tiny.decoder_memory()
-    assert 1 < memory < 20
-    z = latents(memory + 2)
-    other = z.clone()
-    other[:, :, 0] += 1
+def test_a_memory_of_weight_0_is_not_there_and_a_fading_one_fades(tiny: MochiAdapter) -> None:
+    x, text = latents(), tiny.encode("a fox in the park")
+    memory = tiny.remember(latents(7)[:, :, 6:], tiny.encode("a dog walks"))
+    (plain,) = tiny.predict(x, 0.7, [text])
+    distances = []
+    for weight in (0.0, 1e-6, 0.1, 1.0):
+        (now,) = tiny.predict(x, 0.7, [text], replace(memory, weights=memory.weights * weight))
+        distances.append(float((now - plain).detach().abs().max() / plain.detach().abs().max()))
+    assert distances[0] <= 1e-6
+    assert distances[1] <= 1e-5
+    assert distances[1] < distances[2] < distances[3]
+    assert torch.equal(tiny.predict(x, 0.7, [text])[0], plain)  # nothing stays behind
 
-    def last(x: torch.Tensor) -> torch.Tensor:
-        decoder = tiny.decoder()
-        decoder.push(x[:, :, :-1])
-        return decoder.push(x[:, :, -1:])
 
-    assert torch.equal(last(z), last(other))
-    other[:, :, -2] += 1
-    assert not torch.equal(last(z), last(other))
+@torch.inference_mode()
+def test_remembering_ones_own_keys_changes_nothing(tiny: MochiAdapter) -> None:
+    """With every key of the video there twice, and the text counting twice, attention is the same."""
+    attention = tiny.transformer.transformer_blocks[0].attn1
+    generator = torch.Generator().manual_seed(0)
+    video, text = (torch.randn(1, n, 16, generator=generator) for n in (6, 3))
+    mask = torch.ones(1, 3)
+    plain = attention(video, text, attention_mask=mask)
+    own = [heads.unflatten(2, (2, 8)) for heads in (attention.to_k(video), attention.to_v(video))]
+    attention.processor.memory = (attention.norm_k(own[0]), own[1], torch.ones(6))
+    twice = attention(video, text, attention_mask=2 * mask)
+    for a, b in zip(plain, twice, strict=True):
+        assert torch.allclose(a, b, atol=2e-6)
+
+
+def test_memories_join(tiny: MochiAdapter) -> None:
+    x, text = latents(), tiny.encode("a fox")
+    one, other = (tiny.remember(latents(2)[:, :, i : i + 1], text) for i in (0, 1))
+    faint = replace(other, weights=other.weights * 0)
+    (alone,) = tiny.predict(x, 0.7, [text], one)
+    (both,) = tiny.predict(x, 0.7, [text], joined_memories([one, faint]))
+    assert torch.allclose(alone, both, atol=2e-6 * float(alone.detach().abs().max()))
+
+
+@torch.no_grad()
+def test_the_transformer_is_one_graph_while_weights_change(tiny: MochiAdapter) -> None:
+    """Neither the prompts' weights nor the memory's break the graph or compile it again."""
+    x = latents()
+    scene, action = tiny.encode("a fox in the park"), tiny.encode("a dog sleeps")
+    text = side_by_side((scene, action), (0.5, 0.5))
+    seen = tiny.remember(x[:, :, :1], scene)
+    memory = Memory(tuple((k.clone(), v.clone()) for k, v in seen.layers), seen.weights.clone())
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    eager = tiny.transformer
+    outputs = []
+    tiny.transformer = torch.compile(eager, fullgraph=True, backend=backend)
+    for share in (0.5, 0.2, 0.9):
+        text.mask.copy_(side_by_side((scene, action), (share, 1 - share)).mask)
+        memory.weights.fill_(share)
+        outputs.append(tiny.predict(x, 0.7, [text], memory)[0])
+    assert len(compiled) == 1
+    tiny.transformer = eager
+    assert torch.allclose(outputs[-1], tiny.predict(x, 0.7, [text], memory)[0], atol=1e-5)
+    assert not torch.allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_the_preview_is_a_linear_map_to_the_latents_middle_picture() -> None:
+    """Its map is the codec's bases, so that it is what the exact encoder's inverse draws."""
+    mini = load_adapter(MODELS["mini"], CPU)
+    assert isinstance(mini, MochiAdapter)
+    clip = stage_clip(Random(0), Place.CENTRAL_PARK, (Character.CORGI,), Action.SIT)
+    images, _ = draw_clip(clip, 13, 12.0, 96, 64)
+    z = mini.encode_pictures(torch.from_numpy(images))
+    pictures = mini.preview(z)
+    assert pictures is not None
+    assert pictures.shape == (5, 3, 64, 96)
+    true = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    error = (pictures[1:] - true[2::3]).square().mean()
+    assert 10 * math.log10(4 / float(error)) > 24  # dB; the whole codec has 27
+    mixed = mini.preview((z + z.flip(2)) / 2)
+    assert mixed is not None
+    assert torch.allclose(mixed, (pictures + pictures.flip(0)) / 2, atol=1e-4)
 
 
 def test_a_prompt_that_is_too_long_is_refused(tiny: MochiAdapter) -> None:

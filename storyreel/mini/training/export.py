@@ -15,6 +15,7 @@ from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
 from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
 from storyreel.models.base import write_checksums
+from storyreel.models.mochi import PREVIEW
 
 from .clips import fitted_stages, save_stages
 from .codec import trained_codec
@@ -36,7 +37,10 @@ def export(options: argparse.Namespace) -> None:
     The text-image encoder lies in it, the judge beside it, if they have been trained.
     """
     folder, target = Path(options.out), Path(options.to)
-    trained_codec(folder, fitted_stages(folder)).half().save_pretrained(target / "vae")
+    target.mkdir(parents=True, exist_ok=True)
+    stages = fitted_stages(folder)
+    save_file({key: value.half() for key, value in codec.preview(stages).items()}, target / PREVIEW)
+    trained_codec(folder, stages).half().save_pretrained(target / "vae")
     transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer")
     transformer.half().save_pretrained(target / "transformer")
     T5EncoderModel.from_pretrained(folder / "text_encoder").half().save_pretrained(target / "text_encoder")

@@ -19,6 +19,7 @@ from storyreel.mini.judge import (
     WEIGHTS,
     Judge,
     Verdict,
+    load_judge,
     loosened,
     truth,
 )
@@ -77,7 +78,8 @@ def train_judge(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     seed = run.fresh_seed(options.seed + SEED)
     rng, noise = Random(seed), torch.Generator().manual_seed(seed)
-    judge = Judge().to(device)
+    weights = folder / WEIGHTS.name
+    judge = (load_judge(weights).train() if weights.exists() else Judge()).to(device)
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.03)
     average = Average(list(judge.parameters()))
 
@@ -109,7 +111,7 @@ def train_judge(options: argparse.Namespace) -> None:
 
     def save_fn(_: Path) -> None:
         average.swap()
-        save_file(judge.cpu().state_dict(), folder / WEIGHTS.name)
+        save_file(judge.cpu().state_dict(), weights)
         unseen = Random(options.seed + SEED + 1)
         clips = [sample_example(unseen).clip for _ in range(UNSEEN)]
         shown = [pictures(unseen, clip).repeat_interleave(STRIDE, 0) for clip in clips]

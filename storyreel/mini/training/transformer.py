@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -20,7 +19,7 @@ from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides, make_plan
-from storyreel.sampling import denoise
+from storyreel.sampling import sample
 from storyreel.story import Story
 
 from .clips import Pool, fitted_stages
@@ -145,10 +144,8 @@ def sample_films(adapter: MochiAdapter, story: str = "nyc", scenes: int = 12) ->
     plot, cast = STORIES[story]
     lessons = PLOTS[plot][:scenes]
     pairs = [[words(lesson.scene, cast), words(lesson.action, cast)] for lesson in lessons]
-    plan = make_plan(Story.model_validate({"scenes": pairs}), story, Overrides(steps=12))
-    negative = adapter.encode("")
+    overrides = Overrides(steps=12, without=frozenset({"all"}))
+    plan = make_plan(Story.model_validate({"scenes": pairs}), story, overrides)
     for segment in plan.segments:
-        alone, text = replace(segment, blended=False), adapter.encode(segment.prompt)
-        latents = denoise(adapter, plan, [alone], [text], negative, None, lambda: None)[0]
-        frames = adapter.decoder().push(latents)
+        frames = adapter.decoder().push(sample(adapter, plan, segment, adapter.encode(segment.prompt)))
         yield frames.permute(3, 0, 1, 2).float() / 127.5 - 1

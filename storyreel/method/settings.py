@@ -1,0 +1,110 @@
+"""What can be chosen about the method, with its defaults: `render.method` of a story."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Blending = Literal["joint", "published", "none"]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PARTS = ("dipw", "twb", "sar")
+
+
+class Method(BaseModel):
+    """How segments become one film, and how the two prompts of a scene are weighed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    weighting: bool = Field(
+        default=True, description="DIPW: weigh scene and action prompt in every step; else one joined prompt."
+    )
+    blending: Blending = Field(
+        default="joint",
+        description="TWB: joint blends the estimates of neighbouring segments in every step, published is "
+        "the paper's one-shot form, none leaves the segments to themselves.",
+    )
+    similarity: bool = Field(
+        default=True, description="SAR: segments of similar actions share a shorter, weaker overlap."
+    )
+    window: int = Field(
+        default=4, ge=1, le=64, description="Segments denoised side by side; 1 is one after the other."
+    )
+    overlap: int | None = Field(
+        default=None, ge=1, le=64, description="Longest overlap in latent frames. Default: the model's."
+    )
+    strength: Share = Field(default=1.0, description="α, the strength of blending.")
+    release: Share = Field(
+        default=0.65,
+        description="The noise level below which neighbours no longer blend: each finishes its own picture "
+        "of what they agreed on, so that no place shows through another. 0 blends to the last step.",
+    )
+    shared_noise: Share = Field(
+        default=0.3, description="Share of every segment's noise, in variance, that is the whole story's."
+    )
+    temperature: float = Field(
+        default=0.5, gt=0, le=100, allow_inf_nan=False, description="τ of the two prompts' softmax."
+    )
+    alignment: Share = Field(default=0.4, description="λ1: how well the estimate shows each prompt.")
+    smoothness: Share = Field(default=0.1, description="λ2: how well the segment before's end does.")
+    progression: Share = Field(default=0.5, description="λ3: first the scene, then the action.")
+    score_below: Share = Field(
+        default=0.7, description="The noise level below which estimates are scored; above, they show nothing."
+    )
+    inertia: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.5, description="How much of a step's weights is kept for the next."
+    )
+    memory: Share = Field(
+        default=0.0,
+        description="How much anchor frames of earlier segments count in the attention, next to a "
+        "segment's own; 0 is no memory.",
+    )
+    beta: Share = Field(
+        default=0.8,
+        description="β, the decay of the memory and of the published blending, per segment or frame.",
+    )
+    gamma: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.1, description="γ of the published blending."
+    )
+
+    @model_validator(mode="after")
+    def _lambdas_sum_to_one(self) -> Self:
+        total = self.alignment + self.smoothness + self.progression
+        if abs(total - 1) > 1e-6:
+            raise PydanticCustomError(
+                "lambdas",
+                "alignment, smoothness and progression must sum to 1, not {total}",
+                {"total": f"{total:g}"},
+            )
+        return self
+
+    def without(self, parts: set[str]) -> Method:
+        """Return the method without some of its `PARTS`; without all, segments have nothing in common."""
+        changes: dict[str, object] = {}
+        if "dipw" in parts:
+            changes |= {"weighting": False}
+        if "twb" in parts:
+            changes |= {"blending": "none", "shared_noise": 0.0, "memory": 0.0}
+        if "sar" in parts:
+            changes |= {"similarity": False}
+        return self.model_copy(update=changes)
+
+    @property
+    def lambdas(self) -> tuple[float, float, float]:
+        """λ1, λ2 and λ3."""
+        return self.alignment, self.smoothness, self.progression
+
+
+def legal_values(key: str) -> str:
+    """Say what a setting may be, as in "a number from 0 to 1"."""
+    field = Method.model_fields[key]
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if bool in kinds:
+        return "true or false"
+    if float not in kinds and int not in kinds:
+        return f"one of {', '.join(kinds)}"
+    limits = {n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)}
+    low = f"from {limits['ge']:g}" if "ge" in limits else f"above {limits['gt']:g}"
+    high = f"{limits['le']:g}" if "le" in limits else f"below {limits['lt']:g}"
+    return f"a {'number' if float in kinds else 'whole number'} {low} to {high}"

@@ -1,0 +1,45 @@
+"""DIPW, dynamics-informed prompt weighting (METHOD 2; arXiv 2503.06310).
+
+In every denoising step the scene prompt and the action prompt count by weights that follow
+from how well the present estimate x̂0 shows each of them (alignment), how well the end of the
+segment before does (smoothness), and how far the denoising has come (progression): scenes are
+laid out first, movements later. The λ are not published.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def progression(progress: float) -> Tensor:
+    """Return the narrative prior (2,) of scene and action at ``progress`` from 0 to 1.
+
+    The paper's 1 - i/T and i/T.
+    """
+    return torch.tensor([1 - progress, progress])
+
+
+def prompt_scores(
+    alignment: Tensor, smoothness: Tensor, prior: Tensor, lambdas: tuple[float, float, float]
+) -> Tensor:
+    """Return s_k = λ1·sim_k + λ2·prev_k + λ3·prior_k, shape (2,), for scene and action.
+
+    ``alignment`` and ``smoothness`` (2,) are cosines of pictures with the two prompts, of this
+    segment and of the end of the one before; ``prior`` (2,) is `progression`'s.
+    """
+    return lambdas[0] * alignment + lambdas[1] * smoothness + lambdas[2] * prior
+
+
+def prompt_weights(scores: Tensor, temperature: float) -> Tensor:
+    """Return softmax(s/τ), shape (2,): positive and of sum 1. τ → ∞ gives one half each."""
+    return torch.softmax(scores / temperature, dim=-1)
+
+
+def smoothed(weights: Tensor, before: Tensor | None, inertia: float) -> Tensor:
+    """Return an exponential moving average over the steps; ``inertia`` 0 forgets at once.
+
+    A deviation: estimates jump from step to step, and weights that jump with them do not
+    converge. The first step has nothing ``before`` it.
+    """
+    return weights if before is None else torch.lerp(weights, before, inertia)

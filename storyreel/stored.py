@@ -1,0 +1,76 @@
+"""A segment's latents on disk, with all that it takes to denoise those behind it further."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from storyreel.anchors import Anchors
+from storyreel.checkpoint import write_atomically, writing
+from storyreel.plan import Plan
+from storyreel.prompts import PromptWriter
+from storyreel.sampling import State, Take
+
+
+class Stored:
+    """The file of one segment: its own latents and the takes that were under way beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def save(self, take: Take, after: State) -> None:
+        """Write a finished take (1, C, lead + own, H, W) and the state it left."""
+        tensors = {"latents": take.x}
+        if after.ending is not None:
+            tensors["ending"] = after.ending
+        for behind in after.takes:
+            tensors[f"{behind.segment.number}.x"] = behind.x
+            for name, value in behind.prompts.state().items():
+                tensors[f"{behind.segment.number}.{name}"] = value
+        tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        begun = {behind.segment.number: behind.step for behind in after.takes}
+        facts = {"lead": take.segment.lead, "begun": begun}
+        with writing(self._path):
+            # One entry: safetensors writes several in any order, and bytes are to be the same.
+            write_atomically(self._path, save(tensors, {"storyreel": json.dumps(facts)}))
+
+    def latents(self, device: torch.device) -> Tensor:
+        """Return the segment's own latents."""
+        return load(self._path.read_bytes())["latents"].to(device)
+
+    def steps_done(self) -> list[int]:
+        """Return how far those behind it had come."""
+        return list(self._begun().values())
+
+    def _begun(self) -> dict[str, int]:
+        with safe_open(self._path, framework="pt") as file:
+            begun: dict[str, int] = json.loads(file.metadata()["storyreel"])["begun"]
+        return begun
+
+    @torch.inference_mode()
+    def state(self, plan: Plan, writer: PromptWriter, anchors: Anchors, device: torch.device) -> State:
+        """Return the state that the segment left."""
+        tensors = load(self._path.read_bytes())
+        never = torch.full((), math.inf, device=device)
+        takes = []
+        for number, step in self._begun().items():
+            segment = plan.segments[int(number) - 1]
+            prompts = writer.prompts(segment)
+            prefix = f"{number}."
+            parts: dict[str, Any] = {
+                name.removeprefix(prefix): value.to(device)
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            x = parts.pop("x")
+            prompts.restore(parts)
+            takes.append(Take(segment, x, step, prompts, anchors.memory(segment), never))
+        ending = tensors.get("ending")
+        return State(tensors["latents"].to(device), takes, None if ending is None else ending.to(device))

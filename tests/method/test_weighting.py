@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed
+
+pairs = st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(torch.tensor)
+
+
+@given(st.floats(0, 1))
+def test_first_the_scene_then_the_action(progress: float) -> None:
+    assert progression(progress).tolist() == pytest.approx([1 - progress, progress])
+
+
+def test_scores_by_hand() -> None:
+    alignment, smoothness = torch.tensor([0.2, 0.4]), torch.tensor([-0.1, 0.3])
+    scores = prompt_scores(alignment, smoothness, torch.tensor([0.75, 0.25]), (0.5, 0.2, 0.3))
+    assert scores.tolist() == pytest.approx([0.1 - 0.02 + 0.225, 0.2 + 0.06 + 0.075])
+
+
+@given(pairs, st.floats(0.05, 10))
+def test_weights_are_shares(scores: torch.Tensor, temperature: float) -> None:
+    weights = prompt_weights(scores, temperature)
+    assert float(weights.sum()) == pytest.approx(1)
+    assert (weights > 0).all()
+    if abs(float(scores[0] - scores[1])) > 1e-5:
+        assert int(weights.argmax()) == int(scores.argmax())
+    # A softmax of two: the logistic function of their distance.
+    distance = float(scores[0] - scores[1]) / temperature
+    assert float(weights[0]) == pytest.approx(1 / (1 + math.exp(-distance)), rel=1e-4)
+
+
+def test_heat_makes_weights_equal_and_cold_decides() -> None:
+    scores = torch.tensor([0.9, -0.4])
+    assert prompt_weights(scores, 1e6).tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert prompt_weights(scores, 0.01).tolist() == pytest.approx([1, 0], abs=1e-5)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.99))
+def test_smoothing_keeps_a_share_of_what_was(now: float, then: float, inertia: float) -> None:
+    weights, before = torch.tensor([now, 1 - now]), torch.tensor([then, 1 - then])
+    kept = smoothed(weights, before, inertia)
+    assert kept.tolist() == pytest.approx((inertia * before + (1 - inertia) * weights).tolist(), abs=1e-6)
+    assert float(kept.sum()) == pytest.approx(1)
+    assert torch.equal(smoothed(weights, before, 0.0), weights)
+    assert torch.equal(smoothed(weights, None, inertia), weights)

@@ -1,0 +1,105 @@
+"""The judge of whole films, on true clips of a shipped story laid end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from torch import Tensor
+
+from storyreel.evaluation.verdicts import FilmVerdict
+from storyreel.mini.lessons import FPS, HEIGHT, WIDTH
+from storyreel.mini.plots import PLOTS, STORIES, words
+from storyreel.mini.verdicts import judge_film, truths
+from storyreel.mini.world import draw_clip, stage_clip
+from storyreel.plan import Segment, make_plan
+from storyreel.story import load_story
+from tests.conftest import ROOT
+
+FRAMES = 24
+SCENES = range(3, 7)  # of dc: the Tidal Basin, alone three times, then the cat comes
+FIRST = 2  # at the monument
+
+
+def drawn(index: int, seed: int = 1) -> Tensor:
+    """A true clip of a scene of the story `dc`."""
+    plot, cast = STORIES["dc"]
+    lesson = PLOTS[plot][index]
+    who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+    clip = stage_clip(Random(seed), lesson.place, who, lesson.shows, lesson.ball)
+    images, _ = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
+    return torch.from_numpy(images)
+
+
+def chunks(scenes: Sequence[int]) -> Iterator[Tensor]:
+    """The clips of some scenes as one stream, whose chunks end where no segment does."""
+    film = torch.cat([drawn(index) for index in scenes])
+    yield from film.split(17)
+
+
+@pytest.fixture(scope="module")
+def segments() -> tuple[Segment, ...]:
+    """The plan of scenes FIRST to 6 of `dc`, five segments of 24 frames."""
+    story = load_story(ROOT / "stories" / "dc.yaml")
+    part = story.model_copy(update={"scenes": story.scenes[FIRST:7]})
+    return make_plan(part, "dc").segments
+
+
+def judged(segments: Sequence[Segment], scenes: Sequence[int], seams: Sequence[int]) -> FilmVerdict:
+    verdict = judge_film(segments, seams, chunks(scenes))
+    assert verdict is not None
+    return verdict
+
+
+def test_every_scene_of_every_story_has_its_truth() -> None:
+    count = 0
+    for plot, cast in STORIES.values():
+        for lesson in PLOTS[plot]:
+            truth = truths()[words(lesson.scene, cast), words(lesson.action, cast)]
+            assert (truth.place, truth.action, len(truth.characters)) == (
+                lesson.place,
+                lesson.shows,
+                1 + lesson.pair,
+            )
+            count += 1
+    assert len(truths()) == count  # no two scenes share their prompts
+
+
+def test_true_clips_are_right(segments: tuple[Segment, ...]) -> None:
+    verdict = judged(segments, [FIRST, *SCENES], [1, 2, 4])
+    assert len(verdict.scenes) == 5
+    for scene in verdict.scenes:
+        assert (scene.characters, scene.place, scene.action) == (True, True, True)
+    assert [seam.after for seam in verdict.seams] == [1, 2, 4]
+    assert [seam.same_place for seam in verdict.seams] == [False, True, True]
+    assert [seam.characters for seam in verdict.seams] == [True] * 3
+
+
+def test_swapped_segments_are_wrong(segments: tuple[Segment, ...]) -> None:
+    first, second, third, fourth, last = (FIRST, *SCENES)
+    verdict = judged(segments, [first, second, third, last, fourth], [1, 3])
+    right = [(s.characters, s.place, s.action) for s in verdict.scenes]
+    assert right[:3] == [(True, True, True)] * 3
+    assert right[3] == right[4] == (False, True, False)  # another cast does another thing, at the Basin
+    verdict = judged(segments, [second, first, third, fourth, last], [])
+    assert [s.place for s in verdict.scenes] == [False, False, True, True, True]
+    assert verdict.seams == ()
+
+
+def test_strangers_in_a_transition_are_seen(segments: tuple[Segment, ...]) -> None:
+    """The cat walks in around the seam of two scenes that are the corgi's alone."""
+    film = torch.cat([drawn(index) for index in (FIRST, *SCENES)])
+    film[48 - 10 : 48 + 4] = drawn(6)[:14]
+    verdict = judge_film(segments, [1, 2], film.split(17))
+    assert verdict is not None
+    assert [seam.characters for seam in verdict.seams] == [True, False]
+
+
+def test_an_unknown_scene_leaves_all_open_and_reads_nothing(segments: tuple[Segment, ...]) -> None:
+    other = (*segments[:-1], replace(segments[-1], action="a corgi dog is cooking"))
+    stream = chunks([FIRST, *SCENES])
+    assert judge_film(other, [1], stream) is None
+    assert len(next(stream)) == 17
