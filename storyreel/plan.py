@@ -212,7 +212,9 @@ def forwards_left(steps_done: Sequence[int], wanted: int, following: int, window
 
 
 def joined_prompt(scene: str, action: str) -> str:
-    """Return scene and action as one text, for a model that takes one prompt."""
+    """Return scene and action as one text, for a model that takes one prompt; the same is said once."""
+    if scene == action:
+        return scene
     return f"{scene.rstrip('. ')}. {action}"
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from storyreel.method.similarity import action_similarity
-from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed
+from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed, text_weights
 from storyreel.models.base import Adapter, Text, side_by_side
 from storyreel.plan import Plan, Segment, Settings
 
+SCORED_EVERY = 2  # steps: weights are smoothed over steps anyway, and looking costs time
 # What actions in general are like, so that only what is special about two of them is compared.
 COMMON_ACTIONS = (
     *("is sitting", "is standing", "is walking", "is running", "is jumping", "is lying down"),
@@ -39,9 +40,10 @@ class Scorer(Protocol):
 class Prompts:
     """A segment's prompts: the text that the model reads, and how its weights came about.
 
-    ``shares`` (2, L) tells which tokens are whose, ``wanted`` (2, D) is what a scorer compares
-    pictures with, ``ending`` (D,) how the estimate ended when it was last scored. ``weights`` (2,)
-    of scene and action, and ``history``, one entry a step, stay on the device.
+    ``shares`` (3, L) tells which tokens are the scene's, the action's and those of both in one text,
+    ``wanted`` (2, D) is what a scorer compares pictures with, ``ending`` (D,) how the estimate ended
+    when it was last scored. ``weights`` (2,) of scene and action, and ``history``, one entry a step,
+    stay on the device.
     """
 
     text: Text
@@ -55,7 +57,7 @@ class Prompts:
     def apply(self) -> None:
         """Write the weights where the attention reads them: in place, without asking the device."""
         if self.shares is not None and self.weights is not None:
-            self.text.mask[0].copy_(self.weights @ self.shares)
+            self.text.mask[0].copy_(text_weights(self.weights) @ self.shares)
 
     def decided(self) -> list[list[float]]:
         """Return the weights (scene, action) of every step, for people."""
@@ -97,11 +99,12 @@ class PromptWriter:
         """Return a segment's prompts as they are before the first step."""
         if not self._method.weighting:
             return Prompts(self._adapter.encode(segment.prompt))
-        texts = [self._adapter.encode(prompt) for prompt in (segment.scene, segment.action)]
+        told = (segment.scene, segment.action, segment.prompt)
+        texts = [self._adapter.encode(prompt) for prompt in told]
         shares = torch.block_diag(*(text.mask.float() for text in texts))
         nothing = torch.zeros_like(self._priors[0])
         weights = self._weights(nothing, nothing, self._priors[0])
-        text = side_by_side(texts, [0.5, 0.5])
+        text = side_by_side(texts, [0.0, 0.0, 1.0])
         prompts = Prompts(text, shares, weights=weights, history=(weights,))
         if self._scorer is not None:
             prompts.wanted = self._scorer.embed_texts([segment.scene, segment.action])
@@ -117,7 +120,7 @@ class PromptWriter:
         """
         if prompts.weights is None or step >= len(self._priors):
             return
-        if self._scorer is not None and sigma <= self._method.score_below:
+        if self._scorer is not None and sigma <= self._method.score_below and step % SCORED_EVERY == 0:
             self._score(prompts, estimate)
         nothing = torch.zeros_like(self._priors[step])
         alignment = nothing if prompts.alignment is None else prompts.alignment

@@ -280,3 +280,4 @@ def test_all_of_a_scripts_lengths_are_told() -> None:
 
 def test_joined_prompt_is_two_sentences() -> None:
     assert joined_prompt("a fox in the park.", "a fox sits") == "a fox in the park. a fox sits"
+    assert joined_prompt("a fox sits", "a fox sits") == "a fox sits"  # said once is enough

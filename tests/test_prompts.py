@@ -14,7 +14,7 @@ from torch import Tensor
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
 from storyreel.plan import Plan, Segment, Settings
-from storyreel.prompts import COMMON_ACTIONS, Prompts, PromptWriter, similarities
+from storyreel.prompts import COMMON_ACTIONS, SCORED_EVERY, Prompts, PromptWriter, similarities
 from tests.conftest import FakeAdapter, FakeScorer, plan_of
 
 MINI = MODELS["mini"]
@@ -70,14 +70,18 @@ def test_without_weighting_one_text_joins_both_prompts(segment: Segment) -> None
     assert torch.equal(writer().negative.states, adapter.encode("").states)
 
 
-def test_both_prompts_stand_side_by_side_each_by_its_weight(segment: Segment) -> None:
-    prompts = weighed(writer(), segment, steps=range(3))
+def test_scene_action_and_both_stand_side_by_side_each_by_its_weight(segment: Segment) -> None:
     adapter = FakeAdapter(MINI)
-    texts = [adapter.encode(SCENE).states, adapter.encode(ACTION).states]
-    assert torch.equal(prompts.text.states, torch.cat(texts, 1))
-    scene, action = prompts.decided()[-1]
-    expected = [scene] * len(SCENE) + [action] * len(ACTION)
-    assert prompts.text.mask[0].tolist() == pytest.approx(expected, abs=1e-4)
+    texts = [SCENE, ACTION, segment.prompt]
+    states = torch.cat([adapter.encode(text).states for text in texts], 1)
+    for steps in (1, STEPS - 1):
+        prompts = weighed(writer(), segment, steps=range(steps))
+        assert torch.equal(prompts.text.states, states)
+        lead = prompts.decided()[-1][0] - prompts.decided()[-1][1]
+        assert (lead > 0) == (steps == 1)
+        counts = [max(lead, 0), max(-lead, 0), 1 - abs(lead)]
+        expected = [c for c, text in zip(counts, texts, strict=True) for _ in text]
+        assert prompts.text.mask[0].tolist() == pytest.approx(expected, abs=2e-4)
 
 
 def test_weights_sum_to_one_and_follow_the_progression_without_a_scorer(segment: Segment) -> None:
@@ -114,7 +118,7 @@ def test_nothing_is_scored_above_its_noise_level(segment: Segment) -> None:
         scorer = FakeScorer(ACTION)
         weighed(writer(scorer, score_below=level), segment, brightness=0.5)
         # The last step's weights would be of no use.
-        scored = sum(1 - step / STEPS <= level for step in range(STEPS - 1))
+        scored = sum(1 - step / STEPS <= level for step in range(STEPS - 1) if (step + 1) % SCORED_EVERY == 0)
         assert scorer.seen == [0.5] * 2 * scored
     unused = FakeScorer(ACTION)
     weighed(writer(unused, alignment=0.0, smoothness=0.0, progression=1.0), segment)
@@ -167,6 +171,7 @@ def test_the_mask_is_written_in_place(segment: Segment) -> None:
     assert prompts.text is text
     assert prompts.text.mask.data_ptr() == place
     assert all(not torch.equal(a, b) for a, b in pairwise(seen))
+    assert all(float(mask.max()) <= 1 and float(mask.min()) >= 0 for mask in seen)
     prompts.restore(told.prompts(segment).state())
     assert prompts.text.mask.data_ptr() == place
     assert torch.equal(prompts.text.mask, seen[0])

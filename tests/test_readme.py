@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 
 from storyreel import errors
 from storyreel.cli import app, run
+from storyreel.method.settings import Method
 from storyreel.story import parse_story
 from tests.conftest import ROOT
 
@@ -61,3 +63,9 @@ def test_the_example_is_a_story() -> None:
     block = README.split("```yaml\n")[1].split("```")[0]
     story = parse_story("README", block.encode())
     assert yaml.safe_load(block)["render"]["seed"] == story.render.seed == 7
+
+
+def test_every_setting_of_the_method_is_in_the_table_with_its_default() -> None:
+    for name, field in Method.model_fields.items():
+        default = "the model's" if field.default is None else json.dumps(field.default).strip('"')
+        assert f"| `{name}` | {default} |" in README

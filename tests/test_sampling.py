@@ -267,6 +267,15 @@ def test_a_finished_neighbour_gives_and_does_not_take(plan: Plan) -> None:
     assert torch.equal(untouched, x)
 
 
+def test_equal_prompts_make_every_weight_the_same(tiny: MochiAdapter, plan: Plan) -> None:
+    """Scene, action and both are one text then: weighted or not, the film is the same."""
+    text = HEAD + "  - [a fox sleeps, a fox sleeps]\n" * 2
+    weighted = film(tiny, plan_of(text, method=("temperature=0.05",)))
+    plain = film(tiny, plan_of(text, without=frozenset({"dipw"})))
+    for a, b in zip(weighted, plain, strict=True):
+        assert torch.allclose(a, b, atol=2e-5 * float(b.abs().max()))
+
+
 def test_the_published_form_pulls_the_first_noise(plan: Plan) -> None:
     plan = plan_of(STORY, method=("blending=published", "window=1"))
     before = torch.ones(1, 12, 3, 8, 8)

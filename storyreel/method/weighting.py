@@ -36,6 +36,18 @@ def prompt_weights(scores: Tensor, temperature: float) -> Tensor:
     return torch.softmax(scores / temperature, dim=-1)
 
 
+def text_weights(weights: Tensor) -> Tensor:
+    """Return how much scene, action and both in one text count, shape (3,), for ``weights`` (2,).
+
+    (1, 0) is the scene alone, (0, 1) the action alone, (½, ½) the one text that joins them, which
+    a model understands best; between them lies a mixture. Positive and of sum 1. A deviation: the
+    paper mixes the two prompts' embeddings, but what a character does where, a text encoder and a
+    transformer know from reading both together.
+    """
+    lead = weights[0] - weights[1]
+    return torch.stack([lead.clamp(min=0), (-lead).clamp(min=0), 1 - lead.abs()])
+
+
 def smoothed(weights: Tensor, before: Tensor | None, inertia: float) -> Tensor:
     """Return an exponential moving average over the steps; ``inertia`` 0 forgets at once.
 

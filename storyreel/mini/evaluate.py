@@ -31,7 +31,7 @@ from storyreel.sampling import denoised, sample
 from storyreel.story import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
-from .lessons import FPS, HEIGHT, PAIRS, WIDTH, Example, crossed_example, held_out_example, sample_example
+from .lessons import FPS, HEIGHT, PAIRS, WIDTH, Example, crossed_example, held_out_example, story_example
 from .plots import PLOTS, STORIES, words
 from .world import DOOR_ACTIONS, Action, CaptionKind, Character, Clip, Place, caption, draw_clip, stage_clip
 
@@ -39,6 +39,7 @@ SEED = 9_000_011  # of true clips and random prompts: neither the model's nor th
 FRAMES = 25
 RANKED = 20
 WRONG_WORDINGS = 3
+STORY_SHARE = 0.6  # of true clips
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,18 @@ def likelihood(opinion: Opinion, trial: Trial) -> float:
 
 
 def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
-    """Yield unseen clips of the world: parameters, pictures uint8 (T, H, W, 3), owners (T, H, W)."""
+    """Yield unseen clips of the world: parameters, pictures uint8 (T, H, W, 3), owners (T, H, W).
+
+    Six tenths are scenes of the shipped stories, the rest crosses everything: always the same mixture,
+    whatever the training's lessons are made of, so that figures can be compared between trainings.
+    """
     rng = Random(seed)
     for _ in range(count):
-        clip = sample_example(rng).clip
+        if rng.random() < STORY_SHARE:
+            plot, cast = rng.choice(tuple(STORIES.values()))
+            clip = story_example(rng, rng.choice(PLOTS[plot]), cast).clip
+        else:
+            clip = crossed_example(rng).clip
         images, owners = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
         yield clip, torch.from_numpy(images), torch.from_numpy(owners)
 

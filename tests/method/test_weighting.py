@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed
+from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed, text_weights
 
 pairs = st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(torch.tensor)
 
@@ -49,3 +49,16 @@ def test_smoothing_keeps_a_share_of_what_was(now: float, then: float, inertia: f
     assert float(kept.sum()) == pytest.approx(1)
     assert torch.equal(smoothed(weights, before, 0.0), weights)
     assert torch.equal(smoothed(weights, None, inertia), weights)
+
+
+@given(st.floats(0, 1))
+def test_texts_count_by_what_one_prompt_has_more_than_the_other(share: float) -> None:
+    counts = text_weights(torch.tensor([1 - share, share], dtype=torch.float64))
+    assert float(counts.sum()) == pytest.approx(1)
+    assert float(counts.min()) >= 0
+    assert float(counts[1] - counts[0]) == pytest.approx(2 * share - 1)
+
+
+def test_the_ends_are_one_prompt_alone_and_the_middle_is_the_joined_text() -> None:
+    for weights, counts in (((1, 0), [1, 0, 0]), ((0, 1), [0, 1, 0]), ((0.5, 0.5), [0, 0, 1])):
+        assert text_weights(torch.tensor(weights)).tolist() == counts
