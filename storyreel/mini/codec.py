@@ -72,12 +72,18 @@ def fit_stages(video: Tensor, owners: Tensor, generator: torch.Generator) -> lis
     return stages
 
 
+def coefficients(stages: list[Stage], video: Tensor, depth: int) -> Tensor:
+    """Return pictures after the first ``depth`` changes of basis: (B, K, T', H', W')."""
+    x = _repeat_first(video, FRAMES_PER_LATENT - 1)
+    for stage, t, s in list(zip(stages, TIME, SPACE, strict=True))[:depth]:
+        x = ((_to_patches(x, t, s) - stage.mean) @ stage.basis).permute(0, 4, 1, 2, 3)
+    return x
+
+
 def linear_encode(stages: list[Stage], video: Tensor) -> Tensor:
     """Return what the built encoder returns, standardised coefficients, many times faster."""
-    x = _repeat_first(video, FRAMES_PER_LATENT - 1)
-    for stage, t, s in zip(stages, TIME, SPACE, strict=True):
-        x = ((_to_patches(x, t, s) - stage.mean) @ stage.basis).permute(0, 4, 1, 2, 3)
-    return x / stages[-1].variance.sqrt()[:, None, None, None]
+    sd = stages[-1].variance.sqrt()
+    return coefficients(stages, video, len(stages)) / sd[:, None, None, None]
 
 
 def linear_decode(stages: list[Stage], latents: Tensor) -> Tensor:
