@@ -10,10 +10,11 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
@@ -21,6 +22,10 @@ from storyreel import __version__
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.story import Story, load_story, story_schema
+
+if TYPE_CHECKING:
+    from storyreel.models.base import MemoryMode
+    from storyreel.render import Engine
 
 T = TypeVar("T")
 
@@ -38,6 +43,18 @@ app = typer.Typer(
 )
 
 Stories = Annotated[list[Path], typer.Argument(help="YAML stories.", metavar="STORY…", show_default=False)]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="A folder of the model's weights, instead of what was pulled."),
+]
+MemoryModes = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        help="What stays on the GPU: high, all of the model; balanced, the transformer; low, of that only "
+        "the block that works. None changes the film. auto: by what is free.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 STARTER = """\
@@ -125,7 +142,10 @@ def render(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
     ] = None,
+    speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None,
+    weights: Weights = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    memory: MemoryModes = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
     as_json: Json = False,
@@ -135,8 +155,12 @@ def render(
     The options win over what the story's own render settings say.
     """
     _check_device(device)
+    if memory not in ("auto", "high", "balanced", "low"):
+        raise UsageError(f"there is no memory mode {memory!r}", "Use auto, high, balanced or low.")
     parts = frozenset(part.strip() for part in without.split(",") if part.strip())
-    overrides = Overrides(model, seed, size, seconds, steps, guidance, tuple(method or ()), parts)
+    overrides = Overrides(
+        model, seed, size, seconds, steps, guidance, tuple(method or ()), parts, speed, weights
+    )
     # Every script is read before the first is rendered: a fault costs no work.
     plans, errors = _read(stories, partial(make_plan, overrides=overrides), _film_name)
     _raise_all(errors)
@@ -144,11 +168,27 @@ def render(
     if dry_run:
         _print_plans(plans, as_json)
         return
-    from storyreel.console import RenderDisplay, stderr
     from storyreel.render import Engine
+
+    mode = cast("MemoryMode", memory)
+    with ExitStack() as stack:
+        crewed = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1  # by torchrun
+        if crewed:
+            from storyreel import crew
+
+            device = crew.own_device(device)
+            stack.enter_context(crew.together())
+            if crew.rank() > 0:
+                helper, specs = Engine(device, mode), {plan.spec.name: plan.spec for plan in plans.values()}
+                crew.serve(lambda model: helper.adapter(specs[model]))
+                return
+        _render_all(plans, out, Engine(device, mode, crewed), overwrite, as_json)
+
+
+def _render_all(plans: dict[str, Plan], out: Path, engine: Engine, overwrite: bool, as_json: bool) -> None:
+    from storyreel.console import RenderDisplay, stderr
     from storyreel.render import render as render_film
 
-    engine = Engine(device)
     results = {}
     for name, plan in plans.items():
         with RenderDisplay(name) as display:
@@ -183,6 +223,8 @@ def ablate(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
     ] = None,
+    speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None,
+    weights: Weights = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -195,7 +237,9 @@ def ablate(
     from storyreel import ablation
 
     chosen = ablation.pick_variants(variants)
-    overrides = Overrides(model, seed, size, seconds, steps, guidance, tuple(method or ()))
+    overrides = Overrides(
+        model, seed, size, seconds, steps, guidance, tuple(method or ()), speed=speed, weights=weights
+    )
     plan = partial(ablation.plan_films, seeds=seeds, variants=chosen, overrides=overrides)
     planned, errors = _read(stories, plan, _film_name)
     _raise_all(errors)
@@ -289,8 +333,14 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
         )
         print(
             f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
-            f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+            f"{_estimate(plan)}"
         )
+
+
+def _estimate(plan: Plan) -> str:
+    if plan.estimated_seconds is None:
+        return "time and memory have not been measured yet"
+    return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
 
 
 def _plan_facts(plan: Plan) -> dict[str, object]:
@@ -305,7 +355,7 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "seconds": plan.seconds,
         "forwards": plan.forwards,
         "latents": plan.latents,
-        "estimated_seconds": round(plan.estimated_seconds, 1),
+        "estimated_seconds": plan.estimated_seconds and round(plan.estimated_seconds, 1),
         "estimated_memory_mb": plan.spec.memory_mb,
         "estimated_on": plan.spec.measured_on,
         "segments": [asdict(segment) for segment in plan.segments],
@@ -344,19 +394,89 @@ def new(story: Annotated[Path, typer.Argument(help="The file to write.", metavar
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the models that can be used, and what each needs."""
-    from storyreel.models.specs import MODELS
+    from storyreel.models.specs import MODELS, find_model
 
+    specs = [find_model(name) for name in MODELS]
     if as_json:
-        print(json.dumps({name: asdict(spec) for name, spec in MODELS.items()}, indent=2, default=str))
+        print(json.dumps({spec.name: asdict(spec) for spec in specs}, indent=2, default=str))
         return
-    for spec in MODELS.values():
-        there = "there" if (spec.weights / "transformer").is_dir() else "not there"
+    for spec in specs:
+        there = "there" if (spec.weights / "transformer").is_dir() else f"not there ({spec.remedy})"
         print(f"{spec.name}: {spec.title}, weights {there}, {spec.licence}")
         print(
             f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
             f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
-            f"{spec.steps} steps, {spec.memory_mb} MB"
+            f"{spec.steps} steps" + (f", {spec.memory_mb} MB" if spec.memory_mb else "")
         )
+
+
+@app.command()
+def pull(
+    models: Annotated[list[str], typer.Argument(help="See: storyreel models.", metavar="MODEL…")],
+    update: Annotated[bool, typer.Option("--update", help="Take the newest commit, and hold to it.")] = False,
+) -> None:
+    """Fetch the weights of models from their hub and verify them: the only command that ever does."""
+    from storyreel.models.specs import find_model
+
+    specs = [find_model(name) for name in models]
+    from storyreel.console import stderr
+    from storyreel.models import hub
+
+    for spec in specs:
+        print(hub.pull(spec, stderr.print, update))
+
+
+@app.command()
+def bench(
+    model: Annotated[str, typer.Option(help="See: storyreel models.")] = "mini",
+    variants: Annotated[
+        str,
+        typer.Option(
+            help="Some of stock, plain, full, without-dipw, without-twb, without-sar, balanced, fast. "
+            "Default: all."
+        ),
+    ] = "",
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Measure without any download: true sizes, random weights."),
+    ] = False,
+    frames: Annotated[int | None, typer.Option(min=2, help="Of a segment. Default: the model's.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each variant is timed.")] = 3,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    weights: Weights = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time and weigh a model's variants against diffusers' own pipeline, in turn, on the same inputs."""
+    _check_device(device)
+    from storyreel.models.specs import find_model
+
+    spec = find_model(model)
+    if weights is not None:
+        spec = replace(spec, weights=weights)
+    seconds = None if frames is None else (frames - 1) / spec.fps
+    from storyreel import bench as benches
+    from storyreel.console import print_bench, stderr
+    from storyreel.models.base import pick_device
+
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    overrides = Overrides(model, size=size, seconds=seconds, steps=steps, weights=spec.weights)
+    report = benches.bench(
+        spec,
+        pick_device(device),
+        overrides,
+        chosen or [benches.STOCK, *benches.VARIANTS],
+        rounds,
+        random_weights,
+        compiled,
+        stderr.print,
+    )
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        print_bench(report)
 
 
 @app.command()

@@ -82,6 +82,10 @@ class RenderDisplay:
         elif time.monotonic() - self._spoke >= PLAIN_EVERY:
             self._speak()
 
+    def said(self, text: str) -> None:
+        """Something has happened that the user should know."""
+        stderr.print(f"{self._name}: {text}")
+
     def segment_finished(self, segment: Segment) -> None:
         """A segment is on disk."""
         self._done = min(self._scenes, self._done + 1)
@@ -122,6 +126,35 @@ def print_ablation(report: Mapping[str, Any]) -> None:
     show(f"Mean ± standard deviation of {films} films", report["summary"], differences=False)
     if report["differences"]:
         show("Difference to full, 95 % interval", report["differences"], differences=True)
+
+
+def print_bench(report: Mapping[str, Any]) -> None:
+    """Print what every variant takes on stdout, the first of them as the measure of the others."""
+    stdout = Console(highlight=False, markup=False)
+    if not stdout.is_terminal:
+        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    title = (
+        f"{report['model']} ({report['weights']} weights), {report['size']}, {report['frames']} frames, "
+        f"{report['steps']} steps, {report['device']}, median of {report['rounds']}"
+    )
+    rows = report["variants"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    of_first = f"of {rows[0]['variant']}"
+    for heading in ("s a segment", of_first, "s decoding", "forwards", "TFLOP/s", "of peak", "peak MB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row["variant"]),
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / rows[0]['seconds']:.3f}",
+            f"{row['decode_seconds']:.2f}",
+            str(row["forwards"]),
+            f"{row['tflops']:.3g}",
+            f"{100 * row['of_peak']:.0f} %",
+            "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+        )
+    stdout.print(table)
 
 
 def _cell(value: Mapping[str, Any] | None, digits: int, differences: bool) -> str:

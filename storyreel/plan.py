@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -22,6 +23,7 @@ from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.method.settings import PARTS, Method, legal_values
 from storyreel.method.similarity import seam_overlap, seam_strength, shared_start, verb_phrase
 from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.speed import EXACT, SPEEDS, Speed, find_speed
 from storyreel.story import MAX_PROMPT, SIZE_PATTERN, Story, Transition
 
 T = TypeVar("T")
@@ -41,6 +43,8 @@ class Overrides:
     guidance: float | None = None
     method: tuple[str, ...] = ()  # KEY=VALUE
     without: frozenset[str] = frozenset()
+    speed: str | None = None
+    weights: Path | None = None  # a folder of the model's weights, instead of what was pulled
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Settings:
     steps: int
     guidance: float
     method: Method
+    speed: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class Plan:
     @property
     def forwards(self) -> int:
         """Forward passes of the transformer; one with guidance counts once."""
-        return len(self.segments) * self.settings.steps
+        return len(self.segments) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
 
     @property
     def latents(self) -> int:
@@ -136,13 +141,16 @@ class Plan:
         return sum(segment.lead + segment.latents for segment in self.segments)
 
     @property
-    def estimated_seconds(self) -> float:
-        """Rendering time on the machine that ``spec.measured_on`` names."""
+    def estimated_seconds(self) -> float | None:
+        """Rendering time on the machine that ``spec.measured_on`` names; None if nobody has measured it."""
         spec, settings = self.spec, self.settings
+        if spec.seconds_per_forward is None:
+            return None
         usual = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
         area = settings.width * settings.height / (spec.size[0] * spec.size[1])
         guided = 1.0 if settings.guidance > 1 else 0.5
-        return self.latents / usual * settings.steps * spec.seconds_per_forward * area * guided
+        forwards = SPEEDS[settings.speed].forwards(settings.steps)
+        return self.latents / usual * forwards * spec.seconds_per_forward * area * guided
 
     def runs(self) -> Iterator[tuple[Segment, ...]]:
         """Yield the groups of segments from one cut to the next, which do not depend on each other."""
@@ -193,7 +201,9 @@ def admits(steps_done: Sequence[int], window: int, steps: int) -> bool:
     return not steps_done or steps_done[-1] >= math.ceil(steps / window)
 
 
-def forwards_left(steps_done: Sequence[int], wanted: int, following: int, window: int, steps: int) -> int:
+def forwards_left(
+    steps_done: Sequence[int], wanted: int, following: int, window: int, steps: int, speed: Speed = EXACT
+) -> int:
     """Return the forwards until ``wanted`` more segments are finished.
 
     ``steps_done`` are those of the segments under way, ``following`` how many are still to begin.
@@ -203,7 +213,7 @@ def forwards_left(steps_done: Sequence[int], wanted: int, following: int, window
         if following and admits(active, window, steps):
             active.append(0)
             following -= 1
-        count += len(active)
+        count += sum(speed.computes(done, steps) for done in active)
         active = [done + 1 for done in active]
         if active[0] == steps:
             active.pop(0)
@@ -229,6 +239,8 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
         words = f"there is no model {wished.model!r}; known: {', '.join(MODELS)}"
         raise ScriptError(story.path, [story.fault(words, "render", "model")])
     spec = find_model(_first(overrides.model, wished.model, DEFAULT_MODEL))
+    if overrides.weights is not None:
+        spec = replace(spec, weights=overrides.weights)
     faults: list[Fault] = []
 
     def refuse(message: str, from_command_line: bool, *location: str | int) -> None:
@@ -252,6 +264,8 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     guidance = _first(overrides.guidance, wished.guidance, spec.guidance)
     if not (math.isfinite(guidance) and guidance >= 1):
         raise UsageError(f"guidance {guidance} makes no sense", "Use a number from 1, which means none.")
+    speed = _first(overrides.speed, wished.speed, "exact")
+    find_speed(speed)
     method = chosen_method(wished.method, overrides)
     actions = tuple(story.filled(scene.action) for scene in story.scenes)
     names = tuple(member.name for member in story.cast.values()) + tuple(
@@ -298,6 +312,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
             steps=_first(overrides.steps, wished.steps, spec.steps),
             guidance=guidance,
             method=method,
+            speed=speed,
         ),
         segments=tuple(segments),
         seams=tuple(

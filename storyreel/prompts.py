@@ -81,6 +81,16 @@ class Prompts:
             self.apply()
 
 
+def all_prompts(plan: Plan, scored: bool) -> list[str]:
+    """Return every text that a model reads for a film, each once; ``scored`` says that a scorer reads too."""
+    method, found = plan.settings.method, [""]
+    for segment in plan.segments:
+        found += [segment.scene, segment.action, segment.prompt] if method.weighting else [segment.prompt]
+    if method.similarity and not scored:
+        found += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
+    return list(dict.fromkeys(found))
+
+
 class PromptWriter:
     """Encodes prompts and weighs them in every step (DIPW, METHOD 2).
 

@@ -15,24 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storyreel import __version__, video
-from storyreel.checkpoint import FilmFolder, digest, file_hash, replacing, write_atomically, writing
+from storyreel.checkpoint import (
+    FilmFolder,
+    content_hash,
+    digest,
+    file_hash,
+    replacing,
+    write_atomically,
+    writing,
+)
 from storyreel.errors import MissingError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
+from storyreel.speed import SPEEDS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from storyreel.anchors import Anchors
-    from storyreel.models.base import Adapter
+    from storyreel.models.base import Adapter, MemoryMode
     from storyreel.prompts import PromptWriter, Scorer
     from storyreel.sampling import State, Take
     from storyreel.stored import Stored
 
 
 # Raise it when the same plan comes to give other pictures, in the same version.
-RECIPE = 2
+RECIPE = 3
 
 
 class Progress(Protocol):
@@ -46,6 +55,9 @@ class Progress(Protocol):
 
     def segment_finished(self, segment: Segment) -> None:
         """A segment is on disk."""
+
+    def said(self, text: str) -> None:
+        """Something has happened that the user should know."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Engine:
     """The model and its scorer, loaded when first needed and shared by all stories of one command."""
 
     device: str = "auto"
+    memory: MemoryMode = "auto"
+    crewed: bool = False  # whether other processes answer requests too
 
     def __post_init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
@@ -73,7 +87,12 @@ class Engine:
         if spec.name not in self._adapters:
             from storyreel.models.base import load_adapter, pick_device
 
-            self._adapters[spec.name] = load_adapter(spec, pick_device(self.device))
+            adapter: Adapter = load_adapter(spec, pick_device(self.device), self.memory)
+            if self.crewed:
+                from storyreel.crew import Crew
+
+                adapter = Crew(adapter)
+            self._adapters[spec.name] = adapter
         return self._adapters[spec.name]
 
     def scorer(self, spec: ModelSpec) -> Scorer | None:
@@ -137,7 +156,13 @@ class Work:
         overwrite: bool,
     ) -> None:
         self.plan, self.about, self.keys, self.folder = plan, about, keys, folder
-        numbers = [segment.number for segment in plan.segments]
+        self._device = device
+        self._look(overwrite)
+
+    def _look(self, overwrite: bool = False) -> None:
+        """See what of the film is there; with ``overwrite``, nothing is."""
+        folder, keys, device = self.folder, self.keys, self._device
+        numbers = [segment.number for segment in self.plan.segments]
         everything = range(len(numbers))
         self.with_latents = {
             i for i in everything if not overwrite and folder.has_latents(numbers[i], keys[i], device)
@@ -157,12 +182,12 @@ class Work:
     def forwards(self) -> int:
         """Return how many forward passes of the transformer are to come."""
         steps, window = self.plan.settings.steps, self.plan.settings.method.window
-        count = 0
+        speed, count = SPEEDS[self.plan.settings.speed], 0
         for run in self.plan.runs():
             for first, wanted in self._gaps(run):
                 begun = [] if first is run[0] else self._stored(first.index - 1).steps_done()
                 following = run[-1].index + 1 - first.index - len(begun)
-                count += forwards_left(begun, wanted, following, window, steps)
+                count += forwards_left(begun, wanted, following, window, steps, speed)
         return count
 
     def _gaps(self, run: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
@@ -182,12 +207,35 @@ class Work:
         return Stored(self.folder.latents(self.plan.segments[index].number))
 
     def do(self, engine: Engine, progress: Progress) -> None:
+        """Make what is missing; where the device's memory does not do, try again with less of it."""
+        from torch import OutOfMemoryError
+
+        from storyreel.prompts import all_prompts
+
+        adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
+        if adapter.device.type == "cuda" and engine.memory == "auto":
+            progress.said(f"memory mode: {adapter.memory}")
+        adapter.prepare(all_prompts(self.plan, scorer is not None))
+        while True:
+            try:
+                return self._make(adapter, scorer, progress)
+            except OutOfMemoryError as error:
+                mode = adapter.economise()
+                if mode is None:
+                    remedy = "Use a smaller --size, shorter scenes, or a GPU with more memory."
+                    raise MissingError(
+                        "the device has too little memory; finished scenes are kept", remedy
+                    ) from error
+            self.folder.log("memory", mode=mode)
+            progress.said(f"out of memory: going on with --memory {mode}")
+            self._look()
+
+    def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress) -> None:
         """Make what is missing, segment by segment."""
         from storyreel.anchors import Anchors
         from storyreel.prompts import PromptWriter, similarities
         from storyreel.stream import FilmStream
 
-        adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
         plan = self.plan.settled(similarities(self.plan, adapter, scorer))
         writer = PromptWriter(adapter, plan.settings, scorer)
         anchors = Anchors(adapter, plan, lambda index: self._stored(index).latents(adapter.device))
@@ -227,7 +275,7 @@ class Work:
                 continue
             state = State(None, [])
             if index > run[0].index:
-                state = self._stored(index - 1).state(plan, writer, anchors, adapter.device)
+                state = self._stored(index - 1).state(plan, adapter, writer, anchors)
             waiting = run[index + len(state.takes) - run[0].index :]
             began = time.monotonic()
             takes = denoise(adapter, plan, waiting, writer, anchors, state, progress.forward)
@@ -306,9 +354,8 @@ def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     """Return the SHA-256 of each file of a model. Raises MissingError if there are none."""
     files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (".safetensors", ".json"))
     if not files:
-        remedy = "Reinstall storyreel: pip install --force-reinstall storyreel"
-        raise MissingError(f"the weights of model {spec.name} are missing", remedy)
-    return {path.relative_to(spec.weights).as_posix(): file_hash(path) for path in files}
+        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    return {path.relative_to(spec.weights).as_posix(): content_hash(path) for path in files}
 
 
 def versions() -> dict[str, str]:

@@ -12,16 +12,19 @@ from torch import Tensor
 from storyreel.anchors import Anchors
 from storyreel.errors import NumericsError
 from storyreel.method.blending import blend_overlap, constrain, published_blend, renoised
-from storyreel.models.base import Adapter, Memory, Text
-from storyreel.plan import Plan, Seam, Segment, admits, derived_seed
+from storyreel.models.base import Adapter, Memory, Request, Text
+from storyreel.plan import Plan, Seam, Segment, Settings, admits, derived_seed
 from storyreel.prompts import Prompts, PromptWriter
+from storyreel.speed import SPEEDS, continued
 
 
 @dataclass
 class Take:
     """A segment on its way: x_σ (1, C, lead + own, H, W) after ``step`` steps, and what it is told.
 
-    ``broken`` is the tick in which it first held NaN or infinity, on the device.
+    ``sigmas`` are its noise levels from 1 to 0, ``known`` the last velocities that were computed, each
+    with its σ, if steps are to be left out. ``broken`` is the tick in which it first held NaN or
+    infinity, on the device.
     """
 
     segment: Segment
@@ -29,7 +32,14 @@ class Take:
     step: int
     prompts: Prompts
     memory: Memory | None
+    sigmas: list[float]
     broken: Tensor
+    known: tuple[tuple[float, Tensor], ...] = ()
+
+    @property
+    def sigma(self) -> float:
+        """The noise level that it has come to."""
+        return self.sigmas[self.step]
 
 
 @dataclass
@@ -62,26 +72,20 @@ def denoise(
     ``anchors`` they remember nothing. Raises NumericsError for NaN or infinity.
     """
     settings, method = plan.settings, plan.settings.method
-    sigmas = adapter.sigmas(settings.steps)
     before, takes, ending, waiting, tick = state.before, list(state.takes), state.ending, list(run), 0
     while takes or waiting:
         if waiting and admits([take.step for take in takes], method.window, settings.steps):
             segment = waiting.pop(0)
             memory = None if anchors is None else anchors.memory(segment)
             takes.append(begin(adapter, plan, segment, writer.prompts(segment), memory, before))
-        velocities = []
-        for take in takes:
-            velocities.append(
-                guided_velocity(adapter, take, sigmas[take.step], writer.negative, settings.guidance)
-            )
-            on_forward()
-        levels = [sigmas[take.step] for take in takes]
+        velocities = next_velocities(adapter, takes, writer.negative, settings, on_forward)
+        levels = [take.sigma for take in takes]
         estimates = [denoised(t.x, v, sigma) for t, v, sigma in zip(takes, velocities, levels, strict=True)]
         agreed = blend_seams(plan, takes, estimates, levels, before)
         for index, (take, sigma) in enumerate(zip(takes, levels, strict=True)):
             # What blending changed, as velocity; elsewhere this is exactly the model's own.
             velocity = velocities[index] + (estimates[index] - agreed[index]) / sigma
-            take.x = euler(take.x, velocity, sigma, sigmas[take.step + 1])
+            take.x = euler(take.x, velocity, sigma, take.sigmas[take.step + 1])
             take.step += 1
             take.broken = torch.where(take.x.isfinite().all(), take.broken, take.broken.clamp(max=tick))
             seen = takes[index - 1].prompts.ending if index else ending
@@ -105,7 +109,9 @@ def begin(
 ) -> Take:
     """Return a segment as pure noise, ``before`` being the latents finished last."""
     noise = first_noise(plan, segment, before).to(adapter.device)
-    return Take(segment, noise, 0, prompts, memory, torch.full((), math.inf, device=adapter.device))
+    sigmas = adapter.sigmas(plan.settings.steps, noise.shape)
+    never = torch.full((), math.inf, device=adapter.device)
+    return Take(segment, noise, 0, prompts, memory, sigmas, never)
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
@@ -170,12 +176,35 @@ def _own_noise(plan: Plan, segment: Segment) -> Tensor:
     return math.sqrt(shared) * draw(derived_seed(settings.seed, -1)) + math.sqrt(1 - shared) * own
 
 
-def guided_velocity(adapter: Adapter, take: Take, sigma: float, negative: Text, guidance: float) -> Tensor:
-    """Return the velocity with classifier-free guidance; at guidance 1 without a second pass."""
-    if guidance == 1:
-        return adapter.predict(take.x, sigma, [take.prompts.text], take.memory)[0]
-    without, with_text = adapter.predict(take.x, sigma, [negative, take.prompts.text], take.memory)
-    return without + guidance * (with_text - without)
+def next_velocities(
+    adapter: Adapter,
+    takes: Sequence[Take],
+    negative: Text,
+    settings: Settings,
+    on_forward: Callable[[], None],
+) -> list[Tensor]:
+    """Return every take's velocity: the transformer's, or where the speed leaves that out, a likely one.
+
+    With classifier-free guidance; at guidance 1 without a second pass.
+    """
+    speed, steps = SPEEDS[settings.speed], settings.steps
+    asking = [take for take in takes if speed.computes(take.step, steps) or not take.known]
+    strengths = [settings.guidance if speed.guides(take.step, steps) else 1.0 for take in asking]
+    requests = []
+    for take, strength in zip(asking, strengths, strict=True):
+        texts = [take.prompts.text] if strength == 1 else [negative, take.prompts.text]
+        requests.append(Request(take.x, take.sigma, texts, take.memory))
+    found: dict[int, Tensor] = {}
+    for take, strength, answer in zip(asking, strengths, adapter.predict_all(requests), strict=True):
+        velocity = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
+        found[take.segment.index] = velocity
+        on_forward()
+        if speed.every > 1:
+            take.known = (*take.known[-1:], (take.sigma, velocity))
+    return [
+        found[take.segment.index] if take.segment.index in found else continued(take.known, take.sigma)
+        for take in takes
+    ]
 
 
 def denoised(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:

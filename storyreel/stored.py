@@ -14,6 +14,7 @@ from torch import Tensor
 
 from storyreel.anchors import Anchors
 from storyreel.checkpoint import write_atomically, writing
+from storyreel.models.base import Adapter
 from storyreel.plan import Plan
 from storyreel.prompts import PromptWriter
 from storyreel.sampling import State, Take
@@ -34,6 +35,10 @@ class Stored:
             tensors[f"{behind.segment.number}.x"] = behind.x
             for name, value in behind.prompts.state().items():
                 tensors[f"{behind.segment.number}.{name}"] = value
+            if behind.known:
+                levels, velocities = zip(*behind.known, strict=True)
+                tensors[f"{behind.segment.number}.levels"] = torch.tensor(levels, dtype=torch.float64)
+                tensors[f"{behind.segment.number}.velocities"] = torch.stack(velocities)
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         begun = {behind.segment.number: behind.step for behind in after.takes}
         facts = {"lead": take.segment.lead, "begun": begun}
@@ -55,8 +60,9 @@ class Stored:
         return begun
 
     @torch.inference_mode()
-    def state(self, plan: Plan, writer: PromptWriter, anchors: Anchors, device: torch.device) -> State:
+    def state(self, plan: Plan, adapter: Adapter, writer: PromptWriter, anchors: Anchors) -> State:
         """Return the state that the segment left."""
+        device = adapter.device
         tensors = load(self._path.read_bytes())
         never = torch.full((), math.inf, device=device)
         takes = []
@@ -70,7 +76,12 @@ class Stored:
                 if name.startswith(prefix)
             }
             x = parts.pop("x")
+            known = zip(
+                parts.pop("levels", torch.empty(0)).tolist(), parts.pop("velocities", ()), strict=True
+            )
             prompts.restore(parts)
-            takes.append(Take(segment, x, step, prompts, anchors.memory(segment), never))
+            sigmas = adapter.sigmas(plan.settings.steps, x.shape)
+            memory = anchors.memory(segment)
+            takes.append(Take(segment, x, step, prompts, memory, sigmas, never, tuple(known)))
         ending = tensors.get("ending")
         return State(tensors["latents"].to(device), takes, None if ending is None else ending.to(device))

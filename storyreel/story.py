@@ -131,6 +131,9 @@ class RenderSettings(_Strict):
     seconds: Seconds | None = Field(default=None, description="Length of scenes that name none.")
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+    speed: Literal["exact", "balanced", "fast"] | None = Field(
+        default=None, description="How much of the denoising is computed and how much is guessed."
+    )
     method: Method = Field(default=Method(), description="How segments become one film.")
 
 

@@ -16,7 +16,7 @@ from storyreel.method.blending import dissolve, dissolve_weights
 from storyreel.models.base import Adapter
 from storyreel.plan import Plan, Segment
 
-HELD = 1  # latent frames' worth of still pictures that lengthen a dissolve on either side
+HELD = 1 / 3  # seconds of still pictures that lengthen a dissolve on either side
 
 
 class FilmStream:
@@ -58,7 +58,7 @@ class FilmStream:
         if self._segment is not None and self._segment.index != segment.index - 1:
             self.finish()  # nobody needs what lies between
         began = time.monotonic()
-        pictures = self._adapter.decoder().push(latents)
+        pictures = self._adapter.decode(latents)
         shown = 1 + self._plan.spec.frames_per_latent * (segment.lead - 1)
         lead, own = pictures[:shown], pictures[shown:]
         before, after = self._reach(segment)
@@ -101,10 +101,11 @@ class FilmStream:
         seam = self._plan.seam(segment)
         if seam is None or not seam.overlap:
             return 0, 0
-        per_latent = self._plan.spec.frames_per_latent
-        before = 1 + per_latent * (seam.overlap - 1) + HELD * per_latent
+        spec = self._plan.spec
+        held = round(HELD * spec.fps)
+        before = 1 + spec.frames_per_latent * (seam.overlap - 1) + held
         earlier = self._plan.segments[segment.index - 1]
-        return min(before, earlier.frames // 2), min(HELD * per_latent, segment.frames // 2)
+        return min(before, earlier.frames // 2), min(held, segment.frames // 2)
 
     def _open(self, segment: Segment) -> None:
         self._segment, self._count = segment, 0

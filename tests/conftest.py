@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     from transformers import T5Config, T5EncoderModel
 
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.base import Memory, Text
+from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
+from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.render import Engine
@@ -80,7 +81,7 @@ def tiny() -> MochiAdapter:
         vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
     )
     text_encoder = T5EncoderModel(config)
-    return MochiAdapter(TINY, CPU, tiny_transformer(), tiny_vae(), text_encoder, tokenizer)
+    return MochiAdapter(TINY, CPU, Parts([tiny_transformer()], tiny_vae(), text_encoder, tokenizer))
 
 
 class FakeDecoder:
@@ -106,7 +107,7 @@ class FakeDecoder:
         return torch.cat(frames)
 
 
-class FakeAdapter:
+class FakeAdapter(OneByOne):
     """A model that wants every scene to be of one brightness, which its prompt decides.
 
     The less a prompt's first token counts, the nearer to grey; what it remembers counts beside
@@ -114,17 +115,26 @@ class FakeAdapter:
     """
 
     device = CPU
+    memory: MemoryMode = "high"
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.predicted: list[tuple[float, str]] = []
         self.on_predict: Callable[[int], None] = lambda count: None
+        self.modes = ["balanced", "low"]
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        for prompt in prompts:
+            self.encode(prompt)
+
+    def economise(self) -> str | None:
+        return self.modes.pop(0) if self.modes else None
 
     def encode(self, prompt: str) -> Text:
         codes = torch.tensor([float(b) for b in prompt.encode()] or [0.0])
         return Text(codes[None, :, None], torch.ones(1, len(codes), dtype=torch.bool))
 
-    def sigmas(self, steps: int) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
 
     def predict(
@@ -147,8 +157,8 @@ class FakeAdapter:
         tokens = latents.mean((1, 3, 4))[..., None, None]
         return Memory(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
 
-    def decoder(self) -> FakeDecoder:
-        return FakeDecoder(self.spec)
+    def decode(self, latents: Tensor) -> Tensor:
+        return FakeDecoder(self.spec).push(latents)
 
     def preview(self, latents: Tensor) -> Tensor | None:
         width, height = self.spec.size
@@ -197,6 +207,7 @@ class Silent:
     def __init__(self) -> None:
         self.forwards = self.promised = 0
         self.finished: list[int] = []
+        self.heard: list[str] = []
 
     def started(self, plan: Plan, done: int, forwards: int) -> None:
         self.promised = forwards
@@ -206,6 +217,9 @@ class Silent:
 
     def segment_finished(self, segment: Segment) -> None:
         self.finished.append(segment.index)
+
+    def said(self, text: str) -> None:
+        self.heard.append(text)
 
 
 @pytest.fixture

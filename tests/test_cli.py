@@ -32,7 +32,7 @@ def story(tmp_path: Path) -> Path:
 @pytest.fixture
 def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda device: engine)
+    monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
     return engine
 
 

@@ -16,22 +16,24 @@ PACKAGE = ROOT / "storyreel"
 LAYERS: list[set[str]] = [
     {"storyreel.__main__"},
     {"storyreel.cli"},
-    {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate"},
-    {"storyreel.ablation"},
+    {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
+    {"storyreel.ablation", "storyreel.bench"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"},
     {"storyreel.stored", "storyreel.stream"},
     {"storyreel.sampling", "storyreel.page", "storyreel.mini.nets", "storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts"},
-    {"storyreel.prompts", "storyreel.anchors"},
-    {"storyreel.plan", "storyreel.models.mochi"}
+    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"},
+    {"storyreel.plan", "storyreel.models.mochi", "storyreel.models.wan", "storyreel.models.ltx"}
     | {"storyreel.mini.judge", "storyreel.mini.codec", "storyreel.mini.plots"},
-    {"storyreel.models.scorer", "storyreel.models.mochi_attention", "storyreel.mini.world"},
+    {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
+    | {"storyreel.models.scorer", "storyreel.mini.world"},
+    {"storyreel.models.attention"},
     {"storyreel.models.base"},
     {"storyreel.models.specs"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
     | {"storyreel.evaluation.verdicts"},
-    {"storyreel.yaml_source", "storyreel.method.settings"}
+    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
     {"storyreel.errors", "storyreel"},

@@ -74,7 +74,7 @@ def test_the_weights_are_a_pipeline_of_diffusers() -> None:
     segment = plan.segments[0]
     ours = sample(adapter, plan, segment, adapter.encode(segment.prompt))
 
-    sigmas = adapter.sigmas(4)
+    sigmas = adapter.sigmas(4, ())
 
     def same_schedule(*args: object, **kwargs: object) -> list[float]:
         return sigmas[:-1]

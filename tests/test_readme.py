@@ -45,10 +45,12 @@ def test_every_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> No
     for command in app.registered_commands:
         name = command.callback.__name__ if command.callback else ""
         assert f"`storyreel {name}" in README
-    assert run(["render", "--help"]) == 0
-    help_text = capsys.readouterr().out
-    for option in re.findall(r"`(--[a-z-]+)`", README.split("## Commands")[1].split("## ")[0]):
-        assert option in help_text
+    for row in re.findall(r"^\| `storyreel .*$", README.split("## Commands")[1].split("## ")[0], re.M):
+        name = row.split()[2].strip("`")
+        assert run([name, "--help"]) == 0
+        help_text = capsys.readouterr().out
+        for option in re.findall(r"`[^`]*?(--[a-z-]+)[^`]*`", row):
+            assert option in help_text, (name, option)
 
 
 def test_every_exit_code_is_in_the_table() -> None:

@@ -11,7 +11,7 @@ import av
 import pytest
 import torch
 
-from storyreel.errors import NumericsError, OutputError
+from storyreel.errors import MissingError, NumericsError, OutputError
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Rendered, render
 from tests.conftest import FakeEngine, Silent, plan_of
@@ -374,3 +374,59 @@ def test_the_page_shows_text_as_text(tmp_path: Path) -> None:
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
     assert "b &amp;amp; c" in page
     assert "http" not in page.replace("https://cv.iptc.org", "")  # nothing is fetched
+
+
+def test_out_of_memory_goes_on_a_mode_lower(tmp_path: Path) -> None:
+    make(tmp_path / "whole")
+    engine = FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+
+    def fail_once(count: int) -> None:
+        if count == 12 and adapter.modes == ["balanced", "low"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    adapter.on_predict = fail_once
+    result, progress, _ = make(tmp_path / "short", engine=engine)
+    assert progress.heard == ["out of memory: going on with --memory balanced"]
+    assert adapter.modes == ["low"]
+    assert result.rendered == 6
+    assert sorted(set(progress.finished)) == list(range(6))
+    assert contents(tmp_path / "short") == contents(tmp_path / "whole")
+
+
+def test_out_of_memory_in_the_lowest_mode_is_said_and_costs_nothing_finished(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+
+    def fail(count: int) -> None:
+        if count >= 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    adapter.on_predict = fail
+    with pytest.raises(MissingError, match="too little memory"):
+        make(tmp_path, engine=engine)
+    assert adapter.modes == []
+    assert (tmp_path / "foxes" / "segments" / "01.safetensors").exists()
+    adapter.on_predict = lambda count: None
+    make(tmp_path, engine=engine)
+    make(tmp_path / "whole")
+    assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
+
+
+def test_a_faster_render_asks_less_and_resumes_to_the_same_film(tmp_path: Path) -> None:
+    _, exact, _ = make(tmp_path / "exact", steps=8)
+    _, fast, _ = make(tmp_path / "fast", steps=8, speed="fast")
+    assert fast.forwards == fast.promised <= exact.forwards / 2
+    assert contents(tmp_path / "fast") != contents(tmp_path / "exact")
+    engine = FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+
+    def stop(count: int) -> None:
+        if count == 11:
+            raise KeyboardInterrupt
+
+    adapter.on_predict = stop
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "again", engine=engine, steps=8, speed="fast")
+    make(tmp_path / "again", steps=8, speed="fast")
+    assert contents(tmp_path / "again") == contents(tmp_path / "fast")

@@ -6,12 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
-from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
 
 from storyreel.anchors import Anchors
@@ -32,7 +30,7 @@ from storyreel.sampling import (
     sample,
     segment_noise,
 )
-from tests.conftest import TINY, FakeAdapter, FakeScorer, plan_of, tiny_transformer, tiny_vae
+from tests.conftest import CPU, TINY, FakeAdapter, FakeScorer, plan_of, tiny_transformer, tiny_vae
 
 SCENES = (("a fox in the park", "a fox walks"), ("a dog in the park", "a dog sleeps"), ("the park", "a dog"))
 HEAD = "render: {model: tiny}\nscenes:\n"
@@ -67,7 +65,7 @@ class WithPreview(MochiAdapter):
 
     @classmethod
     def of(cls, tiny: MochiAdapter) -> WithPreview:
-        return cls(TINY, tiny.device, tiny.transformer, tiny.vae, tiny.text_encoder, tiny.tokenizer)
+        return cls(TINY, tiny.device, tiny.parts)
 
     def preview(self, latents: Tensor) -> Tensor | None:
         return latents[0, :3].transpose(0, 1).tanh()
@@ -88,15 +86,8 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
     plan = without_all(steps=steps, guidance=guidance)
     segment = plan.segments[1]
     scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(steps, 0.025)))
-
-    class WithMochisSchedule(MochiAdapter):
-        def sigmas(self, steps: int) -> list[float]:
-            return [1 - sigma for sigma in scheduler.sigmas.tolist()]
-
-    adapter = WithMochisSchedule(
-        TINY, tiny.device, tiny_transformer(), tiny.vae, tiny.text_encoder, tiny.tokenizer
-    )
+    parts = replace(tiny.parts, experts=[tiny_transformer()], scheduler=scheduler)
+    adapter = MochiAdapter(replace(TINY, even_steps=False), CPU, parts)
     text, negative = adapter.encode(segment.prompt), adapter.encode("")
     ours = film(adapter, plan)[1]
     for block in adapter.transformer.transformer_blocks:
@@ -225,7 +216,7 @@ def test_a_window_of_one_is_one_after_the_other(plan: Plan) -> None:
     adapter = FakeAdapter(TINY)
     film(adapter, plan_of(STORY, method=("window=1",)))
     levels = [sigma for sigma, _ in adapter.predicted]
-    assert levels == adapter.sigmas(3)[:-1] * 3
+    assert levels == adapter.sigmas(3, ())[:-1] * 3
 
 
 def test_only_a_window_of_segments_is_under_way(plan: Plan) -> None:

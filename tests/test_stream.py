@@ -105,8 +105,9 @@ def expected(plan: Plan) -> dict[int, list[int]]:
         per_latent, later = plan.spec.frames_per_latent, plan.segments[seam.after]
         lead = decoded(plan, later)[0]
         earlier = own[seam.after - 1]
-        before = min(1 + per_latent * (seam.overlap - 1 + HELD), len(earlier) // 2)
-        after = min(per_latent * HELD, later.frames // 2)
+        held = round(HELD * plan.spec.fps)
+        before = min(1 + per_latent * (seam.overlap - 1) + held, len(earlier) // 2)
+        after = min(held, later.frames // 2)
         for time in range(-before, after):  # 0 is the later segment's first own picture
             share = (time + before + 0.5) / (before + after)
             a = earlier[min(time, -1)]
@@ -139,10 +140,10 @@ def test_a_dissolve_is_as_long_as_it_says_and_the_rest_is_untouched(
     plan = film_plan("b")
     found, _ = films(plan, tmp_path / "film")
     first, second = decoded(plan, plan.segments[0])[1], decoded(plan, plan.segments[1])[1]
-    # An overlap of two latent frames is 1 + 3 pictures, and 3 stand still on either side.
-    assert (found[0][:-7], found[1][3:]) == (first[:-7], second[3:])
-    assert found[0][-7] != first[-7]
-    assert found[1][2] != second[2]
+    # An overlap of two latent frames is 1 + 3 pictures, and 4 stand still on either side.
+    assert (found[0][:-8], found[1][4:]) == (first[:-8], second[4:])
+    assert found[0][-8] != first[-8]
+    assert found[1][3] != second[3]
 
 
 def test_a_cut_is_not_dissolved(fake_model: ModelSpec, tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_cut_is_not_dissolved(fake_model: ModelSpec, tmp_path: Path) -> None:
     assert told == [0, 1, 2]
     own = [decoded(plan, segment)[1] for segment in plan.segments]
     assert found[0] == own[0]
-    assert found[1][:-7] == own[1][:-7]
+    assert found[1][:-8] == own[1][:-8]
     assert found[1] != own[1]
     apart = film_plan("bb", without=frozenset({"twb"}))
     assert films(apart, tmp_path / "apart")[0] == {s.index: decoded(apart, s)[1] for s in apart.segments}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 # Frames around a seam that its transition can reach. Our dissolve spans at most this: a lead of 3
-# latents is 7 frames, held 3 more, and 3 behind the seam, at 3 frames a latent.
-BEFORE, AFTER = 10, 4
+# latents is 7 frames, held 4 more, and 4 behind the seam, at 3 frames a latent and 12 a second.
+BEFORE, AFTER = 11, 5
 
 
 @dataclass(frozen=True)

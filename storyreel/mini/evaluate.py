@@ -122,7 +122,7 @@ class Studio:
 
     def sample(self, prompt: str, seed: int, steps: int | None = None) -> Tensor:
         """Return a clip of a prompt, uint8 (T, H, W, 3)."""
-        return self.adapter.decoder().push(self.latents(prompt, seed, self.adapter, steps))
+        return self.adapter.decode(self.latents(prompt, seed, self.adapter, steps))
 
     def latents(self, prompt: str, seed: int, adapter: MochiAdapter, steps: int | None = None) -> Tensor:
         """Denoise one prompt by itself."""
@@ -199,7 +199,7 @@ def codec_results(studio: Studio, count: int) -> tuple[list[Result], dict[str, f
     """Judge true clips that went through the codec; also PSNR, whole and inside the actors."""
     results, errors, inside = [], [], []
     for clip, images, owners in true_clips(count, SEED):
-        frames = studio.adapter.decoder().push(studio.adapter.encode_pictures(images))
+        frames = studio.adapter.decode(studio.adapter.encode_pictures(images))
         results.append(studio.judged(of_clip(clip), frames))
         error = (frames.float() - images.float()).square().mean(-1) / 255**2
         errors.append(error.mean())
@@ -286,7 +286,7 @@ def rising_scores(
 ) -> list[float]:
     """Return the mean score of x̂0 against its prompt at every third step, over some trials."""
     own = studio.adapter
-    watched = Watched(studio.spec, own.device, own.transformer, own.vae, own.text_encoder, own.tokenizer)
+    watched = Watched(studio.spec, own.device, own.parts)
     rows = []
     for index, trial in enumerate(trials):
         watched.watch(studio.plan.settings.guidance)
@@ -294,7 +294,7 @@ def rising_scores(
         text = scorer.embed_texts([trial.prompt])[0]
         row = []
         for estimate in watched.estimates[::every]:
-            frames = own.decoder().push(estimate)[::4]
+            frames = own.decode(estimate)[::4]
             seen = scorer.embed_pictures(frames.permute(0, 3, 1, 2).float() / 127.5 - 1)
             row.append(float((seen @ text).mean()))
         rows.append(row)

@@ -7,11 +7,11 @@ and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits en
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import transformers
@@ -23,6 +23,9 @@ from storyreel.models.specs import ModelSpec
 
 Loaded = TypeVar("Loaded")
 
+# high: all on the device. balanced: text encoder and codec only while they work. low: the transformer's
+# blocks too come and go. None changes a picture.
+MemoryMode = Literal["auto", "high", "balanced", "low"]
 CHECKSUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
 
 
@@ -30,7 +33,7 @@ CHECKSUMS = "SHA256SUMS"  # as `sha256sum` writes and checks it
 class Text:
     """An encoded prompt: states (1, L, D) and the mask (1, L) of the tokens that count.
 
-    As a float, the mask says how much each token counts, from 0 to 1.
+    As a float, the mask says how much each token counts; 2 is as if it stood there twice.
     """
 
     states: Tensor
@@ -67,15 +70,27 @@ def joined_memories(memories: Sequence[Memory]) -> Memory:
     return Memory(tuple((keys, values) for keys, values in pairs), weights)
 
 
-class Decoder(Protocol):
-    """Turns one continuous stream of latents into pictures, in constant memory."""
+class Request(NamedTuple):
+    """One question to a transformer; see `Adapter.predict`."""
 
-    def push(self, latents: Tensor) -> Tensor:
-        """Return the pictures, uint8 (T, H, W, 3) on the CPU, of the next latents (1, C, F, H, W).
+    x: Tensor
+    sigma: float
+    texts: Sequence[Text]
+    memory: Memory | None
 
-        The very first latent frame of a stream is one picture, every other several.
-        """
-        ...
+
+class OneByOne:
+    """Answers several requests one after the other, as an adapter on one device does."""
+
+    def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """Return the answers to requests, in their order."""
+        return [self.predict(*request) for request in requests]
+
+    def predict(
+        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+    ) -> list[Tensor]:
+        """See `Adapter.predict`."""
+        raise NotImplementedError
 
 
 class Adapter(Protocol):
@@ -84,12 +99,25 @@ class Adapter(Protocol):
     spec: ModelSpec
     device: torch.device
 
+    @property
+    def memory(self) -> MemoryMode:
+        """The memory mode that it is in."""
+        ...
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Encode prompts in advance. Raises PromptError."""
+        ...
+
+    def economise(self) -> str | None:
+        """Go to the next lower memory mode and return its name; None if there is none."""
+        ...
+
     def encode(self, prompt: str) -> Text:
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         ...
 
-    def sigmas(self, steps: int) -> list[float]:
-        """Return the steps + 1 noise levels from 1 to 0."""
+    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+        """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
         ...
 
     def predict(
@@ -98,12 +126,19 @@ class Adapter(Protocol):
         """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
         ...
 
+    def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """Return what `predict` returns, for several requests at once."""
+        ...
+
     def remember(self, latents: Tensor, text: Text) -> Memory:
         """Return what the model sees in clean latents (1, C, F, H, W) told by ``text``, at weight 1."""
         ...
 
-    def decoder(self) -> Decoder:
-        """Return a decoder for a new stream."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the pictures, uint8 (T, H, W, 3) on the CPU, of a clip's latents (1, C, F, H, W).
+
+        The first latent frame is one picture, every other several.
+        """
         ...
 
     def preview(self, latents: Tensor) -> Tensor | None:
@@ -111,13 +146,19 @@ class Adapter(Protocol):
         ...
 
 
-def load_adapter(spec: ModelSpec, device: torch.device) -> Adapter:
+def load_adapter(spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Adapter:
     """Load a model. Raises MissingError or DamagedError, saying what to do."""
     transformers.utils.logging.disable_progress_bar()  # ours is enough
+    if not spec.weights.is_dir():
+        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
     check_checksums(spec.weights)
+    return cast(Adapter, adapter_class(spec).load(spec, device, memory))
+
+
+def adapter_class(spec: ModelSpec) -> Any:
+    """Return the class that a model's table entry names."""
     module, _, name = spec.adapter.partition(":")
-    factory = getattr(importlib.import_module(module), name)
-    return cast(Adapter, factory.load(spec, device))
+    return getattr(importlib.import_module(module), name)
 
 
 def write_checksums(folder: Path) -> None:
@@ -158,7 +199,10 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
 
 
 def _restore(folder: Path) -> str:
-    return f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel"
+    return (
+        f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel; "
+        "for others: storyreel pull MODEL"
+    )
 
 
 def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from storyreel.errors import MissingError
 
+PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
 MINI_WEIGHTS = Path(__file__).parent.parent / "mini" / "weights"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
     """What must be known of a model before it is loaded.
+
+    ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
+    for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched, of several
+    precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of what transformer and
+    text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced noise levels instead
+    of the family's own. ``architecture`` is where the transformer's configuration differs from
+    diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes over: for
+    random weights of the true sizes.
 
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the codec's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
@@ -22,7 +33,8 @@ class ModelSpec:
     picture in the film.
 
     ``seconds_per_forward`` (one forward with guidance at the default size and length, on
-    ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run.
+    ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
+    where nobody has measured them yet.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
@@ -32,7 +44,6 @@ class ModelSpec:
     name: str
     title: str
     adapter: str
-    weights: Path
     licence: str
     fps: int
     frames_per_latent: int
@@ -49,12 +60,60 @@ class ModelSpec:
     text_length: int
     steps: int
     guidance: float
-    upscale: int
-    seconds_per_forward: float
-    memory_mb: int
-    measured_on: str
+    weights: Path = Path()
+    hub: str | None = None
+    variant: str | None = None
+    dtype: str = "bfloat16"
+    vae_dtype: str = "bfloat16"
+    even_steps: bool = False
+    architecture: dict[str, Any] = field(default_factory=dict)
+    boundary_ratio: float | None = None
+    upscale: int = 1
+    seconds_per_forward: float | None = None
+    memory_mb: int | None = None
+    measured_on: str | None = None
     judge: str | None = None
 
+    @property
+    def remedy(self) -> str:
+        """What to do when weights are missing or damaged."""
+        if self.hub:
+            return f"Run: storyreel pull {self.name}"
+        return f"Restore {self.weights}; for the embedded model: pip install --force-reinstall storyreel"
+
+
+# What the models of one family share. Facts that their cards give; times and memory wait for a GPU.
+WAN: dict[str, Any] = {
+    "fps": 16,
+    "frames_per_latent": 4,
+    "pixels_per_latent": 8,
+    "latent_channels": 16,
+    "size_multiple": 16,
+    "min_size": (256, 256),
+    "seconds": 4.5,
+    "max_latents": 21,  # 81 frames
+    "decoded_at_once": 1,
+    "overlap": 3,
+    "text_length": 512,
+    "vae_dtype": "float32",
+}
+LTX: dict[str, Any] = {
+    "fps": 24,
+    "frames_per_latent": 8,
+    "pixels_per_latent": 32,
+    "latent_channels": 128,
+    "size": (704, 480),
+    "size_multiple": 32,
+    "min_size": (256, 256),
+    "max_size": (1280, 1280),
+    "seconds": 4.0,
+    "max_latents": 33,  # 257 frames
+    "decoded_at_once": 4,
+    "overlap": 2,
+    "text_length": 128,
+    "steps": 50,
+    "guidance": 3.0,
+}
 
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
@@ -81,19 +140,117 @@ MODELS: dict[str, ModelSpec] = {
             text_length=64,
             steps=16,  # 24 give the same pictures to the eye
             guidance=3.0,
+            dtype="float32",
+            vae_dtype="float32",
+            even_steps=True,
             upscale=8,
             seconds_per_forward=0.19,
             memory_mb=850,
             measured_on="two CPU cores",
             judge="storyreel.mini.verdicts:judge_film",
         ),
+        ModelSpec(
+            name="mochi",
+            title="Mochi 1 preview, 10 B",
+            adapter="storyreel.models.mochi:MochiAdapter",
+            hub="genmo/mochi-1-preview",
+            variant="bf16",
+            licence="Apache-2.0",
+            fps=30,
+            frames_per_latent=6,
+            pixels_per_latent=8,
+            latent_channels=12,
+            size=(848, 480),
+            size_multiple=16,
+            min_size=(256, 256),
+            max_size=(848, 848),
+            seconds=2.0,
+            max_latents=28,  # 163 frames
+            decoded_at_once=1,
+            overlap=2,
+            text_length=256,
+            steps=64,
+            guidance=4.5,
+        ),
+        ModelSpec(
+            name="wan-1.3b",
+            title="Wan 2.1, 1.3 B",
+            adapter="storyreel.models.wan:WanAdapter",
+            hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            licence="Apache-2.0",
+            size=(832, 480),
+            max_size=(832, 832),
+            steps=50,
+            guidance=5.0,
+            architecture={"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+            **WAN,
+        ),
+        ModelSpec(
+            name="wan-14b",
+            title="Wan 2.1, 14 B",
+            adapter="storyreel.models.wan:WanAdapter",
+            hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            licence="Apache-2.0",
+            size=(832, 480),
+            max_size=(1280, 1280),
+            steps=50,
+            guidance=5.0,
+            **WAN,
+        ),
+        ModelSpec(
+            name="wan-2.2-a14b",
+            title="Wan 2.2, two experts of 14 B",
+            adapter="storyreel.models.wan:WanAdapter",
+            hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            licence="Apache-2.0",
+            size=(832, 480),
+            max_size=(1280, 1280),
+            steps=40,
+            guidance=4.0,
+            boundary_ratio=0.875,
+            **WAN,
+        ),
+        ModelSpec(
+            name="ltx-2b",
+            title="LTX-Video 0.9, 2 B",
+            adapter="storyreel.models.ltx:LTXAdapter",
+            hub="Lightricks/LTX-Video",
+            licence="LTX-Video Open Weights License",
+            **LTX,
+        ),
+        ModelSpec(
+            name="ltx-13b",
+            title="LTX-Video 0.9.7, 13 B",
+            adapter="storyreel.models.ltx:LTXAdapter",
+            hub="Lightricks/LTX-Video-0.9.7-dev",
+            architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
+            licence="LTX-Video Open Weights License",
+            **LTX,
+        ),
     )
 }
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return a model's facts. Raises MissingError for an unknown name."""
+    """Return a model's facts, with the folder where its weights are or will be. Raises MissingError."""
     if name not in MODELS:
         known = ", ".join(MODELS)
         raise MissingError(f"there is no model {name!r}", f"Known models: {known}. See: storyreel models")
-    return MODELS[name]
+    spec = MODELS[name]
+    return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
+
+
+def hub_cache() -> Path:
+    """Return the folder in which huggingface_hub keeps what it fetches, by its own variables."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+
+
+def pulled_folder(hub: str) -> Path:
+    """Return the snapshot of a repository that `storyreel pull` holds to, whether it is there or not."""
+    repository = hub_cache() / f"models--{hub.replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / PULLED).read_text().strip()
+    except OSError:
+        revision = "not pulled"
+    return repository / "snapshots" / revision

@@ -37,19 +37,19 @@ def test_a_transition_stays_within_its_two_segments() -> None:
     assert transition(starts, 60, 1) == (24 - BEFORE, 24 + AFTER)
     assert transition(starts, 60, 2) == (24, 33)
     assert transition(starts, 60, 3) == (30, 37)
-    assert transition([0, 24], 26, 1) == (14, 26)
+    assert transition([0, 24], 26, 1) == (13, 26)
 
 
 def test_a_seam_worked_by_hand() -> None:
     """Two segments of 24 frames: steps of 2, of 6 in the transition, of 9 across the seam."""
     steps = [2.0] * 47
-    steps[14:23] = [6.0] * 9  # from frame 14 to 23
+    steps[13:23] = [6.0] * 10  # from frame 13 to 23
     steps[20] = 8.0
     steps[23] = 9.0  # across
-    steps[24:27] = [12.0, 6.0, 6.0]
-    steps[27] = 30.0  # from frame 27 to 28: behind the transition
+    steps[24:28] = [12.0, 6.0, 6.0, 6.0]
+    steps[28] = 30.0  # from frame 28 to 29: behind the transition
     found = smoothness(steps, [0, 24], [1])
-    inside = 14 + 19  # steps of 2 before the transition; of 2 behind it, and one of 30
+    inside = 13 + 18  # steps of 2 before the transition; of 2 behind it, and one of 30
     assert found.motion == pytest.approx((2 * inside + 30) / (inside + 1))
     (seam,) = found.seams
     assert (seam.after, seam.ratio, seam.largest) == (1, 4.5, 6.0)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
 from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
-from storyreel.models.base import Memory, joined_memories, load_adapter, pick_device, side_by_side
+from storyreel.models.base import joined_memories, load_adapter, pick_device, side_by_side
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
+from tests.conftest import CPU, TINY, tiny_transformer
 
 
 @pytest.fixture
@@ -25,24 +25,12 @@ def saved(tiny: MochiAdapter, tmp_path: Path) -> ModelSpec:
     for name in ("transformer", "vae", "text_encoder", "tokenizer"):
         getattr(tiny, name).save_pretrained(tmp_path / name)
     build_scheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "model_index.json").write_text("{}")
     return replace(TINY, weights=tmp_path)
 
 
 def latents(frames: int = 5) -> torch.Tensor:
     return torch.randn(1, 12, frames, 4, 4, generator=torch.Generator().manual_seed(0))
-
-
-def test_loaded_model_predicts_what_the_saved_one_did(tiny: MochiAdapter, saved: ModelSpec) -> None:
-    loaded = load_adapter(saved, CPU)
-    x = latents()
-    for model in (tiny, loaded):
-        assert model.encode("a fox").mask.sum() > 1
-    for a, b in zip(
-        tiny.predict(x, 0.7, [tiny.encode("a fox")]),
-        loaded.predict(x, 0.7, [loaded.encode("a fox")]),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
 
 
 def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
@@ -64,27 +52,6 @@ def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
         assert torch.allclose(-a, b, atol=2e-6 * float(b.abs().max()))
 
 
-def test_a_prompt_of_weight_0_is_not_there(tiny: MochiAdapter) -> None:
-    """Beside another, in a batch with shorter texts, and under guidance."""
-    x = latents()
-    scene, action, negative = (tiny.encode(t) for t in ("a fox in the park", "a dog sleeps", ""))
-    alone = tiny.predict(x, 0.7, [negative, scene])
-    for weights, texts in (((1, 0), (scene, action)), ((0, 1), (action, scene))):
-        both = tiny.predict(x, 0.7, [negative, side_by_side(texts, weights)])
-        for a, b in zip(alone, both, strict=True):
-            assert torch.allclose(a, b, atol=2e-6 * float(b.detach().abs().max()))
-    other = tiny.predict(x, 0.7, [negative, side_by_side((scene, action), (0.5, 0.5))])
-    assert not torch.allclose(alone[1], other[1], atol=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.5, 0.2, 0.999])
-def test_equal_prompts_make_weights_irrelevant(tiny: MochiAdapter, share: float) -> None:
-    x, text = latents(), tiny.encode("a fox in the park")
-    (alone,) = tiny.predict(x, 0.7, [text])
-    (twice,) = tiny.predict(x, 0.7, [side_by_side((text, text), (share, 1 - share))])
-    assert torch.allclose(alone, twice, atol=3e-6 * float(alone.detach().abs().max()))
-
-
 def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
     x = latents()
     scene, action = tiny.encode("a fox in the park"), tiny.encode("a dog sleeps")
@@ -94,39 +61,6 @@ def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
         (now,) = tiny.predict(x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
         distances.append(float((now - goal).detach().norm()))
     assert distances == sorted(distances, reverse=True)
-
-
-def test_streamed_decoding_equals_decoding_at_once(tiny: MochiAdapter) -> None:
-    z = latents(6)
-    vae = tiny_vae()
-    mean, std = (
-        torch.tensor(v).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    with torch.no_grad():
-        once = vae.decode(z * std + mean, return_dict=False)[0]
-    expected = ((once[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 3, 0)
-    for chunks in ([6], [1, 2, 3], [1] * 6):
-        decoder = tiny.decoder()
-        frames = torch.cat([decoder.push(part) for part in z.split(chunks, dim=2)])
-        assert frames.shape == expected.shape
-        # Rounded to bytes: at most the rounding itself, plus 1e-5 of the range.
-        assert float((frames - expected).abs().max()) <= 0.5 + 255e-5
-    with torch.no_grad():  # and the decoder is left as it was
-        assert torch.equal(tiny.vae.decode(z * std + mean, return_dict=False)[0], once)
-
-
-def test_a_memory_of_weight_0_is_not_there_and_a_fading_one_fades(tiny: MochiAdapter) -> None:
-    x, text = latents(), tiny.encode("a fox in the park")
-    memory = tiny.remember(latents(7)[:, :, 6:], tiny.encode("a dog walks"))
-    (plain,) = tiny.predict(x, 0.7, [text])
-    distances = []
-    for weight in (0.0, 1e-6, 0.1, 1.0):
-        (now,) = tiny.predict(x, 0.7, [text], replace(memory, weights=memory.weights * weight))
-        distances.append(float((now - plain).detach().abs().max() / plain.detach().abs().max()))
-    assert distances[0] <= 1e-6
-    assert distances[1] <= 1e-5
-    assert distances[1] < distances[2] < distances[3]
-    assert torch.equal(tiny.predict(x, 0.7, [text])[0], plain)  # nothing stays behind
 
 
 @torch.inference_mode()
@@ -151,33 +85,6 @@ def test_memories_join(tiny: MochiAdapter) -> None:
     (alone,) = tiny.predict(x, 0.7, [text], one)
     (both,) = tiny.predict(x, 0.7, [text], joined_memories([one, faint]))
     assert torch.allclose(alone, both, atol=2e-6 * float(alone.detach().abs().max()))
-
-
-@torch.no_grad()
-def test_the_transformer_is_one_graph_while_weights_change(tiny: MochiAdapter) -> None:
-    """Neither the prompts' weights nor the memory's break the graph or compile it again."""
-    x = latents()
-    scene, action = tiny.encode("a fox in the park"), tiny.encode("a dog sleeps")
-    text = side_by_side((scene, action), (0.5, 0.5))
-    seen = tiny.remember(x[:, :, :1], scene)
-    memory = Memory(tuple((k.clone(), v.clone()) for k, v in seen.layers), seen.weights.clone())
-    compiled: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
-        compiled.append(graph)
-        return graph.forward
-
-    eager = tiny.transformer
-    outputs = []
-    tiny.transformer = torch.compile(eager, fullgraph=True, backend=backend)
-    for share in (0.5, 0.2, 0.9):
-        text.mask.copy_(side_by_side((scene, action), (share, 1 - share)).mask)
-        memory.weights.fill_(share)
-        outputs.append(tiny.predict(x, 0.7, [text], memory)[0])
-    assert len(compiled) == 1
-    tiny.transformer = eager
-    assert torch.allclose(outputs[-1], tiny.predict(x, 0.7, [text], memory)[0], atol=1e-5)
-    assert not torch.allclose(outputs[0], outputs[1], atol=1e-5)
 
 
 def test_the_preview_is_a_linear_map_to_the_latents_middle_picture() -> None:
@@ -238,7 +145,7 @@ def test_an_encoded_prompt_drags_no_graph_along(tiny: MochiAdapter) -> None:
 
 
 def test_missing_weights_and_devices_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="transformer"):
+    with pytest.raises(MissingError, match="not here"):
         load_adapter(replace(TINY, weights=tmp_path / "nowhere"), CPU)
     assert pick_device("cpu") == CPU
     if not torch.cuda.is_available():

@@ -15,7 +15,7 @@ from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
 from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
 from storyreel.models.base import write_checksums
-from storyreel.models.mochi import PREVIEW
+from storyreel.models.pipeline import PREVIEW
 
 from .clips import fitted_stages, save_stages
 from .codec import trained_codec

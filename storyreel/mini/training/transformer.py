@@ -17,6 +17,7 @@ from storyreel.mini.lessons import HEIGHT, WIDTH, all_texts, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
+from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides, make_plan
 from storyreel.sampling import sample
@@ -123,7 +124,8 @@ def train_transformer(options: argparse.Namespace) -> None:
         transformer.save_pretrained(folder / "transformer")
         text_encoder.save_pretrained(folder / "text_encoder")
         vae = trained_codec(folder, stages)
-        adapter = MochiAdapter(MODELS["mini"], device, transformer, vae, text_encoder, tokenizer)
+        parts = Parts([transformer], vae, text_encoder, tokenizer)
+        adapter = MochiAdapter(MODELS["mini"], device, parts)
         save_sheet(list(sample_films(adapter)), path)
         for network in (transformer, text_encoder):
             network.train()
@@ -147,5 +149,5 @@ def sample_films(adapter: MochiAdapter, story: str = "nyc", scenes: int = 12) ->
     overrides = Overrides(steps=12, without=frozenset({"all"}))
     plan = make_plan(Story.model_validate({"scenes": pairs}), story, overrides)
     for segment in plan.segments:
-        frames = adapter.decoder().push(sample(adapter, plan, segment, adapter.encode(segment.prompt)))
+        frames = adapter.decode(sample(adapter, plan, segment, adapter.encode(segment.prompt)))
         yield frames.permute(3, 0, 1, 2).float() / 127.5 - 1

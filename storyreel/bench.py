@@ -1,0 +1,231 @@
+"""Times and weighs a model's variants against diffusers' own pipeline, in turn in one process.
+
+Every variant gets the same prompts, noise, steps and sizes, on the same weights. Text encoding and
+video encoding, which a film needs once a scene, are left out; decoding is timed apart.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from storyreel.errors import UsageError
+from storyreel.models.base import adapter_class, load_adapter
+from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.specs import ModelSpec
+from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.prompts import PromptWriter, similarities
+from storyreel.sampling import State, denoise, segment_noise
+from storyreel.story import Story
+
+SCENES = (
+    ("a corgi dog is inside of the subway train", "a corgi dog is sitting"),
+    ("a corgi dog is walking on the street of Times Square", "a corgi dog is looking around"),
+    ("a corgi dog is in Central Park", "a corgi dog is running"),
+)
+STOCK = "stock"
+VARIANTS = {
+    "plain": Overrides(without=frozenset({"all"})),
+    "full": Overrides(),
+    "without-dipw": Overrides(without=frozenset({"dipw"})),
+    "without-twb": Overrides(without=frozenset({"twb"})),
+    "without-sar": Overrides(without=frozenset({"sar"})),
+    "balanced": Overrides(speed="balanced"),
+    "fast": Overrides(speed="fast"),
+}
+MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is measured with
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a variant took. ``seconds`` are those of a segment's denoising, the median of all rounds.
+
+    ``latents`` are latent frames a segment, its overlaps counted; ``peak_mb`` is the device's memory,
+    None on a CPU, where it cannot be told apart.
+    """
+
+    variant: str
+    seconds: float
+    decode_seconds: float
+    forwards: int
+    latents: float
+    tflops: float
+    of_peak: float
+    peak_mb: float | None
+
+
+def bench(
+    spec: ModelSpec,
+    device: torch.device,
+    overrides: Overrides,
+    variants: Sequence[str],
+    rounds: int,
+    random_weights: bool,
+    compiled: bool,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
+    if unknown := set(variants) - {STOCK, *VARIANTS}:
+        raise UsageError(f"there is no variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
+    adapter = load(spec, device, random_weights)
+    peak = matrix_peak(device, adapter.dtype)
+    tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
+    plans = {name: planned(adapter, overrides, name) for name in variants}
+    work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
+    if compiled:
+        adapter.compile()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    memory: dict[str, float] = {}
+    for number in range(rounds + 1):
+        for name, plan in plans.items():
+            with peak_memory(device) as used:
+                taken = run(adapter, plan, name)
+            memory[name] = max(memory.get(name, 0.0), used[0])
+            if number:  # the first round warms up, and compiles
+                times[name].append(taken)
+        tell(f"round {number} of {rounds}" if number else "warmed up")
+    rows = []
+    for name, plan in plans.items():
+        count = len(plan.segments)
+        seconds, decoding = (statistics.median(part) for part in zip(*times[name], strict=True))
+        flops, forwards = work[name]
+        reached = flops / seconds / 1e12
+        rows.append(
+            Timing(
+                name,
+                seconds / count,
+                decoding / count,
+                forwards // count,
+                plan.latents / count,
+                reached,
+                reached / peak,
+                memory[name] if device.type == "cuda" else None,
+            )
+        )
+    settings = next(iter(plans.values())).settings
+    return {
+        "model": spec.name,
+        "weights": "random" if random_weights else "its own",
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "size": f"{settings.width}x{settings.height}",
+        "frames": plans[variants[0]].segments[0].frames + 1,
+        "steps": settings.steps,
+        "segments": len(SCENES),
+        "rounds": rounds,
+        "compiled": compiled,
+        "peak_tflops": peak,
+        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1024 if sys.platform == "linux" else 1024**2),
+        "variants": [asdict(row) for row in rows],
+    }
+
+
+def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> PipelineAdapter:
+    """Return the model with its own weights or random ones."""
+    if not random_weights:
+        adapter = load_adapter(spec, device)
+    elif spec.hub is None:
+        raise UsageError(f"model {spec.name} has its weights with it", "Leave out --random-weights.")
+    else:
+        adapter = adapter_class(spec).random(spec, device)
+    if not isinstance(adapter, PipelineAdapter):
+        raise UsageError(f"model {spec.name} has no pipeline to compare with", "Choose another model.")
+    for expert in adapter.experts:
+        expert.requires_grad_(False)  # or counting operations stumbles
+    return adapter
+
+
+def planned(adapter: PipelineAdapter, overrides: Overrides, variant: str) -> Plan:
+    """Return the plan of a variant; stock is what plain does, by the pipeline."""
+    special = VARIANTS["plain" if variant == STOCK else variant]
+    story = Story.model_validate({"scenes": [list(pair) for pair in SCENES]})
+    wanted = replace(overrides, model=adapter.spec.name, without=special.without, speed=special.speed)
+    plan = make_plan(story, "bench", wanted)
+    return plan.settled(similarities(plan, adapter, None))
+
+
+def run(adapter: PipelineAdapter, plan: Plan, variant: str) -> tuple[float, float]:
+    """Return the seconds that denoising and decoding of all segments take."""
+    began = _now(adapter.device)
+    found = list(stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan))
+    denoising = _now(adapter.device) - began
+    began = _now(adapter.device)
+    for latents in found:
+        adapter.decode(latents)
+    return denoising, _now(adapter.device) - began
+
+
+def our_latents(
+    adapter: PipelineAdapter, plan: Plan, on_forward: Callable[[], None] = lambda: None
+) -> Iterator[Tensor]:
+    """Yield the segments' latents as a render denoises them."""
+    writer = PromptWriter(adapter, plan.settings, None)
+    for part in plan.runs():
+        for take, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
+            yield take.x
+
+
+def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
+    """Yield the segments' latents as diffusers' own pipeline denoises them."""
+    for segment in plan.segments:
+        noise = segment_noise(plan, segment).to(adapter.device)
+        yield adapter.stock_latents(segment.prompt, noise, plan.settings.steps, plan.settings.guidance)
+
+
+def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
+    """Return the floating-point operations of the denoising of all segments, and its forwards."""
+    asked: list[None] = []
+    with FlopCounterMode(display=False) as counter:
+        for _ in our_latents(adapter, plan, lambda: asked.append(None)):
+            pass
+    return float(counter.get_total_flops()), len(asked)
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a square matrix product reaches, in TFLOP/s: the best of some tries."""
+    side = MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        began = _now(device)
+        for _ in range(5):
+            a @ b
+        best = min(best, (_now(device) - began) / 5)
+    return 2 * side**3 / best / 1e12
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Measure the device's peak memory in MB, into the list's one entry."""
+    used = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield used
+    if device.type == "cuda":
+        used[0] = torch.cuda.max_memory_allocated(device) / 1e6
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call a device."""
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,149 @@
+"""Fetching weights: the only code that ever contacts a hub, and only when `storyreel pull` asks it.
+
+What is fetched lies in huggingface_hub's own cache, where other tools find it too. The commit is
+written into a ref of ours there, and held to from then on.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+
+from storyreel.checkpoint import file_hash, write_atomically, writing
+from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
+from storyreel.models.specs import PULLED, ModelSpec, hub_cache, pulled_folder
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
+KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
+SPARE = 1 << 30  # bytes that stay free on the disk
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file of a repository; ``sha256`` is known of large files alone."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+def pull(
+    spec: ModelSpec, tell: Callable[[str], None], update: bool = False, endpoint: str | None = None
+) -> Path:
+    """Fetch what is missing of a model, verify all of it, and return its folder.
+
+    The commit is the one of the last pull, or with ``update`` and the first time, the newest. Raises
+    MissingError if the hub cannot be reached or refuses, DamagedError if a file is not what the hub says,
+    OutputError if the disk has no room.
+    """
+    if spec.hub is None:
+        return spec.weights
+    held = pulled_folder(spec.hub)
+    wanted = None if update or held.name == "not pulled" else held.name
+    try:
+        commit, files = listing(spec.hub, wanted, spec.variant, endpoint)
+        _check_room(held.parent, files)
+        gigabytes = sum(file.size for file in files) / 1e9
+        tell(f"{spec.name}: {len(files)} files, {gigabytes:.1f} GB, {spec.hub} at {commit}")
+        for file in files:
+            path = huggingface_hub.hf_hub_download(
+                spec.hub, file.name, revision=commit, cache_dir=hub_cache(), endpoint=endpoint
+            )
+            _verify(Path(path), file)
+            tell(f"{file.name}: {file.size / 1e6:.1f} MB")
+    except HfHubHTTPError as error:
+        raise _refused(spec, error) from error
+    except StoryreelError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise OutputError(f"cannot write {error.filename}: {error.strerror}", "Make room.") from error
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("http"):
+            raise
+        # The library hands on what its own library for HTTP, of one name or another, raises.
+        remedy = "Check the network, or pull on another machine and copy its cache. What is there is kept."
+        raise MissingError(f"the hub cannot be reached: {_first_line(error)}", remedy) from error
+    reference = held.parent.parent / "refs" / PULLED
+    with writing(reference):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(reference, commit)
+    return pulled_folder(spec.hub)
+
+
+def listing(
+    repository: str, revision: str | None, variant: str | None, endpoint: str | None = None
+) -> tuple[str, list[Remote]]:
+    """Return a repository's commit and its files that a model is loaded from."""
+    api = huggingface_hub.HfApi(endpoint=endpoint)
+    info = api.model_info(repository, revision=revision, files_metadata=True)
+    if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
+        raise DamagedError(f"the hub names no commit of {repository}", "Try again later.")
+    files = [
+        Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        for file in info.siblings or ()
+    ]
+    chosen = set(needed([file.name for file in files], variant))
+    return info.sha, [file for file in files if file.name in chosen]
+
+
+def needed(names: Sequence[str], variant: str | None) -> list[str]:
+    """Return the files that loading reads; of a component in several precisions, one."""
+    chosen = []
+    for name in names:
+        path = PurePosixPath(name)
+        inside = len(path.parts) == 2 and path.parts[0] in COMPONENTS and path.suffix in KINDS
+        if name == "model_index.json" or (inside and ".." not in path.parts):
+            chosen.append(name)
+    weights = [name for name in chosen if ".safetensors" in name]
+    special = {name for name in weights if variant and f".{variant}" in PurePosixPath(name).name}
+    replaced = {PurePosixPath(name).parent for name in special}
+    plain = {name for name in weights if name not in special and PurePosixPath(name).parent not in replaced}
+    ours = special | {name for name in plain if not _of_another_variant(name)}
+    return [name for name in chosen if name not in weights or name in ours]
+
+
+def _of_another_variant(name: str) -> bool:
+    return re.search(r"\.(fp16|bf16|fp32)[.-]", PurePosixPath(name).name) is not None
+
+
+def _check_room(folder: Path, files: Sequence[Remote]) -> None:
+    there = folder
+    while not there.exists():
+        there = there.parent
+    missing = sum(file.size for file in files)
+    blobs = folder.parent / "blobs"
+    if blobs.is_dir():
+        missing -= sum(path.stat().st_size for path in blobs.iterdir() if path.is_file())
+    free = shutil.disk_usage(there).free
+    if missing + SPARE > free:
+        message = f"{missing / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free in {there}"
+        raise OutputError(message, "Make room, or set HF_HOME to a larger disk.")
+
+
+def _verify(path: Path, file: Remote) -> None:
+    size = path.stat().st_size
+    if size == file.size and (file.sha256 is None or file_hash(path) == file.sha256):
+        return
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    raise DamagedError(f"{file.name} is not what the hub says: it was removed", "Run the same command again.")
+
+
+def _refused(spec: ModelSpec, error: HfHubHTTPError) -> MissingError:
+    status = error.response.status_code if error.response is not None else 0
+    if status in (401, 403):
+        remedy = f"Accept the licence at the hub's page of {spec.hub}, then: hf auth login"
+        return MissingError(f"the hub asks who wants {spec.hub}", remedy)
+    if status == 404:
+        return MissingError(f"the hub has no {spec.hub}, or not that commit", "Try: --update")
+    return MissingError(f"the hub refuses: {_first_line(error)}", "Try again later; what is there is kept.")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

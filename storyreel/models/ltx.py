@@ -1,0 +1,158 @@
+"""LTX-Video in diffusers' classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_ltx import (
+    LTXAttention,
+    LTXVideoAttnProcessor,
+    apply_rotary_emb,
+)
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from storyreel.errors import DamagedError
+from storyreel.models.attention import Remembering, added_logits
+from storyreel.models.base import MemoryMode, Text
+from storyreel.models.ltx_decoder import stream
+from storyreel.models.pipeline import Parts, PipelineAdapter, padded, padded_length
+from storyreel.models.specs import ModelSpec
+
+SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025  # for codecs that end the denoising, as their authors advise
+NOISE_SEED = 0
+
+
+class LTXAdapter(PipelineAdapter):
+    """LTX packs its latents into one row of tokens, and spaces its steps by their number."""
+
+    pipeline_class = LTXPipeline
+    transformer_class = LTXVideoTransformer3DModel
+    vae_class = AutoencoderKLLTXVideo
+    text_encoder_class = T5EncoderModel
+    schedule: ClassVar[dict[str, Any]] = {"use_dynamic_shifting": True}
+
+    def __init__(
+        self, spec: ModelSpec, device: torch.device, parts: Parts, memory: MemoryMode = "auto"
+    ) -> None:
+        super().__init__(spec, device, parts, memory)
+        if any(self.vae.config.decoder_inject_noise):  # LTX-Video 0.9.1's: from no generator of ours
+            raise DamagedError("this codec adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
+
+    def _prepare(self, transformer: Any) -> None:
+        for block in transformer.transformer_blocks:
+            block.attn1.set_processor(RememberingLTXProcessor())
+
+    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
+        """Return a transformer's repeated blocks."""
+        return list(transformer.transformer_blocks)
+
+    def layers(self, transformer: Any) -> Sequence[Remembering]:
+        """Return the processors of the layers in which the video looks at itself."""
+        return [block.attn1.processor for block in transformer.transformer_blocks]
+
+    def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
+        """Return the layers that have another attention than diffusers', with that one."""
+        return [(block.attn1, LTXVideoAttnProcessor) for block in transformer.transformer_blocks]
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
+        """Encode as LTX was taught: its text encoder sees the padding too."""
+        kept = padded_length(int(mask.sum()), mask.shape[1])
+        return Text(self.text_encoder(ids)[0][:, :kept], mask[:, :kept].bool())
+
+    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+        """Return noise levels that lie the nearer to noise, the more tokens there are."""
+        scheduler = self.parts.scheduler
+        options = [scheduler.config.get(name, usual) for name, usual in SHIFTS.items()]
+        tokens = shape[-3] * shape[-2] * shape[-1]
+        even = [1 + (1 / steps - 1) * step / max(1, steps - 1) for step in range(steps)]
+        scheduler.set_timesteps(sigmas=even, mu=calculate_shift(tokens, *options))
+        levels: list[float] = scheduler.sigmas.tolist()
+        return levels
+
+    def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
+        frames, height, width = x.shape[2:]
+        tokens = self._packed(x).to(self.dtype)
+        added = added_logits(padded([text.mask for text in texts]).float(), 0, self.dtype)
+        spec = self.spec
+        output: Tensor = transformer(
+            hidden_states=tokens.expand(len(texts), -1, -1),
+            encoder_hidden_states=padded([text.states for text in texts]),
+            timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
+            encoder_attention_mask=added[:, 0],
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(
+                spec.frames_per_latent / spec.fps,
+                spec.pixels_per_latent,
+                spec.pixels_per_latent,
+            ),
+            return_dict=False,
+        )[0]
+        return self._unpacked(output, x.shape)
+
+    def _packed(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+    def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        unpacked: Tensor = x.transpose(1, 2).unflatten(2, tuple(shape[2:]))
+        return unpacked
+
+    def _call_options(self) -> dict[str, Any]:
+        return {"frame_rate": self.spec.fps}
+
+    def _raw(self, latents: Tensor) -> Tensor:
+        shape = (1, -1, 1, 1, 1)
+        mean, std = (
+            v.to(latents.device, latents.dtype).view(shape)
+            for v in (self.vae.latents_mean, self.vae.latents_std)
+        )
+        raw: Tensor = latents * (std / self.vae.config.scaling_factor) + mean
+        return raw
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        time = None
+        if self.vae.config.timestep_conditioning:
+            generator = torch.Generator().manual_seed(NOISE_SEED)
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            latents = (1 - DECODE_NOISE) * latents + DECODE_NOISE * noise
+            time = latents.new_tensor([DECODE_TIMESTEP])
+        yield from stream(self.vae.decoder, latents, time, self.spec.decoded_at_once)
+
+
+class RememberingLTXProcessor(Remembering, LTXVideoAttnProcessor):  # type: ignore[misc]  # without types
+    """Self-attention that can look at other frames too."""
+
+    def __call__(
+        self,
+        attn: LTXAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend, video (B, N, D) to itself and to its memory."""
+        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
+        if image_rotary_emb is not None:
+            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
+        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
+        self.note(key, value)
+        key, value, added = self.extend(key, value, None)
+        output = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=added,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        output = output.flatten(2, 3).to(query.dtype)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
+        return projected

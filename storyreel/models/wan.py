@@ -1,0 +1,137 @@
+"""Wan in diffusers' classes: 2.1, and 2.2 with its two experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+from storyreel.models.attention import Remembering, added_logits
+from storyreel.models.base import Text
+from storyreel.models.pipeline import PipelineAdapter, padded, padded_length
+
+
+class WanAdapter(PipelineAdapter):
+    """Wan's text has no mask: what pads it counts, as zeros."""
+
+    pipeline_class = WanPipeline
+    transformer_class = WanTransformer3DModel
+    vae_class = AutoencoderKLWan
+    text_encoder_class = UMT5EncoderModel
+    schedule: ClassVar[dict[str, Any]] = {"shift": 3.0}
+    pipeline_options = frozenset({"boundary_ratio"})
+
+    def _prepare(self, transformer: Any) -> None:
+        for block in transformer.blocks:
+            block.attn1.set_processor(RememberingWanProcessor())
+            block.attn2.set_processor(WeightedWanProcessor())
+
+    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
+        """Return a transformer's repeated blocks."""
+        return list(transformer.blocks)
+
+    def layers(self, transformer: Any) -> Sequence[Remembering]:
+        """Return the processors of the layers in which the video looks at itself."""
+        return [block.attn1.processor for block in transformer.blocks]
+
+    def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
+        """Return the layers that have another attention than diffusers', with that one."""
+        layers = [layer for block in transformer.blocks for layer in (block.attn1, block.attn2)]
+        return [(layer, WanAttnProcessor) for layer in layers]
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
+        """Encode; the zeros behind a text are all alike, so one of them stands for all by its weight."""
+        text = super()._encoded(ids, mask)
+        count, length = int(mask.sum()), mask.shape[1]
+        kept = padded_length(min(count + 1, length), length)
+        states = text.states.new_zeros(1, kept, text.states.shape[2])
+        states[:, :count] = text.states[:, :count]
+        weights = torch.zeros(1, kept, device=ids.device)
+        weights[:, :count] = 1
+        weights[:, count : count + 1] = length - count
+        return Text(states, weights)
+
+    def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
+        added = added_logits(padded([text.mask for text in texts]), 0, self.dtype)
+        for block in transformer.blocks:
+            block.attn2.processor.added = added
+        output: Tensor = transformer(
+            hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
+            timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
+            encoder_hidden_states=padded([text.states for text in texts]),
+            return_dict=False,
+        )[0]
+        return output
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        decoder = self.vae.decoder
+        # As `AutoencoderKLWan.decode` does, which keeps all pictures on the device.
+        cache: list[Tensor | None] = [None] * sum(isinstance(m, WanCausalConv3d) for m in decoder.modules())
+        for index, frame in enumerate(self.vae.post_quant_conv(latents).split(1, dim=2)):
+            first = {"first_chunk": True} if index == 0 else {}
+            yield decoder(frame, feat_cache=cache, feat_idx=[0], **first)
+
+
+class WeightedWanProcessor(WanAttnProcessor):  # type: ignore[misc]  # diffusers has no types
+    """Cross-attention to text whose tokens count more or less: Wan itself passes no mask."""
+
+    added: Tensor | None = None
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend, video (B, N, D) to text (B, L, D)."""
+        output: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, self.added, rotary_emb)
+        return output
+
+
+class RememberingWanProcessor(Remembering, WanAttnProcessor):  # type: ignore[misc]
+    """Self-attention that can look at other frames too."""
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend, video (B, N, D) to itself and to its memory."""
+        query, key, value = (
+            layer(hidden_states).unflatten(2, (attn.heads, -1))
+            for layer in (lambda x: attn.norm_q(attn.to_q(x)), lambda x: attn.norm_k(attn.to_k(x)), attn.to_v)
+        )
+        if rotary_emb is not None:
+            query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+        self.note(key, value)
+        key, value, added = self.extend(key, value, None)
+        output = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=added,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        output = output.flatten(2, 3).type_as(query)
+        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
+        return projected
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply the rotary embedding (1, N, 1, D) to neighbouring pairs of the last axis."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)

@@ -1,0 +1,259 @@
+"""What every family must keep, on tiny models of diffusers' real classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from storyreel.errors import DamagedError, MissingError
+from storyreel.models.base import Memory, load_adapter, side_by_side
+from storyreel.models.mochi import MochiAdapter
+from storyreel.models.pipeline import PipelineAdapter, mode_for
+from storyreel.models.specs import MODELS
+from storyreel.models.wan import WanAdapter
+from storyreel.plan import Plan
+from storyreel.prompts import PromptWriter
+from storyreel.sampling import State, denoise, segment_noise
+from tests.conftest import CPU, plan_of
+from tests.tiny import FAMILIES, ltx, ltx_vae
+
+STORY = "scenes:\n  - [a fox in the park, a fox walks]\n  - [a dog in the park, a dog sleeps]\n"
+
+
+@pytest.fixture(params=FAMILIES)
+def adapter(request: pytest.FixtureRequest) -> PipelineAdapter:
+    return FAMILIES[request.param]()
+
+
+def latents(adapter: PipelineAdapter, frames: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, adapter.spec.latent_channels, frames, 4, 4, generator=generator)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """The largest of any element, by the largest element."""
+    return float((a - b).detach().abs().max() / b.detach().abs().max())
+
+
+def plan_for(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Plan:
+    monkeypatch.setitem(MODELS, adapter.spec.name, adapter.spec)
+    return plan_of(STORY, model=adapter.spec.name, without=frozenset({"all"}), **overrides)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_without_the_method_latents_equal_the_stock_pipelines(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float
+) -> None:
+    """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
+    plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=6)
+    segment = plan.segments[0]
+    writer = PromptWriter(adapter, plan.settings, None)
+    ((take, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
+    noise = segment_noise(plan, segment)
+    theirs = adapter.stock_latents(segment.prompt, noise, 6, guidance)
+    bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
+    assert float((take.x - theirs).norm() / theirs.norm()) <= bar
+    assert difference(noise, theirs) > 0.1
+
+
+@torch.no_grad()
+def test_a_prompt_of_weight_0_is_not_there(adapter: PipelineAdapter) -> None:
+    x = latents(adapter)
+    scene, action, negative = (adapter.encode(t) for t in ("a fox in the park", "a dog sleeps", ""))
+    for sigma in (0.95, 0.5):
+        alone = adapter.predict(x, sigma, [negative, scene])
+        both = adapter.predict(x, sigma, [negative, side_by_side((scene, action), (1, 0))])
+        assert max(difference(b, a) for a, b in zip(alone, both, strict=True)) <= 3e-6
+        half = adapter.predict(x, sigma, [negative, side_by_side((scene, action), (0.5, 0.5))])
+        assert difference(half[1], alone[1]) > 1e-4
+        twice = adapter.predict(x, sigma, [negative, side_by_side((scene, scene), (0.3, 0.7))])
+        assert difference(twice[1], alone[1]) <= 3e-6
+
+
+@torch.no_grad()
+def test_a_memory_of_weight_0_is_not_there_and_a_fading_one_fades(adapter: PipelineAdapter) -> None:
+    x, text = latents(adapter), adapter.encode("a fox in the park")
+    memory = adapter.remember(latents(adapter, 7)[:, :, 6:], adapter.encode("a dog walks"))
+    for sigma in (0.95, 0.5):
+        (plain,) = adapter.predict(x, sigma, [text])
+        distances = []
+        for weight in (0.0, 1e-6, 0.1, 1.0):
+            (now,) = adapter.predict(x, sigma, [text], replace(memory, weights=memory.weights * weight))
+            distances.append(difference(now, plain))
+        assert distances[0] <= 3e-6
+        assert distances[1] <= 1e-5
+        assert distances[1] < distances[2] < distances[3]
+        assert torch.equal(adapter.predict(x, sigma, [text])[0], plain)  # nothing stays behind
+
+
+@torch.no_grad()
+def test_the_transformer_is_one_graph_while_weights_change(adapter: PipelineAdapter) -> None:
+    x = latents(adapter)
+    scene, action = adapter.encode("a fox in the park"), adapter.encode("a dog sleeps")
+    text = side_by_side((scene, action), (0.5, 0.5))
+    seen = adapter.remember(x[:, :, :1], scene)
+    memory = Memory(tuple((k.clone(), v.clone()) for k, v in seen.layers), seen.weights.clone())
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    eager = list(adapter.experts)
+    adapter.experts[:] = [torch.compile(e, fullgraph=True, backend=backend) for e in eager]
+    outputs = []
+    for share in (0.5, 0.2, 0.9):
+        text.mask.copy_(side_by_side((scene, action), (share, 1 - share)).mask)
+        memory.weights.fill_(share)
+        outputs.append(adapter.predict(x, 0.5, [text], memory)[0])
+    assert len(compiled) == 1
+    adapter.experts[:] = eager
+    assert difference(outputs[-1], adapter.predict(x, 0.5, [text], memory)[0]) <= 1e-5
+    assert difference(outputs[0], outputs[1]) > 1e-5
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 9])
+def test_streamed_decoding_equals_decoding_at_once(adapter: PipelineAdapter, at_once: int) -> None:
+    z = latents(adapter, 6)
+    with torch.no_grad():
+        once = adapter.vae.decode(adapter._raw(z), return_dict=False)[0]
+        adapter.spec = replace(adapter.spec, decoded_at_once=at_once)
+        streamed = torch.cat(list(adapter._decoded(adapter._raw(z))), 2)
+    assert streamed.shape == once.shape
+    assert difference(streamed.clamp(-1, 1), once.clamp(-1, 1)) <= 1e-5
+    expected = ((once[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 3, 0)
+    assert float((adapter.decode(z) - expected).abs().max()) <= 0.5 + 255e-5
+    with torch.no_grad():  # and the codec is left as it was
+        assert torch.equal(adapter.vae.decode(adapter._raw(z), return_dict=False)[0], once)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_ltx_streams_later_codecs_too(at_once: int) -> None:
+    """As of 0.9.7, with a timestep and a way round the upsampling."""
+    adapter = ltx(late=True)
+    adapter.spec = replace(adapter.spec, decoded_at_once=at_once)
+    z = latents(adapter, 5)
+    streamed = torch.cat(list(adapter._decoded(adapter._raw(z))), 2)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    blurred = 0.975 * adapter._raw(z) + 0.025 * noise
+    once = ltx_vae(late=True).decode(blurred, torch.tensor([0.05]), return_dict=False)[0]
+    assert streamed.shape == once.shape
+    assert difference(streamed, once) <= 1e-5
+
+
+def save(adapter: PipelineAdapter, folder: Path) -> None:
+    names = ["transformer", "transformer_2"][: len(adapter.experts)]
+    for name, expert in zip(names, adapter.experts, strict=True):
+        expert.save_pretrained(folder / name)
+    adapter.vae.save_pretrained(folder / "vae")
+    adapter.text_encoder.save_pretrained(folder / "text_encoder")
+    adapter.tokenizer.save_pretrained(folder / "tokenizer")
+    adapter.parts.scheduler.save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(adapter.parts.options))
+
+
+@torch.no_grad()
+def test_a_saved_model_loads_as_it_was(adapter: PipelineAdapter, tmp_path: Path) -> None:
+    save(adapter, tmp_path)
+    loaded = load_adapter(replace(adapter.spec, weights=tmp_path), CPU)
+    x = latents(adapter)
+    assert loaded.sigmas(5, x.shape) == adapter.sigmas(5, x.shape)
+    for sigma in (0.95, 0.5):
+        (mine,) = adapter.predict(x, sigma, [adapter.encode("a fox")])
+        assert difference(mine, loaded.predict(x, sigma, [loaded.encode("a fox")])[0]) <= 1e-6
+    assert torch.equal(adapter.decode(x), loaded.decode(x))
+
+
+def test_what_does_not_fit_is_refused_by_name(adapter: PipelineAdapter, tmp_path: Path) -> None:
+    save(adapter, tmp_path)
+    spec = replace(adapter.spec, weights=tmp_path)
+    path = next((tmp_path / "transformer").glob("*.safetensors"))
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DamagedError, match="transformer"):
+        load_adapter(spec, CPU)
+    path.write_bytes(whole)
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(DamagedError, match="missing_keys"):
+        load_adapter(spec, CPU)
+    path.write_bytes(whole)
+
+    scheduler = tmp_path / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace("FlowMatchEulerDiscrete", "DDIM"))
+    with pytest.raises(DamagedError, match="schedule"):
+        load_adapter(spec, CPU)
+    (tmp_path / "model_index.json").unlink()
+    with pytest.raises(MissingError, match="model_index"):
+        load_adapter(spec, CPU)
+
+
+def test_a_config_of_another_family_is_refused(tmp_path: Path) -> None:
+    save(FAMILIES["wan"](), tmp_path)
+    with pytest.raises(DamagedError, match="transformer"):
+        load_adapter(replace(FAMILIES["ltx"]().spec, weights=tmp_path), CPU)
+
+
+def test_an_empty_prompt_is_no_text_where_the_pipeline_says_so() -> None:
+    """Mochi 1 was taught that: zeros, none of them attended to."""
+    mochi = FAMILIES["mochi"]()
+    assert isinstance(mochi, MochiAdapter)
+    assert mochi.encode("").mask.any()
+    options = {"force_zeros_for_empty_prompt": True}
+    mochi = MochiAdapter(mochi.spec, CPU, replace(mochi.parts, options=options))
+    assert not mochi.encode("").mask.any()
+    assert mochi.encode("a fox").mask.any()
+    x = latents(mochi)
+    text = side_by_side((mochi.encode("a fox"), mochi.encode("a dog")), (0.4, 0.6))
+    assert all(v.isfinite().all() for v in mochi.predict(x, 0.5, [mochi.encode(""), text]))
+
+
+def test_a_codec_that_injects_noise_is_refused() -> None:
+    adapter = ltx()
+    adapter.vae.register_to_config(decoder_inject_noise=(True, False, False, False, False))
+    with pytest.raises(DamagedError, match="noise"):
+        type(adapter)(adapter.spec, CPU, adapter.parts)
+
+
+@torch.no_grad()
+def test_no_memory_mode_changes_a_picture(adapter: PipelineAdapter) -> None:
+    x = latents(adapter)
+    text = adapter.encode("a fox in the park")
+    (high,), pictures = adapter.predict(x, 0.5, [text]), adapter.decode(x)
+    assert adapter.memory == "high"
+    for mode in ("balanced", "low"):
+        assert adapter.economise() == mode
+        adapter.prepare(["a dog walks"])
+        assert torch.equal(adapter.predict(x, 0.5, [adapter.encode("a fox in the park")])[0], high)
+        assert torch.equal(adapter.decode(x), pictures)
+    assert adapter.economise() is None
+
+
+def test_the_highest_mode_that_fits_is_chosen() -> None:
+    gigabyte = 1_000_000_000
+    mochi = (20 * gigabyte, 10 * gigabyte)
+    assert mode_for(mochi, 80 * gigabyte) == "high"
+    assert mode_for(mochi, 30 * gigabyte) == "balanced"
+    assert mode_for(mochi, 16 * gigabyte) == "low"
+
+
+def test_an_encoded_prompt_can_be_written_into_without_harm(adapter: PipelineAdapter) -> None:
+    """The method writes weights into a text's mask; the next time the prompt is as it was."""
+    text = adapter.encode("a fox in the park")
+    before = text.mask.clone()
+    text.mask.zero_()
+    text.states.zero_()
+    assert torch.equal(adapter.encode("a fox in the park").mask, before)
+    assert adapter.encode("a fox in the park").states.abs().sum() > 0

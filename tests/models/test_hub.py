@@ -1,0 +1,266 @@
+"""`storyreel pull` against a stand-in for the hub, on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import huggingface_hub.constants
+import pytest
+
+from storyreel.errors import DamagedError, MissingError, OutputError
+from storyreel.models import hub
+from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
+
+REPOSITORY = "someone/tiny-model"
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+class StandIn(ThreadingHTTPServer):
+    """Serves one repository: ``files`` by name, large ones with their hash, as a hub does."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.newer: dict[str, bytes] = {}  # what the second commit changes
+        self.commit = FIRST
+        self.refusal = 0
+        self.served: list[str] = []
+        self.ranges: list[str] = []
+        self.torn: set[str] = set()  # names whose transfer breaks half way, once
+        self.claimed: dict[str, str] = {}  # SHA-256 that are not the files'
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def at(self, commit: str) -> dict[str, bytes]:
+        return self.files | (self.newer if commit == SECOND else {})
+
+    def sha256(self, name: str) -> str:
+        return self.claimed.get(name, hashlib.sha256(self.files[name]).hexdigest())
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        hub = self.server
+        path = unquote(urlsplit(self.path).path)
+        if hub.refusal:
+            self.send_response(hub.refusal)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if path.startswith(f"/api/models/{REPOSITORY}"):
+            _, _, revision = path.partition("/revision/")
+            if revision and revision not in (FIRST, SECOND, "main"):
+                self.send_error(404)
+                return
+            self._send(json.dumps(self._facts(revision)).encode(), body, {"Content-Type": "application/json"})
+            return
+        prefix = f"/{REPOSITORY}/resolve/"
+        commit, _, name = path.removeprefix(prefix).partition("/")
+        if not path.startswith(prefix) or name not in hub.files:
+            self.send_error(404)
+            return
+        data = hub.at(commit)[name]
+        tag = hub.sha256(name) if name.endswith(".safetensors") else hashlib.sha1(data).hexdigest()
+        headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+        if body:
+            hub.served.append(name)
+        self._send(data, body, headers, name)
+
+    def _facts(self, revision: str) -> dict[str, object]:
+        hub = self.server
+        siblings: list[dict[str, object]] = []
+        commit = revision if revision in (FIRST, SECOND) else hub.commit
+        for name, data in hub.at(commit).items():
+            entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+            if name.endswith(".safetensors"):
+                entry["lfs"] = {"sha256": hub.sha256(name), "size": len(data), "pointerSize": 130}
+            siblings.append(entry)
+        return {"id": REPOSITORY, "sha": commit, "siblings": siblings}
+
+    def _send(self, data: bytes, body: bool, headers: dict[str, str], name: str = "") -> None:
+        wanted = self.headers.get("Range") if body else None
+        start = 0
+        if wanted and wanted.startswith("bytes=") and wanted[6:].split("-")[0]:
+            start = int(wanted[6:].split("-")[0])
+            self.server.ranges.append(wanted)
+        self.send_response(206 if start else 200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        if body and name in self.server.torn:
+            self.server.torn.discard(name)
+            self.wfile.write(data[start : start + len(data) // 2])
+            self.close_connection = True
+            return
+        if body:
+            self.wfile.write(data[start:])
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    server = StandIn()
+    server.files = {
+        "README.md": b"# not needed",
+        "model_index.json": b"{}",
+        "model.safetensors": b"all in one file, not needed",
+        "transformer/config.json": b'{"of": "a transformer"}',
+        "transformer/diffusion_pytorch_model.safetensors": b"full" * 500,
+        "transformer/diffusion_pytorch_model.bf16.safetensors": b"half" * 250,
+        "vae/diffusion_pytorch_model.safetensors": b"codec" * 100_000,
+        "vae/pytorch_model.bin": b"a pickle",
+        "text_encoder/model.safetensors": b"text" * 100,
+        "tokenizer/spiece.model": b"pieces",
+    }
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def spec(monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    spec = replace(MODELS["mini"], name="remote", hub=REPOSITORY, variant="bf16")
+    monkeypatch.setitem(MODELS, "remote", spec)
+    return spec
+
+
+def pull(spec: ModelSpec, server: StandIn, update: bool = False) -> Path:
+    return hub.pull(spec, lambda line: None, update, server.url)
+
+
+def test_what_loading_reads_is_fetched_and_nothing_else(stand_in: StandIn, spec: ModelSpec) -> None:
+    assert not find_model("remote").weights.exists()
+    folder = pull(spec, stand_in)
+    assert find_model("remote").weights == folder
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.bf16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "tokenizer/spiece.model",
+    }
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == stand_in.files[path.relative_to(folder).as_posix()]
+    served = len(stand_in.served)
+    assert pull(spec, stand_in) == folder
+    assert len(stand_in.served) == served  # all was there
+
+
+def test_the_commit_of_the_first_pull_is_held_to(stand_in: StandIn, spec: ModelSpec) -> None:
+    first = pull(spec, stand_in)
+    assert first.name == FIRST
+    stand_in.commit = SECOND
+    stand_in.newer["model_index.json"] = b'{"newer": true}'
+    assert pull(spec, stand_in) == first
+    assert pulled_folder(REPOSITORY) == first
+    second = pull(spec, stand_in, update=True)
+    assert second.name == SECOND
+    assert pulled_folder(REPOSITORY) == second
+    assert (second / "model_index.json").read_bytes() == b'{"newer": true}'
+
+
+def test_a_broken_transfer_is_resumed(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1 << 14)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    stand_in.torn.add(name)
+    try:
+        folder = pull(spec, stand_in)
+    except MissingError:  # whether the library tries again by itself or leaves it to the user
+        folder = pull(spec, stand_in)
+    assert (folder / name).read_bytes() == stand_in.files[name]
+    assert stand_in.served.count(name) == 2
+    assert any(not wanted.startswith("bytes=0-") for wanted in stand_in.ranges)
+
+
+def test_a_file_that_is_not_what_the_hub_says_is_removed(stand_in: StandIn, spec: ModelSpec) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+    stand_in.claimed[name] = "0" * 64
+    with pytest.raises(DamagedError, match="vae") as caught:
+        pull(spec, stand_in)
+    assert "again" in caught.value.remedy
+    assert not find_model("remote").weights.exists()
+    del stand_in.claimed[name]
+    folder = pull(spec, stand_in)
+    assert (folder / name).read_bytes() == stand_in.files[name]
+
+
+def test_a_flipped_bit_in_the_cache_is_found_and_mended(stand_in: StandIn, spec: ModelSpec) -> None:
+    folder = pull(spec, stand_in)
+    path = folder / "text_encoder" / "model.safetensors"
+    blob = path.resolve()
+    data = bytearray(blob.read_bytes())
+    data[7] ^= 1
+    blob.write_bytes(bytes(data))
+    with pytest.raises(DamagedError, match="text_encoder"):
+        pull(spec, stand_in)
+    assert (pull(spec, stand_in) / "text_encoder" / "model.safetensors").read_bytes() == b"text" * 100
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"), [(401, "hf auth login"), (403, "hf auth login"), (404, "--update"), (500, "later")]
+)
+def test_a_refusal_says_what_to_do(stand_in: StandIn, spec: ModelSpec, status: int, remedy: str) -> None:
+    stand_in.refusal = status
+    with pytest.raises(MissingError) as caught:
+        pull(spec, stand_in)
+    assert remedy in caught.value.remedy
+
+
+def test_no_hub_at_all(stand_in: StandIn, spec: ModelSpec) -> None:
+    with pytest.raises(MissingError, match="cannot be reached"):
+        hub.pull(spec, lambda line: None, endpoint="http://127.0.0.1:9")
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "SPARE", 1 << 60)
+    with pytest.raises(OutputError, match="are free"):
+        pull(spec, stand_in)
+    assert stand_in.served == []
+
+
+def test_an_embedded_model_needs_no_hub() -> None:
+    assert hub.pull(MODELS["mini"], lambda line: None) == MODELS["mini"].weights
+
+
+def test_names_that_would_leave_the_folder_are_no_files_of_ours() -> None:
+    names = ["../evil.json", "vae/../../evil.json", "vae/a/b.json", "vae/..", "model_index.json", "vae/x.py"]
+    assert hub.needed(names, None) == ["model_index.json"]
+
+
+def test_of_several_precisions_one_is_taken() -> None:
+    names = [f"transformer/m{v}.safetensors" for v in ("", ".bf16", ".fp16")]
+    shards = [f"vae/m{v}-00001-of-00002.safetensors" for v in ("", ".fp16")]
+    assert hub.needed(names + shards, None) == [names[0], shards[0]]
+    assert hub.needed(names + shards, "bf16") == [names[1], shards[0]]

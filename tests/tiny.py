@@ -1,0 +1,149 @@
+"""A tiny model of every family: diffusers' real classes with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    LTXVideoTransformer3DModel,
+    WanTransformer3DModel,
+)
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+from storyreel.mini.nets import build_tokenizer
+from storyreel.models.ltx import LTXAdapter
+from storyreel.models.mochi import MochiAdapter
+from storyreel.models.pipeline import Parts, PipelineAdapter
+from storyreel.models.wan import WanAdapter
+from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
+
+TEXTS = ["a fox sleeps in the park", "a dog walks"]
+TEXT = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
+
+WAN = replace(
+    TINY,
+    name="tiny-wan",
+    adapter="storyreel.models.wan:WanAdapter",
+    frames_per_latent=4,
+    latent_channels=16,
+    text_length=32,
+    decoded_at_once=1,
+)
+LTX = replace(
+    TINY,
+    name="tiny-ltx",
+    adapter="storyreel.models.ltx:LTXAdapter",
+    frames_per_latent=4,
+    pixels_per_latent=4,
+    latent_channels=8,
+    text_length=32,
+    decoded_at_once=2,
+)
+
+
+def wan_transformer(seed: int = 1) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def wan_vae() -> AutoencoderKLWan:
+    torch.manual_seed(2)
+    return AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+
+
+def ltx_transformer() -> LTXVideoTransformer3DModel:
+    torch.manual_seed(1)
+    return LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    ).eval()
+
+
+def ltx_vae(late: bool = False) -> AutoencoderKLLTXVideo:
+    """A codec as of 0.9, or as of 0.9.7: told a timestep, and with a way round its upsampling."""
+    torch.manual_seed(2)
+    return AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16) if late else (8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1) if late else (1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True) if late else (True, True, False, False),
+        decoder_inject_noise=(False,) * (3 if late else 5),
+        upsample_residual=(late,) * (2 if late else 4),
+        upsample_factor=(2,) * 2 if late else (1,) * 4,
+        timestep_conditioning=late,
+        patch_size=1,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    ).eval()
+
+
+def text_encoder(universal: bool, size: int) -> Any:
+    torch.manual_seed(3)
+    if universal:
+        return UMT5EncoderModel(UMT5Config(vocab_size=size, **TEXT)).eval()
+    return T5EncoderModel(T5Config(vocab_size=size, **TEXT)).eval()
+
+
+def mochi() -> MochiAdapter:
+    tokenizer = build_tokenizer(TEXTS)
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    text = text_encoder(False, len(tokenizer))
+    parts = Parts([tiny_transformer()], tiny_vae(), text, tokenizer, scheduler)
+    return MochiAdapter(replace(TINY, even_steps=False), CPU, parts)
+
+
+def wan() -> WanAdapter:
+    tokenizer = build_tokenizer(TEXTS)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    text = text_encoder(True, len(tokenizer))
+    return WanAdapter(WAN, CPU, Parts([wan_transformer()], wan_vae(), text, tokenizer, scheduler))
+
+
+def wan_of_two_experts() -> WanAdapter:
+    one = wan().parts
+    experts, options = [wan_transformer(), wan_transformer(7)], {"boundary_ratio": 0.875}
+    return WanAdapter(WAN, CPU, replace(one, experts=experts, options=options))
+
+
+def ltx(late: bool = False) -> LTXAdapter:
+    tokenizer = build_tokenizer(TEXTS)
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+    text = text_encoder(False, len(tokenizer))
+    return LTXAdapter(LTX, CPU, Parts([ltx_transformer()], ltx_vae(late), text, tokenizer, scheduler))
+
+
+FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
+    "mochi": mochi,
+    "wan": wan,
+    "wan of two experts": wan_of_two_experts,
+    "ltx": ltx,
+}
