@@ -1,7 +1,9 @@
 """Times and weighs a model's variants against diffusers' own pipeline, in turn in one process.
 
-Every variant gets the same prompts, noise, steps and sizes, on the same weights. Text encoding and
-video encoding, which a film needs once a scene, are left out; decoding is timed apart.
+Every variant gets the same prompts, noise, steps and sizes, on the same weights. Video encoding is left
+out; decoding is timed apart, and is ours for all, so that stock has no time of its own for it. Stock
+encodes its prompts while it is timed, which with random weights is next to nothing. Its arithmetic is
+plain's. On a CPU, torch counts no operations of attention: TFLOP/s there are too low.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from storyreel.errors import UsageError
+from storyreel.errors import MissingError, UsageError
 from storyreel.models.base import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.prompts import PromptWriter, similarities
@@ -50,18 +53,19 @@ MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is me
 class Timing:
     """What a variant took. ``seconds`` are those of a segment's denoising, the median of all rounds.
 
-    ``latents`` are latent frames a segment, its overlaps counted; ``peak_mb`` is the device's memory,
-    None on a CPU, where it cannot be told apart.
+    ``latents`` are latent frames a segment, its overlaps counted; ``peak_mb`` and ``decode_peak_mb`` are
+    the device's memory in either part, None on a CPU, where it cannot be told apart.
     """
 
     variant: str
     seconds: float
-    decode_seconds: float
+    decode_seconds: float | None
     forwards: int
     latents: float
     tflops: float
     of_peak: float
     peak_mb: float | None
+    decode_peak_mb: float | None
 
 
 def bench(
@@ -74,10 +78,32 @@ def bench(
     compiled: bool,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
+    """Measure variants; ``overrides`` are what all share.
+
+    Raises UsageError for an unknown one, MissingError if the device's memory does not do.
+    """
+    try:
+        return _bench(spec, device, overrides, variants, rounds, random_weights, compiled, tell)
+    except torch.OutOfMemoryError as error:
+        remedy = "Use fewer --frames, a smaller --size or model, or a GPU with more memory."
+        raise MissingError(f"the device has too little memory for {spec.name}", remedy) from error
+
+
+def _bench(
+    spec: ModelSpec,
+    device: torch.device,
+    overrides: Overrides,
+    variants: Sequence[str],
+    rounds: int,
+    random_weights: bool,
+    compiled: bool,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
     if unknown := set(variants) - {STOCK, *VARIANTS}:
         raise UsageError(f"there is no variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
     adapter = load(spec, device, random_weights)
+    folder = spec.weights / "scorer"
+    scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
     peak = matrix_peak(device, adapter.dtype)
     tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
     plans = {name: planned(adapter, overrides, name) for name in variants}
@@ -85,12 +111,11 @@ def bench(
     if compiled:
         adapter.compile()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    memory: dict[str, float] = {}
+    memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
     for number in range(rounds + 1):
         for name, plan in plans.items():
-            with peak_memory(device) as used:
-                taken = run(adapter, plan, name)
-            memory[name] = max(memory.get(name, 0.0), used[0])
+            taken, used = run(adapter, plan, name, scorer)
+            memory[name] = max(memory[name][0], used[0]), max(memory[name][1], used[1])
             if number:  # the first round warms up, and compiles
                 times[name].append(taken)
         tell(f"round {number} of {rounds}" if number else "warmed up")
@@ -104,12 +129,12 @@ def bench(
             Timing(
                 name,
                 seconds / count,
-                decoding / count,
+                None if name == STOCK else decoding / count,
                 forwards // count,
                 plan.latents / count,
                 reached,
                 reached / peak,
-                memory[name] if device.type == "cuda" else None,
+                *(memory[name] if device.type == "cuda" else (None, None)),
             )
         )
     settings = next(iter(plans.values())).settings
@@ -134,7 +159,7 @@ def bench(
 def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> PipelineAdapter:
     """Return the model with its own weights or random ones."""
     if not random_weights:
-        adapter = load_adapter(spec, device)
+        adapter = load_adapter(spec, device, "high")  # the stock pipeline wants all of it there
     elif spec.hub is None:
         raise UsageError(f"model {spec.name} has its weights with it", "Leave out --random-weights.")
     else:
@@ -155,22 +180,31 @@ def planned(adapter: PipelineAdapter, overrides: Overrides, variant: str) -> Pla
     return plan.settled(similarities(plan, adapter, None))
 
 
-def run(adapter: PipelineAdapter, plan: Plan, variant: str) -> tuple[float, float]:
-    """Return the seconds that denoising and decoding of all segments take."""
-    began = _now(adapter.device)
-    found = list(stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan))
-    denoising = _now(adapter.device) - began
-    began = _now(adapter.device)
-    for latents in found:
-        adapter.decode(latents)
-    return denoising, _now(adapter.device) - began
+def run(
+    adapter: PipelineAdapter, plan: Plan, variant: str, scorer: Scorer | None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the seconds that denoising and decoding of all segments take, and the peaks of both in MB."""
+    device = adapter.device
+    with peak_memory(device) as first:
+        began = _now(device)
+        found = list(stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan, scorer))
+        denoising = _now(device) - began
+    with peak_memory(device) as second:
+        began = _now(device)
+        for latents in found:
+            adapter.decode(latents)
+        decoding = _now(device) - began
+    return (denoising, decoding), (first[0], second[0])
 
 
 def our_latents(
-    adapter: PipelineAdapter, plan: Plan, on_forward: Callable[[], None] = lambda: None
+    adapter: PipelineAdapter,
+    plan: Plan,
+    scorer: Scorer | None,
+    on_forward: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the segments' latents as a render denoises them."""
-    writer = PromptWriter(adapter, plan.settings, None)
+    writer = PromptWriter(adapter, plan.settings, scorer)
     for part in plan.runs():
         for take, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
             yield take.x
@@ -187,7 +221,7 @@ def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
     """Return the floating-point operations of the denoising of all segments, and its forwards."""
     asked: list[None] = []
     with FlopCounterMode(display=False) as counter:
-        for _ in our_latents(adapter, plan, lambda: asked.append(None)):
+        for _ in our_latents(adapter, plan, None, lambda: asked.append(None)):
             pass
     return float(counter.get_total_flops()), len(asked)
 

@@ -42,8 +42,8 @@ def file_hash(path: Path) -> str:
 
 def content_hash(path: Path) -> str:
     """Return the SHA-256 of a file; unread if its target is named by it, as in huggingface_hub's cache."""
-    name = path.resolve().name
-    return name if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else file_hash(path)
+    name = Path(os.readlink(path)).name if path.is_symlink() else ""
+    return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_hash(path)
 
 
 @contextmanager

@@ -80,6 +80,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows the rest as \u
             stream.reconfigure(errors="backslashreplace")
+    if _crew_rank():  # the first process speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -109,6 +111,13 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
         _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
     return code if isinstance(code, int) else 0
+
+
+def _crew_rank() -> int | None:
+    """Return which of torchrun's processes this is; None if there is no other."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
+        return None
+    return int(os.environ["RANK"])
 
 
 def _complain(text: str) -> None:
@@ -146,6 +155,9 @@ def render(
     weights: Weights = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     memory: MemoryModes = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: for long films on a GPU.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
     as_json: Json = False,
@@ -172,17 +184,19 @@ def render(
 
     mode = cast("MemoryMode", memory)
     with ExitStack() as stack:
-        crewed = "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1  # by torchrun
-        if crewed:
+        if crewed := _crew_rank() is not None:
             from storyreel import crew
 
             device = crew.own_device(device)
-            stack.enter_context(crew.together())
+            stack.enter_context(crew.together(device))
             if crew.rank() > 0:
-                helper, specs = Engine(device, mode), {plan.spec.name: plan.spec for plan in plans.values()}
+                helper, specs = (
+                    Engine(device, mode, compiled=compiled),
+                    {plan.spec.name: plan.spec for plan in plans.values()},
+                )
                 crew.serve(lambda model: helper.adapter(specs[model]))
                 return
-        _render_all(plans, out, Engine(device, mode, crewed), overwrite, as_json)
+        _render_all(plans, out, Engine(device, mode, crewed, compiled), overwrite, as_json)
 
 
 def _render_all(plans: dict[str, Plan], out: Path, engine: Engine, overwrite: bool, as_json: bool) -> None:

@@ -141,18 +141,27 @@ def print_bench(report: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     of_first = f"of {rows[0]['variant']}"
-    for heading in ("s a segment", of_first, "s decoding", "forwards", "TFLOP/s", "of peak", "peak MB"):
+    for heading in (
+        "s a segment",
+        of_first,
+        "s decoding",
+        "forwards",
+        "TFLOP/s",
+        "of peak",
+        "peak MB",
+        "decoding",
+    ):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             Text(row["variant"]),
             f"{row['seconds']:.2f}",
             f"{row['seconds'] / rows[0]['seconds']:.3f}",
-            f"{row['decode_seconds']:.2f}",
+            "–" if row["decode_seconds"] is None else f"{row['decode_seconds']:.2f}",
             str(row["forwards"]),
             f"{row['tflops']:.3g}",
             f"{100 * row['of_peak']:.0f} %",
-            "–" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}",
+            *("–" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_mb", "decode_peak_mb")),
         )
     stdout.print(table)
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from storyreel.models.base import Adapter, Memory, Request, Text
+from storyreel.errors import MissingError
+from storyreel.models.base import Adapter, Memory, Request, Text, pick_device
+
+PATIENCE = timedelta(days=30)  # a process without a request waits as long as the film takes
 
 
 def members() -> int:
@@ -38,22 +42,57 @@ def own_device(name: str) -> str:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Meet the other processes, and part at the end: the first sends the others home."""
+def together(device: str) -> Iterator[None]:
+    """Meet the other processes, and part at the end: the first sends the others home.
+
+    Raises MissingError in the first if any of them lacks its ``device``; the others part at once.
+    """
     # Requests are a few megabytes on their way to seconds of work, and go over the CPU: gloo does for all.
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    lacking: list[str | None] = [None] * members()
+    dist.all_gather_object(lacking, _lack_of(device))
+    if found := [reason for reason in lacking if reason]:
+        dist.destroy_process_group()
+        if rank() == 0:
+            raise MissingError(found[0], "Start as many processes as there are GPUs: --nproc-per-node N.")
+        raise SystemExit(0)
     try:
         yield
-    finally:
-        if rank() == 0:
-            for other in range(1, members()):
+    except Exception:
+        _send_home()
+        raise
+    # An interrupt reaches all processes by itself; nobody waits for a farewell then.
+    _send_home()
+    dist.destroy_process_group()
+
+
+def _lack_of(device: str) -> str | None:
+    """Return why this process cannot have its device, and make it the usual one if it can."""
+    try:
+        picked = pick_device(device)
+    except MissingError as error:
+        return error.message
+    if picked.type == "cuda":
+        torch.cuda.set_device(picked)
+    return None
+
+
+def _send_home() -> None:
+    if rank() == 0:
+        for other in range(1, members()):
+            with suppress(Exception):  # whoever has died needs no farewell
                 _send(None, other)
-        dist.destroy_process_group()
 
 
 def serve(adapter_of: Callable[[str], Adapter]) -> None:
     """Answer the first process's requests until it is done; ``adapter_of`` loads a model by its name."""
-    while (message := _receive(0)) is not None:
+    while True:
+        try:
+            message = _receive(0)
+        except RuntimeError:  # the first process is gone
+            return
+        if message is None:
+            return
         name, task, content = message
         answer: Any
         try:
@@ -93,14 +132,12 @@ class Crew:
                 answers[begin] = self._own.predict(*requests[begin])
             except Exception as error:  # the others' answers must be fetched first
                 failure = error
-            for index in shared[1:]:
-                answer = _receive(index - begin)
-                if isinstance(answer, BaseException):
-                    failure = failure or answer
-                else:
-                    answers[index] = [velocity.to(self.device) for velocity in answer]
-            if failure is not None:
-                raise failure
+            others_answers = {index: _receive(index - begin) for index in shared[1:]}
+            failures = [a for a in (failure, *others_answers.values()) if isinstance(a, BaseException)]
+            if failures:
+                raise failures[0]
+            for index, answer in others_answers.items():
+                answers[index] = [velocity.to(self.device) for velocity in answer]
         return answers
 
     def economise(self) -> str | None:
@@ -115,6 +152,10 @@ class Crew:
     ) -> list[Tensor]:
         """Answer one request."""
         return self._own.predict(x, sigma, texts, memory)
+
+    def compile(self) -> None:
+        """Compile the first process's model; the others compile their own as they load it."""
+        self._own.compile()
 
     def prepare(self, prompts: Iterable[str]) -> None:
         """Encode prompts in advance."""

@@ -172,7 +172,7 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
         if scorer is not None:
             return scorer.embed_texts(phrases)
         texts = [adapter.encode(phrase) for phrase in phrases]
-        return torch.stack([text.states[text.mask.bool()].mean(0) for text in texts])
+        return torch.stack([text.states[text.mask == 1].mean(0) for text in texts])
 
     typical = embed(COMMON_ACTIONS).mean(0)
     told = embed([segment.phrase for segment in plan.segments])

@@ -77,6 +77,7 @@ class Engine:
     device: str = "auto"
     memory: MemoryMode = "auto"
     crewed: bool = False  # whether other processes answer requests too
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
@@ -85,9 +86,17 @@ class Engine:
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model."""
         if spec.name not in self._adapters:
+            from torch import OutOfMemoryError
+
             from storyreel.models.base import load_adapter, pick_device
 
-            adapter: Adapter = load_adapter(spec, pick_device(self.device), self.memory)
+            try:
+                adapter: Adapter = load_adapter(spec, pick_device(self.device), self.memory)
+            except OutOfMemoryError as error:
+                message = f"the device has too little memory for model {spec.name} in mode {self.memory}"
+                raise MissingError(message, "Use --memory balanced or low, or another --device.") from error
+            if self.compiled:
+                adapter.compile()
             if self.crewed:
                 from storyreel.crew import Crew
 
@@ -156,7 +165,7 @@ class Work:
         overwrite: bool,
     ) -> None:
         self.plan, self.about, self.keys, self.folder = plan, about, keys, folder
-        self._device = device
+        self._device = device.partition(":")[0]  # as it is recorded: which of several does not matter
         self._look(overwrite)
 
     def _look(self, overwrite: bool = False) -> None:
@@ -215,9 +224,9 @@ class Work:
         adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
         if adapter.device.type == "cuda" and engine.memory == "auto":
             progress.said(f"memory mode: {adapter.memory}")
-        adapter.prepare(all_prompts(self.plan, scorer is not None))
         while True:
             try:
+                adapter.prepare(all_prompts(self.plan, scorer is not None))
                 return self._make(adapter, scorer, progress)
             except OutOfMemoryError as error:
                 mode = adapter.economise()

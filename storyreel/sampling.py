@@ -200,7 +200,8 @@ def next_velocities(
         found[take.segment.index] = velocity
         on_forward()
         if speed.every > 1:
-            take.known = (*take.known[-1:], (take.sigma, velocity))
+            before = () if speed.turns(take.step, steps) else take.known[-1:]
+            take.known = (*before, (take.sigma, velocity))
     return [
         found[take.segment.index] if take.segment.index in found else continued(take.known, take.sigma)
         for take in takes

@@ -34,6 +34,11 @@ class Speed:
         first, behind = round(self.begin * steps), round(self.end * steps)
         return not (step and first <= step < behind) or (step - first) % self.every == self.every - 1
 
+    def turns(self, step: int, steps: int) -> bool:
+        """Tell whether a step is the first to ask without guidance: it has another velocity."""
+        asked = [s for s in range(step) if self.computes(s, steps)]
+        return bool(asked) and self.guides(asked[-1], steps) != self.guides(step, steps)
+
     def guides(self, step: int, steps: int) -> bool:
         """Tell whether a step is guided."""
         return step < round(self.unguided * steps)

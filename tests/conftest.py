@@ -123,6 +123,9 @@ class FakeAdapter(OneByOne):
         self.on_predict: Callable[[int], None] = lambda count: None
         self.modes = ["balanced", "low"]
 
+    def compile(self) -> None:
+        """Have nothing to compile."""
+
     def prepare(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
             self.encode(prompt)

@@ -202,8 +202,8 @@ def test_scores_worked_by_hand(fake_model: ModelSpec, shows: Any) -> None:
     engine = FakeEngine()
     engine.fake_scorer = FakeScorer("a bus")
     scores = score(film.plan, Path("any.mp4"), engine)
-    # The transition reaches over the whole first segment and four frames of the second.
-    assert scores["motion"] == pytest.approx((4 + 4 + 0 * 5) / 7)
+    # The transition reaches over the whole first segment and five frames of the second.
+    assert scores["motion"] == pytest.approx((4 + 0 * 5) / 6)
     assert scores["seams"] == [
         {"into": "02", "ratio": None, "largest_step": None, "characters": None, "same_place": None}
     ]

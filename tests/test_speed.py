@@ -43,6 +43,14 @@ def test_a_velocity_goes_on_along_its_line() -> None:
     assert torch.allclose(continued(line, 0.4), torch.tensor([1.2, 0.6]))
 
 
+def test_a_velocity_without_guidance_is_no_continuation_of_one_with_it() -> None:
+    fast, steps = SPEEDS["fast"], 64
+    asked = [step for step in range(steps) if fast.computes(step, steps)]
+    turning = [step for step in asked if fast.turns(step, steps)]
+    assert turning == [next(step for step in asked if not fast.guides(step, steps))]
+    assert not any(SPEEDS["balanced"].turns(step, steps) for step in range(steps))
+
+
 def test_an_unknown_speed_is_refused() -> None:
     with pytest.raises(UsageError, match="ludicrous"):
         find_speed("ludicrous")

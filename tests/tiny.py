@@ -17,7 +17,7 @@ from diffusers import (
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.ltx import LTXAdapter
+from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import Parts, PipelineAdapter
 from storyreel.models.wan import WanAdapter
@@ -141,9 +141,16 @@ def ltx(late: bool = False) -> LTXAdapter:
     return LTXAdapter(LTX, CPU, Parts([ltx_transformer()], ltx_vae(late), text, tokenizer, scheduler))
 
 
+def later_ltx() -> LaterLTXAdapter:
+    parts = replace(ltx(late=True).parts, scheduler=FlowMatchEulerDiscreteScheduler())
+    spec = replace(LTX, adapter="storyreel.models.ltx:LaterLTXAdapter")
+    return LaterLTXAdapter(spec, CPU, parts)
+
+
 FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "mochi": mochi,
     "wan": wan,
     "wan of two experts": wan_of_two_experts,
     "ltx": ltx,
+    "later ltx": later_ltx,
 }

@@ -104,6 +104,10 @@ class Adapter(Protocol):
         """The memory mode that it is in."""
         ...
 
+    def compile(self) -> None:
+        """Compile what is called in every step, if that can be."""
+        ...
+
     def prepare(self, prompts: Iterable[str]) -> None:
         """Encode prompts in advance. Raises PromptError."""
         ...
@@ -225,10 +229,12 @@ def load_component(load: Callable[..., object], folder: Path, wanted: type[Loade
 def pick_device(name: str) -> torch.device:
     """Return the device called ``auto``, ``cpu`` or ``cuda``. Raises MissingError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise MissingError("no CUDA device is at hand", "Use --device cpu, or check nvidia-smi.")
     device = torch.device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # as tensors there call it
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise MissingError(f"there is no {name}: this machine has {count}", "Count from cuda:0.")

@@ -6,6 +6,9 @@ written into a ref of ours there, and held to from then on.
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,24 +16,36 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
+from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
 from storyreel.checkpoint import file_hash, write_atomically, writing
 from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
-from storyreel.models.specs import PULLED, ModelSpec, hub_cache, pulled_folder
+from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 SPARE = 1 << 30  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a repository; ``sha256`` is known of large files alone."""
+    """A file of a repository. ``digest`` is the SHA-256 of a large one, of others git's SHA-1."""
 
     name: str
     size: int
-    sha256: str | None
+    digest: str
+
+    def is_at(self, path: Path) -> bool:
+        """Tell whether a file is this one, byte for byte."""
+        if not path.is_file() or path.stat().st_size != self.size:
+            return False
+        if len(self.digest) == 64:
+            return file_hash(path) == self.digest
+        return hashlib.sha1(b"blob %d\0" % self.size + path.read_bytes()).hexdigest() == self.digest
 
 
 def pull(
@@ -45,31 +60,34 @@ def pull(
     if spec.hub is None:
         return spec.weights
     held = pulled_folder(spec.hub)
+    repository = held.parent.parent
     wanted = None if update or held.name == "not pulled" else held.name
     try:
         commit, files = listing(spec.hub, wanted, spec.variant, endpoint)
-        _check_room(held.parent, files)
-        gigabytes = sum(file.size for file in files) / 1e9
-        tell(f"{spec.name}: {len(files)} files, {gigabytes:.1f} GB, {spec.hub} at {commit}")
-        for file in files:
-            path = huggingface_hub.hf_hub_download(
-                spec.hub, file.name, revision=commit, cache_dir=hub_cache(), endpoint=endpoint
-            )
-            _verify(Path(path), file)
-            tell(f"{file.name}: {file.size / 1e6:.1f} MB")
+        (repository / "blobs").mkdir(parents=True, exist_ok=True)
+        with FileLock(repository / "blobs" / ".storyreel.lock"):  # of two at once, one waits
+            _check_room(repository, files)
+            gigabytes = sum(file.size for file in files) / 1e9
+            tell(f"{spec.name}: {len(files)} files, {gigabytes:.1f} GB, {spec.hub} at {commit}")
+            for file in files:
+                url = huggingface_hub.hf_hub_url(spec.hub, file.name, revision=commit, endpoint=endpoint)
+                _fetch(repository, commit, file, url)
+                tell(f"{file.name}: {file.size / 1e6:.1f} MB")
     except HfHubHTTPError as error:
         raise _refused(spec, error) from error
     except StoryreelError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise OutputError(f"cannot write {error.filename}: {error.strerror}", "Make room.") from error
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in OF_THE_DISK):
+            where = error.filename or repository
+            remedy = "Make room, or set HF_HOME to another disk; what is there is kept."
+            raise OutputError(f"cannot write {where}: {error.strerror}", remedy) from error
         if not isinstance(error, OSError) and not type(error).__module__.startswith("http"):
             raise
         # The library hands on what its own library for HTTP, of one name or another, raises.
         remedy = "Check the network, or pull on another machine and copy its cache. What is there is kept."
         raise MissingError(f"the hub cannot be reached: {_first_line(error)}", remedy) from error
-    reference = held.parent.parent / "refs" / PULLED
+    reference = repository / "refs" / PULLED
     with writing(reference):
         reference.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(reference, commit)
@@ -85,7 +103,7 @@ def listing(
     if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise DamagedError(f"the hub names no commit of {repository}", "Try again later.")
     files = [
-        Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None)
+        Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or ()
     ]
     chosen = set(needed([file.name for file in files], variant))
@@ -112,27 +130,45 @@ def _of_another_variant(name: str) -> bool:
     return re.search(r"\.(fp16|bf16|fp32)[.-]", PurePosixPath(name).name) is not None
 
 
-def _check_room(folder: Path, files: Sequence[Remote]) -> None:
-    there = folder
-    while not there.exists():
-        there = there.parent
-    missing = sum(file.size for file in files)
-    blobs = folder.parent / "blobs"
-    if blobs.is_dir():
-        missing -= sum(path.stat().st_size for path in blobs.iterdir() if path.is_file())
-    free = shutil.disk_usage(there).free
-    if missing + SPARE > free:
-        message = f"{missing / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free in {there}"
+def _check_room(repository: Path, files: Sequence[Remote]) -> None:
+    blobs = repository / "blobs"
+    missing = sum(file.size for file in files if not (blobs / file.digest).exists())
+    free = shutil.disk_usage(repository).free
+    if missing and missing + SPARE > free:
+        message = f"{missing / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free in {repository}"
         raise OutputError(message, "Make room, or set HF_HOME to a larger disk.")
 
 
-def _verify(path: Path, file: Remote) -> None:
-    size = path.stat().st_size
-    if size == file.size and (file.sha256 is None or file_hash(path) == file.sha256):
-        return
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)
-    raise DamagedError(f"{file.name} is not what the hub says: it was removed", "Run the same command again.")
+def _fetch(repository: Path, commit: str, file: Remote, url: str) -> None:
+    """Have a file in huggingface_hub's cache, where it belongs: a blob, and a link with its name.
+
+    The library keeps nothing of a transfer that broke off; here the next one goes on from there.
+    """
+    blob = repository / "blobs" / file.digest
+    if not file.is_at(blob):
+        blob.unlink(missing_ok=True)
+        part = blob.with_name(f"{file.digest}.storyreel")
+        with part.open("ab") as target:
+            if target.tell() > file.size:
+                target.truncate(0)
+            http_get(
+                url,
+                target,
+                resume_size=target.tell(),
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                displayed_filename=file.name,
+            )
+        if not file.is_at(part):
+            part.unlink()
+            message = f"{file.name} is not what the hub says: it was removed"
+            raise DamagedError(message, "Run the same command again.")
+        part.replace(blob)
+    link = repository / "snapshots" / commit / file.name
+    if not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)  # one that leads nowhere
+        link.symlink_to(os.path.relpath(blob, link.parent))
 
 
 def _refused(spec: ModelSpec, error: HfHubHTTPError) -> MissingError:

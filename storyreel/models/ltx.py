@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx import (
     LTXAttention,
@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_ltx import (
     apply_rotary_emb,
 )
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
@@ -68,6 +69,8 @@ class LTXAdapter(PipelineAdapter):
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return noise levels that lie the nearer to noise, the more tokens there are."""
+        if steps == 1:
+            return [1.0, 0.0]
         scheduler = self.parts.scheduler
         options = [scheduler.config.get(name, usual) for name, usual in SHIFTS.items()]
         tokens = shape[-3] * shape[-2] * shape[-1]
@@ -77,26 +80,28 @@ class LTXAdapter(PipelineAdapter):
         return levels
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        frames, height, width = x.shape[2:]
         tokens = self._packed(x).to(self.dtype)
         added = added_logits(padded([text.mask for text in texts]).float(), 0, self.dtype)
-        spec = self.spec
         output: Tensor = transformer(
             hidden_states=tokens.expand(len(texts), -1, -1),
             encoder_hidden_states=padded([text.states for text in texts]),
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
             encoder_attention_mask=added[:, 0],
-            num_frames=frames,
-            height=height,
-            width=width,
-            rope_interpolation_scale=(
-                spec.frames_per_latent / spec.fps,
-                spec.pixels_per_latent,
-                spec.pixels_per_latent,
-            ),
             return_dict=False,
+            **self._positions(x),
         )[0]
         return self._unpacked(output, x.shape)
+
+    def _positions(self, x: Tensor) -> dict[str, Any]:
+        """Return what tells the transformer where and when its tokens are."""
+        spec, (frames, height, width) = self.spec, x.shape[2:]
+        scale = (spec.frames_per_latent / spec.fps, spec.pixels_per_latent, spec.pixels_per_latent)
+        return {
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "rope_interpolation_scale": scale,
+        }
 
     def _packed(self, x: Tensor) -> Tensor:
         return x.flatten(2).transpose(1, 2)
@@ -104,6 +109,9 @@ class LTXAdapter(PipelineAdapter):
     def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         unpacked: Tensor = x.transpose(1, 2).unflatten(2, tuple(shape[2:]))
         return unpacked
+
+    def _stock_input(self, x: Tensor) -> Tensor:
+        return self._packed(x)
 
     def _call_options(self) -> dict[str, Any]:
         return {"frame_rate": self.spec.fps}
@@ -125,6 +133,47 @@ class LTXAdapter(PipelineAdapter):
             latents = (1 - DECODE_NOISE) * latents + DECODE_NOISE * noise
             time = latents.new_tensor([DECODE_TIMESTEP])
         yield from stream(self.vae.decoder, latents, time, self.spec.decoded_at_once)
+
+
+class LaterLTXAdapter(LTXAdapter):
+    """LTX of 0.9.5 and later: other noise levels, and a latent frame is where its last picture is."""
+
+    pipeline_class = LTXConditionPipeline
+
+    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
+        return PipelineAdapter._encoded(self, ids, mask)
+
+    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+        """Return linear-quadratic noise levels, as this pipeline passes them on."""
+        if steps == 1:
+            return [1.0, 0.0]
+        self.parts.scheduler.set_timesteps(sigmas=linear_quadratic_schedule(steps).tolist())
+        levels: list[float] = self.parts.scheduler.sigmas.tolist()
+        return levels
+
+    def _positions(self, x: Tensor) -> dict[str, Any]:
+        spec, device = self.spec, x.device
+        frame, row, column = (torch.arange(n, device=device, dtype=torch.float32) for n in x.shape[2:])
+        per_latent = spec.frames_per_latent
+        seconds = (per_latent * frame + 1 - per_latent).clamp(min=0) * (1.0 / spec.fps)
+        axes = (seconds, row * spec.pixels_per_latent, column * spec.pixels_per_latent)
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+        return {"video_coords": places[None]}
+
+    def _give_noise(self, pipeline: Any, noise: Tensor) -> None:
+        prepare = pipeline.prepare_latents  # which draws its own, whatever it is given
+
+        def prepare_ours(*arguments: Any, **options: Any) -> tuple[Any, ...]:
+            _, *others = prepare(*arguments, **options)
+            return self._packed(noise), *others
+
+        pipeline.prepare_latents = prepare_ours
+
+    def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
+        return x if x.ndim == 5 else super()._unpacked(x, shape)
+
+    def _stock_input(self, x: Tensor) -> Tensor:
+        return x
 
 
 class RememberingLTXProcessor(Remembering, LTXVideoAttnProcessor):  # type: ignore[misc]  # without types

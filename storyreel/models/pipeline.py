@@ -149,7 +149,8 @@ class PipelineAdapter(OneByOne, ABC):
         text_encoder = made(lambda: cls.text_encoder_class(config), dtype)
         vae = made(cls.vae_class, getattr(torch, spec.vae_dtype))
         scheduler = FlowMatchEulerDiscreteScheduler(**cls.schedule)
-        return cls(spec, device, Parts(experts, vae, text_encoder, tokenizer, scheduler, boundary))
+        parts = Parts(experts, vae, text_encoder, tokenizer, scheduler, boundary)
+        return cls(spec, device, parts, "high")  # all of it is there already
 
     def stock_latents(self, prompt: str, noise: Tensor, steps: int, guidance: float) -> Tensor:
         """Return what diffusers' own pipeline makes of a prompt and noise (1, C, F, H, W), for comparison.
@@ -167,11 +168,12 @@ class PipelineAdapter(OneByOne, ABC):
             **{name: value for name, value in parts.options.items() if name in self.pipeline_options},
         )
         pipeline.set_progress_bar_config(disable=True)
+        self._give_noise(pipeline, noise)
         frames, height, width = noise.shape[2:]
         with self.stock_attention():
             found: Tensor = pipeline(
                 prompt=prompt,
-                latents=self._packed(noise),
+                latents=self._stock_input(noise),
                 height=height * spec.pixels_per_latent,
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
@@ -183,8 +185,11 @@ class PipelineAdapter(OneByOne, ABC):
             ).frames
         return self._unpacked(found, noise.shape)
 
-    def _packed(self, x: Tensor) -> Tensor:
-        """Return latents as the family's pipeline holds them."""
+    def _give_noise(self, pipeline: Any, noise: Tensor) -> None:
+        """Let a pipeline begin with ``noise`` that would not take it as an argument."""
+
+    def _stock_input(self, x: Tensor) -> Tensor:
+        """Return latents as the family's pipeline takes them."""
         return x
 
     def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -195,21 +200,27 @@ class PipelineAdapter(OneByOne, ABC):
         return {}
 
     def compile(self) -> None:
-        """Compile the transformers' blocks: one graph for all of them, whatever weights change."""
+        """Compile the transformers' blocks, which share their graphs."""
         for expert in self.experts:
             for block in self.blocks(expert):
-                block.compile(fullgraph=True)
+                block.compile()
 
     @contextmanager
     def stock_attention(self) -> Iterator[None]:
         """Let the transformers have diffusers' own attention for a while."""
         layers = [layer for expert in self.experts for layer in self.stock_layers(expert)]
         ours = [layer.processor for layer, _ in layers]
+        blocks = [block for expert in self.experts for block in self.blocks(expert)]
+        compiled = [block._compiled_call_impl for block in blocks]  # Mochi's own attention breaks graphs
         try:
             for layer, processor in layers:
                 layer.processor = processor()
+            for block in blocks:
+                block._compiled_call_impl = None
             yield
         finally:
+            for block, implementation in zip(blocks, compiled, strict=True):
+                block._compiled_call_impl = implementation
             for (layer, _), processor in zip(layers, ours, strict=True):
                 layer.processor = processor
 
@@ -220,13 +231,13 @@ class PipelineAdapter(OneByOne, ABC):
 
     # Memory
 
-    def _sizes(self) -> tuple[int, int]:
-        """Return the bytes of the transformers, and of all else."""
-        experts, others = (
+    def _sizes(self) -> tuple[int, int, int]:
+        """Return the bytes of the transformers, the text encoder and the codec."""
+        experts, encoder, codec = (
             sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
-            for modules in (self.experts, (self.vae, self.text_encoder))
+            for modules in (self.experts, (self.text_encoder,), (self.vae,))
         )
-        return experts, others
+        return experts, encoder, codec
 
     def _arrange(self) -> None:
         """Put every component where the memory mode wants it between its uses."""
@@ -396,7 +407,7 @@ class PipelineAdapter(OneByOne, ABC):
         """Yield the pictures (1, 3, T, H, W) in [-1, 1] of latents as the codec knows them."""
 
 
-def fitting_mode(sizes: tuple[int, int], device: torch.device) -> MemoryMode:
+def fitting_mode(sizes: tuple[int, int, int], device: torch.device) -> MemoryMode:
     """Return the highest memory mode that a device's free memory allows, for `_sizes`."""
     if device.type != "cuda":
         return "high"
@@ -404,12 +415,13 @@ def fitting_mode(sizes: tuple[int, int], device: torch.device) -> MemoryMode:
     return mode_for(sizes, free)
 
 
-def mode_for(sizes: tuple[int, int], free: int) -> MemoryMode:
-    """Return the highest mode in which transformers and all else leave `WORKING` bytes of ``free``."""
-    experts, others = sizes
-    if experts + others + WORKING <= free:
+def mode_for(sizes: tuple[int, int, int], free: int) -> MemoryMode:
+    """Return the highest mode for transformers, text encoder and codec in ``free`` bytes."""
+    experts, encoder, codec = sizes
+    if experts + encoder + codec + WORKING <= free:
         return "high"
-    return "balanced" if experts + WORKING <= free else "low"
+    # The text encoder comes before the work, not beside it.
+    return "balanced" if experts + max(encoder, codec + WORKING) <= free else "low"
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:

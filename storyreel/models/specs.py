@@ -221,11 +221,11 @@ MODELS: dict[str, ModelSpec] = {
         ModelSpec(
             name="ltx-13b",
             title="LTX-Video 0.9.7, 13 B",
-            adapter="storyreel.models.ltx:LTXAdapter",
+            adapter="storyreel.models.ltx:LaterLTXAdapter",
             hub="Lightricks/LTX-Video-0.9.7-dev",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
             licence="LTX-Video Open Weights License",
-            **LTX,
+            **{**LTX, "text_length": 256},
         ),
     )
 }
@@ -242,8 +242,9 @@ def find_model(name: str) -> ModelSpec:
 
 def hub_cache() -> Path:
     """Return the folder in which huggingface_hub keeps what it fetches, by its own variables."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{caches}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def pulled_folder(hub: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -47,15 +48,21 @@ class WanAdapter(PipelineAdapter):
         return [(layer, WanAttnProcessor) for layer in layers]
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
-        """Encode; the zeros behind a text are all alike, so one of them stands for all by its weight."""
+        """Encode; the zeros behind a text are all alike, so that two stand for all by their weights.
+
+        The first one's weight has a logarithm that bfloat16 holds exactly, the second has the rest.
+        """
         text = super()._encoded(ids, mask)
         count, length = int(mask.sum()), mask.shape[1]
-        kept = padded_length(min(count + 1, length), length)
+        blank = length - count
+        most = math.exp(math.floor(16 * math.log(blank)) / 16) if blank > 1 else float(blank)
+        kept = padded_length(min(count + 2, length), length)
         states = text.states.new_zeros(1, kept, text.states.shape[2])
         states[:, :count] = text.states[:, :count]
         weights = torch.zeros(1, kept, device=ids.device)
         weights[:, :count] = 1
-        weights[:, count : count + 1] = length - count
+        for place, weight in enumerate((most, blank - most)[: kept - count]):
+            weights[:, count + place] = weight
         return Text(states, weights)
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:

@@ -36,7 +36,7 @@ def test_a_transition_stays_within_its_two_segments() -> None:
     starts = [0, 24, 30, 33]
     assert transition(starts, 60, 1) == (24 - BEFORE, 24 + AFTER)
     assert transition(starts, 60, 2) == (24, 33)
-    assert transition(starts, 60, 3) == (30, 37)
+    assert transition(starts, 60, 3) == (30, 38)
     assert transition([0, 24], 26, 1) == (13, 26)
 
 

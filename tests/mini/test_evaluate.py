@@ -116,5 +116,5 @@ def test_missing_weights_are_named_without_a_traceback(
 ) -> None:
     argv = ["evaluate", "judge", "--weights", str(tmp_path / "none"), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", argv)
-    with pytest.raises(SystemExit, match="there is no transformer"):
+    with pytest.raises(SystemExit, match="are not here"):
         evaluate.main()
