@@ -78,47 +78,28 @@ def bench(
     compiled: bool,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure variants; ``overrides`` are what all share.
-
-    Raises UsageError for an unknown one, MissingError if the device's memory does not do.
-    """
-    try:
-        return _bench(spec, device, overrides, variants, rounds, random_weights, compiled, tell)
-    except torch.OutOfMemoryError as error:
-        remedy = "Use fewer --frames, a smaller --size or model, or a GPU with more memory."
-        raise MissingError(f"the device has too little memory for {spec.name}", remedy) from error
-
-
-def _bench(
-    spec: ModelSpec,
-    device: torch.device,
-    overrides: Overrides,
-    variants: Sequence[str],
-    rounds: int,
-    random_weights: bool,
-    compiled: bool,
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
+    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
     if unknown := set(variants) - {STOCK, *VARIANTS}:
         raise UsageError(f"there is no variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
-    adapter = load(spec, device, random_weights)
-    folder = spec.weights / "scorer"
-    scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
-    peak = matrix_peak(device, adapter.dtype)
-    tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
-    plans = {name: planned(adapter, overrides, name) for name in variants}
-    work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
-    if compiled:
-        adapter.compile()
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
-    for number in range(rounds + 1):
-        for name, plan in plans.items():
-            taken, used = run(adapter, plan, name, scorer)
-            memory[name] = max(memory[name][0], used[0]), max(memory[name][1], used[1])
-            if number:  # the first round warms up, and compiles
-                times[name].append(taken)
-        tell(f"round {number} of {rounds}" if number else "warmed up")
+    with enough_memory(spec):
+        adapter = load(spec, device, random_weights)
+        folder = spec.weights / "scorer"
+        scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
+        peak = matrix_peak(device, adapter.dtype)
+        tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
+        plans = {name: planned(adapter, overrides, name) for name in variants}
+        work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
+        if compiled:
+            adapter.compile()
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+        memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
+        for number in range(rounds + 1):
+            for name, plan in plans.items():
+                taken, used = run(adapter, plan, name, scorer)
+                memory[name] = max(memory[name][0], used[0]), max(memory[name][1], used[1])
+                if number:  # the first round warms up, and compiles
+                    times[name].append(taken)
+            tell(f"round {number} of {rounds}" if number else "warmed up")
     rows = []
     for name, plan in plans.items():
         count = len(plan.segments)
@@ -154,6 +135,16 @@ def _bench(
         / (1024 if sys.platform == "linux" else 1024**2),
         "variants": [asdict(row) for row in rows],
     }
+
+
+@contextmanager
+def enough_memory(spec: ModelSpec) -> Iterator[None]:
+    """Turn a lack of the device's memory into MissingError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedy = "Use fewer --frames, a smaller --size or model, or a GPU with more memory."
+        raise MissingError(f"the device has too little memory for {spec.name}", remedy) from error
 
 
 def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> PipelineAdapter:

@@ -81,7 +81,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows the rest as \u
             stream.reconfigure(errors="backslashreplace")
     if _crew_rank():  # the first process speaks for all
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of its life
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Tiny real components for the adapters, and a fake model for the flow of control."""
+"""A fake model for the flow of control; the real ones, at toy size, are in tiny.py."""
 
 from __future__ import annotations
 
@@ -14,74 +14,22 @@ from torch import Tensor
 
 with warnings.catch_warnings():  # of diffusers' own imports, before pytest counts warnings as failures
     warnings.simplefilter("ignore")
-    from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
-    from transformers import T5Config, T5EncoderModel
+    from tests.tiny import CPU, TINY, mochi
 
-from storyreel.mini.nets import build_tokenizer
 from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.render import Engine
 from storyreel.story import parse_story
 
 ROOT = Path(__file__).parent.parent
-CPU = torch.device("cpu")
-
-TINY = replace(
-    MODELS["mini"],
-    name="tiny",
-    frames_per_latent=6,
-    latent_channels=12,
-    fps=12,
-    size=(64, 64),
-    min_size=(16, 16),
-    max_size=(128, 128),
-    text_length=16,
-    seconds=1.0,
-    steps=3,
-)
-
-
-def tiny_transformer() -> MochiTransformer3DModel:
-    torch.manual_seed(1)
-    model = MochiTransformer3DModel(
-        patch_size=2,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=2,
-        pooled_projection_dim=16,
-        in_channels=12,
-        text_embed_dim=32,
-        time_embed_dim=4,
-        max_sequence_length=16,
-    )
-    torch.nn.init.normal_(model.pos_frequencies, std=0.5)
-    return model.eval()
-
-
-def tiny_vae() -> AutoencoderKLMochi:
-    torch.manual_seed(2)
-    widths = (32,) * 4
-    return AutoencoderKLMochi(
-        latent_channels=12,
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        layers_per_block=(1, 1, 1, 1, 1),
-    ).eval()
 
 
 @pytest.fixture
 def tiny() -> MochiAdapter:
     """A Mochi of real classes with random weights."""
-    tokenizer = build_tokenizer(["a fox sleeps in the park", "a dog walks"])
-    torch.manual_seed(3)
-    config = T5Config(
-        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0
-    )
-    text_encoder = T5EncoderModel(config)
-    return MochiAdapter(TINY, CPU, Parts([tiny_transformer()], tiny_vae(), text_encoder, tokenizer))
+    return mochi(TINY)
 
 
 class FakeDecoder:

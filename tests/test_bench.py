@@ -11,8 +11,7 @@ from storyreel.cli import run
 from storyreel.errors import UsageError
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides
-from tests.conftest import CPU
-from tests.tiny import FAMILIES
+from tests.tiny import CPU, FAMILIES
 
 
 @pytest.fixture(params=["mochi", "wan", "wan of two experts", "ltx"])

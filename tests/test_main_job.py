@@ -16,7 +16,8 @@ from storyreel.models.base import CHECKSUMS, load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
 from storyreel.sampling import sample, segment_noise
 from storyreel.story import load_story
-from tests.conftest import CPU, ROOT, plan_of
+from tests.conftest import ROOT, plan_of
+from tests.tiny import CPU
 
 NYC = ROOT / "stories" / "nyc.yaml"
 

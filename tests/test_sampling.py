@@ -30,7 +30,8 @@ from storyreel.sampling import (
     sample,
     segment_noise,
 )
-from tests.conftest import CPU, TINY, FakeAdapter, FakeScorer, plan_of, tiny_transformer, tiny_vae
+from tests.conftest import FakeAdapter, FakeScorer, plan_of
+from tests.tiny import CPU, MOCHI, TINY, mochi_transformer, mochi_vae
 
 SCENES = (("a fox in the park", "a fox walks"), ("a dog in the park", "a dog sleeps"), ("the park", "a dog"))
 HEAD = "render: {model: tiny}\nscenes:\n"
@@ -86,8 +87,8 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
     plan = without_all(steps=steps, guidance=guidance)
     segment = plan.segments[1]
     scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    parts = replace(tiny.parts, experts=[tiny_transformer()], scheduler=scheduler)
-    adapter = MochiAdapter(replace(TINY, even_steps=False), CPU, parts)
+    parts = replace(tiny.parts, experts=[mochi_transformer()], scheduler=scheduler)
+    adapter = MochiAdapter(MOCHI, CPU, parts)
     text, negative = adapter.encode(segment.prompt), adapter.encode("")
     ours = film(adapter, plan)[1]
     for block in adapter.transformer.transformer_blocks:
@@ -96,10 +97,10 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
 
     pipeline = MochiPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
-        vae=tiny_vae(),
+        vae=mochi_vae(),
         text_encoder=None,
         tokenizer=None,
-        transformer=tiny_transformer(),
+        transformer=mochi_transformer(),
     )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     LTXVideoTransformer3DModel,
+    MochiTransformer3DModel,
     WanTransformer3DModel,
 )
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
@@ -20,12 +22,28 @@ from storyreel.mini.nets import build_tokenizer
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import Parts, PipelineAdapter
+from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.models.wan import WanAdapter
-from tests.conftest import CPU, TINY, tiny_transformer, tiny_vae
+
+CPU = torch.device("cpu")
 
 TEXTS = ["a fox sleeps in the park", "a dog walks"]
 TEXT = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
 
+TINY = replace(
+    MODELS["mini"],
+    name="tiny",
+    frames_per_latent=6,
+    latent_channels=12,
+    fps=12,
+    size=(64, 64),
+    min_size=(16, 16),
+    max_size=(128, 128),
+    text_length=16,
+    seconds=1.0,
+    steps=3,
+)
+MOCHI = replace(TINY, even_steps=False)
 WAN = replace(
     TINY,
     name="tiny-wan",
@@ -45,6 +63,34 @@ LTX = replace(
     text_length=32,
     decoded_at_once=2,
 )
+
+
+def mochi_transformer() -> MochiTransformer3DModel:
+    torch.manual_seed(1)
+    model = MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=12,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=16,
+    )
+    torch.nn.init.normal_(model.pos_frequencies, std=0.5)
+    return model.eval()
+
+
+def mochi_vae() -> AutoencoderKLMochi:
+    torch.manual_seed(2)
+    widths = (32,) * 4
+    return AutoencoderKLMochi(
+        latent_channels=12,
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        layers_per_block=(1, 1, 1, 1, 1),
+    ).eval()
 
 
 def wan_transformer(seed: int = 1) -> WanTransformer3DModel:
@@ -106,12 +152,11 @@ def text_encoder(universal: bool, size: int) -> Any:
     return T5EncoderModel(T5Config(vocab_size=size, **TEXT)).eval()
 
 
-def mochi() -> MochiAdapter:
+def mochi(spec: ModelSpec = MOCHI) -> MochiAdapter:
     tokenizer = build_tokenizer(TEXTS)
     scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     text = text_encoder(False, len(tokenizer))
-    parts = Parts([tiny_transformer()], tiny_vae(), text, tokenizer, scheduler)
-    return MochiAdapter(replace(TINY, even_steps=False), CPU, parts)
+    return MochiAdapter(spec, CPU, Parts([mochi_transformer()], mochi_vae(), text, tokenizer, scheduler))
 
 
 def wan() -> WanAdapter:

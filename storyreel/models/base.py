@@ -7,6 +7,7 @@ and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits en
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,18 +80,18 @@ class Request(NamedTuple):
     memory: Memory | None
 
 
-class OneByOne:
+class OneByOne(ABC):
     """Answers several requests one after the other, as an adapter on one device does."""
 
     def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
         """Return the answers to requests, in their order."""
         return [self.predict(*request) for request in requests]
 
+    @abstractmethod
     def predict(
         self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
     ) -> list[Tensor]:
         """See `Adapter.predict`."""
-        raise NotImplementedError
 
 
 class Adapter(Protocol):

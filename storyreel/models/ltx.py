@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_ltx import (
 )
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import T5EncoderModel
 
 from storyreel.errors import DamagedError
@@ -47,20 +47,12 @@ class LTXAdapter(PipelineAdapter):
             raise DamagedError("this codec adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
 
     def _prepare(self, transformer: Any) -> None:
-        for block in transformer.transformer_blocks:
-            block.attn1.set_processor(RememberingLTXProcessor())
-
-    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
-        """Return a transformer's repeated blocks."""
-        return list(transformer.transformer_blocks)
-
-    def layers(self, transformer: Any) -> Sequence[Remembering]:
-        """Return the processors of the layers in which the video looks at itself."""
-        return [block.attn1.processor for block in transformer.transformer_blocks]
+        for layer in self._self_attention(transformer):
+            layer.set_processor(RememberingLTXProcessor())
 
     def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
         """Return the layers that have another attention than diffusers', with that one."""
-        return [(block.attn1, LTXVideoAttnProcessor) for block in transformer.transformer_blocks]
+        return [(layer, LTXVideoAttnProcessor) for layer in self._self_attention(transformer)]
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
         """Encode as LTX was taught: its text encoder sees the padding too."""

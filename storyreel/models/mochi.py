@@ -16,7 +16,6 @@ from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from storyreel.models.attention import Remembering
 from storyreel.models.base import Text
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.pipeline import PipelineAdapter, padded
@@ -37,17 +36,9 @@ class MochiAdapter(PipelineAdapter):
     def _prepare(self, transformer: Any) -> None:
         use_batched_attention(transformer)
 
-    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
-        """Return a transformer's repeated blocks."""
-        return list(transformer.transformer_blocks)
-
-    def layers(self, transformer: Any) -> Sequence[Remembering]:
-        """Return the processors of the layers in which the video looks at itself."""
-        return [block.attn1.processor for block in transformer.transformer_blocks]
-
     def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
         """Return the layers that have another attention than diffusers', with that one."""
-        return [(block.attn1, MochiAttnProcessor2_0) for block in transformer.transformer_blocks]
+        return [(layer, MochiAttnProcessor2_0) for layer in self._self_attention(transformer)]
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
         text = super()._encoded(ids, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ class Parts:
     preview: dict[str, Tensor] = field(default_factory=dict)
 
 
-class PipelineAdapter(OneByOne, ABC):
+class PipelineAdapter(OneByOne):
     """One film's use of a model that diffusers has a pipeline for.
 
     A family names its classes and its layers, and says how its transformer is asked and how its
@@ -64,6 +64,7 @@ class PipelineAdapter(OneByOne, ABC):
     transformer_class: ClassVar[type[Any]]
     vae_class: ClassVar[type[Any]]
     text_encoder_class: ClassVar[type[Any]]
+    stack: ClassVar[str] = "transformer_blocks"  # what a transformer calls its repeated blocks
     pipeline_options: ClassVar[frozenset[str]] = frozenset()  # of model_index.json
     schedule: ClassVar[dict[str, Any]] = {}  # of a scheduler for random weights
 
@@ -380,19 +381,22 @@ class PipelineAdapter(OneByOne, ABC):
         raw: Tensor = latents * (std / config.get("scaling_factor", 1.0)) + mean
         return raw
 
+    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
+        """Return a transformer's repeated blocks."""
+        return list(getattr(transformer, self.stack))
+
+    def layers(self, transformer: Any) -> Sequence[Remembering]:
+        """Return the processors of the layers in which the video looks at itself."""
+        return [layer.processor for layer in self._self_attention(transformer)]
+
+    def _self_attention(self, transformer: Any) -> list[Any]:
+        return [block.attn1 for block in getattr(transformer, self.stack)]
+
     # What a family adds
 
     @abstractmethod
     def _prepare(self, transformer: Any) -> None:
         """Give a transformer the attention that weights and memory need."""
-
-    @abstractmethod
-    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
-        """Return a transformer's repeated blocks."""
-
-    @abstractmethod
-    def layers(self, transformer: Any) -> Sequence[Remembering]:
-        """Return the processors of the layers in which the video looks at itself."""
 
     @abstractmethod
     def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from storyreel.models.attention import Remembering, added_logits
@@ -26,6 +26,7 @@ class WanAdapter(PipelineAdapter):
     transformer_class = WanTransformer3DModel
     vae_class = AutoencoderKLWan
     text_encoder_class = UMT5EncoderModel
+    stack = "blocks"
     schedule: ClassVar[dict[str, Any]] = {"shift": 3.0}
     pipeline_options = frozenset({"boundary_ratio"})
 
@@ -33,14 +34,6 @@ class WanAdapter(PipelineAdapter):
         for block in transformer.blocks:
             block.attn1.set_processor(RememberingWanProcessor())
             block.attn2.set_processor(WeightedWanProcessor())
-
-    def blocks(self, transformer: Any) -> Sequence[nn.Module]:
-        """Return a transformer's repeated blocks."""
-        return list(transformer.blocks)
-
-    def layers(self, transformer: Any) -> Sequence[Remembering]:
-        """Return the processors of the layers in which the video looks at itself."""
-        return [block.attn1.processor for block in transformer.blocks]
 
     def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
         """Return the layers that have another attention than diffusers', with that one."""
