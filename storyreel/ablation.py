@@ -217,7 +217,7 @@ def score(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:
         raise StoryreelError(
             f"{film} has {len(steps) + 1} frames, planned were {plan.frames}", "Delete it and run again."
         )
-    smooth = smoothness(steps, [s.start for s in plan.segments], seams)
+    smooth = smoothness(steps, [s.start for s in plan.segments], seams, plan.spec.fps)
     verdict = _verdict(plan, seams, film)
     fits = _fits(plan, film, engine)
     nothing = {"characters": None, "place": None, "action": None}

@@ -20,10 +20,11 @@ import typer
 
 from storyreel import __version__
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
-from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.plan import DEFAULT_MODEL, Overrides, Plan, make_plan
 from storyreel.story import Story, load_story, story_schema
 
 if TYPE_CHECKING:
+    from storyreel.evaluation.films import Film
     from storyreel.models.base import MemoryMode
     from storyreel.render import Engine
 
@@ -375,6 +376,102 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
     }
+
+
+@app.command("eval")
+def evaluate(
+    out: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of films, or of runs to compare.", metavar="OUT…", show_default=False),
+    ] = None,
+    story: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="The story of a film that something else made; with --video."),
+    ] = None,
+    video: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="That film.")] = None,
+    segments: Annotated[
+        str,
+        typer.Option(help="Where its scenes begin: chapters, equal, or seconds, as in 2.5,5,7.5"),
+    ] = "chapters",
+    fps: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=999, help="Its frame rate, where the story's model has another."),
+    ] = None,
+    own: Annotated[
+        bool, typer.Option("--own/--no-own", help="Ask the text-image encoder of the film's model too.")
+    ] = True,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC", help="Fail if this metric's weights are missing; may be repeated."),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A folder of pretrained models, by their names.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The HTML report. Default: eval.html in the first OUT."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score films and say where they are bad; several OUT are compared, paired by story.
+
+    Nothing is fetched: metrics whose weights are not here have no value (storyreel pull eval).
+    """
+    _check_device(device)
+    from storyreel.evaluation.films import collect, foreign_film
+    from storyreel.evaluation.registry import METRICS
+
+    stories, videos = story or [], video or []
+    if len(stories) != len(videos):
+        raise UsageError("--story and --video belong together", "Give as many of one as of the other.")
+    if not out and not videos:
+        raise UsageError("there is nothing to score", "Name a rendered folder, or --story and --video.")
+    if unknown := set(require or ()) - set(METRICS):
+        raise UsageError(f"there is no metric {min(unknown)!r}", f"Known: {', '.join(METRICS)}")
+    if weights_dir is not None and not weights_dir.is_dir():
+        raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
+    pairs = zip(stories, videos, strict=True)
+    films, errors = collect(
+        out or (), [partial(foreign_film, *pair, segments, fps, DEFAULT_MODEL) for pair in pairs]
+    )
+    if films:
+        page = report or (out[0] if out else videos[0].parent) / "eval.html"
+        _score(films, errors, require or (), weights_dir, own, device, page, as_json)
+    _raise_all(errors)
+
+
+def _score(
+    films: list[Film],
+    errors: list[StoryreelError],
+    require: Sequence[str],
+    weights_dir: Path | None,
+    own: bool,
+    device: str,
+    page: Path,
+    as_json: bool,
+) -> None:
+    """Score films, print and write what comes out; add what is wrong with films to ``errors``."""
+    from storyreel.checkpoint import write_atomically, writing
+    from storyreel.console import FilmBar, print_evaluation, stderr
+    from storyreel.evaluate import Evaluator, evaluate
+    from storyreel.evaluation.report import report_page
+    from storyreel.models.base import pick_device
+
+    evaluator = Evaluator(pick_device(device), weights_dir, own)
+    evaluator.require(require)
+    evaluation, failed = evaluate(
+        films, evaluator, lambda film: FilmBar(film.label, film.frames), stderr.print
+    )
+    errors += failed
+    if as_json:
+        print(json.dumps(evaluation.plain(), indent=2, allow_nan=False))
+    else:
+        print_evaluation(evaluation)
+    if evaluation.films:
+        with writing(page):
+            write_atomically(page, report_page(evaluation))
+        stderr.print(f"report: {page}")
 
 
 @app.command()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,13 @@ from rich.table import Table
 from rich.text import Text
 
 from storyreel.ablation import table_metrics
+from storyreel.evaluation.registry import METRICS
+from storyreel.evaluation.report import ARROWS, best_runs, clock
+from storyreel.evaluation.statistics import difference_cell, spread_cell
 from storyreel.plan import Plan, Segment
+
+if TYPE_CHECKING:
+    from storyreel.evaluate import Evaluation
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
@@ -119,7 +125,8 @@ def print_ablation(report: Mapping[str, Any]) -> None:
         for name in rows:
             table.add_column(name, justify="right")
         for metric in metrics:
-            cells = [_cell(rows[name][metric.key], metric.digits, differences) for name in rows]
+            cell = difference_cell if differences else spread_cell
+            cells = [cell(rows[name][metric.key], metric.digits) for name in rows]
             table.add_row(Text(metric.title), *map(Text, cells))
         stdout.print(table)
 
@@ -166,14 +173,64 @@ def print_bench(report: Mapping[str, Any]) -> None:
     stdout.print(table)
 
 
-def _cell(value: Mapping[str, Any] | None, digits: int, differences: bool) -> str:
-    """Return a number with its spread or interval; a dash where there is none."""
-    if value is None:
-        return "–"
-    if differences:
-        interval = (
-            "" if value["low"] is None else f" [{value['low']:+.{digits}f}, {value['high']:+.{digits}f}]"
+class FilmBar:
+    """How far the scoring of a film has come; nothing where there is no terminal."""
+
+    def __init__(self, label: str, frames: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=stderr,
+            disable=not stderr.is_terminal,
+            transient=True,
         )
-        return f"{value['mean']:+.{digits}f}{interval}"
-    deviation = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{deviation}"
+        self._task = self._bar.add_task(label, total=frames)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.start()
+        return lambda frames: self._bar.advance(self._task, frames)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print runs side by side on stdout, then what is wrong with each film."""
+    stdout = Console(highlight=False, markup=False)
+    if not stdout.is_terminal:
+        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    count = len(evaluation.films)
+    title = f"Mean ± standard deviation of {count} film{'s' if count != 1 else ''}"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("kind")
+    for run in summary:
+        table.add_column(Text(run), justify="right")
+    for run in differences:
+        table.add_column(Text(f"{run} less {next(iter(summary))}"), justify="right")
+    for metric in METRICS.values():
+        if all(of[metric.name] is None for of in summary.values()):
+            continue
+        best = best_runs(metric, summary)
+        cells = [
+            Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
+            for run, of in summary.items()
+        ]
+        cells += [Text(difference_cell(d[metric.name], metric.digits)) for d in differences.values()]
+        table.add_row(Text(f"{metric.title} {ARROWS[metric.better]}".strip()), metric.status, *cells)
+    if summary:
+        stdout.print(table)
+    for scored in evaluation.films:
+        stdout.print(f"{scored.film.label}: " + ("" if scored.found else "nothing stands out"))
+        for finding in scored.found:
+            stdout.print(f"  {clock(finding.seconds)}  {finding.words}")
+    if evaluation.missing:
+        stderr.print("without a value, since weights are missing:")
+        for why in dict.fromkeys(evaluation.missing.values()):
+            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
+            stderr.print(f"  {names}: {why}")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,9 @@ from storyreel.errors import MissingError, OutputError, StoryreelError
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 READ_AT_ONCE = 4 << 20  # bytes of frames
+# What a film may come in. None of these can name another file to be read, as a playlist does.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+_INPUT = ["-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS]
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 # The thread count changes x264's bytes, so it is fixed.
@@ -241,19 +245,75 @@ def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
     return "\n".join(cues)
 
 
-def read_frames(path: Path, width: int, height: int) -> Iterator[bytes]:
+@dataclass(frozen=True)
+class Facts:
+    """What a film says of itself: its size in pixels, frames a second, its tags and its chapters' starts.
+
+    ``chapters`` are in seconds.
+    """
+
+    width: int
+    height: int
+    fps: float
+    tags: dict[str, str]
+    chapters: tuple[float, ...]
+
+
+def probe(path: Path) -> Facts:
+    """Return what a film says of itself. Raises StoryreelError for what is none."""
+    words = _described(path)
+    # YUV4MPEG2 begins with a line for machines, as in "YUV4MPEG2 W768 H512 F12:1 Ip A1:1".
+    picture = ["-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"]
+    head = _output([*_INPUT, "-i", _argument(path), *picture], path).partition(b"\n")[0].decode("ascii")
+    found = re.match(r"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
+    if found is None or "0" in found.groups():
+        raise _no_film(path)
+    width, height, frames, seconds = map(int, found.groups())
+    parts = [dict(re.findall(r"^(\w+)=(.*)$", part, re.M)) for part in words.split("[CHAPTER]")[1:]]
+    starts = (int(part["START"]) * float(Fraction(part["TIMEBASE"])) for part in parts)
+    return Facts(width, height, frames / seconds, _tags(words), tuple(starts))
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a film has, by decoding it. Raises StoryreelError for no whole film."""
+    arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:v:0"]
+    arguments += ["-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
+        code = _finish(_start(arguments, errors, stdin=subprocess.DEVNULL, stdout=output))
+        output.seek(0)
+        counts = re.findall(rb"^frame=\s*(\d+)", output.read(), re.M)
+        if code or not counts:
+            errors.seek(0)
+            raise _unreadable(path, errors.read(), "it has no frames")
+    return int(counts[-1])
+
+
+def _no_film(path: Path) -> StoryreelError:
+    return StoryreelError(f"{path} is not a film that ffmpeg can read", "Name an MP4, MOV, MKV, WebM or AVI.")
+
+
+def _unreadable(path: Path, words: bytes, otherwise: str) -> StoryreelError:
+    lines = words.decode(errors="replace").strip().splitlines()
+    reason = lines[-1] if lines else otherwise
+    return StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
+
+
+def read_frames(path: Path, width: int, height: int, matrix: str = "bt709") -> Iterator[bytes]:
     """Yield a film's frames, rgb24 of ``width`` x ``height``, some whole frames at a time.
+
+    ``matrix`` is the film's colour matrix, ``auto`` what it says itself.
 
     They are scaled by the mean over areas, which takes back `SegmentWriter`'s enlargement. ffmpeg
     ends when the caller stops early. Raises StoryreelError for no film, or one that is damaged.
     """
     frame = width * height * 3
     chunk = max(1, READ_AT_ONCE // frame) * frame
+    source_range = "auto" if matrix == "auto" else "tv"
     scale = f"scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
     arguments = [
-        *["-xerror", "-err_detect", "explode", "-protocol_whitelist", "file,pipe"],
-        *["-f", "mp4", "-i", _argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"],
-        *["-vf", f"{scale}:in_color_matrix=bt709:in_range=tv:out_range=pc"],
+        *["-xerror", "-err_detect", "explode", *_INPUT],
+        *["-i", _argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"],
+        *["-vf", f"{scale}:in_color_matrix={matrix}:in_range={source_range}:out_range=pc"],
         *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
     ]
     with tempfile.TemporaryFile() as errors:
@@ -267,9 +327,7 @@ def read_frames(path: Path, width: int, height: int) -> Iterator[bytes]:
                     yield frames
             if process.wait() or not whole:
                 errors.seek(0)
-                words = errors.read().decode(errors="replace").strip().splitlines()
-                reason = words[-1] if words else "it ends inside a frame"
-                raise StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
+                raise _unreadable(path, errors.read(), "it ends inside a frame")
         finally:
             process.kill()
             process.stdout.close()
@@ -278,15 +336,26 @@ def read_frames(path: Path, width: int, height: int) -> Iterator[bytes]:
 
 def read_tags(path: Path) -> dict[str, str]:
     """Return a film's own tags, as ffmpeg reads them. Raises StoryreelError for no film."""
-    source = ["-protocol_whitelist", "file,pipe", "-f", "mp4", "-i", _argument(path)]
+    return _tags(_described(path))
+
+
+def _described(path: Path) -> str:
+    """Return tags and chapters in ffmpeg's own format."""
+    return _output([*_INPUT, "-i", _argument(path), "-f", "ffmetadata", "pipe:1"], path).decode(
+        errors="replace"
+    )
+
+
+def _output(arguments: Sequence[str], path: Path) -> bytes:
+    """Return what ffmpeg prints about a film. Raises StoryreelError if that is none."""
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
-        process = _start(
-            [*source, "-f", "ffmetadata", "pipe:1"], errors, stdin=subprocess.DEVNULL, stdout=output
-        )
-        if _finish(process):
-            raise StoryreelError(f"{path} is not a film that ffmpeg can read", "Name an MP4 of storyreel's.")
+        if _finish(_start(arguments, errors, stdin=subprocess.DEVNULL, stdout=output)):
+            raise _no_film(path)
         output.seek(0)
-        words = output.read().decode(errors="replace")
+        return output.read()
+
+
+def _tags(words: str) -> dict[str, str]:
     tags: dict[str, str] = {}
     text = re.sub(r"\\(.)", lambda m: "\0" + m[1] if m[1] != "\n" else "\0n", words, flags=re.S)
     for line in text.splitlines():

@@ -14,9 +14,9 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-# Frames around a seam that its transition can reach. Our dissolve spans at most this: a lead of 3
+# Seconds around a seam that its transition can reach. Our dissolve spans at most this: a lead of 3
 # latents is 7 frames, held 4 more, and 4 behind the seam, at 3 frames a latent and 12 a second.
-BEFORE, AFTER = 11, 5
+BEFORE, AFTER = 11 / 12, 5 / 12
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,18 @@ def frame_steps(frames: Iterable[Tensor]) -> list[float]:
     return steps
 
 
-def transition(starts: Sequence[int], frames: int, after: int) -> tuple[int, int]:
+def transition(starts: Sequence[int], frames: int, after: int, fps: float) -> tuple[int, int]:
     """Return the frames around the seam before segment ``after``: the first, and the one behind the last.
 
-    ``starts`` are the segments' first frames, ``frames`` the film's. It stays within both segments.
+    ``starts`` are the segments' first frames, ``frames`` the film's, ``fps`` of them a second. It stays
+    within both segments.
     """
     seam = starts[after]
     end = starts[after + 1] if after + 1 < len(starts) else frames
-    return max(starts[after - 1], seam - BEFORE), min(end, seam + AFTER)
+    return max(starts[after - 1], seam - round(BEFORE * fps)), min(end, seam + round(AFTER * fps))
 
 
-def smoothness(steps: Sequence[float], starts: Sequence[int], seams: Sequence[int]) -> Smoothness:
+def smoothness(steps: Sequence[float], starts: Sequence[int], seams: Sequence[int], fps: float) -> Smoothness:
     """Measure ``seams``, the segments (from 1) whose beginning is meant to be smooth.
 
     ``steps[i]`` leads from frame i to i + 1. Inside a segment is what no transition touches:
@@ -75,7 +76,7 @@ def smoothness(steps: Sequence[float], starts: Sequence[int], seams: Sequence[in
     short that this leaves nothing, inside is every step that crosses no seam.
     """
     frames = len(steps) + 1
-    windows = {after: transition(starts, frames, after) for after in seams}
+    windows = {after: transition(starts, frames, after, fps) for after in seams}
     crossing = {start - 1 for start in starts[1:]}
     touched = {i for first, stop in windows.values() for i in range(first, stop - 1)}
     inside = [step for i, step in enumerate(steps) if i not in crossing | touched]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,3 +56,19 @@ def paired_difference(differences: Sequence[float], generator: np.random.Generat
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Difference(mean, float(low), float(high), len(values))
+
+
+def spread_cell(found: Mapping[str, Any] | None, digits: int) -> str:
+    """Return "mean ± deviation"."""
+    if found is None:
+        return "–"
+    std = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{std}"
+
+
+def difference_cell(found: Mapping[str, Any] | None, digits: int) -> str:
+    """Return "difference [interval]"."""
+    if found is None:
+        return "–"
+    interval = "" if found["low"] is None else f" [{found['low']:+.{digits}f}, {found['high']:+.{digits}f}]"
+    return f"{found['mean']:+.{digits}f}{interval}"

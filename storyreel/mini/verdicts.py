@@ -18,6 +18,8 @@ from storyreel.plan import Segment
 from .judge import Verdict, load_judge
 from .plots import PLOTS, STORIES, words
 
+FPS = 12.0  # of every film of this world
+
 
 @cache
 def truths() -> dict[tuple[str, str], Verdict]:
@@ -45,7 +47,7 @@ def judge_film(
         return None
     starts, length = [s.start for s in segments], segments[-1].start + segments[-1].frames
     spans = [(s.start, s.start + s.frames) for s in segments]
-    spans += [transition(starts, length, after) for after in seams]
+    spans += [transition(starts, length, after, FPS) for after in seams]
     judge = load_judge()
     seen: dict[int, Verdict] = {i: judge.judge(clip).verdict for i, clip in clips(frames, spans)}
     scenes = (

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storyreel.evaluation.seams import AFTER, BEFORE, frame_steps, smoothness, transition
+from storyreel.evaluation.seams import frame_steps, smoothness, transition
+
+FPS = 12.0
 
 
 def greys(*values: int) -> Tensor:
@@ -34,10 +36,10 @@ def test_steps_do_not_depend_on_the_chunks(values: list[list[int]]) -> None:
 
 def test_a_transition_stays_within_its_two_segments() -> None:
     starts = [0, 24, 30, 33]
-    assert transition(starts, 60, 1) == (24 - BEFORE, 24 + AFTER)
-    assert transition(starts, 60, 2) == (24, 33)
-    assert transition(starts, 60, 3) == (30, 38)
-    assert transition([0, 24], 26, 1) == (13, 26)
+    assert transition(starts, 60, 1, FPS) == (24 - 11, 24 + 5)
+    assert transition(starts, 60, 2, FPS) == (24, 33)
+    assert transition(starts, 60, 3, FPS) == (30, 38)
+    assert transition([0, 24], 26, 1, FPS) == (13, 26)
 
 
 def test_a_seam_worked_by_hand() -> None:
@@ -48,7 +50,7 @@ def test_a_seam_worked_by_hand() -> None:
     steps[23] = 9.0  # across
     steps[24:28] = [12.0, 6.0, 6.0, 6.0]
     steps[28] = 30.0  # from frame 28 to 29: behind the transition
-    found = smoothness(steps, [0, 24], [1])
+    found = smoothness(steps, [0, 24], [1], FPS)
     inside = 13 + 18  # steps of 2 before the transition; of 2 behind it, and one of 30
     assert found.motion == pytest.approx((2 * inside + 30) / (inside + 1))
     (seam,) = found.seams
@@ -59,14 +61,14 @@ def test_a_cut_is_neither_a_seam_nor_motion() -> None:
     steps = [1.0] * 71
     steps[23] = 200.0  # the cut into segment 1
     steps[47] = 3.0
-    found = smoothness(steps, [0, 24, 48], [2])
+    found = smoothness(steps, [0, 24, 48], [2], FPS)
     assert found.motion == 1
     assert [(s.after, s.ratio) for s in found.seams] == [(2, 3.0)]
 
 
 def test_segments_that_are_all_transition_fall_back_on_all_their_steps() -> None:
     steps = [1.0, 2.0, 3.0, 8.0, 1.0, 2.0, 3.0]
-    found = smoothness(steps, [0, 4], [1])
+    found = smoothness(steps, [0, 4], [1], FPS)
     assert found.motion == 2
     assert (found.seams[0].ratio, found.seams[0].largest) == (4, 4)
 
@@ -75,12 +77,12 @@ def test_a_frozen_film_is_not_called_smooth() -> None:
     steps = [0.0] * 47
     steps[23] = 5.0
     for film in (steps, [0.0] * 47):
-        found = smoothness(film, [0, 24], [1])
+        found = smoothness(film, [0, 24], [1], FPS)
         assert found.motion == 0
         assert (found.seams[0].ratio, found.seams[0].largest) == (None, None)
 
 
 def test_nothing_to_measure_is_none() -> None:
-    assert smoothness([], [0], []).motion is None
-    found = smoothness([4.0], [0, 1], [1])  # two segments of a single frame
+    assert smoothness([], [0], [], FPS).motion is None
+    found = smoothness([4.0], [0, 1], [1], FPS)  # two segments of a single frame
     assert (found.motion, found.seams[0].ratio) == (None, None)

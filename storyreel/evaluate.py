@@ -1,0 +1,157 @@
+"""Scores films: what can be measured of each, scene by scene, and how runs differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from storyreel import __version__, video
+from storyreel.checkpoint import content_hash
+from storyreel.errors import MissingError, StoryreelError
+from storyreel.evaluation.encoders import Encoders
+from storyreel.evaluation.films import Film
+from storyreel.evaluation.findings import Finding, findings
+from storyreel.evaluation.look import Look, look_at
+from storyreel.evaluation.registry import CLIP, METRICS, OWN, WEIGHTS
+from storyreel.evaluation.score import compare, film_scores
+from storyreel.models.scorer import Scorer
+from storyreel.models.specs import MODELS
+
+NOTE = (
+    "The paper's metrics are implemented anew, and not comparable with its table digit by digit. Standard "
+    "deviations are those of samples (ddof 1). Smoothness is to be read beside motion: a still is smooth."
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A film with its scores, what is wrong with it, and what was seen of it."""
+
+    film: Film
+    scores: dict[str, Any]
+    found: list[Finding]
+    look: Look
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All films that could be scored, their runs side by side, and what it takes to repeat it."""
+
+    films: list[Scored]
+    comparison: dict[str, Any]
+    missing: dict[str, str]  # metric: why it has no value
+    repeat: dict[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "note": NOTE,
+            **self.repeat,
+            "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
+            "missing": self.missing,
+            **self.comparison,
+            "films": [
+                {
+                    "run": scored.film.run,
+                    "name": scored.film.name,
+                    "file": str(scored.film.path),
+                    "sha256": content_hash(scored.film.path),
+                    "fps": scored.film.fps,
+                    "notes": scored.film.notes,
+                    "scores": scored.scores,
+                    "findings": [asdict(finding) for finding in scored.found],
+                }
+                for scored in self.films
+            ],
+        }
+
+
+class Evaluator:
+    """Scores films one after the other; every model is loaded once."""
+
+    def __init__(self, device: torch.device, weights_dir: Path | None = None, own: bool = True) -> None:
+        transformers.utils.logging.disable_progress_bar()  # ours is enough
+        self._encoders = Encoders(device, weights_dir)
+        self._device = device
+        self._own = own
+        self._scorers: dict[str, Scorer | None] = {}
+        self.names = {name for name in WEIGHTS if name != OWN and self._encoders.folder(name) is not None}
+
+    def require(self, metrics: Iterable[str]) -> None:
+        """Raise MissingError if any of ``metrics`` has no weights, and DamagedError if they do not fit."""
+        for name in metrics:
+            needs = METRICS[name].needs
+            if needs is not None and needs != OWN:
+                if needs not in self.names:
+                    weights = WEIGHTS[needs]
+                    raise MissingError(f"metric {name} needs {needs}, which is not here", weights.remedy)
+                self._encoders.get(needs)
+
+    def missing(self) -> dict[str, str]:
+        """Return why metrics have no value, with the command that helps."""
+        return {
+            metric.name: f"{metric.needs} is not here: {WEIGHTS[metric.needs].remedy}"
+            for metric in METRICS.values()
+            if metric.needs not in (None, OWN) and metric.needs not in self.names
+        }
+
+    def score(self, film: Film, tell: Callable[[int], None]) -> Scored:
+        """Score one film; ``tell`` hears how many frames went by."""
+        own = self._scorer(film.model)
+        look = look_at(film, self._encoders, self.names, own, tell)
+        texts = {CLIP: self._encoders.get(CLIP)} if CLIP in self.names else {}
+        if own is not None:
+            texts[OWN] = own
+        scores = film_scores(film, look, texts)
+        return Scored(film, scores, findings(film, scores), look)
+
+    def _scorer(self, model: str | None) -> Scorer | None:
+        """Return the text-image encoder that lies with a model's weights; None without one."""
+        if model is None or model not in MODELS or not self._own:
+            return None
+        if model not in self._scorers:
+            folder = MODELS[model].weights / "scorer"
+            self._scorers[model] = Scorer.load(folder, self._device) if folder.is_dir() else None
+        return self._scorers[model]
+
+    def repeat(self) -> dict[str, Any]:
+        """Return what it takes to get the same numbers again."""
+        return {
+            "storyreel": __version__,
+            "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+            | {"ffmpeg": video.encoder_version()},
+            "device": str(self._device),
+            "weights": {name: self._encoders.about(name) for name in sorted(self.names)},
+        }
+
+
+def evaluate(
+    films: Sequence[Film],
+    evaluator: Evaluator,
+    show: Callable[[Film], AbstractContextManager[Callable[[int], None]]],
+    say: Callable[[str], None],
+) -> tuple[Evaluation, list[StoryreelError]]:
+    """Score every film that can be; return the evaluation and what is wrong with the others."""
+    scored, errors = [], []
+    for film in films:
+        began = time.monotonic()
+        try:
+            with show(film) as tell:
+                scored.append(evaluator.score(film, tell))
+        except MissingError:
+            raise  # weights that do not fit are no film's fault
+        except StoryreelError as error:
+            errors.append(error)
+            continue
+        say(f"{film.label}: scored in {time.monotonic() - began:.1f} s")
+    rows = [{"run": s.film.run, "name": s.film.name, "scores": s.scores} for s in scored]
+    comparison = compare(rows) if rows else {"summary": {}, "differences": {}}
+    return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat()), errors

@@ -1,0 +1,88 @@
+"""What is wrong with a film, in plain words: what its scores say where they leave the usual range.
+
+The limits were set on films of the embedded model, unspoiled ones and ones with planted faults, and leave a
+wide margin to both. They are for pointing at places to look at, not for judging methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from storyreel.evaluation.films import Film
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong: in which scene or at which seam (from 1; a seam is before its scene), and where."""
+
+    metric: str
+    scene: int
+    seconds: float
+    words: str
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """``wrong`` tells whether a value is; ``words`` says so, of the scene's or seam's own scores."""
+
+    metric: str
+    wrong: Callable[[float], bool]
+    words: Callable[[Mapping[str, Any]], str]
+    at: str | None = None  # the score that says when
+
+
+_SCENE_RULES = (
+    _Rule("told_apart", lambda v: v < -0.15, lambda s: f"looks like scene {s['told_apart_from']}"),
+    _Rule("clip_told_apart", lambda v: v < -0.03, lambda s: f"looks like scene {s['clip_told_apart_from']}"),
+    _Rule(
+        "identity", lambda v: v < 0, lambda s: f"shows another character, most likely {s['identity_rival']}"
+    ),
+    _Rule(
+        "clip_identity",
+        lambda v: v < -0.02,
+        lambda s: f"shows another character, most likely {s['clip_identity_rival']}",
+    ),
+    _Rule("frozen", lambda v: v >= 0.5, lambda s: f"stands still for {s['frozen']:.2g} s", "frozen_at"),
+    _Rule("black", lambda v: v >= 0.2, lambda s: f"is black for {s['black']:.2g} s"),
+    _Rule(
+        "jump",
+        lambda v: v > 6,
+        lambda s: f"has a hard cut inside: a step of {s['jump']:.0f} median steps",
+        "jump_at",
+    ),
+    _Rule(
+        "colour_drift",
+        lambda v: v > 12,
+        lambda s: f"has another tint than the film's beginning (ΔE {s['colour_drift']:.0f})",
+    ),
+)
+_SEAM_RULES = (
+    _Rule("seam_ratio", lambda v: v > 4, lambda s: f"the film jumps: {s['seam_ratio']:.0f} median steps"),
+)
+
+
+def findings(film: Film, scores: Mapping[str, Any]) -> list[Finding]:
+    """Return what is wrong, in the order of the film."""
+    found = [*_of_scenes(film, scores["scenes"]), *_of_seams(film, scores["seams"])]
+    return sorted(found, key=lambda finding: finding.seconds)
+
+
+def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for number, (span, scene) in enumerate(zip(film.spans, scenes, strict=True), 1):
+        for rule in _SCENE_RULES:
+            value = scene.get(rule.metric)
+            if value is not None and rule.wrong(value):
+                seconds = scene[rule.at] if rule.at else span.start / film.fps
+                yield Finding(rule.metric, number, seconds, f"Scene {number} {rule.words(scene)}.")
+
+
+def _of_seams(film: Film, seams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    for seam in seams:
+        for rule in _SEAM_RULES:
+            value = seam.get(rule.metric)
+            if value is not None and rule.wrong(value):
+                after = seam["after"]
+                words = f"Between scenes {after} and {after + 1} {rule.words(seam)}."
+                yield Finding(rule.metric, after + 1, film.spans[after].start / film.fps, words)

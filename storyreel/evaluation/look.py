@@ -1,0 +1,233 @@
+"""One look at a film, from its first frame to its last: everything that its scores are made of.
+
+Frames stream by: what is kept is a few numbers a frame, and of every scene some vectors and small pictures.
+So memory does not grow with the frames of a scene, nor with the size of the film.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from storyreel import video
+from storyreel.errors import StoryreelError
+from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
+from storyreel.evaluation.films import Film, Span
+from storyreel.evaluation.pictures import grey, ssim
+from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SAMPLES, SHOTS
+from storyreel.evaluation.seams import frame_steps
+
+LONGEST_SIDE = 384  # pixels that frames are looked at with
+BLIP_PICTURES = 4
+WHITE = 0.98  # of a channel's values lie below what counts as its white
+SPARSE = 4  # every so many pixels in either direction, for the white
+THUMBNAIL = 192  # pixels wide
+SHOT_SIZE = 27, 48
+LPIPS_HEIGHT = 256
+PICTURE_ENCODERS = (CLIP, DINO, DINO1, LITE)
+
+
+@dataclass
+class FrameNumbers:
+    """Numbers of every frame: brightness, 0 to 255; share of clipped values; white (3,) in sRGB.
+
+    ``steps`` (mean absolute difference, 0 to 255) and ``similarity`` (SSIM) lead from a frame to the
+    next: of N frames there are N - 1.
+    """
+
+    steps: list[float] = field(default_factory=list)
+    similarity: list[float] = field(default_factory=list)
+    brightness: list[float] = field(default_factory=list)
+    clipped: list[float] = field(default_factory=list)
+    white: list[list[float]] = field(default_factory=list)
+    _last: Tensor | None = None
+
+    def see(self, frames: Tensor) -> None:
+        """Take in the next frames, uint8 (T, H, W, 3)."""
+        run = frames if self._last is None else torch.cat([self._last, frames])
+        self.steps += frame_steps([run])
+        greys = grey(run)
+        self.similarity += ssim(greys[:-1], greys[1:]).tolist() if len(run) > 1 else []
+        self.brightness += greys[-len(frames) :].mean((1, 2)).tolist()
+        self.clipped += ((frames <= 1) | (frames >= 254)).float().mean((1, 2, 3)).tolist()
+        thin = frames[:, ::SPARSE, ::SPARSE].flatten(1, 2).float()
+        self.white += thin.quantile(WHITE, 1).tolist()
+        self._last = frames[-1:].clone()
+
+
+class Shots:
+    """A shot detector's score for every frame; the film's ends are continued for what it sees beyond them."""
+
+    def __init__(self, detector: ShotDetector) -> None:
+        self._detector = detector
+        self._held = torch.empty(0, *SHOT_SIZE, 3, dtype=torch.uint8)
+        self._unasked = 0
+        self.scores: list[float] = []
+
+    def see(self, frames: Tensor) -> None:
+        """Take in the next frames, uint8 (T, H, W, 3)."""
+        small = F.interpolate(frames.permute(0, 3, 1, 2).float(), SHOT_SIZE, mode="area")
+        small = small.round().to(torch.uint8).permute(0, 2, 3, 1)
+        if not len(self._held):
+            small = torch.cat([small[:1].expand((WINDOW - STEP) // 2, -1, -1, -1), small])
+        self._held = torch.cat([self._held, small])
+        self._unasked += len(frames)
+        while len(self._held) >= WINDOW:
+            self._ask()
+
+    def finish(self) -> None:
+        """Score what is left behind the last whole window."""
+        while self._unasked > 0:
+            missing = WINDOW - len(self._held)
+            if missing > 0:
+                self._held = torch.cat([self._held, self._held[-1:].expand(missing, -1, -1, -1)])
+            self._ask()
+
+    def _ask(self) -> None:
+        found = self._detector.scores(self._held[:WINDOW])[: self._unasked]
+        self.scores += found
+        self._unasked -= len(found)
+        self._held = self._held[STEP:].clone()
+
+
+@dataclass(frozen=True)
+class SceneLook:
+    """What encoders saw of a scene: unit vectors (n, D) by encoder, and BLIP-2's numbers by name.
+
+    ``picture``, ``first`` and ``last`` are small JPEGs of its middle and its ends.
+    """
+
+    vectors: Mapping[str, Tensor]
+    blip: Mapping[str, float]
+    picture: bytes
+    first: bytes
+    last: bytes
+
+
+class Scenes:
+    """Picks some pictures of every scene and shows them to the encoders when the scene is over."""
+
+    def __init__(
+        self,
+        spans: Sequence[Span],
+        pickers: Mapping[str, PictureEncoder],
+        encoders: Encoders,
+        names: set[str],
+    ) -> None:
+        self._spans, self._pickers, self._device = spans, pickers, encoders.device
+        self._matcher = encoders.get(BLIP) if BLIP in names else None
+        self._distance = encoders.get(ALEXNET) if ALEXNET in names else None
+        self._position = 0
+        self._found: list[Tensor] = []
+        self._before: Tensor | None = None
+        self.looks: list[SceneLook] = []
+        self.distances: list[tuple[float, float] | None] = []  # of a seam: between neighbours, and across
+
+    def see(self, frames: Tensor) -> None:
+        """Take in the next frames, uint8 (T, H, W, 3)."""
+        for index, frame in enumerate(frames, self._position):
+            if len(self.looks) == len(self._spans):
+                return
+            span = self._spans[len(self.looks)]
+            self._found += [frame.clone()] * wanted_frames(span).count(index)
+            if index == span.stop - 1:
+                self._look(span, torch.stack(self._found))
+                self._found = []
+        self._position += len(frames)
+
+    def _look(self, span: Span, frames: Tensor) -> None:
+        """Look at a scene's first, sampled and last frames (n + 2, H, W, 3)."""
+        pictures = frames.to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        inner = pictures[1:-1]
+        vectors = {name: encoder.embed_pictures(inner).cpu() for name, encoder in self._pickers.items()}
+        blip: dict[str, float] = {}
+        if self._matcher is not None:
+            few = inner[:: max(1, len(inner) // BLIP_PICTURES)][:BLIP_PICTURES]
+            found = self._matcher.match(few, f"{span.scene} {span.action}")
+            blip = {name: 100 * float(values.mean()) for name, values in found.items()}
+        if self._distance is not None:
+            height, width = pictures.shape[2:]
+            size = LPIPS_HEIGHT, max(1, round(LPIPS_HEIGHT * width / height))
+            scaled = F.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
+            if self._before is not None:
+                aligned = self._distance.between(self._before[1:-1], scaled[1:-1]).mean()
+                across = self._distance.between(self._before[-1:], scaled[:1])
+                self.distances.append((float(aligned), float(across)))
+            self._before = scaled
+        elif self.looks:
+            self.distances.append(None)
+        middle = frames[len(frames) // 2]
+        self.looks.append(SceneLook(vectors, blip, *map(jpeg, (middle, frames[0], frames[-1]))))
+
+
+@dataclass(frozen=True)
+class Look:
+    """All of a film: ``distances`` are LPIPS of every border, ``shots`` a score a frame; None without."""
+
+    frames: FrameNumbers
+    scenes: Sequence[SceneLook]
+    distances: Sequence[tuple[float, float] | None]
+    shots: Sequence[float] | None
+
+
+@torch.inference_mode()
+def look_at(
+    film: Film, encoders: Encoders, names: set[str], own: PictureEncoder | None, tell: Callable[[int], None]
+) -> Look:
+    """Look at a whole film with the models in ``names``; ``tell`` hears how many frames went by.
+
+    ``own`` is the text-image encoder of the film's model. Raises StoryreelError if the film is damaged, or
+    not as long as its scenes.
+    """
+    pickers: dict[str, PictureEncoder] = {n: encoders.get(n) for n in PICTURE_ENCODERS if n in names}
+    if own is not None:
+        pickers[OWN] = own
+    numbers, scenes = FrameNumbers(), Scenes(film.spans, pickers, encoders, names)
+    shots = Shots(encoders.get(SHOTS)) if SHOTS in names else None
+    seen = 0
+    for frames in film_frames(film):
+        numbers.see(frames)
+        scenes.see(frames)
+        if shots is not None:
+            shots.see(frames)
+        seen += len(frames)
+        tell(len(frames))
+    if seen != film.frames:
+        raise StoryreelError(
+            f"{film.path} has {seen} frames, its scenes {film.frames}: the story does not fit the film",
+            "Render it again, or name the film that tells this story.",
+        )
+    if shots is not None:
+        shots.finish()
+    return Look(numbers, scenes.looks, scenes.distances, shots.scores if shots is not None else None)
+
+
+def film_frames(film: Film) -> Iterator[Tensor]:
+    """Yield a film's frames, uint8 (T, H, W, 3), some at a time, made smaller where they are large."""
+    facts = video.probe(film.path)
+    scale = min(1.0, LONGEST_SIDE / max(facts.width, facts.height))
+    width, height = (max(1, round(side * scale)) for side in (facts.width, facts.height))
+    for data in video.read_frames(film.path, width, height, "auto"):
+        yield torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
+
+
+def wanted_frames(span: Span) -> list[int]:
+    """Return the frames of a scene that encoders see: its first, some spread over it, its last."""
+    length = span.stop - span.start
+    inner = [span.start + int((i + 0.5) * length / SAMPLES) for i in range(SAMPLES)]
+    return [span.start, *(inner if length >= SAMPLES else range(span.start, span.stop)), span.stop - 1]
+
+
+def jpeg(frame: Tensor) -> bytes:
+    """Return a small JPEG of a frame, uint8 (H, W, 3)."""
+    picture = Image.fromarray(frame.numpy())
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,274 @@
+"""The report: one HTML file with everything in it, for whoever wants to know where a film is bad."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from storyreel.evaluation.registry import METRICS, Metric
+from storyreel.evaluation.statistics import difference_cell, spread_cell
+
+if TYPE_CHECKING:
+    from storyreel.evaluate import Evaluation, Scored
+    from storyreel.evaluation.films import Film
+
+SHOWN = 3  # of the worst scenes, and of the worst seams
+FAR = 99.0  # deviations: as far from the usual as anything is said to be
+LONG_STRIP = 60  # scenes: beyond, the strip shows only those with findings
+ARROWS = {"higher": "↑", "lower": "↓", None: ""}
+
+_STYLE = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif;
+  --bad: light-dark(#b3261e, #ff8a80); --bar: light-dark(#7a93b8, #6f8ab0); --line: light-dark(#ddd, #444); }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+section { margin: 3rem 0; border-top: 1px solid var(--line); }
+.wrong { padding-left: 1.2rem; } .wrong li { margin: .25rem 0; } .wrong b { color: var(--bad); }
+.strip, .worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; }
+.worst { grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); }
+figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; }
+img { width: 100%; border-radius: .3rem; display: block; } .pair { display: flex; gap: 2px; }
+.pair img { width: 50%; }
+.bad img { outline: 3px solid var(--bad); } .flag { color: var(--bad); font-weight: 600; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.25rem; }
+.charts svg { width: 100%; height: 5rem; } rect { fill: var(--bar); } rect.low { fill: var(--bad); }
+.charts h4 { margin: 0; font-size: .9rem; } .charts small, small { opacity: .75; }
+svg line { stroke: currentColor; opacity: .4; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+"""
+
+
+def report_page(evaluation: Evaluation) -> str:
+    """Return the report. Prompts and names come from outside and are escaped."""
+    films, runs = [*map(_film, evaluation.films)], _runs_table(evaluation)
+    several = len(evaluation.comparison["summary"]) > 1
+    parts = [runs, *films] if several else [*films, f"<section><h2>In numbers</h2>{runs}</section>"]
+    parts.append(_about(evaluation))
+    names = ", ".join(scored.film.label for scored in evaluation.films)
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
+<title>{escape(names[:100])}: storyreel eval</title>
+<style>{_STYLE}</style>
+<h1>What the films are like, and where they are bad</h1>
+{chr(10).join(parts)}
+</html>
+"""
+
+
+def _runs_table(evaluation: Evaluation) -> str:
+    """Show the runs side by side: mean and deviation over their films, the best in bold."""
+    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    rows = []
+    for metric in METRICS.values():
+        if all(of[metric.name] is None for of in summary.values()):
+            continue
+        best = best_runs(metric, summary)
+        cells = "".join(
+            f"<td>{'<b>' if run in best else ''}{spread_cell(of[metric.name], metric.digits)}"
+            f"{'</b>' if run in best else ''}</td>"
+            for run, of in summary.items()
+        )
+        cells += "".join(
+            f"<td>{difference_cell(d[metric.name], metric.digits)}</td>" for d in differences.values()
+        )
+        rows.append(f"<tr><td>{_title(metric)} <small>{escape(metric.status)}</small></td>{cells}</tr>")
+    heads = "".join(f"<th>{escape(run)}</th>" for run in summary)
+    heads += "".join(f"<th>{escape(run)} − {escape(next(iter(summary)))}</th>" for run in differences)
+    films = len(evaluation.films)
+    return (
+        f"<p>Mean ± standard deviation of {films} film{'s' if films != 1 else ''}; arrows point to what is "
+        "better. Differences are paired by story, with their 95 % interval.</p>"
+        f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+    )
+
+
+def best_runs(metric: Metric, summary: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the runs with a metric's best mean: none if there is one run, or no direction."""
+    means = {run: of[metric.name]["mean"] for run, of in summary.items() if of[metric.name] is not None}
+    if metric.better is None or len(means) < 2:
+        return set()
+    best = (max if metric.better == "higher" else min)(means.values())
+    return {run for run, mean in means.items() if mean == best}
+
+
+def _film(scored: Scored) -> str:
+    film, scores = scored.film, scored.scores
+    count = len(film.spans)
+    notes = "".join(f'<p class="flag">Note: {escape(note)}.</p>' for note in film.notes)
+    return f"""<section>
+<h2>{escape(film.title)} <small>{escape(film.label)}</small></h2>
+<p>{count} scenes, {film.frames / film.fps:g} s at {film.fps:g} frames a second.</p>{notes}
+<h3>What is wrong</h3>
+{_wrong(scored)}
+<h3>The worst scenes</h3>
+<div class="worst">{"".join(_worst_scenes(scored))}</div>
+<h3>The worst seams</h3>
+<div class="worst">{"".join(_worst_seams(scored)) or "<p>It has no blended seams.</p>"}</div>
+<h3>Every scene</h3>
+<div class="strip">{"".join(_strip(scored))}</div>
+<h3>Scene by scene</h3>
+<div class="charts">{"".join(_charts("scene", film, scores["scenes"]))}</div>
+<h3>Seam by seam</h3>
+<div class="charts">{"".join(_charts("seam", film, scores["seams"]))}</div>
+</section>"""
+
+
+def _wrong(scored: Scored) -> str:
+    if not scored.found:
+        return "<p>Nothing stands out.</p>"
+    rows = (
+        f"<li><b>{clock(finding.seconds)}</b> {escape(finding.words)} "
+        f"<small>{escape(METRICS[finding.metric].title)}</small></li>"
+        for finding in scored.found
+    )
+    return f'<ul class="wrong">{"".join(rows)}</ul>'
+
+
+def _worst_scenes(scored: Scored) -> Iterator[str]:
+    scenes = scored.scores["scenes"]
+    for index, metric in worst_places("scene", scenes):
+        span, look = scored.film.spans[index], scored.look.scenes[index]
+        when = clock(span.start / scored.film.fps)
+        yield (
+            f"<figure>{_image(look.picture, f'scene {index + 1}')}<figcaption>"
+            f"<b>Scene {index + 1}</b>, {when}: {_beside(metric, scenes, index)}<br>"
+            f"{escape(span.scene)}<br><small>{escape(span.action)}</small></figcaption></figure>"
+        )
+
+
+def _worst_seams(scored: Scored) -> Iterator[str]:
+    seams = scored.scores["seams"]
+    for index, metric in worst_places("seam", seams):
+        before, after = scored.look.scenes[index : index + 2]
+        when = clock(scored.film.spans[index + 1].start / scored.film.fps)
+        yield (
+            f'<figure><div class="pair">{_image(before.last, "last frame before")}'
+            f"{_image(after.first, 'first frame behind')}</div><figcaption>"
+            f"<b>Scenes {index + 1} and {index + 2}</b>, {when}: {_beside(metric, seams, index)}"
+            "</figcaption></figure>"
+        )
+
+
+def worst_places(scope: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple[int, Metric]]:
+    """Return the scenes or seams that are furthest from the film's usual, each with the metric that says so.
+
+    Far is counted in median absolute deviations, towards the worse end. Cuts that are meant are no seams.
+    """
+    found: dict[int, tuple[float, Metric]] = {}
+    for metric in METRICS.values():
+        if metric.scope != scope or metric.better is None:
+            continue
+        values = {
+            index: entry[metric.name]
+            for index, entry in enumerate(entries)
+            if entry.get(metric.name) is not None and entry.get("blended", True)
+        }
+        if len(values) < 2:
+            continue
+        usual = median(values.values())
+        spread = 1.4826 * median(abs(value - usual) for value in values.values())
+        sign = 1 if metric.better == "lower" else -1
+        for index, value in values.items():
+            away = sign * (value - usual)
+            far = min(FAR, away / spread) if spread > 0 else FAR if away > 1e-6 else 0.0
+            if far > found.get(index, (0.0, metric))[0]:
+                found[index] = far, metric
+    ranked = sorted(found.items(), key=lambda item: -item[1][0])
+    return [(index, metric) for index, (_, metric) in ranked[:SHOWN]]
+
+
+def _beside(metric: Metric, entries: Sequence[Mapping[str, Any]], index: int) -> str:
+    """Return a metric's value at a place beside what is usual in the film."""
+    values = [e[metric.name] for e in entries if e.get(metric.name) is not None and e.get("blended", True)]
+    value, usual = entries[index][metric.name], median(values)
+    return (
+        f"{escape(metric.title)} <b>{value:.{metric.digits}f}</b> {escape(metric.unit)} "
+        f"(usually {usual:.{metric.digits}f})"
+    )
+
+
+def _strip(scored: Scored) -> Iterator[str]:
+    film = scored.film
+    flags: dict[int, list[str]] = {}
+    for finding in scored.found:
+        flags.setdefault(finding.scene, []).append(METRICS[finding.metric].title)
+    for number, (span, look) in enumerate(zip(film.spans, scored.look.scenes, strict=True), 1):
+        if len(film.spans) > LONG_STRIP and number not in flags:
+            continue
+        flag = f'<span class="flag">{escape("; ".join(flags[number]))}</span><br>' if number in flags else ""
+        yield (
+            f'<figure class="{"bad" if number in flags else ""}">{_image(look.picture, f"scene {number}")}'
+            f"<figcaption><b>{number}</b> {clock(span.start / film.fps)} {flag}{escape(span.scene)}<br>"
+            f"<small>{escape(span.action)}</small></figcaption></figure>"
+        )
+
+
+def _charts(scope: str, film: Film, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Draw every metric that has values as one bar a scene or seam; the worst is red."""
+    for metric in METRICS.values():
+        values = [entry.get(metric.name) for entry in entries]
+        there = [value for value in values if value is not None]
+        if metric.scope != scope or not there:
+            continue
+        names: Callable[[int], str] = (
+            (lambda i: f"scene {i + 1}") if scope == "scene" else (lambda i: f"scenes {i + 1} and {i + 2}")
+        )
+        low, high = min(0.0, *there), max(0.0, *there)
+        height = (high - low) or 1.0
+        ends = {"higher": min(there), "lower": max(there), None: None}
+        bars = []
+        for index, value in enumerate(values):
+            if value is None:
+                continue
+            top, bottom = (100 * (high - edge) / height for edge in (max(value, 0.0), min(value, 0.0)))
+            bad = ' class="low"' if value == ends[metric.better] and len(set(there)) > 1 else ""
+            tall = max(bottom - top, 0.8)
+            bars.append(
+                f'<rect{bad} x="{index + 0.1:g}" width=".8" y="{top:.1f}" height="{tall:.1f}">'
+                f"<title>{names(index)}: {value:.{metric.digits}f}</title></rect>"
+            )
+        zero = 100 * high / height
+        yield (
+            f"<div><h4>{_title(metric)}</h4><small>{escape(metric.unit)}, {min(there):.{metric.digits}f} to "
+            f"{max(there):.{metric.digits}f}</small>"
+            f'<svg viewBox="0 0 {len(values)} 100" preserveAspectRatio="none" role="img" '
+            f'aria-label="{escape(metric.title)}">{"".join(bars)}'
+            f'<line x1="0" x2="{len(values)}" y1="{zero:.1f}" y2="{zero:.1f}" '
+            'vector-effect="non-scaling-stroke"/></svg></div>'
+        )
+
+
+def _about(evaluation: Evaluation) -> str:
+    """Say what every metric is, and which had no weights."""
+    from storyreel.evaluate import NOTE
+
+    rows = "".join(
+        f"<tr><td>{_title(m)}</td><td>{escape(m.status)}</td><td>{escape(m.source)}</td>"
+        f"<td>{escape(m.sampling)}</td><td>{escape(evaluation.missing.get(m.name, ''))}</td></tr>"
+        for m in METRICS.values()
+    )
+    return (
+        f"<section><h2>What the numbers are</h2><p>{escape(NOTE)}</p><details><summary>Every metric</summary>"
+        '<div class="wide"><table><tr><th>metric</th><th>kind</th><th>what</th><th>of which frames</th>'
+        f"<th>missing</th></tr>{rows}</table></div></details></section>"
+    )
+
+
+def _title(metric: Metric) -> str:
+    return f"{escape(metric.title)} {ARROWS[metric.better]}".strip()
+
+
+def _image(data: bytes, words: str) -> str:
+    return f'<img alt="{escape(words)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+
+
+def clock(seconds: float) -> str:
+    """Return minutes and seconds, as people read them."""
+    return f"{int(seconds) // 60}:{seconds % 60:04.1f}"
