@@ -45,7 +45,7 @@ def ssim(a: Tensor, b: Tensor, span: float = 255.0) -> Tensor:
 
 @cache
 def _bells(side: int) -> Tensor:
-    """Return the matrix (side - 10, side) that takes the window's mean everywhere: faster than to convolve."""
+    """Return the matrix (side - 10, side) of the window's mean everywhere: faster than to convolve."""
     offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     bell = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     rows = [
