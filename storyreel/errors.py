@@ -98,6 +98,16 @@ class LockedError(StoryreelError):
     exit_code = 74
 
 
+class SlurmError(StoryreelError):
+    """Slurm refuses a job, or does not answer."""
+
+
+class StoppedError(StoryreelError):
+    """A signal has stopped a render."""
+
+    exit_code = 75
+
+
 class NumericsError(StoryreelError):
     """A render produced numbers that are no picture."""
 

@@ -374,20 +374,24 @@ def versions() -> dict[str, str]:
     return {"storyreel": __version__, **installed, "ffmpeg": video.encoder_version()}
 
 
-def about_film(plan: Plan) -> dict[str, Any]:
-    """Return what it takes to make the film again, as plain data."""
+def about_plan(plan: Plan) -> dict[str, Any]:
+    """Return what a film is to be, as plain data."""
     return {
         "title": plan.title,
         "story": plan.story,
         "story_sha256": digest(plan.story),
-        "model": {"name": plan.spec.name, "weights": weight_hashes(plan.spec)},
         "settings": asdict(plan.settings)
         | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,
         "recipe": RECIPE,
-        "versions": versions(),
     }
+
+
+def about_film(plan: Plan) -> dict[str, Any]:
+    """Return what it takes to make the film again, as plain data."""
+    model = {"name": plan.spec.name, "weights": weight_hashes(plan.spec)}
+    return about_plan(plan) | {"model": model, "versions": versions()}
 
 
 def segment_keys(plan: Plan, about: dict[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "storyreel"
 LAYERS: list[set[str]] = [
     {"storyreel.__main__"},
     {"storyreel.cli"},
-    {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
+    {"storyreel.status", "storyreel.slurm", "storyreel.options"}
+    | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
     {"storyreel.ablation", "storyreel.bench"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"},
     {"storyreel.stored", "storyreel.stream"},
@@ -108,6 +109,8 @@ def loaded_by(*arguments: str) -> set[str]:
         ["models"],
         ["render", "stories/nyc.yaml", "--dry-run"],
         ["ablate", "--help"],
+        ["batch", "stories/nyc.yaml", "--status"],
+        ["batch", "stories/nyc.yaml", "--slurm", "--dry-run"],
     ],
     ids=" ".join,
 )
