@@ -24,7 +24,7 @@ from storyreel.checkpoint import (
     write_atomically,
     writing,
 )
-from storyreel.errors import MissingError
+from storyreel.errors import MissingError, StoryreelError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
@@ -141,7 +141,8 @@ def render(
                 work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
-            folder.log("stopped", reason=type(error).__name__)
+            message = {"message": error.message} if isinstance(error, StoryreelError) else {}
+            folder.log("stopped", reason=type(error).__name__, **message)
             raise
         seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))
