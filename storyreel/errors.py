@@ -98,12 +98,8 @@ class LockedError(StoryreelError):
     exit_code = 74
 
 
-class SlurmError(StoryreelError):
-    """Slurm refuses a job, or does not answer."""
-
-
 class StoppedError(StoryreelError):
-    """A signal has stopped a render."""
+    """A signal has stopped a render; the same command goes on."""
 
     exit_code = 75
 
@@ -122,3 +118,7 @@ class PromptError(StoryreelError):
             f"a prompt has {tokens} tokens, the model reads {limit}: {prompt[:80]!r}",
             "Shorten the scene or its action.",
         )
+
+
+class SlurmError(StoryreelError):
+    """Slurm refuses a job, or does not answer."""

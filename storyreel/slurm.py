@@ -36,27 +36,31 @@ _DIRECTIVES = (
 )
 _BODY = """\
 stop() {
-    signalled=1
+    stopping=1 again=1
     [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
 }
-trap 'requeue=1; stop' USR1 # the time is nearly up, or somebody else needs the node
-trap stop TERM # Slurm ends the job, and decides itself whether it comes back
+trap stop USR1 TERM # the time is nearly up, others need the node, or the job is cancelled
 
 "${command[@]}" -- "${stories[SLURM_ARRAY_TASK_ID]}" &
 child=$!
-[ -z "$signalled" ] || stop # it came too early to be passed on
+[ -z "$stopping" ] || stop # it came too early to be passed on
 
-signalled=1
-while [ "$signalled" ]; do # a signal ends this wait, not the render
-    signalled=
+again=1
+while [ "$again" ]; do # a signal ends this wait, not the render
+    again=
     wait "$child"
     code=$?
 done
 
-killed=$((128 + $(kill -l USR1))) # by the signal, before it could listen
-if [ "$requeue" ] && { [ "$code" = 75 ] || [ "$code" = "$killed" ]; }; then
-    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-fi
+case "$stopping$code" in
+175 | 1138 | 1143) # stopped, or ended by USR1 or TERM before it could listen
+    element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    # What Slurm has ended itself, it puts back into the queue itself, or does not want there.
+    if [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]; then
+        scontrol requeue "$element"
+    fi
+    ;;
+esac
 exit "$code"
 """
 
@@ -92,7 +96,7 @@ def job_script(stories: Iterable[Path], arguments: Iterable[str], directives: It
         ")",
         f"command=({shlex.join(command)})",
         f"cd -- {shlex.quote(here)} || exit",
-        "signalled= requeue= child=",
+        "stopping= child=",
         "",
     ]
     return "\n".join(lines) + _BODY

@@ -202,29 +202,31 @@ LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 
 
 
 @pytest.mark.parametrize(
-    ("python", "signals", "code", "requeued"),
+    ("python", "signals", "state", "code", "requeued"),
     [
-        (LISTENING.format(code=75), ["USR1"], 75, True),
-        (LISTENING.format(code=75), ["USR1", "TERM"], 75, True),  # as preemption does
-        (LISTENING.format(code=75), ["TERM"], 75, False),  # scancel: it must not come back
-        (LISTENING.format(code=1), ["USR1"], 1, False),
-        ("echo ready; exec sleep 60", ["USR1"], 128 + signal.SIGUSR1, True),  # as a python that still starts
-        ("echo ready; exit 75", [], 75, False),
-        ("echo ready; exit 65", [], 65, False),
-        ("echo ready; kill -KILL $$", [], 137, False),
+        (LISTENING.format(code=75), ["USR1"], "RUNNING", 75, True),
+        (LISTENING.format(code=75), ["TERM"], "RUNNING", 75, True),  # preemption with some time to leave
+        (LISTENING.format(code=75), ["USR1", "TERM"], "RUNNING", 75, True),
+        (LISTENING.format(code=75), ["TERM"], "COMPLETING", 75, False),  # cancelled: it must not come back
+        (LISTENING.format(code=75), ["TERM"], "", 75, False),
+        (LISTENING.format(code=1), ["USR1"], "RUNNING", 1, False),
+        ("echo ready; exec sleep 60", ["USR1"], "RUNNING", 138, True),  # as a python that still starts
+        ("echo ready; exit 75", [], "RUNNING", 75, False),
+        ("echo ready; exit 65", [], "RUNNING", 65, False),
+        ("echo ready; kill -KILL $$", [], "RUNNING", 137, False),
     ],
 )
 def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
-    tmp_path: Path, python: str, signals: list[str], code: int, requeued: bool
+    tmp_path: Path, python: str, signals: list[str], state: str, code: int, requeued: bool
 ) -> None:
     tool(tmp_path / "scontrol", f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}')
+    tool(tmp_path / "squeue", f'[ "$2" = --jobs=12_3 ] && echo {state}')
     numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
     with job([tmp_path / f"{n}.yaml" for n in range(4)], tmp_path, python, **numbers) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         for name in signals:
             process.send_signal(getattr(signal, f"SIG{name}"))
-            time.sleep(0.1)  # Slurm's messages; of signals at the very same moment bash may lose one
         process.communicate()
     assert process.returncode == code
     asked = tmp_path / "asked"
