@@ -400,6 +400,7 @@ def test_a_look_at_a_running_render_keeps_nobody_out(
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as looking:
         assert looking.stdout is not None
         looking.stdout.readline()
+        assert not folder.is_in_use()  # a look is no render
         began = time.monotonic()
         with folder:
             assert time.monotonic() - began < 5
