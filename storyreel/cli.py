@@ -10,7 +10,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from storyreel import __version__
-from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
+from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError
 from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.stopping import stopping
 from storyreel.story import Story, load_story, story_schema
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="Make one coherent film from a story of scene pairs.",
     epilog="Exit codes: 0 done; 1 failure; 2 usage; 65 bad script; 69 a model, weight or device is "
-    "missing; 73 output cannot be written; 74 another process holds the output; 130 interrupted.",
+    "missing; 73 output cannot be written; 74 another process holds the output; 75 stopped, run again to go "
+    "on; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -184,6 +186,7 @@ def render(
 
     mode = cast("MemoryMode", memory)
     with ExitStack() as stack:
+        stop = stack.enter_context(stopping())
         if crewed := _crew_rank() is not None:
             from storyreel import crew
 
@@ -194,9 +197,10 @@ def render(
                     Engine(device, mode, compiled=compiled),
                     {plan.spec.name: plan.spec for plan in plans.values()},
                 )
-                crew.serve(lambda model: helper.adapter(specs[model]))
+                with suppress(StoppedError), stop.held():  # the first process decides
+                    crew.serve(lambda model: helper.adapter(specs[model]))
                 return
-        _render_all(plans, out, Engine(device, mode, crewed, compiled), overwrite, as_json)
+        _render_all(plans, out, Engine(device, mode, crewed, compiled, stop), overwrite, as_json)
 
 
 def _render_all(plans: dict[str, Plan], out: Path, engine: Engine, overwrite: bool, as_json: bool) -> None:
@@ -262,7 +266,8 @@ def ablate(
     from storyreel.render import Engine
 
     films = [film for group in planned.values() for film in group]
-    report = ablation.ablate(films, out, Engine(device), RenderDisplay, stderr.print)
+    with stopping() as stop:
+        report = ablation.ablate(films, out, Engine(device, stop=stop), RenderDisplay, stderr.print)
     if as_json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:

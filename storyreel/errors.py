@@ -98,6 +98,12 @@ class LockedError(StoryreelError):
     exit_code = 74
 
 
+class StoppedError(StoryreelError):
+    """A signal has stopped a render; the same command goes on."""
+
+    exit_code = 75
+
+
 class NumericsError(StoryreelError):
     """A render produced numbers that are no picture."""
 
