@@ -10,7 +10,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from storyreel.options import (
     with_options,
 )
 from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.stopping import stopping
 from storyreel.story import Story, load_story, story_schema
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="Make one coherent film from a story of scene pairs.",
     epilog="Exit codes: 0 done; 1 failure; 2 usage; 65 bad script; 69 a model, weight or device is "
-    "missing; 73 output cannot be written; 74 another process holds the output; 130 interrupted.",
+    "missing; 73 output cannot be written; 74 another process holds the output; 75 stopped, run again to go "
+    "on; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -158,19 +160,21 @@ def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engin
     from storyreel.render import Engine
 
     mode = cast("MemoryMode", options.memory)
-    if _crew_rank() is None:
-        yield Engine(options.device, mode, False, options.compile)
-        return
-    from storyreel import crew
-
-    device = crew.own_device(options.device)
-    with crew.together(device):
-        engine = Engine(device, mode, crew.rank() == 0, options.compile)
-        if crew.rank() == 0:
-            yield engine
+    with stopping() as stop:
+        if _crew_rank() is None:
+            yield Engine(options.device, mode, False, options.compile, stop)
             return
-        specs = {plan.spec.name: plan.spec for plan in plans.values()}
-        crew.serve(lambda model: engine.adapter(specs[model]))
+        from storyreel import crew
+
+        device = crew.own_device(options.device)
+        with crew.together(device):
+            engine = Engine(device, mode, crew.rank() == 0, options.compile, stop)
+            if crew.rank() == 0:
+                yield engine
+                return
+            specs = {plan.spec.name: plan.spec for plan in plans.values()}
+            with suppress(StoppedError), stop.held():  # the first process decides
+                crew.serve(lambda model: engine.adapter(specs[model]))
     raise typer.Exit
 
 
@@ -348,7 +352,9 @@ def ablate(
     from storyreel.render import Engine
 
     films = [film for group in planned.values() for film in group]
-    report = ablation.ablate(films, out, Engine(options.device), RenderDisplay, stderr.print)
+    with stopping() as stop:
+        engine = Engine(options.device, stop=stop)
+        report = ablation.ablate(films, out, engine, RenderDisplay, stderr.print)
     if as_json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:

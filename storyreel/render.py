@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +23,12 @@ from storyreel.checkpoint import (
     write_atomically,
     writing,
 )
-from storyreel.errors import MissingError, StoryreelError
+from storyreel.errors import MissingError, StoppedError, StoryreelError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
 from storyreel.speed import SPEEDS
+from storyreel.stopping import Stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +78,7 @@ class Engine:
     memory: MemoryMode = "auto"
     crewed: bool = False  # whether other processes answer requests too
     compiled: bool = False
+    stop: Stop = field(default_factory=Stop)  # asked for by a signal
 
     def __post_init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
@@ -141,8 +142,11 @@ def render(
                 work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
-            message = {"message": error.message} if isinstance(error, StoryreelError) else {}
-            folder.log("stopped", reason=type(error).__name__, **message)
+            if engine.stop.asked:
+                folder.log("stopped", reason=StoppedError.__name__)
+            else:
+                message = {"message": error.message} if isinstance(error, StoryreelError) else {}
+                folder.log("stopped", reason=type(error).__name__, **message)
             raise
         seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))
@@ -228,7 +232,7 @@ class Work:
         while True:
             try:
                 adapter.prepare(all_prompts(self.plan, scorer is not None))
-                return self._make(adapter, scorer, progress)
+                return self._make(adapter, scorer, progress, engine.stop)
             except OutOfMemoryError as error:
                 mode = adapter.economise()
                 if mode is None:
@@ -240,7 +244,7 @@ class Work:
             progress.said(f"out of memory: going on with --memory {mode}")
             self._look()
 
-    def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress) -> None:
+    def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress, stop: Stop) -> None:
         """Make what is missing, segment by segment."""
         from storyreel.anchors import Anchors
         from storyreel.prompts import PromptWriter, similarities
@@ -258,7 +262,7 @@ class Work:
 
         with FilmStream(plan, self.folder, adapter, self.without_video, written) as stream:
             for run in plan.runs():
-                for segment, latents in self._latents(plan, run, adapter, writer, anchors, progress):
+                for segment, latents in self._latents(plan, run, adapter, writer, anchors, progress, stop):
                     stream.push(segment, latents)
                 stream.finish()
 
@@ -270,6 +274,7 @@ class Work:
         writer: PromptWriter,
         anchors: Anchors,
         progress: Progress,
+        stop: Stop,
     ) -> Iterator[tuple[Segment, Tensor]]:
         """Yield the latents that any missing pictures need, from disk or newly denoised."""
         from storyreel.sampling import State, denoise
@@ -287,12 +292,18 @@ class Work:
             if index > run[0].index:
                 state = self._stored(index - 1).state(plan, adapter, writer, anchors)
             waiting = run[index + len(state.takes) - run[0].index :]
-            began = time.monotonic()
-            takes = denoise(adapter, plan, waiting, writer, anchors, state, progress.forward)
-            for take, after in islice(takes, wanted):
-                self._keep(plan, take, after, adapter.device.type, time.monotonic() - began)
-                yield take.segment, take.x
+
+            def forward() -> None:
+                progress.forward()
+                stop.check()
+
+            takes = denoise(adapter, plan, waiting, writer, anchors, state, forward)
+            for _ in range(wanted):
                 began = time.monotonic()
+                with stop.held():
+                    take, after = next(takes)
+                    self._keep(plan, take, after, adapter.device.type, time.monotonic() - began)
+                yield take.segment, take.x
             index += wanted
 
     def _keep(self, plan: Plan, take: Take, after: State, device: str, seconds: float) -> None:

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,6 +66,18 @@ def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.
         raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
 
 
+@contextmanager
+def _running(arguments: Sequence[str], errors: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ffmpeg; whatever happens, it has ended afterwards."""
+    process = _start(arguments, errors, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        with suppress(BrokenPipeError):  # of frames that it no longer takes
+            process.__exit__(None, None, None)
+
+
 def _failed(code: int, errors: Any) -> StoryreelError:
     errors.seek(0)
     words = errors.read().decode(errors="replace").strip()
@@ -97,12 +109,12 @@ class SegmentWriter:
         ]
 
     def __enter__(self) -> SegmentWriter:
-        self._errors = tempfile.TemporaryFile()
-        try:
-            self._process = _start(self._arguments, self._errors, stdin=subprocess.PIPE)
-        except StoryreelError:
-            self._errors.close()
-            raise
+        with ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._process = stack.enter_context(
+                _running(self._arguments, self._errors, stdin=subprocess.PIPE)
+            )
+            self._stack = stack.pop_all()
         return self
 
     def write(self, frames: bytes) -> None:
@@ -116,27 +128,17 @@ class SegmentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is not None:
-                self._process.kill()
-            code = _finish(self._process)
-            if kind is None and code != 0:
+        with self._stack:
+            if kind is None and (code := _finish(self._process)) != 0:
                 raise _failed(code, self._errors)
-        finally:
-            self._errors.close()
 
 
 def _finish(process: subprocess.Popen[bytes]) -> int:
-    """Wait for ffmpeg and return its exit code; whatever interrupts the wait ends ffmpeg."""
-    try:
-        if process.stdin is not None:
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        return process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    """Tell ffmpeg that nothing more comes, wait for it, and return its exit code."""
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    return process.wait()
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,11 @@ def join(
     try:
         for name, text in texts.items():
             helpers[name].write_text(text, "utf-8")
-        with tempfile.TemporaryFile() as errors:
-            code = _finish(_start(arguments, errors, stdin=subprocess.DEVNULL))
-            if code != 0:
+        with (
+            tempfile.TemporaryFile() as errors,
+            _running(arguments, errors, stdin=subprocess.DEVNULL) as process,
+        ):
+            if (code := _finish(process)) != 0:
                 raise _failed(code, errors)
     finally:
         for helper in helpers.values():
@@ -256,34 +260,31 @@ def read_frames(path: Path, width: int, height: int) -> Iterator[bytes]:
         *["-vf", f"{scale}:in_color_matrix=bt709:in_range=tv:out_range=pc"],
         *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
     ]
-    with tempfile.TemporaryFile() as errors:
-        process = _start(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with (
+        tempfile.TemporaryFile() as errors,
+        _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process,
+    ):
         assert process.stdout is not None
-        try:
-            whole = True
-            while whole and (frames := process.stdout.read(chunk)):
-                whole = len(frames) % frame == 0
-                if whole:
-                    yield frames
-            if process.wait() or not whole:
-                errors.seek(0)
-                words = errors.read().decode(errors="replace").strip().splitlines()
-                reason = words[-1] if words else "it ends inside a frame"
-                raise StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+        whole = True
+        while whole and (frames := process.stdout.read(chunk)):
+            whole = len(frames) % frame == 0
+            if whole:
+                yield frames
+        if process.wait() or not whole:
+            errors.seek(0)
+            words = errors.read().decode(errors="replace").strip().splitlines()
+            reason = words[-1] if words else "it ends inside a frame"
+            raise StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
 
 
 def read_tags(path: Path) -> dict[str, str]:
     """Return a film's own tags, as ffmpeg reads them. Raises StoryreelError for no film."""
     source = ["-protocol_whitelist", "file,pipe", "-f", "mp4", "-i", _argument(path)]
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
-        process = _start(
-            [*source, "-f", "ffmetadata", "pipe:1"], errors, stdin=subprocess.DEVNULL, stdout=output
-        )
-        if _finish(process):
+        command = [*source, "-f", "ffmetadata", "pipe:1"]
+        with _running(command, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
+            code = _finish(process)
+        if code:
             raise StoryreelError(f"{path} is not a film that ffmpeg can read", "Name an MP4 of storyreel's.")
         output.seek(0)
         words = output.read().decode(errors="replace")

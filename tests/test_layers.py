@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
     | {"storyreel.evaluation.verdicts"},
-    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed"}
+    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
     {"storyreel.errors", "storyreel"},
