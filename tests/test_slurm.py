@@ -188,7 +188,7 @@ class Stories:
 
 @pytest.fixture
 def stories(cluster: None, tmp_path: Path) -> Stories:
-    return Stories(tmp_path, {"a long": 16, "it's long": 16, "short": 2, "$HOME": 2})
+    return Stories(tmp_path, {"a long": 12, "it's long": 12, "short": 2, "$HOME": 2})
 
 
 def test_a_batch_survives_being_stopped(stories: Stories) -> None:
@@ -207,7 +207,7 @@ def test_a_batch_survives_being_stopped(stories: Stories) -> None:
     wait_for(lambda: all(field(element, "JobState") == "COMPLETED" for element in elements))
     assert [field(element, "Restarts") for element in elements] == ["1", "1", "0", "0"]
     assert {row["state"] for row in stories.status().values()} == {"done"}
-    assert "of 16 scenes are there already" in stories.log(elements[0])
+    assert "of 12 scenes are there already" in stories.log(elements[0])
     straight = stories.folder / "straight"
     assert stories.run("render", *stories.paths, out=straight).returncode == 0
     for name in names:
