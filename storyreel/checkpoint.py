@@ -117,6 +117,7 @@ class FilmFolder:
     name: str
     records: dict[str, SegmentRecord] = field(default_factory=dict)
     film: dict[str, str] = field(default_factory=dict)
+    window: dict[str, str] = field(default_factory=dict)  # segments under way, if their state was saved
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
@@ -157,6 +158,11 @@ class FilmFolder:
         """The film's page."""
         return self.path / "index.html"
 
+    @property
+    def window_path(self) -> Path:
+        """The state of the segments under way."""
+        return self.segments / "window.safetensors"
+
     def video(self, number: str) -> Path:
         """A segment's film."""
         return self.segments / f"{number}.mp4"
@@ -175,9 +181,9 @@ class FilmFolder:
                 if "key" in entry:  # else it is planned and not yet made
                     record = _RECORD.validate_python(entry)
                     self.records[record.number] = record
-            self.film = dict(manifest["film"])
+            self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.records, self.film = {}, {}
+            self.records, self.film, self.window = {}, {}, {}
 
     def has_latents(self, number: str, key: str, device: str = "auto") -> bool:
         """Tell whether a segment's latents are there, whole, and made from the same things.
@@ -198,6 +204,14 @@ class FilmFolder:
             and self._is_whole(record, self.video(number))
         )
 
+    def has_window(self, key: str, device: str = "auto") -> bool:
+        """Tell whether the state is there, whole, in which the segment of that key comes first."""
+        return (
+            self.window.get("key") == key
+            and device in ("auto", self.window.get("device"))
+            and _hash_matches(self.window_path, self.window.get("sha256", ""))
+        )
+
     @staticmethod
     def _is_whole(record: SegmentRecord, path: Path) -> bool:
         return path.name in record.files and _hash_matches(path, record.files[path.name])
@@ -216,10 +230,16 @@ class FilmFolder:
     def record_latents(
         self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
     ) -> None:
-        """Note that a segment's latents are in place."""
+        """Note that a segment's latents are in place, and with them the state of those behind it."""
+        if self.window.get("key") == key:
+            self.window = {}
         path = self.latents(number)
         files = {path.name: file_hash(path)}
         self.records[number] = SegmentRecord(number, key, files, device, round(seconds, 3), decided)
+
+    def record_window(self, key: str, device: str) -> None:
+        """Note that the state is in place in which the segment of that key comes first."""
+        self.window = {"key": key, "device": device, "sha256": file_hash(self.window_path)}
 
     def record_video(self, number: str, video_key: str, seconds: float) -> None:
         """Note that a segment's film is in place."""
@@ -254,9 +274,13 @@ class FilmFolder:
             record = self.records.get(scene["number"])
             entries.append(scene | (asdict(record) if record else {}))
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
+        if self.window:
+            manifest["window"] = self.window
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         with writing(self.manifest_path):
             write_atomically(self.manifest_path, text)
+            if not self.window:
+                self.window_path.unlink(missing_ok=True)
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""
