@@ -119,6 +119,7 @@ class FilmFolder:
     name: str
     records: dict[str, SegmentRecord] = field(default_factory=dict)
     film: dict[str, str] = field(default_factory=dict)
+    window: dict[str, str] = field(default_factory=dict)  # segments under way, if their state was saved
     about: dict[str, Any] = field(default_factory=dict)
     planned: int = 0  # segments of the film that ``about`` is about
 
@@ -165,6 +166,11 @@ class FilmFolder:
         """The film's page."""
         return self.path / "index.html"
 
+    @property
+    def window_path(self) -> Path:
+        """The state of the segments under way."""
+        return self.segments / "window.safetensors"
+
     def video(self, number: str) -> Path:
         """A segment's film."""
         return self.segments / f"{number}.mp4"
@@ -207,11 +213,12 @@ class FilmFolder:
                 if "key" in entry:  # else it is planned and not yet made
                     record = _RECORD.validate_python(entry)
                     self.records[record.number] = record
-            self.film = dict(manifest["film"])
-            self.about = {key: manifest[key] for key in manifest.keys() - {"format", "segments", "film"}}
+            self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
+            own = {"format", "segments", "film", "window"}
+            self.about = {key: manifest[key] for key in manifest.keys() - own}
             self.planned = len(manifest["segments"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.records, self.film, self.about, self.planned = {}, {}, {}, 0
+            self.records, self.film, self.window, self.about, self.planned = {}, {}, {}, {}, 0
 
     def has_latents(self, number: str, key: str, device: str = "auto") -> bool:
         """Tell whether a segment's latents are there, whole, and made from the same things.
@@ -230,6 +237,14 @@ class FilmFolder:
             record is not None
             and record.video_key == video_key
             and self._is_whole(record, self.video(number))
+        )
+
+    def has_window(self, key: str, device: str = "auto") -> bool:
+        """Tell whether the state is there, whole, in which the segment of that key comes first."""
+        return (
+            self.window.get("key") == key
+            and device in ("auto", self.window.get("device"))
+            and _hash_matches(self.window_path, self.window.get("sha256", ""))
         )
 
     @staticmethod
@@ -251,10 +266,16 @@ class FilmFolder:
     def record_latents(
         self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
     ) -> None:
-        """Note that a segment's latents are in place."""
+        """Note that a segment's latents are in place, and with them the state of those behind it."""
+        if self.window.get("key") == key:
+            self.window = {}
         path = self.latents(number)
         files = {path.name: file_hash(path)}
         self.records[number] = SegmentRecord(number, key, files, device, round(seconds, 3), decided)
+
+    def record_window(self, key: str, device: str) -> None:
+        """Note that the state is in place in which the segment of that key comes first."""
+        self.window = {"key": key, "device": device, "sha256": file_hash(self.window_path)}
 
     def record_video(self, number: str, video_key: str, seconds: float) -> None:
         """Note that a segment's film is in place."""
@@ -289,9 +310,13 @@ class FilmFolder:
             record = self.records.get(scene["number"])
             entries.append(scene | (asdict(record) if record else {}))
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
+        if self.window:
+            manifest["window"] = self.window
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         with writing(self.manifest_path):
             write_atomically(self.manifest_path, text)
+            if not self.window:
+                self.window_path.unlink(missing_ok=True)
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""
