@@ -7,6 +7,7 @@ its files match. Everything else is absent and is rendered again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from pydantic import TypeAdapter
 
 from storyreel.errors import LockedError, OutputError
 
+LOOK = 0.5  # seconds in which a mere look at the lock is surely over
 FORMAT = 2  # of the manifest; another number is another film
 
 
@@ -117,11 +119,14 @@ class FilmFolder:
     name: str
     records: dict[str, SegmentRecord] = field(default_factory=dict)
     film: dict[str, str] = field(default_factory=dict)
+    window: dict[str, str] = field(default_factory=dict)  # segments under way, if their state was saved
+    about: dict[str, Any] = field(default_factory=dict)
+    planned: int = 0  # segments of the film that ``about`` is about
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
             self.segments.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self.path / ".lock", timeout=0)
+            self._lock = FileLock(self._lock_path, timeout=LOOK, poll_interval=LOOK / 10)
             try:
                 self._lock.acquire()
             except Timeout:
@@ -129,7 +134,7 @@ class FilmFolder:
                 raise LockedError(f"another storyreel is rendering into {self.path}", remedy) from None
             for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
                 part.unlink()
-        self._load()
+        self.load()
         return self
 
     def __exit__(
@@ -148,6 +153,10 @@ class FilmFolder:
         return self.path / f"{self.name}.mp4"
 
     @property
+    def _lock_path(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def manifest_path(self) -> Path:
         """The manifest."""
         return self.path / "manifest.json"
@@ -157,6 +166,11 @@ class FilmFolder:
         """The film's page."""
         return self.path / "index.html"
 
+    @property
+    def window_path(self) -> Path:
+        """The state of the segments under way."""
+        return self.segments / "window.safetensors"
+
     def video(self, number: str) -> Path:
         """A segment's film."""
         return self.segments / f"{number}.mp4"
@@ -165,7 +179,31 @@ class FilmFolder:
         """A segment's latents."""
         return self.segments / f"{number}.safetensors"
 
-    def _load(self) -> None:
+    def is_in_use(self) -> bool:
+        """Tell whether somebody renders into the folder; nothing is written, and nobody is kept out."""
+        try:
+            with self._lock_path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or no locks in this file system
+            return False
+        return False
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what has happened, oldest first; a line that was cut short is left out."""
+        events = []
+        try:
+            for line in (
+                (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            ):
+                with suppress(ValueError):
+                    events.append(json.loads(line))
+        except OSError:
+            pass
+        return [event for event in events if isinstance(event, dict)]
+
+    def load(self) -> None:
         """Read what a former run recorded; a manifest that is not ours counts as none."""
         try:
             manifest = json.loads(self.manifest_path.read_bytes())
@@ -175,9 +213,12 @@ class FilmFolder:
                 if "key" in entry:  # else it is planned and not yet made
                     record = _RECORD.validate_python(entry)
                     self.records[record.number] = record
-            self.film = dict(manifest["film"])
+            self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
+            own = {"format", "segments", "film", "window"}
+            self.about = {key: manifest[key] for key in manifest.keys() - own}
+            self.planned = len(manifest["segments"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.records, self.film = {}, {}
+            self.records, self.film, self.window, self.about, self.planned = {}, {}, {}, {}, 0
 
     def has_latents(self, number: str, key: str, device: str = "auto") -> bool:
         """Tell whether a segment's latents are there, whole, and made from the same things.
@@ -198,13 +239,22 @@ class FilmFolder:
             and self._is_whole(record, self.video(number))
         )
 
+    def has_window(self, key: str, device: str = "auto") -> bool:
+        """Tell whether the state is there, whole, in which the segment of that key comes first."""
+        return (
+            self.window.get("key") == key
+            and device in ("auto", self.window.get("device"))
+            and _hash_matches(self.window_path, self.window.get("sha256", ""))
+        )
+
     @staticmethod
     def _is_whole(record: SegmentRecord, path: Path) -> bool:
         return path.name in record.files and _hash_matches(path, record.files[path.name])
 
-    def film_is_complete(self, key: str) -> bool:
-        """Tell whether the film is there, whole, and made from the same segments."""
-        return self.film.get("key") == key and _hash_matches(self.film_path, self.film.get("sha256", ""))
+    def film_is_complete(self, key: str | None = None) -> bool:
+        """Tell whether the film is there, whole, and made from the segments of ``key``, if one is given."""
+        wanted = key is None or self.film.get("key") == key
+        return wanted and _hash_matches(self.film_path, self.film.get("sha256", ""))
 
     def begin(self, kept: Collection[str]) -> None:
         """Forget every segment but those to be kept, and the film that was made of others."""
@@ -216,10 +266,16 @@ class FilmFolder:
     def record_latents(
         self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
     ) -> None:
-        """Note that a segment's latents are in place."""
+        """Note that a segment's latents are in place, and with them the state of those behind it."""
+        if self.window.get("key") == key:
+            self.window = {}
         path = self.latents(number)
         files = {path.name: file_hash(path)}
         self.records[number] = SegmentRecord(number, key, files, device, round(seconds, 3), decided)
+
+    def record_window(self, key: str, device: str) -> None:
+        """Note that the state is in place in which the segment of that key comes first."""
+        self.window = {"key": key, "device": device, "sha256": file_hash(self.window_path)}
 
     def record_video(self, number: str, video_key: str, seconds: float) -> None:
         """Note that a segment's film is in place."""
@@ -254,9 +310,13 @@ class FilmFolder:
             record = self.records.get(scene["number"])
             entries.append(scene | (asdict(record) if record else {}))
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
+        if self.window:
+            manifest["window"] = self.window
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
         with writing(self.manifest_path):
             write_atomically(self.manifest_path, text)
+            if not self.window:
+                self.window_path.unlink(missing_ok=True)
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""

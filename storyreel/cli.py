@@ -9,8 +9,8 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,18 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from storyreel import __version__
-from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
-from storyreel.plan import DEFAULT_MODEL, Overrides, Plan, make_plan
+from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError
+from storyreel.options import (
+    Device,
+    FilmOptions,
+    RenderOptions,
+    SlurmOptions,
+    Weights,
+    check_device,
+    with_options,
+)
+from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.stopping import stopping
 from storyreel.story import Story, load_story, story_schema
 
 if TYPE_CHECKING:
@@ -35,7 +45,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="Make one coherent film from a story of scene pairs.",
     epilog="Exit codes: 0 done; 1 failure; 2 usage; 65 bad script; 69 a model, weight or device is "
-    "missing; 73 output cannot be written; 74 another process holds the output; 130 interrupted.",
+    "missing; 73 output cannot be written; 74 another process holds the output; 75 stopped, run again to go "
+    "on; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,18 +55,7 @@ app = typer.Typer(
 )
 
 Stories = Annotated[list[Path], typer.Argument(help="YAML stories.", metavar="STORY…", show_default=False)]
-Weights = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="A folder of the model's weights, instead of what was pulled."),
-]
-MemoryModes = Annotated[
-    str,
-    typer.Option(
-        "--memory",
-        help="What stays on the GPU: high, all of the model; balanced, the transformer; low, of that only "
-        "the block that works. None changes the film. auto: by what is free.",
-    ),
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 STARTER = """\
@@ -136,111 +136,205 @@ def _options(
 
 
 @app.command()
-def render(
-    stories: Stories,
-    model: Annotated[str | None, typer.Option(help="See: storyreel models. Default: mini.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the films; each gets one of its own.")] = Path("out"),
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Default: 0.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None,
-    without: Annotated[
-        str, typer.Option(metavar="PARTS", help="Leave out parts of the method: dipw, twb, sar or all.")
-    ] = "",
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
-    ] = None,
-    speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None,
-    weights: Weights = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    memory: MemoryModes = "auto",
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first: for long films on a GPU.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
-    as_json: Json = False,
-) -> None:
+@with_options
+def render(stories: Stories, options: RenderOptions, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Render each story to OUT/NAME/NAME.mp4; a second run does only what is missing.
 
     The options win over what the story's own render settings say.
     """
-    _check_device(device)
-    if memory not in ("auto", "high", "balanced", "low"):
-        raise UsageError(f"there is no memory mode {memory!r}", "Use auto, high, balanced or low.")
-    parts = frozenset(part.strip() for part in without.split(",") if part.strip())
-    overrides = Overrides(
-        model, seed, size, seconds, steps, guidance, tuple(method or ()), parts, speed, weights
-    )
     # Every script is read before the first is rendered: a fault costs no work.
-    plans, errors = _read(stories, partial(make_plan, overrides=overrides), _film_name)
-    _raise_all(errors)
-    _check_out(out)
+    plans, errors = _read(stories, partial(make_plan, overrides=options.overrides()), _film_name)
+    _raise_all(errors.values())
+    _check_out(options.out)
     if dry_run:
         _print_plans(plans, as_json)
         return
-    from storyreel.render import Engine
-
-    mode = cast("MemoryMode", memory)
-    with ExitStack() as stack:
-        if crewed := _crew_rank() is not None:
-            from storyreel import crew
-
-            device = crew.own_device(device)
-            stack.enter_context(crew.together(device))
-            if crew.rank() > 0:
-                helper, specs = (
-                    Engine(device, mode, compiled=compiled),
-                    {plan.spec.name: plan.spec for plan in plans.values()},
-                )
-                crew.serve(lambda model: helper.adapter(specs[model]))
-                return
-        _render_all(plans, out, Engine(device, mode, crewed, compiled), overwrite, as_json)
-
-
-def _render_all(plans: dict[str, Plan], out: Path, engine: Engine, overwrite: bool, as_json: bool) -> None:
-    from storyreel.console import RenderDisplay, stderr
-    from storyreel.render import render as render_film
-
-    results = {}
-    for name, plan in plans.items():
-        with RenderDisplay(name) as display:
-            result = render_film(plan, name, out, engine, display, overwrite)
-        results[name] = {**asdict(result), "film": str(result.film)}
-        stderr.print(
-            f"{name}: {plan.seconds:g} s of film, {result.rendered} of {result.segments} scenes rendered "
-            f"in {result.seconds:.1f} s"
-        )
-        if not as_json:
-            print(result.film, flush=True)
+    with _engine(options, plans) as engine:
+        results = {name: _render(name, plan, options, engine, as_json) for name, plan in plans.items()}
     if as_json:
         print(json.dumps(results, indent=2))
 
 
+@contextmanager
+def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engine]:
+    """Give what renders; of torchrun's processes only the first gets it, the others serve it."""
+    from storyreel.render import Engine
+
+    mode = cast("MemoryMode", options.memory)
+    with stopping() as stop:
+        if _crew_rank() is None:
+            yield Engine(options.device, mode, False, options.compile, stop)
+            return
+        from storyreel import crew
+
+        device = crew.own_device(options.device)
+        with crew.together(device):
+            engine = Engine(device, mode, crew.rank() == 0, options.compile, stop)
+            if crew.rank() == 0:
+                yield engine
+                return
+            specs = {plan.spec.name: plan.spec for plan in plans.values()}
+            with suppress(StoppedError), stop.held():  # the first process decides
+                crew.serve(lambda model: engine.adapter(specs[model]))
+    raise typer.Exit
+
+
+def _render(
+    name: str, plan: Plan, options: RenderOptions, engine: Engine, as_json: bool
+) -> dict[str, object]:
+    """Render one film and say so; return what it left as plain data."""
+    from storyreel.console import RenderDisplay, stderr
+    from storyreel.render import render as render_film
+
+    with RenderDisplay(name) as display:
+        result = render_film(plan, name, options.out, engine, display, options.overwrite)
+    stderr.print(
+        f"{name}: {plan.seconds:g} s of film, {result.rendered} of {result.segments} scenes rendered "
+        f"in {result.seconds:.1f} s"
+    )
+    if not as_json:
+        print(result.film, flush=True)
+    return {**asdict(result), "film": str(result.film)}
+
+
 @app.command()
+@with_options
+def batch(
+    options: RenderOptions,
+    resources: SlurmOptions,
+    stories: Annotated[
+        list[Path] | None, typer.Argument(help="YAML stories.", metavar="STORY…", show_default=False)
+    ] = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Submit them as one array job that survives preemption.")
+    ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Tell how the films are: these, or the last submission's.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plans, or Slurm's script, and do nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Render many stories with the model loaded once; one that fails does not stop the others.
+
+    The exit code is that of the first story that failed, a bad script first. A stop or an interrupt ends
+    the whole batch; the same command goes on.
+    """
+    if not slurm and resources != SlurmOptions():
+        raise UsageError("there are options for Slurm, but not --slurm", "Add --slurm, or leave them out.")
+    if slurm and status:
+        raise UsageError("--slurm and --status exclude each other", "Submit first, then ask.")
+    if not stories and not status:
+        raise UsageError("no story is named", "Name the stories to render: storyreel batch STORY…")
+    plans, errors = _read(stories or (), partial(make_plan, overrides=options.overrides()), _film_name)
+    if slurm or status or dry_run:
+        _raise_all(errors.values())
+    _check_out(options.out)
+    if status:
+        _print_status(plans, options.out, as_json)
+    elif slurm:
+        _submit(dict(zip(plans, stories or (), strict=True)), options, resources, dry_run, as_json)
+    elif dry_run:
+        _print_plans(plans, as_json)
+    else:
+        _render_batch(plans, errors, options, as_json)
+
+
+def _render_batch(
+    plans: dict[str, Plan], errors: dict[str, StoryreelError], options: RenderOptions, as_json: bool
+) -> None:
+    """Render what can be rendered; ``errors`` are those of scripts, by their path."""
+    failed = dict(errors)
+    _tell(failed.values())
+    results: dict[str, dict[str, object]] = {}
+    if plans:
+        with _engine(options, plans) as engine:
+            for name, plan in plans.items():
+                try:
+                    results[name] = {"state": "done", **_render(name, plan, options, engine, as_json)}
+                except StoppedError:
+                    raise
+                except StoryreelError as error:
+                    failed[name] = error
+                    _complain(f"{name}: {error}")
+    for name, failure in failed.items():
+        results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
+    _complain(f"batch: {len(results) - len(failed)} of {len(results)} films done")
+    for name, failure in failed.items():
+        _complain(f"batch: failed with {failure.exit_code}: {name}")
+    if as_json:
+        print(json.dumps(results, indent=2))
+    if failed:
+        raise typer.Exit(_worst(failed.values()).exit_code)
+
+
+def _submit(
+    films: dict[str, Path], options: RenderOptions, resources: SlurmOptions, dry_run: bool, as_json: bool
+) -> None:
+    from storyreel import slurm
+
+    if options.overwrite:
+        remedy = "Choose another --out, or delete the films: what goes back into the queue would start over."
+        raise UsageError("--overwrite and --slurm exclude each other", remedy)
+    slurm.check_log_folder(options.out)
+    script = slurm.job_script(films.values(), options.arguments(), resources.directives(len(films)))
+    if dry_run:
+        print(script, end="")
+        return
+    submission = slurm.submit(script, options.out, films)
+    _complain(f"{len(films)} stories submitted; scripts and logs are in {options.out / slurm.FOLDER}")
+    print(json.dumps(asdict(submission), indent=2) if as_json else submission.job)
+
+
+def _print_status(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
+    """Print how the films of ``plans`` are, else those of the last submission, else all in ``out``."""
+    from storyreel import slurm
+    from storyreel.status import film_status, films_in
+
+    submission = slurm.last_submission(out)
+    elements: dict[str, int] = {}
+    states: dict[int, str] = {}
+    if submission:
+        elements = {name: element for element, name in enumerate(submission.films)}
+        try:
+            states = slurm.element_states(submission.job)
+        except StoryreelError as error:
+            _complain(f"job {submission.job}: {error.message}")
+    rows = {}
+    for name in plans or elements or films_in(out):
+        row = asdict(film_status(out, name, plans.get(name)))
+        if submission and name in elements:
+            element = elements[name]
+            state = states.get(element)
+            row |= {"job": f"{submission.job}_{element}", "slurm": state}
+            if row["state"] != "done" and state == "RUNNING":
+                row["state"] = "running"  # on another machine, whose locks need not show here
+            elif row["state"] in ("waiting", "stopped") and state in slurm.OVER:
+                log = slurm.log_of(out, submission.job, element)
+                row |= {"state": "failed", "reason": f"Slurm says {state}; see {log}"}
+        rows[name] = row
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for name, row in rows.items():
+        total = "?" if row["total"] is None else row["total"]
+        slurm_says = f", Slurm {row['job']} {row['slurm']}" if row.get("slurm") else ""
+        reason = f": {row['reason']}" if row["reason"] else ""
+        print(f"{name}: {row['state']}, {row['scenes']} of {total} scenes{slurm_says}{reason}")
+
+
+@app.command()
+@with_options
 def ablate(
     stories: Stories,
+    options: FilmOptions,
     seeds: Annotated[int, typer.Option(min=1, help="How many, from the seed on.")] = 3,
     variants: Annotated[
         str,
         typer.Option(help="Some of full, without-dipw, without-twb, without-sar, without-all. Default: all."),
     ] = "",
-    model: Annotated[str | None, typer.Option(help="See: storyreel models. Default: mini.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for films and scores.")] = Path("out/ablation"),
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="The first. Default: 0.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
-    ] = None,
-    speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None,
-    weights: Weights = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Render each story with the method, without each part and without all, and compare the films.
@@ -248,22 +342,20 @@ def ablate(
     The films are OUT/VARIANT/seed-N/NAME/NAME.mp4, with their scores beside them; a second run does
     only what is missing.
     """
-    _check_device(device)
     from storyreel import ablation
 
     chosen = ablation.pick_variants(variants)
-    overrides = Overrides(
-        model, seed, size, seconds, steps, guidance, tuple(method or ()), speed=speed, weights=weights
-    )
-    plan = partial(ablation.plan_films, seeds=seeds, variants=chosen, overrides=overrides)
+    plan = partial(ablation.plan_films, seeds=seeds, variants=chosen, overrides=options.overrides())
     planned, errors = _read(stories, plan, _film_name)
-    _raise_all(errors)
+    _raise_all(errors.values())
     _check_out(out)
     from storyreel.console import RenderDisplay, print_ablation, stderr
     from storyreel.render import Engine
 
     films = [film for group in planned.values() for film in group]
-    report = ablation.ablate(films, out, Engine(device), RenderDisplay, stderr.print)
+    with stopping() as stop:
+        engine = Engine(options.device, stop=stop)
+        report = ablation.ablate(films, out, engine, RenderDisplay, stderr.print)
     if as_json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:
@@ -275,17 +367,12 @@ def _check_out(out: Path) -> None:
         raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
 
 
-def _check_device(device: str) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"there is no device {device!r}", "Use auto, cpu, cuda or cuda:N.")
-
-
 def _read(
     stories: Sequence[Path], plan: Callable[[Story, str], T], name_of: Callable[[Path], str]
-) -> tuple[dict[str, T], list[StoryreelError]]:
-    """Read and plan all stories; return the plans by name, and what is wrong with the others."""
+) -> tuple[dict[str, T], dict[str, StoryreelError]]:
+    """Read and plan all stories; return the plans by name, and what is wrong with the others by path."""
     plans: dict[str, T] = {}
-    errors: dict[str, StoryreelError] = {}  # by what they say: a bad option is told once
+    errors: dict[str, StoryreelError] = {}
     taken: set[str] = set()
     for path in stories:
         try:
@@ -297,18 +384,26 @@ def _read(
             taken.add(name.casefold())
             plans[name] = plan(story, name)
         except StoryreelError as error:
-            errors.setdefault(str(error), error)
-    return plans, list(errors.values())
+            errors[str(path)] = error
+    return plans, errors
 
 
-def _raise_all(errors: Sequence[StoryreelError]) -> None:
-    """Tell all errors; a bad script decides the exit code, whatever else is wrong."""
+def _raise_all(errors: Collection[StoryreelError]) -> None:
+    """Tell all errors; raise the one that decides the exit code."""
     if errors:
-        worst = min(errors, key=lambda error: not isinstance(error, ScriptError))
-        for error in errors:
-            if error is not worst:
-                _complain(str(error))
+        worst = _worst(errors)
+        _tell(error for error in errors if str(error) != str(worst))
         raise worst
+
+
+def _worst(errors: Collection[StoryreelError]) -> StoryreelError:
+    """Return what decides the exit code: the first bad script, else the first error."""
+    return min(errors, key=lambda error: not isinstance(error, ScriptError))
+
+
+def _tell(errors: Iterable[StoryreelError]) -> None:
+    for text in dict.fromkeys(map(str, errors)):  # a bad option is told once
+        _complain(text)
 
 
 def _film_name(path: Path) -> str:
@@ -407,7 +502,7 @@ def evaluate(
     weights_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of pretrained models, by their names.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The HTML report. Default: eval.html in the first OUT."),
@@ -418,7 +513,7 @@ def evaluate(
 
     Nothing is fetched: metrics whose weights are not here have no value (storyreel pull eval).
     """
-    _check_device(device)
+    check_device(device)
     from storyreel.evaluation.films import collect, foreign_film
     from storyreel.evaluation.registry import METRICS
 
@@ -432,9 +527,7 @@ def evaluate(
     if weights_dir is not None and not weights_dir.is_dir():
         raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
     pairs = zip(stories, videos, strict=True)
-    films, errors = collect(
-        out or (), [partial(foreign_film, *pair, segments, fps, DEFAULT_MODEL) for pair in pairs]
-    )
+    films, errors = collect(out or (), [partial(foreign_film, *pair, segments, fps) for pair in pairs])
     if films:
         page = report or (out[0] if out else videos[0].parent) / "eval.html"
         _score(films, errors, require or (), weights_dir, own, device, page, as_json)
@@ -480,7 +573,7 @@ def validate(stories: Stories) -> None:
     plans, errors = _read(stories, make_plan, str)
     for path, plan in plans.items():
         print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
-    _raise_all(errors)
+    _raise_all(errors.values())
 
 
 @app.command()
@@ -557,11 +650,11 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="How often each variant is timed.")] = 3,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
     weights: Weights = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Time and weigh a model's variants against diffusers' own pipeline, in turn, on the same inputs."""
-    _check_device(device)
+    check_device(device)
     from storyreel.models.specs import find_model
 
     spec = find_model(model)

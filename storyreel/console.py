@@ -22,12 +22,11 @@ from rich.text import Text
 
 from storyreel.ablation import table_metrics
 from storyreel.evaluation.registry import METRICS
-from storyreel.evaluation.report import ARROWS, best_runs, clock
 from storyreel.evaluation.statistics import difference_cell, spread_cell
 from storyreel.plan import Plan, Segment
 
 if TYPE_CHECKING:
-    from storyreel.evaluate import Evaluation
+    from storyreel.evaluation.result import Evaluation
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
@@ -200,6 +199,8 @@ class FilmBar:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print runs side by side on stdout, then what is wrong with each film."""
+    from storyreel.evaluation.report import ARROWS, best_runs, clock  # which needs torch
+
     stdout = Console(highlight=False, markup=False)
     if not stdout.is_terminal:
         stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)

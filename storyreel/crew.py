@@ -119,26 +119,23 @@ class Crew:
         """The memory mode of the first process."""
         return self._own.memory
 
-    def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+    def predict_all(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Answer requests, shared out in turn; the first process takes the first of every round."""
         others = members()
-        answers: list[Any] = [None] * len(requests)
         for begin in range(0, len(requests), others):
             shared = range(begin, min(begin + others, len(requests)))
             for index in shared[1:]:
                 _send((self.spec.name, "predict", _away(requests[index])), index - begin)
-            failure: BaseException | None = None
+            answers: list[Any] = []
             try:
-                answers[begin] = self._own.predict(*requests[begin])
+                answers.append(self._own.predict(*requests[begin]))
             except Exception as error:  # the others' answers must be fetched first
-                failure = error
-            others_answers = {index: _receive(index - begin) for index in shared[1:]}
-            failures = [a for a in (failure, *others_answers.values()) if isinstance(a, BaseException)]
-            if failures:
+                answers.append(error)
+            answers += [_receive(index - begin) for index in shared[1:]]
+            if failures := [answer for answer in answers if isinstance(answer, BaseException)]:
                 raise failures[0]
-            for index, answer in others_answers.items():
-                answers[index] = [velocity.to(self.device) for velocity in answer]
-        return answers
+            for answer in answers:
+                yield [velocity.to(self.device) for velocity in answer]
 
     def economise(self) -> str | None:
         """Go to the next lower memory mode, everywhere."""

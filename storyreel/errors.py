@@ -98,6 +98,12 @@ class LockedError(StoryreelError):
     exit_code = 74
 
 
+class StoppedError(StoryreelError):
+    """A signal has stopped a render; the same command goes on."""
+
+    exit_code = 75
+
+
 class NumericsError(StoryreelError):
     """A render produced numbers that are no picture."""
 
@@ -112,3 +118,7 @@ class PromptError(StoryreelError):
             f"a prompt has {tokens} tokens, the model reads {limit}: {prompt[:80]!r}",
             "Shorten the scene or its action.",
         )
+
+
+class SlurmError(StoryreelError):
+    """Slurm refuses a job, or does not answer."""

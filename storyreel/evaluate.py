@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,64 +13,16 @@ import torch
 import transformers
 
 from storyreel import __version__, video
-from storyreel.checkpoint import content_hash
 from storyreel.errors import MissingError, StoryreelError
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.films import Film
-from storyreel.evaluation.findings import Finding, findings
-from storyreel.evaluation.look import Look, look_at
+from storyreel.evaluation.findings import findings
+from storyreel.evaluation.look import look_at
 from storyreel.evaluation.registry import CLIP, METRICS, OWN, WEIGHTS
+from storyreel.evaluation.result import Evaluation, Scored
 from storyreel.evaluation.score import compare, film_scores
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
-
-NOTE = (
-    "The paper's metrics are implemented anew, and not comparable with its table digit by digit. Standard "
-    "deviations are those of samples (ddof 1). Smoothness is to be read beside motion: a still is smooth."
-)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A film with its scores, what is wrong with it, and what was seen of it."""
-
-    film: Film
-    scores: dict[str, Any]
-    found: list[Finding]
-    look: Look
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All films that could be scored, their runs side by side, and what it takes to repeat it."""
-
-    films: list[Scored]
-    comparison: dict[str, Any]
-    missing: dict[str, str]  # metric: why it has no value
-    repeat: dict[str, Any]
-
-    def plain(self) -> dict[str, Any]:
-        """Return everything as plain data."""
-        return {
-            "note": NOTE,
-            **self.repeat,
-            "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
-            "missing": self.missing,
-            **self.comparison,
-            "films": [
-                {
-                    "run": scored.film.run,
-                    "name": scored.film.name,
-                    "file": str(scored.film.path),
-                    "sha256": content_hash(scored.film.path),
-                    "fps": scored.film.fps,
-                    "notes": scored.film.notes,
-                    "scores": scored.scores,
-                    "findings": [asdict(finding) for finding in scored.found],
-                }
-                for scored in self.films
-            ],
-        }
 
 
 class Evaluator:

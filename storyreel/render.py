@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +24,12 @@ from storyreel.checkpoint import (
     write_atomically,
     writing,
 )
-from storyreel.errors import MissingError
+from storyreel.errors import MissingError, StoppedError, StoryreelError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
 from storyreel.speed import SPEEDS
+from storyreel.stopping import Stop
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from storyreel.sampling import State, Take
     from storyreel.stored import Stored
 
+
+# Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
+KEEP_EVERY = 120.0
 
 # Raise it when the same plan comes to give other pictures, in the same version.
 RECIPE = 3
@@ -78,6 +82,7 @@ class Engine:
     memory: MemoryMode = "auto"
     crewed: bool = False  # whether other processes answer requests too
     compiled: bool = False
+    stop: Stop = field(default_factory=Stop)  # asked for by a signal
 
     def __post_init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
@@ -141,7 +146,11 @@ def render(
                 work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
-            folder.log("stopped", reason=type(error).__name__)
+            if engine.stop.asked:
+                folder.log("stopped", reason=StoppedError.__name__)
+            else:
+                message = {"message": error.message} if isinstance(error, StoryreelError) else {}
+                folder.log("stopped", reason=type(error).__name__, **message)
             raise
         seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))
@@ -152,7 +161,8 @@ class Work:
     """What is missing of a film, and the making of it.
 
     A segment's latents are kept when it leaves the denoising window, with the state of those
-    behind it; its pictures when the segment after it has begun to show through them.
+    behind it; its pictures when the segment after it has begun to show through them. Before it
+    leaves, the window's state is kept now and then, and when a signal stops the render.
     """
 
     def __init__(
@@ -166,6 +176,9 @@ class Work:
     ) -> None:
         self.plan, self.about, self.keys, self.folder = plan, about, keys, folder
         self._device = device.partition(":")[0]  # as it is recorded: which of several does not matter
+        self._kept = time.monotonic()
+        if overwrite:
+            folder.window = {}
         self._look(overwrite)
 
     def _look(self, overwrite: bool = False) -> None:
@@ -194,7 +207,8 @@ class Work:
         speed, count = SPEEDS[self.plan.settings.speed], 0
         for run in self.plan.runs():
             for first, wanted in self._gaps(run):
-                begun = [] if first is run[0] else self._stored(first.index - 1).steps_done()
+                stored = self._before(run, first)
+                begun = stored.steps_done() if stored else []
                 following = run[-1].index + 1 - first.index - len(begun)
                 count += forwards_left(begun, wanted, following, window, steps, speed)
         return count
@@ -215,6 +229,14 @@ class Work:
 
         return Stored(self.folder.latents(self.plan.segments[index].number))
 
+    def _before(self, run: Sequence[Segment], first: Segment) -> Stored | None:
+        """Return what holds the state in which a segment comes first; None if it is as at the beginning."""
+        from storyreel.stored import Stored
+
+        if self.folder.has_window(self.keys[first.index], self._device):
+            return Stored(self.folder.window_path)
+        return None if first is run[0] else self._stored(first.index - 1)
+
     def do(self, engine: Engine, progress: Progress) -> None:
         """Make what is missing; where the device's memory does not do, try again with less of it."""
         from torch import OutOfMemoryError
@@ -227,7 +249,7 @@ class Work:
         while True:
             try:
                 adapter.prepare(all_prompts(self.plan, scorer is not None))
-                return self._make(adapter, scorer, progress)
+                return self._make(adapter, scorer, progress, engine.stop)
             except OutOfMemoryError as error:
                 mode = adapter.economise()
                 if mode is None:
@@ -239,7 +261,7 @@ class Work:
             progress.said(f"out of memory: going on with --memory {mode}")
             self._look()
 
-    def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress) -> None:
+    def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress, stop: Stop) -> None:
         """Make what is missing, segment by segment."""
         from storyreel.anchors import Anchors
         from storyreel.prompts import PromptWriter, similarities
@@ -257,7 +279,7 @@ class Work:
 
         with FilmStream(plan, self.folder, adapter, self.without_video, written) as stream:
             for run in plan.runs():
-                for segment, latents in self._latents(plan, run, adapter, writer, anchors, progress):
+                for segment, latents in self._latents(plan, run, adapter, writer, anchors, progress, stop):
                     stream.push(segment, latents)
                 stream.finish()
 
@@ -269,12 +291,13 @@ class Work:
         writer: PromptWriter,
         anchors: Anchors,
         progress: Progress,
+        stop: Stop,
     ) -> Iterator[tuple[Segment, Tensor]]:
         """Yield the latents that any missing pictures need, from disk or newly denoised."""
         from storyreel.sampling import State, denoise
 
         gaps = {first.index: wanted for first, wanted in self._gaps(run)}
-        index = run[0].index
+        index, device = run[0].index, adapter.device.type
         while index <= run[-1].index:
             wanted = gaps.get(index, 0)
             if not wanted:
@@ -282,16 +305,17 @@ class Work:
                     yield plan.segments[index], self._stored(index).latents(adapter.device)
                 index += 1
                 continue
-            state = State(None, [])
-            if index > run[0].index:
-                state = self._stored(index - 1).state(plan, adapter, writer, anchors)
+            stored = self._before(run, plan.segments[index])
+            state = stored.state(plan, adapter, writer, anchors) if stored else State(None, [])
             waiting = run[index + len(state.takes) - run[0].index :]
-            began = time.monotonic()
-            takes = denoise(adapter, plan, waiting, writer, anchors, state, progress.forward)
-            for take, after in islice(takes, wanted):
-                self._keep(plan, take, after, adapter.device.type, time.monotonic() - began)
-                yield take.segment, take.x
+            on_forward = partial(self._after_forward, state, device, progress, stop)
+            takes = denoise(adapter, plan, waiting, writer, anchors, state, on_forward)
+            for _ in range(wanted):
                 began = time.monotonic()
+                with stop.held():
+                    take, after = next(takes)
+                    self._keep(plan, take, after, device, time.monotonic() - began)
+                yield take.segment, take.x
             index += wanted
 
     def _keep(self, plan: Plan, take: Take, after: State, device: str, seconds: float) -> None:
@@ -299,7 +323,7 @@ class Work:
         from storyreel.stored import Stored
 
         segment, seam = take.segment, plan.seam(take.segment)
-        Stored(self.folder.latents(segment.number)).save(take, after)
+        Stored(self.folder.latents(segment.number)).save(after)
         decided = {
             "lead": segment.lead,
             "seam": asdict(seam) if seam else None,
@@ -307,6 +331,19 @@ class Work:
         }
         self.folder.record_latents(segment.number, self.keys[segment.index], device, seconds, decided)
         self.folder.write_manifest(self.about, about_scenes(self.plan))
+        self._kept = time.monotonic()
+
+    def _after_forward(self, state: State, device: str, progress: Progress, stop: Stop) -> None:
+        """Put the state of the segments under way on disk, if it is time to or the last chance."""
+        from storyreel.stored import Stored
+
+        progress.forward()
+        if stop.asked or time.monotonic() - self._kept >= KEEP_EVERY:
+            Stored(self.folder.window_path).save(state)
+            self.folder.record_window(self.keys[state.takes[0].segment.index], device)
+            self.folder.write_manifest(self.about, about_scenes(self.plan))
+            self._kept = time.monotonic()
+        stop.check()
 
 
 def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
@@ -324,6 +361,7 @@ def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
             segments = [folder.video(segment.number) for segment in plan.segments]
             video.join(segments, part, plan.spec.fps, film_chapters(plan), tags)
         write_atomically(folder.page_path, page)
+    folder.window = {}
     folder.film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
     folder.write_manifest(about, scenes)
     folder.remove_strangers([segment.number for segment in plan.segments])
@@ -374,20 +412,24 @@ def versions() -> dict[str, str]:
     return {"storyreel": __version__, **installed, "ffmpeg": video.encoder_version()}
 
 
-def about_film(plan: Plan) -> dict[str, Any]:
-    """Return what it takes to make the film again, as plain data."""
+def about_plan(plan: Plan) -> dict[str, Any]:
+    """Return what a film is to be, as plain data."""
     return {
         "title": plan.title,
         "story": plan.story,
         "story_sha256": digest(plan.story),
-        "model": {"name": plan.spec.name, "weights": weight_hashes(plan.spec)},
         "settings": asdict(plan.settings)
         | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,
         "recipe": RECIPE,
-        "versions": versions(),
     }
+
+
+def about_film(plan: Plan) -> dict[str, Any]:
+    """Return what it takes to make the film again, as plain data."""
+    model = {"name": plan.spec.name, "weights": weight_hashes(plan.spec)}
+    return about_plan(plan) | {"model": model, "versions": versions()}
 
 
 def segment_keys(plan: Plan, about: dict[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ class Take:
 
 @dataclass
 class State:
-    """Where the denoising of a run stands when a segment is finished: all it needs to go on.
+    """Where the denoising of a run stands: all it needs to go on.
 
     ``before`` are the latents of the segment that was finished last, ``ending`` is how a scorer
     saw its end.
@@ -69,33 +69,34 @@ def denoise(
 
     Segments begin a few steps apart and are denoised side by side; in every step neighbours
     agree on their overlap. ``run`` are the segments that have not begun in ``state``; without
-    ``anchors`` they remember nothing. Raises NumericsError for NaN or infinity.
+    ``anchors`` they remember nothing. ``state`` moves along; when ``on_forward`` is called, it stands
+    where the step began. Raises NumericsError for NaN or infinity.
     """
     settings, method = plan.settings, plan.settings.method
-    before, takes, ending, waiting, tick = state.before, list(state.takes), state.ending, list(run), 0
+    takes, waiting, tick = state.takes, list(run), 0
     while takes or waiting:
         if waiting and admits([take.step for take in takes], method.window, settings.steps):
             segment = waiting.pop(0)
             memory = None if anchors is None else anchors.memory(segment)
-            takes.append(begin(adapter, plan, segment, writer.prompts(segment), memory, before))
+            takes.append(begin(adapter, plan, segment, writer.prompts(segment), memory, state.before))
         velocities = next_velocities(adapter, takes, writer.negative, settings, on_forward)
         levels = [take.sigma for take in takes]
         estimates = [denoised(t.x, v, sigma) for t, v, sigma in zip(takes, velocities, levels, strict=True)]
-        agreed = blend_seams(plan, takes, estimates, levels, before)
+        agreed = blend_seams(plan, takes, estimates, levels, state.before)
         for index, (take, sigma) in enumerate(zip(takes, levels, strict=True)):
             # What blending changed, as velocity; elsewhere this is exactly the model's own.
             velocity = velocities[index] + (estimates[index] - agreed[index]) / sigma
             take.x = euler(take.x, velocity, sigma, take.sigmas[take.step + 1])
             take.step += 1
             take.broken = torch.where(take.x.isfinite().all(), take.broken, take.broken.clamp(max=tick))
-            seen = takes[index - 1].prompts.ending if index else ending
+            seen = takes[index - 1].prompts.ending if index else state.ending
             seen = seen if is_blended(plan.seam(take.segment)) else None
             writer.weigh(take.prompts, agreed[index], sigma, take.step, seen)
         if takes[0].step == settings.steps:
             _check(takes, tick)
             done = takes.pop(0)
-            before, ending = done.x, done.prompts.ending
-            yield done, State(before, list(takes), ending)
+            state.before, state.ending = done.x, done.prompts.ending
+            yield done, state
         tick += 1
 
 
@@ -196,12 +197,14 @@ def next_velocities(
         requests.append(Request(take.x, take.sigma, texts, take.memory))
     found: dict[int, Tensor] = {}
     for take, strength, answer in zip(asking, strengths, adapter.predict_all(requests), strict=True):
-        velocity = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
-        found[take.segment.index] = velocity
+        found[take.segment.index] = (
+            answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
+        )
         on_forward()
-        if speed.every > 1:
+    if speed.every > 1:  # not before all are there: until then the takes stand where they stood
+        for take in asking:
             before = () if speed.turns(take.step, steps) else take.known[-1:]
-            take.known = (*before, (take.sigma, velocity))
+            take.known = (*before, (take.sigma, found[take.segment.index]))
     return [
         found[take.segment.index] if take.segment.index in found else continued(take.known, take.sigma)
         for take in takes

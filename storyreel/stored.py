@@ -1,4 +1,4 @@
-"""A segment's latents on disk, with all that it takes to denoise those behind it further."""
+"""The state of a denoising on disk: what was finished last, and all it takes to denoise those behind it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from storyreel.sampling import State, Take
 
 
 class Stored:
-    """The file of one segment: its own latents and the takes that were under way beside it."""
+    """The file of one segment, its latents and the takes that were under way beside it, or of a window."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def save(self, take: Take, after: State) -> None:
-        """Write a finished take (1, C, lead + own, H, W) and the state it left."""
-        tensors = {"latents": take.x}
-        if after.ending is not None:
-            tensors["ending"] = after.ending
-        for behind in after.takes:
+    def save(self, state: State) -> None:
+        """Write a state, and with it the latents (1, C, lead + own, H, W) that were finished last."""
+        finished = {"latents": state.before, "ending": state.ending}
+        tensors = {name: value for name, value in finished.items() if value is not None}
+        for behind in state.takes:
             tensors[f"{behind.segment.number}.x"] = behind.x
             for name, value in behind.prompts.state().items():
                 tensors[f"{behind.segment.number}.{name}"] = value
@@ -40,8 +39,7 @@ class Stored:
                 tensors[f"{behind.segment.number}.levels"] = torch.tensor(levels, dtype=torch.float64)
                 tensors[f"{behind.segment.number}.velocities"] = torch.stack(velocities)
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        begun = {behind.segment.number: behind.step for behind in after.takes}
-        facts = {"lead": take.segment.lead, "begun": begun}
+        facts = {"begun": {behind.segment.number: behind.step for behind in state.takes}}
         with writing(self._path):
             # One entry: safetensors writes several in any order, and bytes are to be the same.
             write_atomically(self._path, save(tensors, {"storyreel": json.dumps(facts)}))
@@ -61,7 +59,7 @@ class Stored:
 
     @torch.inference_mode()
     def state(self, plan: Plan, adapter: Adapter, writer: PromptWriter, anchors: Anchors) -> State:
-        """Return the state that the segment left."""
+        """Return the state."""
         device = adapter.device
         tensors = load(self._path.read_bytes())
         never = torch.full((), math.inf, device=device)
@@ -83,5 +81,7 @@ class Stored:
             sigmas = adapter.sigmas(plan.settings.steps, x.shape)
             memory = anchors.memory(segment)
             takes.append(Take(segment, x, step, prompts, memory, sigmas, never, tuple(known)))
-        ending = tensors.get("ending")
-        return State(tensors["latents"].to(device), takes, None if ending is None else ending.to(device))
+        before, ending = (
+            tensors[name].to(device) if name in tensors else None for name in ("latents", "ending")
+        )
+        return State(before, takes, ending)

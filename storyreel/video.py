@@ -8,7 +8,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -70,6 +70,18 @@ def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.
         raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
 
 
+@contextmanager
+def _running(arguments: Sequence[str], errors: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ffmpeg; whatever happens, it has ended afterwards."""
+    process = _start(arguments, errors, **options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        with suppress(BrokenPipeError):  # of frames that it no longer takes
+            process.__exit__(None, None, None)
+
+
 def _failed(code: int, errors: Any) -> StoryreelError:
     errors.seek(0)
     words = errors.read().decode(errors="replace").strip()
@@ -101,12 +113,12 @@ class SegmentWriter:
         ]
 
     def __enter__(self) -> SegmentWriter:
-        self._errors = tempfile.TemporaryFile()
-        try:
-            self._process = _start(self._arguments, self._errors, stdin=subprocess.PIPE)
-        except StoryreelError:
-            self._errors.close()
-            raise
+        with ExitStack() as stack:
+            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._process = stack.enter_context(
+                _running(self._arguments, self._errors, stdin=subprocess.PIPE)
+            )
+            self._stack = stack.pop_all()
         return self
 
     def write(self, frames: bytes) -> None:
@@ -120,27 +132,17 @@ class SegmentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is not None:
-                self._process.kill()
-            code = _finish(self._process)
-            if kind is None and code != 0:
+        with self._stack:
+            if kind is None and (code := _finish(self._process)) != 0:
                 raise _failed(code, self._errors)
-        finally:
-            self._errors.close()
 
 
 def _finish(process: subprocess.Popen[bytes]) -> int:
-    """Wait for ffmpeg and return its exit code; whatever interrupts the wait ends ffmpeg."""
-    try:
-        if process.stdin is not None:
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        return process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
+    """Tell ffmpeg that nothing more comes, wait for it, and return its exit code."""
+    if process.stdin is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    return process.wait()
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,11 @@ def join(
     try:
         for name, text in texts.items():
             helpers[name].write_text(text, "utf-8")
-        with tempfile.TemporaryFile() as errors:
-            code = _finish(_start(arguments, errors, stdin=subprocess.DEVNULL))
-            if code != 0:
+        with (
+            tempfile.TemporaryFile() as errors,
+            _running(arguments, errors, stdin=subprocess.DEVNULL) as process,
+        ):
+            if (code := _finish(process)) != 0:
                 raise _failed(code, errors)
     finally:
         for helper in helpers.values():
@@ -279,7 +283,8 @@ def count_frames(path: Path) -> int:
     arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:v:0"]
     arguments += ["-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
-        code = _finish(_start(arguments, errors, stdin=subprocess.DEVNULL, stdout=output))
+        with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
+            code = _finish(process)
         output.seek(0)
         counts = re.findall(rb"^frame=\s*(\d+)", output.read(), re.M)
         if code or not counts:
@@ -316,22 +321,19 @@ def read_frames(path: Path, width: int, height: int, matrix: str = "bt709") -> I
         *["-vf", f"{scale}:in_color_matrix={matrix}:in_range={source_range}:out_range=pc"],
         *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
     ]
-    with tempfile.TemporaryFile() as errors:
-        process = _start(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    with (
+        tempfile.TemporaryFile() as errors,
+        _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process,
+    ):
         assert process.stdout is not None
-        try:
-            whole = True
-            while whole and (frames := process.stdout.read(chunk)):
-                whole = len(frames) % frame == 0
-                if whole:
-                    yield frames
-            if process.wait() or not whole:
-                errors.seek(0)
-                raise _unreadable(path, errors.read(), "it ends inside a frame")
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
+        whole = True
+        while whole and (frames := process.stdout.read(chunk)):
+            whole = len(frames) % frame == 0
+            if whole:
+                yield frames
+        if process.wait() or not whole:
+            errors.seek(0)
+            raise _unreadable(path, errors.read(), "it ends inside a frame")
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -349,7 +351,9 @@ def _described(path: Path) -> str:
 def _output(arguments: Sequence[str], path: Path) -> bytes:
     """Return what ffmpeg prints about a film. Raises StoryreelError if that is none."""
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
-        if _finish(_start(arguments, errors, stdin=subprocess.DEVNULL, stdout=output)):
+        with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
+            code = _finish(process)
+        if code:
             raise _no_film(path)
         output.seek(0)
         return output.read()

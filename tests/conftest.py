@@ -184,6 +184,14 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     return spec
 
 
+@pytest.fixture
+def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """Every command that renders does so with the fake model."""
+    engine = FakeEngine()
+    monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
+    return engine
+
+
 def plan_of(text: str, **overrides: object) -> Plan:
     story = parse_story("story.yaml", text.encode())
     return make_plan(story, "story", Overrides(**overrides))  # type: ignore[arg-type]

@@ -302,7 +302,7 @@ def story(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda device: engine)
+    monkeypatch.setattr("storyreel.render.Engine", lambda device, stop: engine)
     return engine
 
 

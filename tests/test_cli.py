@@ -29,13 +29,6 @@ def story(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
-    return engine
-
-
 def test_render_prints_the_film_and_nothing_else_on_stdout(
     story: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

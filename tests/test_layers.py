@@ -16,13 +16,16 @@ PACKAGE = ROOT / "storyreel"
 LAYERS: list[set[str]] = [
     {"storyreel.__main__"},
     {"storyreel.cli"},
-    {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
-    {"storyreel.ablation", "storyreel.bench"},
-    {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"},
-    {"storyreel.stored", "storyreel.stream"},
+    {"storyreel.status", "storyreel.slurm", "storyreel.options"}
+    | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
+    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate"},
+    {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
+    | {"storyreel.evaluation.report"},
+    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},
     {"storyreel.sampling", "storyreel.page", "storyreel.mini.nets", "storyreel.mini.lessons"}
-    | {"storyreel.mini.verdicts"},
-    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"},
+    | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
+    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"}
+    | {"storyreel.evaluation.encoders", "storyreel.evaluation.films"},
     {"storyreel.plan", "storyreel.models.mochi", "storyreel.models.wan", "storyreel.models.ltx"}
     | {"storyreel.mini.judge", "storyreel.mini.codec", "storyreel.mini.plots"},
     {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
@@ -32,8 +35,8 @@ LAYERS: list[set[str]] = [
     {"storyreel.models.specs"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
-    | {"storyreel.evaluation.verdicts"},
-    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed"}
+    | {"storyreel.evaluation.verdicts", "storyreel.evaluation.pictures", "storyreel.evaluation.registry"},
+    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
     {"storyreel.errors", "storyreel"},
@@ -108,6 +111,8 @@ def loaded_by(*arguments: str) -> set[str]:
         ["models"],
         ["render", "stories/nyc.yaml", "--dry-run"],
         ["ablate", "--help"],
+        ["batch", "stories/nyc.yaml", "--status"],
+        ["batch", "stories/nyc.yaml", "--slurm", "--dry-run"],
     ],
     ids=" ".join,
 )

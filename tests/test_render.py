@@ -6,15 +6,16 @@ import gc
 import json
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 import torch
 
-from storyreel.errors import MissingError, NumericsError, OutputError
+from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Rendered, render
-from tests.conftest import FakeEngine, Silent, plan_of
+from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
 SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
@@ -44,6 +45,18 @@ def contents(out: Path) -> dict[str, bytes]:
     """Everything but times: the film, the page, the segments."""
     kept = (".mp4", ".safetensors", ".html")
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.suffix in kept}
+
+
+class Stopping(Silent):
+    """Asks to stop after some forwards, as a signal would."""
+
+    def __init__(self, engine: FakeEngine, after: int) -> None:
+        super().__init__()
+        self._engine, self._after = engine, after
+
+    def forward(self) -> None:
+        super().forward()
+        self._engine.stop.asked = self.forwards >= self._after
 
 
 pytestmark = pytest.mark.usefixtures("fake_model")
@@ -128,6 +141,98 @@ def test_an_interrupted_render_goes_on_to_the_same_film(
     assert result.rendered == 6 - len(pictures)
     assert progress.forwards == progress.promised <= 18 - 3 * len(latents)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+METHODS: list[dict[str, Any]] = [
+    {},
+    {"method": ("window=1",)},
+    {"method": ("window=2", "memory=0.5")},
+    {"method": ("blending=published",), "guidance": 3.0},
+    {"steps": 8, "speed": "fast"},
+]
+
+
+@pytest.mark.parametrize("options", METHODS, ids=str)
+def test_a_stopped_render_goes_on_inside_the_window(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Stopped again and again after a few forwards: little is done twice, and the film is the same."""
+    engine = FakeEngine()
+    engine.fake_scorer = FakeScorer("a bus")
+    _, whole, _ = make(tmp_path / "whole", engine=engine, **options)
+    window = tmp_path / "torn" / "foxes" / "segments" / "window.safetensors"
+    forwards, resumed = 0, 0
+    for stop_after in (3, 5, 4, 6, 7, 1000):
+        engine = FakeEngine()
+        engine.fake_scorer = FakeScorer("a bus")
+        progress = Stopping(engine, stop_after)
+        try:
+            render(plan_of(story(), **options), "foxes", tmp_path / "torn", engine, progress)
+        except StoppedError:
+            assert progress.forwards <= stop_after
+            resumed += window.exists()
+        else:
+            assert progress.forwards == progress.promised
+        forwards += progress.forwards
+    assert resumed >= 3
+    assert forwards <= whole.forwards + 5 * 3  # what one step of the window had begun
+    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+    assert "window" not in json.loads((tmp_path / "torn" / "foxes" / "manifest.json").read_text())
+
+
+def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "whole", steps=8)
+    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)
+    engine = FakeEngine()
+
+    def interrupt(count: int) -> None:
+        if count == 30:
+            raise KeyboardInterrupt
+
+    engine.adapter(MODELS["fake"]).on_predict = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "torn", engine=engine, steps=8)
+    _, progress, _ = make(tmp_path / "torn", steps=8)
+    assert 18 <= progress.forwards == progress.promised <= 18 + 3
+    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["bit", "gone", "seed", "scene", "device", "overwrite"])
+def test_a_window_that_does_not_fit_is_not_used(tmp_path: Path, change: str) -> None:
+    engine = FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 6))
+    window = tmp_path / "foxes" / "segments" / "window.safetensors"
+    options: dict[str, Any] = {"steps": 8}
+    engine, text = FakeEngine(), story()
+    if change == "bit":
+        data = bytearray(window.read_bytes())
+        data[-1] ^= 1
+        window.write_bytes(data)
+    elif change == "gone":
+        window.unlink()
+    elif change == "seed":
+        options["seed"] = 5
+    elif change == "scene":
+        text = story([*SCENES[:1], ("a river", "it swims"), *SCENES[2:]])
+    elif change == "device":
+        engine.device = "cuda"
+    _, progress, _ = make(tmp_path, text, engine, overwrite=change == "overwrite", **options)
+    assert progress.forwards == progress.promised == 6 * 8
+    assert not window.exists()
+    make(tmp_path / "whole", text, **options)
+    assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
+
+
+def test_a_window_waits_while_an_earlier_segment_is_mended(tmp_path: Path) -> None:
+    make(tmp_path / "whole", steps=8)
+    engine = FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 30))
+    (tmp_path / "foxes" / "segments" / "01.safetensors").unlink()
+    _, progress, _ = make(tmp_path, steps=8)
+    assert progress.forwards == progress.promised
+    assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
 
 
 WHERE = {

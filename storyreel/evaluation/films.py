@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storyreel import video
 from storyreel.checkpoint import file_hash
 from storyreel.errors import StoryreelError, UsageError
+from storyreel.models.specs import MODELS
+from storyreel.plan import DEFAULT_MODEL
 from storyreel.story import Character, Story, load_story
 
 RATE_SLACK = 0.01  # of a rate's own: 23.976 is no 24, but containers round
@@ -167,7 +169,7 @@ def rendered_film(run: str, name: str, folder: Path) -> Film:
     return Film(run, name, film, manifest.title, manifest.settings.fps, spans, manifest.model.name, notes)
 
 
-def foreign_film(story_path: Path, film: Path, segments: str, fps: float | None, default_model: str) -> Film:
+def foreign_film(story_path: Path, film: Path, segments: str, fps: float | None) -> Film:
     """Return a film that anything made of a story.
 
     ``segments`` says where its scenes are: ``chapters``, ``equal``, or the seconds at which the second and
@@ -178,8 +180,12 @@ def foreign_film(story_path: Path, film: Path, segments: str, fps: float | None,
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name a film: MP4, MOV, MKV, WebM or AVI.")
     facts = video.probe(film)
+    model = facts.tags.get("storyreel_model") or story.render.model or DEFAULT_MODEL
+    meant = f"If that is meant, say so: --fps {facts.fps:g}"
     if fps is not None:
-        _check_rate(film, facts.fps, fps, "--fps", f"Its own rate is --fps {facts.fps:g}.")
+        _check_rate(film, facts.fps, fps, "--fps", meant)
+    elif model in MODELS:
+        _check_rate(film, facts.fps, MODELS[model].fps, f"the story's model {model}", meant)
     count = len(story.scenes)
     frames = video.count_frames(film)
     if frames < count:
@@ -195,7 +201,6 @@ def foreign_film(story_path: Path, film: Path, segments: str, fps: float | None,
     blended = [index > 0 and scene.transition == "blend" for index, scene in enumerate(story.scenes)]
     spans = _spans(story, list(pairwise([*starts, frames])), blended)
     title = story.title or story_path.stem
-    model = facts.tags.get("storyreel_model") or story.render.model or default_model
     # vlogger/nyc.mp4 of nyc.yaml is of the run vlogger; any other name is a run of its own.
     run = film.parent if film.stem == story_path.stem else film.with_suffix("")
     return Film(str(run), story_path.stem, film, title, facts.fps, spans, model)

@@ -6,14 +6,12 @@ import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from storyreel.evaluation.films import Film
 from storyreel.evaluation.registry import METRICS, Metric
+from storyreel.evaluation.result import NOTE, Evaluation, Scored
 from storyreel.evaluation.statistics import difference_cell, spread_cell
-
-if TYPE_CHECKING:
-    from storyreel.evaluate import Evaluation, Scored
-    from storyreel.evaluation.films import Film
 
 SHOWN = 3  # of the worst scenes, and of the worst seams
 FAR = 99.0  # deviations: as far from the usual as anything is said to be
@@ -247,8 +245,6 @@ def _charts(scope: str, film: Film, entries: Sequence[Mapping[str, Any]]) -> Ite
 
 def _about(evaluation: Evaluation) -> str:
     """Say what every metric is, and which had no weights."""
-    from storyreel.evaluate import NOTE
-
     rows = "".join(
         f"<tr><td>{_title(m)}</td><td>{escape(m.status)}</td><td>{escape(m.source)}</td>"
         f"<td>{escape(m.sampling)}</td><td>{escape(evaluation.missing.get(m.name, ''))}</td></tr>"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,9 +83,9 @@ class Request(NamedTuple):
 class OneByOne(ABC):
     """Answers several requests one after the other, as an adapter on one device does."""
 
-    def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
-        """Return the answers to requests, in their order."""
-        return [self.predict(*request) for request in requests]
+    def predict_all(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        """Yield the answers to requests, in their order."""
+        return (self.predict(*request) for request in requests)
 
     @abstractmethod
     def predict(
@@ -131,8 +131,8 @@ class Adapter(Protocol):
         """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
         ...
 
-    def predict_all(self, requests: Sequence[Request]) -> list[list[Tensor]]:
-        """Return what `predict` returns, for several requests at once."""
+    def predict_all(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        """Yield what `predict` returns, for several requests, each as soon as it is there."""
         ...
 
     def remember(self, latents: Tensor, text: Text) -> Memory:

@@ -1,0 +1,60 @@
+"""What comes of scoring films, as it is printed, reported and handed on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from storyreel.checkpoint import content_hash
+from storyreel.evaluation.films import Film
+from storyreel.evaluation.findings import Finding
+from storyreel.evaluation.look import Look
+from storyreel.evaluation.registry import METRICS
+
+NOTE = (
+    "The paper's metrics are implemented anew, and not comparable with its table digit by digit. Standard "
+    "deviations are those of samples (ddof 1). Smoothness is to be read beside motion: a still is smooth."
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A film with its scores, what is wrong with it, and what was seen of it."""
+
+    film: Film
+    scores: dict[str, Any]
+    found: list[Finding]
+    look: Look
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All films that could be scored, their runs side by side, and what it takes to repeat it."""
+
+    films: list[Scored]
+    comparison: dict[str, Any]
+    missing: dict[str, str]  # metric: why it has no value
+    repeat: dict[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "note": NOTE,
+            **self.repeat,
+            "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
+            "missing": self.missing,
+            **self.comparison,
+            "films": [
+                {
+                    "run": scored.film.run,
+                    "name": scored.film.name,
+                    "file": str(scored.film.path),
+                    "sha256": content_hash(scored.film.path),
+                    "fps": scored.film.fps,
+                    "notes": scored.film.notes,
+                    "scores": scored.scores,
+                    "findings": [asdict(finding) for finding in scored.found],
+                }
+                for scored in self.films
+            ],
+        }

@@ -1,0 +1,185 @@
+"""Stories as one Slurm array job: the script, its submission, and what Slurm says of it later.
+
+Slurm schedules, ends and repeats; a render that stops with 75 goes on where it was when it is
+run again, and so an element only has to put itself back into the queue.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from storyreel.checkpoint import write_atomically, writing
+from storyreel.errors import MissingError, OutputError, SlurmError, UsageError
+
+FOLDER = "slurm"  # of scripts, records and logs, in the films' folder
+PATIENCE = 30.0  # seconds for Slurm to say how its jobs are
+OVER = {"BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}  # badly
+
+# A job's log is beside its script: the working directory is that of sbatch.
+_DIRECTIVES = (
+    "--job-name=storyreel",
+    "--output=%A_%a.log",
+    "--open-mode=append",
+    "--requeue",
+    "--signal=B:USR1@60",
+)
+_BODY = """\
+stop() {
+    stopping=1 again=1
+    [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
+}
+trap stop USR1 TERM # the time is nearly up, others need the node, or the job is cancelled
+
+"${command[@]}" -- "${stories[SLURM_ARRAY_TASK_ID]}" &
+child=$!
+[ -z "$stopping" ] || stop # it came too early to be passed on
+
+again=1
+while [ "$again" ]; do # a signal ends this wait, not the render
+    again=
+    wait "$child"
+    code=$?
+done
+
+case "$stopping$code" in
+175 | 1138 | 1143) # stopped, or ended by USR1 or TERM before it could listen
+    element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    # What Slurm has ended itself, it puts back into the queue itself, or does not want there.
+    if [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]; then
+        scontrol requeue "$element"
+    fi
+    ;;
+esac
+exit "$code"
+"""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An array job: ``films`` holds the path of each element's story by the film's name, in order."""
+
+    job: str
+    submitted: str
+    films: dict[str, str]
+
+
+def job_script(stories: Iterable[Path], arguments: Iterable[str], directives: Iterable[str]) -> str:
+    """Return the bash script of an array job that renders one of ``stories`` in each element.
+
+    ``arguments`` are render's, ``directives`` what follows ``#SBATCH``. Raises UsageError for control
+    characters, which no shell, log or table could show.
+    """
+    command = [sys.executable, "-m", "storyreel", "render", *arguments]
+    paths = [str(path.absolute()) for path in stories]
+    directives = [*_DIRECTIVES, *directives]
+    here = str(Path.cwd())
+    for text in (*command, *paths, *directives, here):
+        if any(unicodedata.category(char) == "Cc" for char in text):
+            raise UsageError(f"{text!r} holds control characters", "Rename it, or leave it out.")
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {directive}" for directive in directives),
+        "",
+        "stories=(",
+        *(f"    {shlex.quote(path)}" for path in paths),
+        ")",
+        f"command=({shlex.join(command)})",
+        f"cd -- {shlex.quote(here)} || exit",
+        "stopping= child=",
+        "",
+    ]
+    return "\n".join(lines) + _BODY
+
+
+def check_log_folder(out: Path) -> None:
+    """Raise UsageError if Slurm would write logs elsewhere than into the films' folder ``out``."""
+    if set(str(out.absolute())) & set("%\\"):
+        remedy = "Choose another --out: in the path of a log, Slurm reads % and \\ as signs of its own."
+        raise UsageError(f"Slurm cannot write logs into {out}", remedy)
+
+
+def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
+    """Submit a script, and keep it beside a record of what it renders in ``out``.
+
+    Raises MissingError without sbatch, SlurmError with its words if it refuses, OutputError.
+    """
+    if shutil.which("sbatch") is None:
+        raise MissingError(
+            "there is no sbatch here",
+            "Submit where Slurm is installed; --slurm --dry-run prints the script, without --slurm the "
+            "stories are rendered here.",
+        )
+    folder = out / FOLDER
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["sbatch", "--parsable"], input=os.fsencode(script), cwd=folder, capture_output=True
+    )
+    job = done.stdout.decode(errors="replace").strip().partition(";")[0]
+    if done.returncode or not job.isdigit():
+        words = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
+        raise SlurmError(f"sbatch submits nothing: {words}", "Mend what it says, and run this again.")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    submission = Submission(job, now, {name: str(path.absolute()) for name, path in films.items()})
+    try:
+        write_atomically(folder / f"{job}.sh", os.fsencode(script))
+        write_atomically(folder / f"{job}.json", json.dumps(asdict(submission), indent=2) + "\n")
+    except OSError as error:
+        message = f"job {job} is submitted, but its record cannot be written: {error.strerror}"
+        raise OutputError(message, f"It will render, if it can write. scancel {job} ends it.") from None
+    return submission
+
+
+def last_submission(out: Path) -> Submission | None:
+    """Return the latest of the submissions that are recorded in ``out``, None if there is none."""
+    found = []
+    for path in (out / FOLDER).glob("*.json"):
+        try:
+            record = json.loads(path.read_bytes())
+            found.append(Submission(record["job"], record["submitted"], dict(record["films"])))
+        except (OSError, ValueError, TypeError, KeyError):  # not ours, or gone
+            continue
+    return max(found, key=lambda submission: (submission.submitted, int(submission.job)), default=None)
+
+
+def log_of(out: Path, job: str, element: int) -> Path:
+    """Return where an element's log is."""
+    return out / FOLDER / f"{job}_{element}.log"
+
+
+def element_states(job: str) -> dict[int, str]:
+    """Return the states of a job's elements in Slurm's words, of those that Slurm still knows.
+
+    Raises MissingError if there is no Slurm here, SlurmError if it does not answer.
+    """
+    listed = _ask("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%F_%K|%T")
+    if listed is None:
+        raise MissingError("there is no squeue here", "Ask where Slurm is installed.")
+    # Slurm forgets what is over after some minutes, its accounting, where there is one, does not.
+    kept = _ask(
+        "sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=JobID,State"
+    )
+    lines = re.findall(rf"^{job}_(\d+)\|([A-Z_]+)", f"{kept or ''}\n{listed}", re.MULTILINE)
+    return {int(element): state for element, state in lines}
+
+
+def _ask(*command: str) -> str | None:
+    """Return what one of Slurm's commands prints, "" if it fails, None if it is not here."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    except FileNotFoundError:
+        return None
+    except subprocess.TimeoutExpired:
+        raise SlurmError("Slurm does not answer", "Ask again later.") from None
+    return done.stdout if done.returncode == 0 else ""

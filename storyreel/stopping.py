@@ -1,0 +1,59 @@
+"""SIGTERM and SIGUSR1 ask a render to stop, as batch systems do when they need the machine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from storyreel.errors import StoppedError
+
+WORDS = "stopped by a signal", "What is finished is kept. Run the same command again to go on."
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
+class Stop:
+    """Whether a signal has asked to stop. Only the first counts: preemption sends one after the other."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._held = False
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: leave at once, unless what is under way is to be saved first."""
+        if self.asked:
+            return
+        self.asked = True
+        if not self._held:
+            raise KeyboardInterrupt  # which libraries let through, whatever they are doing
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Leave only at the end of this, or where `check` is called."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self.check()
+
+    def check(self) -> None:
+        """Raise StoppedError if a signal has come."""
+        if self.asked:
+            raise StoppedError(*WORDS)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Listen for signals. Raises StoppedError once one has come."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    try:
+        yield stop
+    except KeyboardInterrupt:
+        stop.check()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

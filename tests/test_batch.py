@@ -1,0 +1,454 @@
+"""Many stories: one that fails leaves the others alone; as a Slurm array job; and how they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from storyreel import slurm
+from storyreel.checkpoint import FilmFolder
+from storyreel.cli import run
+from storyreel.errors import NumericsError, StoppedError
+from storyreel.models.specs import ModelSpec
+from storyreel.options import RenderOptions, SlurmOptions
+from storyreel.plan import Overrides, Plan
+from storyreel.status import FilmStatus, film_status
+from tests.conftest import FakeEngine
+
+STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 3
+OTHER = STORY.replace("park", "street")
+
+
+class Batch:
+    """A folder of stories, and the command on them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.out = folder, folder / "out"
+
+    def story(self, name: str, text: str = STORY) -> str:
+        path = self.folder / name
+        path.write_text(text)
+        return str(path)
+
+    def run(self, *arguments: str) -> int:
+        return run(["batch", *arguments, "--out", str(self.out)])
+
+
+@pytest.fixture
+def batch(tmp_path: Path, fake_engine: FakeEngine) -> Batch:
+    return Batch(tmp_path)
+
+
+def raising(error: BaseException, engine: FakeEngine, model: ModelSpec, at: int) -> None:
+    """Have the fake model fail in the forward pass ``at``, and in no other."""
+
+    def fail(count: int) -> None:
+        if count == at:
+            engine.adapter(model).predicted.append((0.0, ""))  # so that it is not the same pass again
+            raise error
+
+    engine.adapter(model).on_predict = fail
+
+
+# One after the other
+
+
+def test_one_that_fails_does_not_stop_the_others(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(NumericsError("no picture", "Do something."), fake_engine, fake_model, at=0)
+    stories = [batch.story("a.yaml"), batch.story("bad.yaml", "scenes: 1\n"), batch.story("b.yaml", OTHER)]
+    assert batch.run(*stories, "--json") == 65  # a bad script goes before the first that failed
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
+    assert results["a"] == {"state": "failed", "error": "no picture", "exit_code": 1}
+    assert results[stories[1]]["exit_code"] == 65
+    assert (results["b"]["state"], results["b"]["rendered"]) == ("done", 3)
+    assert Path(results["b"]["film"]).exists()
+    assert "1 of 3 films done" in printed.err
+    assert "Do something." in printed.err
+    assert f"{stories[1]}:1:" in printed.err
+
+
+def test_the_first_failure_is_the_exit_code_and_the_same_command_mends_it(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(NumericsError("no picture"), fake_engine, fake_model, at=0)
+    stories = [batch.story("a.yaml"), batch.story("b.yaml", OTHER)]
+    (batch.out / "b").mkdir(parents=True)
+    (batch.out / "b" / "segments").write_text("in the way")
+    assert batch.run(*stories) == 1  # of the first, not 73 of the second
+    (batch.out / "b" / "segments").unlink()
+    assert batch.run(*stories) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        str(batch.out / name / f"{name}.mp4") for name in ("a", "b")
+    ]
+
+
+@pytest.mark.parametrize(("error", "code"), [(StoppedError("stopped"), 75), (KeyboardInterrupt(), 130)])
+def test_a_stop_ends_the_whole_batch(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec, error: BaseException, code: int
+) -> None:
+    raising(error, fake_engine, fake_model, at=2)
+    stories = [batch.story("a.yaml"), batch.story("b.yaml", OTHER)]
+    assert batch.run(*stories) == code
+    assert not (batch.out / "b").exists()
+    assert batch.run(*stories) == 0
+
+
+def test_the_model_is_loaded_once(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, fake_engine: FakeEngine
+) -> None:
+    engines: list[tuple[object, ...]] = []
+
+    def engine(*options: object) -> FakeEngine:
+        engines.append(options)
+        return fake_engine
+
+    monkeypatch.setattr("storyreel.render.Engine", engine)
+    assert batch.run(*(batch.story(f"{name}.yaml") for name in "abc")) == 0
+    assert [options[:4] for options in engines] == [("auto", "auto", False, False)]
+    assert fake_engine.asked == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no story is named"),
+        (["a.yaml", "--time", "5"], "not --slurm"),
+        (["a.yaml", "--slurm", "--status"], "exclude each other"),
+        (["a.yaml", "--slurm", "--overwrite"], "start over"),
+        (["a.yaml", "--slurm", "--partition", "a\nb"], "control characters"),
+        (["a.yaml", "a.yaml", "--slurm"], "Rename one"),
+        (["a.yaml", "--memory", "all"], "no memory mode"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_told_before_anything_happens(
+    batch: Batch, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch.story("a.yaml")
+    arguments = [str(batch.folder / word) if word.endswith(".yaml") else word for word in arguments]
+    assert batch.run(*arguments) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == ""
+    assert not batch.out.exists()
+
+
+# The job
+
+
+ODD = [
+    "a b.yaml",
+    "it's.yaml",
+    '"$(touch hacked)".yaml',
+    "`touch hacked`;&|<>*?.yaml",
+    "-rf.yaml",
+    "猫 $HOME.yaml",
+]
+
+
+def job(stories: list[Path], folder: Path, python: str = "", **environment: str) -> subprocess.Popen[str]:
+    """Start a job's script as Slurm does, with ``python`` as what it runs and its commands on the PATH."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(folder / "the python"))
+        patch.chdir(folder)
+        script = slurm.job_script(stories, ["--seed=1"], ["--array=0-9"])
+    tool(folder / "the python", python)
+    (folder / "job.sh").write_bytes(os.fsencode(script))
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
+    pipe = subprocess.PIPE
+    command = ["bash", str(folder / "job.sh")]
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd="/")
+
+
+def tool(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/bash\n{body}\n")
+    path.chmod(0o755)
+
+
+def test_odd_names_reach_render_as_they_are(tmp_path: Path) -> None:
+    here = tmp_path / "it's a $folder"
+    here.mkdir()
+    stories = [here / name for name in ODD]
+    for element, story in enumerate(stories):
+        with job(stories, here, 'printf "%s\\n" "$PWD" "$@"', SLURM_ARRAY_TASK_ID=str(element)) as process:
+            out, err = process.communicate()
+        assert out.splitlines() == [str(here), "-m", "storyreel", "render", "--seed=1", "--", str(story)]
+        assert (process.returncode, err) == (0, "")
+    subprocess.run(["bash", "-n", str(here / "job.sh")], check=True)
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def test_names_that_are_no_text_reach_render_too(tmp_path: Path) -> None:
+    story = tmp_path / os.fsdecode(b"\xff\xfe.yaml")
+    with job([story], tmp_path, 'printf %s "${@: -1}" > said', SLURM_ARRAY_TASK_ID="0") as process:
+        process.communicate()
+    assert (tmp_path / "said").read_bytes() == os.fsencode(story)
+
+
+LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 0.02; done"
+
+
+@pytest.mark.parametrize(
+    ("python", "signals", "state", "code", "requeued"),
+    [
+        (LISTENING.format(code=75), ["USR1"], "RUNNING", 75, True),
+        (LISTENING.format(code=75), ["TERM"], "RUNNING", 75, True),  # preemption with some time to leave
+        (LISTENING.format(code=75), ["USR1", "TERM"], "RUNNING", 75, True),
+        (LISTENING.format(code=75), ["TERM"], "COMPLETING", 75, False),  # cancelled: it must not come back
+        (LISTENING.format(code=75), ["TERM"], "", 75, False),
+        (LISTENING.format(code=1), ["USR1"], "RUNNING", 1, False),
+        ("echo ready; exec sleep 60", ["USR1"], "RUNNING", 138, True),  # as a python that still starts
+        ("echo ready; exit 75", [], "RUNNING", 75, False),
+        ("echo ready; exit 65", [], "RUNNING", 65, False),
+        ("echo ready; kill -KILL $$", [], "RUNNING", 137, False),
+    ],
+)
+def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
+    tmp_path: Path, python: str, signals: list[str], state: str, code: int, requeued: bool
+) -> None:
+    tool(tmp_path / "scontrol", f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}')
+    tool(tmp_path / "squeue", f'[ "$2" = --jobs=12_3 ] && echo {state}')
+    numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
+    with job([tmp_path / f"{n}.yaml" for n in range(4)], tmp_path, python, **numbers) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for name in signals:
+            process.send_signal(getattr(signal, f"SIG{name}"))
+        process.communicate()
+    assert process.returncode == code
+    asked = tmp_path / "asked"
+    assert (asked.read_text() if asked.exists() else "") == ("requeue 12_3\n" if requeued else "")
+
+
+def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    stories = [batch.story("a.yaml"), batch.story("b.yaml")]
+    words = ["--gpus", "2", "--time", "1:00:00", "--partition", "a b", "--mem", "8G", "--cpus", "4"]
+    words += ["--max-parallel", "3", "--sbatch-option", "--account=me", "--sbatch-option", "--nice"]
+    words += ["--steps", "4", "--method", "memory=0.2", "--method", "window=2", "--compile"]
+    assert batch.run(*stories, "--slurm", "--dry-run", *words) == 0
+    script = capsys.readouterr().out
+    asked = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert asked[5:] == [
+        "--array=0-1%3",
+        *("--gpus=2", "--time=1:00:00", "'--partition=a b'", "--mem=8G", "--cpus-per-task=4"),
+        *("--account=me", "--nice"),
+    ]
+    rendered = "render --steps=4 --method=memory=0.2 --method=window=2 "
+    assert f"{rendered}{shlex.quote(f'--out={batch.out}')} --compile)\n" in script
+    assert not batch.out.exists()
+
+
+def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the job's render is told is what batch was told."""
+    given = RenderOptions(
+        model="mini", seed=0, guidance=1.5, method=["a=1", "b=2"], weights=Path("w"), out=Path("o")
+    )
+    seen: list[Overrides] = []
+
+    def read(
+        stories: object, plan: partial[object], name_of: object
+    ) -> tuple[dict[str, Plan], dict[str, Exception]]:
+        seen.append(plan.keywords["overrides"])
+        return {}, {}
+
+    monkeypatch.setattr("storyreel.cli._read", read)
+    monkeypatch.chdir(tmp_path)
+    assert run(["render", "x.yaml", *given.arguments()]) == 0
+    assert seen == [replace(given.overrides(), weights=tmp_path / "w")]
+    assert list(RenderOptions().arguments()) == []
+    assert list(SlurmOptions(gpus=0).directives(1)) == ["--array=0-0"]
+
+
+# Submission
+
+
+def test_a_submission_is_recorded(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = batch.folder / "tools"
+    tools.mkdir()
+    tool(tools / "sbatch", 'cat > given; echo "$@" "$PWD" > arguments; echo "42;cluster"')
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    stories = [batch.story("a.yaml"), batch.story("it's.yaml", OTHER)]
+    assert batch.run(*stories, "--slurm") == 0
+    assert capsys.readouterr().out == "42\n"
+    folder = batch.out / "slurm"
+    assert (folder / "42.sh").read_bytes() == (folder / "given").read_bytes()
+    assert (folder / "arguments").read_text() == f"--parsable {folder}\n"
+    submission = slurm.last_submission(batch.out)
+    assert submission is not None
+    assert submission.job == "42"
+    assert list(submission.films.values()) == stories
+    (folder / "43.json").write_text("{}")  # not ours
+    assert slurm.last_submission(batch.out) == submission
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        (
+            "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1",
+            1,
+            "invalid partition specified: x",
+        ),
+        ("exit 3", 1, "exit code 3"),
+        ("echo what", 1, "submits nothing"),
+        (None, 69, "there is no sbatch here"),
+        ('rm -r "$PWD"; echo 7', 73, "scancel 7"),
+    ],
+)
+def test_what_sbatch_refuses(
+    batch: Batch,
+    body: str | None,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    story, tools = batch.story("a.yaml"), batch.folder / "tools"
+    tools.mkdir()
+    if body is not None:
+        tool(tools / "sbatch", body)
+    monkeypatch.setenv("PATH", f"{tools}:/bin" if body else str(tools))
+    assert batch.run(story, "--slurm") == code
+    printed = capsys.readouterr()
+    assert words in printed.err
+    assert printed.out == ""
+    assert slurm.last_submission(batch.out) is None
+
+
+def test_logs_need_a_folder_that_slurm_can_name(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    story = batch.story("a.yaml")
+    assert run(["batch", story, "--slurm", "--out", str(batch.folder / "100%")]) == 2
+    assert "Choose another --out" in capsys.readouterr().err
+
+
+def test_a_bad_script_is_never_submitted(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert batch.run(batch.story("a.yaml"), batch.story("bad.yaml", "scenes: 1\n"), "--slurm") == 65
+    assert not batch.out.exists()
+
+
+# How they are
+
+
+def test_how_films_are(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["done", "failed", "stopped", "waiting"]
+    done, failed, stopped, waiting = (batch.story(f"{name}.yaml") for name in names)
+    assert batch.run(done) == 0
+    passes = fake_engine.adapter(fake_model).predicted
+    raising(NumericsError("no picture"), fake_engine, fake_model, at=len(passes) + 3)
+    assert batch.run(failed) == 1
+    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 8)
+    assert batch.run(stopped) == 75
+    before = {path: path.stat().st_mtime_ns for path in batch.out.rglob("*")}
+    capsys.readouterr()
+    assert batch.run("--status", done, failed, stopped, waiting, "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {name: row["state"] for name, row in rows.items()} == dict(zip(names, names, strict=True))
+    assert {row["total"] for row in rows.values()} == {3}
+    assert (rows["done"]["scenes"], rows["waiting"]["scenes"]) == (3, 0)
+    assert "no picture" in rows["failed"]["reason"]
+    assert batch.run("--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == names[:3]  # nobody has begun the last
+    assert lines[0] == "done: done, 3 of 3 scenes"
+    assert {path: path.stat().st_mtime_ns for path in batch.out.rglob("*")} == before
+
+
+def test_a_film_is_done_only_as_it_is_asked_for(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    capsys.readouterr()
+    assert batch.run("--status", story, "--seed", "7") == 0
+    assert "a: waiting, 0 of 3 scenes: it was rendered from another story" in capsys.readouterr().out
+    film = batch.out / "a" / "a.mp4"
+    film.write_bytes(film.read_bytes()[:-1])
+    assert film_status(batch.out, "a") == FilmStatus(
+        "stopped", 3, 3, "its film is damaged or has been removed"
+    )
+
+
+def test_a_look_at_a_running_render_keeps_nobody_out(
+    batch: Batch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story, folder = batch.story("a.yaml"), FilmFolder(batch.out / "a", "a")
+    with folder:
+        assert film_status(batch.out, "a").state == "running"
+        assert batch.run(story) == 74
+    assert film_status(batch.out, "a").state == "waiting"
+    # A render that begins while somebody looks waits for the look to be over.
+    code = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'rb'); fcntl.flock(lock, fcntl.LOCK_SH); "
+        "print('held', flush=True); time.sleep(0.1)"
+    )
+    command = [sys.executable, "-c", code, str(batch.out / "a" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as looking:
+        assert looking.stdout is not None
+        looking.stdout.readline()
+        assert not folder.is_in_use()  # a look is no render
+        began = time.monotonic()
+        with folder:
+            assert time.monotonic() - began < 5
+            assert looking.wait() == 0
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "[]",
+        '{"format": 2, "segments": 3, "film": []}',
+        '{"format": 2, "model": 1, "segments": [], "film": {}}',
+    ],
+)
+@pytest.mark.parametrize("events", ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n'])
+def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: str) -> None:
+    story, folder = batch.story("a.yaml"), batch.out / "a"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(manifest)
+    (folder / "events.jsonl").write_text(events)
+    assert batch.run("--status", story) == 0
+    assert batch.run("--status") == 0
+
+
+def test_what_slurm_says_is_told_too(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = batch.folder / "tools"
+    tools.mkdir()
+    tool(tools / "sbatch", "cat > /dev/null; echo 42")
+    tool(tools / "squeue", "printf '42_0|PENDING\\n42_1|RUNNING\\n142_2|FAILED\\n'")
+    tool(tools / "sacct", "printf '42_2|OUT_OF_MEMORY\\n42_0|PREEMPTED\\n42_3|CANCELLED by 0\\n'")
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    assert batch.run(*(batch.story(f"{name}.yaml") for name in "abcde"), "--slurm") == 0
+    capsys.readouterr()
+    assert batch.run("--status", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    says = {name: (row["state"], row["slurm"]) for name, row in rows.items()}
+    assert says == {
+        "a": ("waiting", "PENDING"),
+        "b": ("running", "RUNNING"),
+        "c": ("failed", "OUT_OF_MEMORY"),
+        "d": ("failed", "CANCELLED"),
+        "e": ("waiting", None),
+    }
+    assert "42_2.log" in rows["c"]["reason"]
+    tool(tools / "squeue", "exit 1")
+    tool(tools / "sacct", "exit 1")
+    assert batch.run("--status") == 0
+    assert "a: waiting, 0 of ? scenes\n" in capsys.readouterr().out
