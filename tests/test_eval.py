@@ -16,6 +16,9 @@ import pytest
 
 from storyreel import video
 from storyreel.cli import run
+from storyreel.errors import StoryreelError
+from storyreel.evaluation.encoders import Encoders
+from storyreel.evaluation.films import foreign_film
 from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
 
 W, H, FPS = 96, 64, 12
@@ -42,6 +45,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "walk.yaml").write_text(STORY)
     assert run(["render", str(folder / "walk.yaml"), "--out", str(folder / "out"), "--steps", "8"]) == 0
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a fresh install: no weights but the embedded model's, except where a test wants them."""
+    if "extras" not in request.keywords:
+        monkeypatch.setattr(Encoders, "folder", lambda self, name: None)
 
 
 def frames_of(path: Path) -> ByteArray:
@@ -123,6 +133,7 @@ def test_a_frozen_second_is_found(place: Path, capsys: pytest.CaptureFixture[str
     assert "Scene 3 stands still for 1 s" in page.read_text()
 
 
+@pytest.mark.extras
 def test_a_hard_cut_is_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scored, _ = evaluated(place, cut, capsys)
     assert worst(scored, "jump") == worst(scored, "shot_cut_inside") == 4
@@ -148,7 +159,8 @@ def test_rendered_folders_are_scored_and_compared(place: Path, capsys: pytest.Ca
     other = place / "other"
     shutil.copytree(place / "out", other)
     write_film(frozen(frames_of(other / "walk/walk.mp4")), other / "walk/walk.mp4")
-    assert run(["eval", str(place / "out"), str(other), "--report", str(place / "both.html")]) == 0
+    both = ["eval", str(place / "out"), str(other), "--report", str(place / "both.html")]
+    assert run(both) == 0
     printed, said = capsys.readouterr()
     assert "Scene 3 stands still for 1 s" in printed
     assert "CLIP-add" not in printed  # a metric without weights has no row
@@ -158,7 +170,7 @@ def test_rendered_folders_are_scored_and_compared(place: Path, capsys: pytest.Ca
     assert "<b>in</b>" not in page  # a story's words are no markup
     assert "A corgi &lt;b&gt;in&lt;/b&gt; New York" in page
 
-    assert run(["eval", str(place / "out"), str(other), "--json", "--report", str(place / "both.html")]) == 0
+    assert run([*both, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     difference = report["differences"][str(other)]["frozen"]
     assert difference == {"mean": pytest.approx(1 / 6), "low": None, "high": None, "pairs": 1}
@@ -194,26 +206,31 @@ def test_wrong_films_are_told_and_the_others_scored(place: Path, capsys: pytest.
     assert "walk: nothing stands out" in printed
 
 
-def test_scenes_of_a_foreign_film(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    film = place / "out/walk/walk.mp4"  # with chapters
-    base = ["eval", "--story", str(place / "walk.yaml"), "--video", str(film), "--json"]
-    base += ["--report", str(place / "foreign.html")]
-    spans = []
+def test_scenes_of_a_foreign_film(place: Path) -> None:
+    story, film = place / "walk.yaml", place / "out/walk/walk.mp4"  # with chapters
     for segments in ("chapters", "equal", "2,4,6,8,10", "0,2,4,6,8,10"):
-        assert run([*base, "--segments", segments]) == 0
-        (scored,) = json.loads(capsys.readouterr().out)["films"]
-        spans.append([entry["seconds"] for entry in scored["scores"]["scenes"]])
-    assert spans[0] == spans[1] == spans[2] == spans[3] == [[2.0 * i, 2.0 * i + 2] for i in range(6)]
+        spans = foreign_film(story, film, segments, None).spans
+        assert [(span.start, span.stop) for span in spans] == [(24 * i, 24 * i + 24) for i in range(6)]
+        assert not spans[0].blended
+        assert all(span.blended for span in spans[1:])
     for segments, words in {
         "2,4": "2 times do not fit a story of 6 scenes",
         "2,4,6,8,30": "do not fit into its 12.00 s",
         "4,2,6,8,10": "do not fit into its 12.00 s",
+        "2,4,6,8,nan": "times do not fit",
         "soon": "makes no sense",
     }.items():
-        assert run([*base, "--segments", segments]) in (1, 2)
-        assert words in capsys.readouterr().err
-    assert run([*base, "--fps", "24"]) == 1
-    assert "has 12 frames a second, by --fps 24" in capsys.readouterr().err
+        with pytest.raises(StoryreelError, match=words):
+            foreign_film(story, film, segments, None)
+    with pytest.raises(StoryreelError, match="has 12 frames a second, by --fps 24"):
+        foreign_film(story, film, "equal", 24)
+    slow = write_film(frames_of(film), place / "slow.mp4", fps=8)
+    with pytest.raises(StoryreelError, match="has 8 frames a second, by the story's model mini 12") as caught:
+        foreign_film(story, slow, "equal", None)
+    assert "--fps 8" in caught.value.remedy
+    assert foreign_film(story, slow, "equal", 8).fps == 8
+    with pytest.raises(StoryreelError, match="has 0 chapters, the story 6 scenes"):
+        foreign_film(story, slow, "chapters", 8)
 
 
 def test_a_required_metric_without_weights_is_69(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
