@@ -2,7 +2,7 @@
 
 A file is written under a temporary name, forced to disk and renamed. A segment counts as
 complete when the manifest holds its key, which covers all that shaped it, and the hashes of
-its files match. Everything else is absent and is rendered again.
+its files match, and that of its record. Everything else is absent and is rendered again.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,8 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+            _sync(file.fileno())
+        _rename(part, path)
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -77,7 +78,7 @@ def _sync_folder(folder: Path) -> None:
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            _sync(handle)
         finally:
             os.close(handle)
 
@@ -85,7 +86,19 @@ def _sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing."""
     with replacing(path) as part:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        _write(part, data.encode() if isinstance(data, str) else data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _sync(handle: int) -> None:
+    os.fsync(handle)
+
+
+def _rename(path: Path, target: Path) -> None:
+    path.replace(target)
 
 
 @dataclass(frozen=True)
@@ -127,16 +140,41 @@ class FilmFolder:
                 self._lock.acquire()
             except Timeout:
                 remedy = "Wait for it, or choose another --out."
-                raise LockedError(f"another storyreel is rendering into {self.path}", remedy) from None
-            for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
-                part.unlink()
+                words = f"another storyreel{self._holder()} is rendering into {self.path}"
+                raise LockedError(words, remedy) from None
+            with ExitStack() as stack:
+                stack.callback(self._lock.release)
+                self._sign()
+                for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
+                    part.unlink()
+                stack.pop_all()
         self._load()
         return self
+
+    def _sign(self) -> None:
+        """Say who holds the lock. That is beside it: who only tries to lock a file empties it."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError):  # a note, and no reason to fail
+            self._holder_path.write_text(json.dumps([os.getpid(), platform.node(), now]))
+
+    def _holder(self) -> str:
+        """Return who holds the lock, as far as is known."""
+        try:
+            process, host, since = json.loads(self._holder_path.read_bytes())
+        except (OSError, ValueError, TypeError, RecursionError):
+            return ""
+        return f" (process {process} on {host}, since {since})"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(OSError):
+            self._holder_path.unlink()
         self._lock.release()
+
+    @property
+    def _holder_path(self) -> Path:
+        return self.path / ".lock.json"
 
     @property
     def segments(self) -> Path:
@@ -180,7 +218,8 @@ class FilmFolder:
             for entry in manifest["segments"]:
                 if "key" in entry:  # else it is planned and not yet made
                     record = _RECORD.validate_python(entry)
-                    self.records[record.number] = record
+                    if entry.get("sha256") == digest(asdict(record)):
+                        self.records[record.number] = record
             self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.records, self.film, self.window = {}, {}, {}
@@ -268,19 +307,23 @@ class FilmFolder:
             return False
 
     def write_manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> None:
-        """Write the manifest: ``about`` the film, and each of ``scenes`` with its record."""
+        """Write the manifest."""
+        with writing(self.manifest_path):
+            write_atomically(self.manifest_path, self.manifest(about, scenes))
+            if not self.window:
+                self.window_path.unlink(missing_ok=True)
+
+    def manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> str:
+        """Return the manifest's text: ``about`` the film, and each of ``scenes`` with its record."""
         entries = []
         for scene in scenes:
             record = self.records.get(scene["number"])
-            entries.append(scene | (asdict(record) if record else {}))
+            sealed = asdict(record) | {"sha256": digest(asdict(record))} if record else {}
+            entries.append(scene | sealed)
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
         if self.window:
             manifest["window"] = self.window
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        with writing(self.manifest_path):
-            write_atomically(self.manifest_path, text)
-            if not self.window:
-                self.window_path.unlink(missing_ok=True)
+        return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""

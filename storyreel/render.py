@@ -345,23 +345,32 @@ class Work:
 
 def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
     """Make the film of the segments, and the page and manifest around it, where they changed."""
-    scenes = about_scenes(plan)
-    files = [folder.records[segment.number].files for segment in plan.segments]
-    tags = film_tags(plan)
-    key = digest([files, scenes, tags])
-    decided = {number: record.decided for number, record in folder.records.items()}
-    page = film_page(plan, folder.name, tags, decided)
+    scenes, key, page = about_scenes(plan), film_key(plan, folder), film_page_of(plan, folder)
     if folder.film_is_complete(key) and folder.holds(folder.page_path, page):
+        if not folder.holds(folder.manifest_path, folder.manifest(about, scenes)):
+            folder.write_manifest(about, scenes)  # it was damaged where it speaks of no segment
         return
     with writing(folder.film_path):
         with replacing(folder.film_path) as part:
             segments = [folder.video(segment.number) for segment in plan.segments]
-            video.join(segments, part, plan.spec.fps, film_chapters(plan), tags)
+            video.join(segments, part, plan.spec.fps, film_chapters(plan), film_tags(plan))
         write_atomically(folder.page_path, page)
     folder.window = {}
     folder.film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
     folder.write_manifest(about, scenes)
     folder.remove_strangers([segment.number for segment in plan.segments])
+
+
+def film_key(plan: Plan, folder: FilmFolder) -> str:
+    """Return a key that covers all that makes a film of its segments."""
+    files = [folder.records[segment.number].files for segment in plan.segments]
+    return digest([files, about_scenes(plan), film_tags(plan)])
+
+
+def film_page_of(plan: Plan, folder: FilmFolder) -> str:
+    """Return the film's page."""
+    decided = {number: record.decided for number, record in folder.records.items()}
+    return film_page(plan, folder.name, film_tags(plan), decided)
 
 
 def film_chapters(plan: Plan) -> list[video.Chapter]:
