@@ -168,9 +168,11 @@ class FilmFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):
-            self._holder_path.unlink()
-        self._lock.release()
+        try:
+            with suppress(OSError):
+                self._holder_path.unlink()
+        finally:
+            self._lock.release()
 
     @property
     def _holder_path(self) -> Path:
@@ -248,16 +250,16 @@ class FilmFolder:
         return (
             self.window.get("key") == key
             and device in ("auto", self.window.get("device"))
-            and _hash_matches(self.window_path, self.window.get("sha256", ""))
+            and matches(self.window_path, self.window.get("sha256", ""))
         )
 
     @staticmethod
     def _is_whole(record: SegmentRecord, path: Path) -> bool:
-        return path.name in record.files and _hash_matches(path, record.files[path.name])
+        return path.name in record.files and matches(path, record.files[path.name])
 
     def film_is_complete(self, key: str) -> bool:
         """Tell whether the film is there, whole, and made from the same segments."""
-        return self.film.get("key") == key and _hash_matches(self.film_path, self.film.get("sha256", ""))
+        return self.film.get("key") == key and matches(self.film_path, self.film.get("sha256", ""))
 
     def begin(self, kept: Collection[str]) -> None:
         """Forget every segment but those to be kept, and the film that was made of others."""
@@ -334,7 +336,8 @@ class FilmFolder:
             file.write(line + "\n")
 
 
-def _hash_matches(path: Path, value: str) -> bool:
+def matches(path: Path, value: str) -> bool:
+    """Tell whether a file is there and has this SHA-256."""
     try:
         return file_hash(path) == value
     except OSError:

@@ -162,6 +162,10 @@ def render(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Render nothing: read all of the films and weights back, and decode."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Render each story to OUT/NAME/NAME.mp4; a second run does only what is missing.
@@ -181,6 +185,9 @@ def render(
     _check_out(out)
     if dry_run:
         _print_plans(plans, as_json)
+        return
+    if verify:
+        _verify_all(plans, out, as_json)
         return
     from storyreel.render import Engine
 
@@ -220,6 +227,30 @@ def _render_all(plans: dict[str, Plan], out: Path, engine: Engine, overwrite: bo
             print(result.film, flush=True)
     if as_json:
         print(json.dumps(results, indent=2))
+
+
+def _verify_all(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
+    from storyreel.render import verify
+
+    found = {name: verify(plan, name, out) for name, plan in plans.items()}
+    wrong = {name: {path: fault for path, fault in files.items() if fault} for name, files in found.items()}
+    if as_json:
+        results = {
+            name: {"whole": not wrong[name], "files": len(files), "wrong": wrong[name]}
+            for name, files in found.items()
+        }
+        print(json.dumps(results, indent=2))
+    else:
+        for name, files in found.items():
+            for path, fault in wrong[name].items():
+                print(f"{path} {fault}")
+            print(f"{name}: {len(files) - len(wrong[name])} of {len(files)} files are whole")
+    if any(wrong.values()):
+        raise StoryreelError(
+            f"not whole: {', '.join(name for name in found if wrong[name])}",
+            "Run the same command without --verify: it renders again what is missing. "
+            "Weights are fetched again by storyreel pull.",
+        )
 
 
 @app.command()
