@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 
 from storyreel import checkpoint, video
 from storyreel.checkpoint import FilmFolder
-from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError
+from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Rendered, about_film, about_scenes, render, verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
@@ -689,3 +690,36 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
     # A folder that cannot be synced is no reason to fail: some file systems cannot.
     expected = (nth - 1) * 3 // 4 if spoil == "disk full" else nth - 1
     assert len(ended) == pytest.approx(expected, abs=2)
+
+
+DYING = {
+    "echo 'av_interleaved_write_frame(): No space left on device' >&2; exit 1": (
+        OutputError,
+        "No space left",
+    ),
+    "echo 'Read-only file system' >&2; exit 1": (OutputError, "Read-only"),
+    "kill -9 $$": (StoryreelError, "ffmpeg failed: exit code -9"),
+    "head -c 9 >/dev/null; exit 0": (StoryreelError, "ffmpeg failed"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+@pytest.mark.parametrize("death", DYING)
+def test_when_ffmpeg_dies_what_is_finished_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    """The third ffmpeg of a render dies; one clear error, and the next run goes on."""
+    make(tmp_path / "whole")
+    script, count = tmp_path / "ffmpeg", tmp_path / "count"
+    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{video.ffmpeg()}" "$@"'
+    script.write_text(f"#!/bin/sh\n{begin}\n{death}\n")
+    script.chmod(0o755)
+    kind, words = DYING[death]
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "ffmpeg", lambda: str(script))
+        with pytest.raises(kind, match=words) as caught:
+            make(tmp_path / "torn")
+    assert type(caught.value) is kind
+    assert finished(tmp_path / "torn")[1] == {"01", "02"}
+    assert make(tmp_path / "torn")[0].rendered == 4
+    assert contents(tmp_path / "torn" / "foxes") == contents(tmp_path / "whole" / "foxes")
