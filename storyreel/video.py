@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from storyreel.errors import MissingError, OutputError, StoryreelError
+from storyreel.stopping import deferred
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -94,13 +95,16 @@ def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.
 @contextmanager
 def _running(arguments: Sequence[str], errors: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run ffmpeg; whatever happens, it has ended afterwards."""
-    process = _start(arguments, errors, **options)
+    process = None
     try:
+        with deferred():  # what a signal raises inside Python's own fork hooks would be lost
+            process = _start(arguments, errors, **options)
         yield process
     finally:
-        process.kill()
-        with suppress(BrokenPipeError):  # of frames that it no longer takes
-            process.__exit__(None, None, None)
+        if process is not None:
+            process.kill()
+            with suppress(BrokenPipeError):  # of frames that it no longer takes
+                process.__exit__(None, None, None)
 
 
 def _failed(code: int, errors: Any) -> StoryreelError:
