@@ -2,7 +2,7 @@
 
 A file is written under a temporary name, forced to disk and renamed. A segment counts as
 complete when the manifest holds its key, which covers all that shaped it, and the hashes of
-its files match. Everything else is absent and is rendered again.
+its files match, and that of its record. Everything else is absent and is rendered again.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,8 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+            _sync(file.fileno())
+        _rename(part, path)
     finally:
         part.unlink(missing_ok=True)
     _sync_folder(path.parent)
@@ -79,7 +80,7 @@ def _sync_folder(folder: Path) -> None:
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            _sync(handle)
         finally:
             os.close(handle)
 
@@ -87,7 +88,19 @@ def _sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a whole file or nothing."""
     with replacing(path) as part:
-        part.write_bytes(data.encode() if isinstance(data, str) else data)
+        _write(part, data.encode() if isinstance(data, str) else data)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _sync(handle: int) -> None:
+    os.fsync(handle)
+
+
+def _rename(path: Path, target: Path) -> None:
+    path.replace(target)
 
 
 @dataclass(frozen=True)
@@ -131,16 +144,43 @@ class FilmFolder:
                 self._lock.acquire()
             except Timeout:
                 remedy = "Wait for it, or choose another --out."
-                raise LockedError(f"another storyreel is rendering into {self.path}", remedy) from None
-            for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
-                part.unlink()
+                words = f"another storyreel{self._holder()} is rendering into {self.path}"
+                raise LockedError(words, remedy) from None
+            with ExitStack() as stack:
+                stack.callback(self._lock.release)
+                self._sign()
+                for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
+                    part.unlink()
+                stack.pop_all()
         self.load()
         return self
+
+    def _sign(self) -> None:
+        """Say who holds the lock. That is beside it: who only tries to lock a file empties it."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError):  # a note, and no reason to fail
+            self._holder_path.write_text(json.dumps([os.getpid(), platform.node(), now]))
+
+    def _holder(self) -> str:
+        """Return who holds the lock, as far as is known."""
+        try:
+            process, host, since = json.loads(self._holder_path.read_bytes())
+        except (OSError, ValueError, TypeError, RecursionError):
+            return ""
+        return f" (process {process} on {host}, since {since})"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lock.release()
+        try:
+            with suppress(OSError):
+                self._holder_path.unlink()
+        finally:
+            self._lock.release()
+
+    @property
+    def _holder_path(self) -> Path:
+        return self.path / ".lock.json"
 
     @property
     def segments(self) -> Path:
@@ -212,7 +252,8 @@ class FilmFolder:
             for entry in manifest["segments"]:
                 if "key" in entry:  # else it is planned and not yet made
                     record = _RECORD.validate_python(entry)
-                    self.records[record.number] = record
+                    if entry.get("sha256") == digest(asdict(record)):
+                        self.records[record.number] = record
             self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
             own = {"format", "segments", "film", "window"}
             self.about = {key: manifest[key] for key in manifest.keys() - own}
@@ -244,17 +285,17 @@ class FilmFolder:
         return (
             self.window.get("key") == key
             and device in ("auto", self.window.get("device"))
-            and _hash_matches(self.window_path, self.window.get("sha256", ""))
+            and matches(self.window_path, self.window.get("sha256", ""))
         )
 
     @staticmethod
     def _is_whole(record: SegmentRecord, path: Path) -> bool:
-        return path.name in record.files and _hash_matches(path, record.files[path.name])
+        return path.name in record.files and matches(path, record.files[path.name])
 
     def film_is_complete(self, key: str | None = None) -> bool:
         """Tell whether the film is there, whole, and made from the segments of ``key``, if one is given."""
         wanted = key is None or self.film.get("key") == key
-        return wanted and _hash_matches(self.film_path, self.film.get("sha256", ""))
+        return wanted and matches(self.film_path, self.film.get("sha256", ""))
 
     def begin(self, kept: Collection[str]) -> None:
         """Forget every segment but those to be kept, and the film that was made of others."""
@@ -304,19 +345,23 @@ class FilmFolder:
             return False
 
     def write_manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> None:
-        """Write the manifest: ``about`` the film, and each of ``scenes`` with its record."""
+        """Write the manifest."""
+        with writing(self.manifest_path):
+            write_atomically(self.manifest_path, self.manifest(about, scenes))
+            if not self.window:
+                self.window_path.unlink(missing_ok=True)
+
+    def manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> str:
+        """Return the manifest's text: ``about`` the film, and each of ``scenes`` with its record."""
         entries = []
         for scene in scenes:
             record = self.records.get(scene["number"])
-            entries.append(scene | (asdict(record) if record else {}))
+            sealed = asdict(record) | {"sha256": digest(asdict(record))} if record else {}
+            entries.append(scene | sealed)
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
         if self.window:
             manifest["window"] = self.window
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        with writing(self.manifest_path):
-            write_atomically(self.manifest_path, text)
-            if not self.window:
-                self.window_path.unlink(missing_ok=True)
+        return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""
@@ -327,7 +372,8 @@ class FilmFolder:
             file.write(line + "\n")
 
 
-def _hash_matches(path: Path, value: str) -> bool:
+def matches(path: Path, value: str) -> bool:
+    """Tell whether a file is there and has this SHA-256."""
     try:
         return file_hash(path) == value
     except OSError:

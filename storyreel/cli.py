@@ -137,7 +137,16 @@ def _options(
 
 @app.command()
 @with_options
-def render(stories: Stories, options: RenderOptions, dry_run: DryRun = False, as_json: Json = False) -> None:
+def render(
+    stories: Stories,
+    options: RenderOptions,
+    dry_run: DryRun = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Render nothing: read all of the films and weights back, and decode."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Render each story to OUT/NAME/NAME.mp4; a second run does only what is missing.
 
     The options win over what the story's own render settings say.
@@ -148,6 +157,9 @@ def render(stories: Stories, options: RenderOptions, dry_run: DryRun = False, as
     _check_out(options.out)
     if dry_run:
         _print_plans(plans, as_json)
+        return
+    if verify:
+        _verify_all(plans, options.out, as_json)
         return
     with _engine(options, plans) as engine:
         results = {name: _render(name, plan, options, engine, as_json) for name, plan in plans.items()}
@@ -195,6 +207,30 @@ def _render(
     if not as_json:
         print(result.film, flush=True)
     return {**asdict(result), "film": str(result.film)}
+
+
+def _verify_all(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
+    from storyreel.render import verify
+
+    found = {name: verify(plan, name, out) for name, plan in plans.items()}
+    wrong = {name: {path: fault for path, fault in files.items() if fault} for name, files in found.items()}
+    if as_json:
+        results = {
+            name: {"whole": not wrong[name], "files": len(files), "wrong": wrong[name]}
+            for name, files in found.items()
+        }
+        print(json.dumps(results, indent=2))
+    else:
+        for name, files in found.items():
+            for path, fault in wrong[name].items():
+                print(f"{path} {fault}")
+            print(f"{name}: {len(files) - len(wrong[name])} of {len(files)} files are whole")
+    if any(wrong.values()):
+        raise StoryreelError(
+            f"not whole: {', '.join(name for name in found if wrong[name])}",
+            "Run the same command without --verify: it renders again what is missing. "
+            "Weights are fetched again by storyreel pull.",
+        )
 
 
 @app.command()

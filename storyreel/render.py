@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -20,6 +21,7 @@ from storyreel.checkpoint import (
     content_hash,
     digest,
     file_hash,
+    matches,
     replacing,
     write_atomically,
     writing,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 # Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
 KEEP_EVERY = 120.0
+
+UNFIT = "is damaged, missing or unfinished, or belongs to another story, model, setting or version"
 
 # Raise it when the same plan comes to give other pictures, in the same version.
 RECIPE = 3
@@ -143,7 +147,8 @@ def render(
             if made:
                 folder.begin([plan.segments[index].number for index in sorted(work.with_latents)])
                 folder.write_manifest(about, about_scenes(plan))
-                work.do(engine, progress)
+                with telling_lost_devices():
+                    work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
             if engine.stop.asked:
@@ -155,6 +160,65 @@ def render(
         seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))
         return Rendered(folder.film_path, len(plan.segments), made, seconds)
+
+
+@contextmanager
+def telling_lost_devices() -> Iterator[None]:
+    """Turn what torch says of a GPU that no longer answers into MissingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Of CUDA itself it is a torch.AcceleratorError, of cuBLAS and its like only these words.
+        if "CUDA error" not in str(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        remedy = "See what the driver says (nvidia-smi, dmesg), then run the same command again."
+        raise MissingError(f"the GPU is lost ({reason}); finished scenes are kept", remedy) from error
+
+
+def verify(plan: Plan, name: str, out: Path) -> dict[str, str]:
+    """Read back all of a film in ``out/name``, and its model; return what is wrong with each file, or "".
+
+    Hashes are compared and films decoded. Raises StoryreelError if that cannot be done.
+    """
+    found = {str(path): fault for path, fault in weight_faults(plan.spec).items()}
+    if not (out / name / "manifest.json").exists():
+        return found | {str(out / name): "not rendered"}
+    about = about_film(plan)
+    keys = segment_keys(plan, about)
+    with FilmFolder(out / name, name) as folder:
+        work = Work(plan, about, keys, folder, "auto", overwrite=False)
+        for segment in plan.segments:
+            path = folder.video(segment.number)
+            is_whole = folder.has_video(segment.number, work.video_key(segment.index))
+            found[str(folder.latents(segment.number))] = "" if segment.index in work.with_latents else UNFIT
+            found[str(path)] = _length_fault(path, segment.frames) if is_whole else UNFIT
+        complete = {segment.number for segment in plan.segments} <= folder.records.keys()
+        is_whole = complete and folder.film_is_complete(film_key(plan, folder))
+        found[str(folder.film_path)] = _length_fault(folder.film_path, plan.frames) if is_whole else UNFIT
+        texts = {folder.manifest_path: folder.manifest(about, about_scenes(plan))}
+        if complete:
+            texts[folder.page_path] = film_page_of(plan, folder)
+        found |= {str(path): "" if folder.holds(path, text) else UNFIT for path, text in texts.items()}
+    return found
+
+
+def _length_fault(path: Path, frames: int) -> str:
+    """Return what is wrong with a film's frames, or ""."""
+    try:
+        count = video.count_frames(path)
+    except StoryreelError as error:
+        return error.message
+    return "" if count == frames else f"has {count} frames instead of {frames}"
+
+
+def weight_faults(spec: ModelSpec) -> dict[Path, str]:
+    """Read a model's weights; return what is wrong with each file, or ""."""
+    from storyreel.models.base import published_checksums
+
+    known = {spec.weights / name: value for name, value in weight_hashes(spec).items()}
+    known |= published_checksums(spec.weights)
+    return {path: "" if matches(path, value) else "is damaged or missing" for path, value in known.items()}
 
 
 class Work:
@@ -348,23 +412,32 @@ class Work:
 
 def _join(plan: Plan, about: dict[str, Any], folder: FilmFolder) -> None:
     """Make the film of the segments, and the page and manifest around it, where they changed."""
-    scenes = about_scenes(plan)
-    files = [folder.records[segment.number].files for segment in plan.segments]
-    tags = film_tags(plan)
-    key = digest([files, scenes, tags])
-    decided = {number: record.decided for number, record in folder.records.items()}
-    page = film_page(plan, folder.name, tags, decided)
+    scenes, key, page = about_scenes(plan), film_key(plan, folder), film_page_of(plan, folder)
     if folder.film_is_complete(key) and folder.holds(folder.page_path, page):
+        if not folder.holds(folder.manifest_path, folder.manifest(about, scenes)):
+            folder.write_manifest(about, scenes)  # it was damaged where it speaks of no segment
         return
     with writing(folder.film_path):
         with replacing(folder.film_path) as part:
             segments = [folder.video(segment.number) for segment in plan.segments]
-            video.join(segments, part, plan.spec.fps, film_chapters(plan), tags)
+            video.join(segments, part, plan.spec.fps, film_chapters(plan), film_tags(plan))
         write_atomically(folder.page_path, page)
     folder.window = {}
     folder.film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
     folder.write_manifest(about, scenes)
     folder.remove_strangers([segment.number for segment in plan.segments])
+
+
+def film_key(plan: Plan, folder: FilmFolder) -> str:
+    """Return a key that covers all that makes a film of its segments."""
+    files = [folder.records[segment.number].files for segment in plan.segments]
+    return digest([files, about_scenes(plan), film_tags(plan)])
+
+
+def film_page_of(plan: Plan, folder: FilmFolder) -> str:
+    """Return the film's page."""
+    decided = {number: record.decided for number, record in folder.records.items()}
+    return film_page(plan, folder.name, film_tags(plan), decided)
 
 
 def film_chapters(plan: Plan) -> list[video.Chapter]:

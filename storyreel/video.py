@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 import re
+import signal
 import struct
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,8 +21,10 @@ from types import TracebackType
 from typing import Any
 
 from storyreel.errors import MissingError, OutputError, StoryreelError
+from storyreel.stopping import deferred
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 READ_AT_ONCE = 4 << 20  # bytes of frames
 # What a film may come in. None of these can name another file to be read, as a playlist does.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -60,11 +66,31 @@ def _argument(path: Path) -> str:
     return f"file:{path.resolve()}"
 
 
+def _tie_to(parent: int) -> Callable[[], None] | None:
+    """Return what makes a child die with its parent, even if that is killed; None where that cannot be.
+
+    On its own, an orphaned ffmpeg would see the end of its input and write a valid, shorter film.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def tie() -> None:
+        # Between fork and exec other threads' locks stay shut: nothing is imported or loaded here.
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # died before
+            os._exit(1)
+
+    return tie
+
+
 def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]
     try:
         # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
-        return subprocess.Popen(command, stderr=errors, start_new_session=True, **options)
+        return subprocess.Popen(
+            command, stderr=errors, start_new_session=True, preexec_fn=_tie_to(os.getpid()), **options
+        )
     except OSError as error:
         remedy = "Check IMAGEIO_FFMPEG_EXE."
         raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
@@ -73,13 +99,16 @@ def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.
 @contextmanager
 def _running(arguments: Sequence[str], errors: Any, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run ffmpeg; whatever happens, it has ended afterwards."""
-    process = _start(arguments, errors, **options)
+    process = None
     try:
+        with deferred():  # what a signal raises inside Python's own fork hooks would be lost
+            process = _start(arguments, errors, **options)
         yield process
     finally:
-        process.kill()
-        with suppress(BrokenPipeError):  # of frames that it no longer takes
-            process.__exit__(None, None, None)
+        if process is not None:
+            process.kill()
+            with suppress(BrokenPipeError):  # of frames that it no longer takes
+                process.__exit__(None, None, None)
 
 
 def _failed(code: int, errors: Any) -> StoryreelError:
@@ -100,7 +129,7 @@ class SegmentWriter:
     """
 
     def __init__(self, path: Path, width: int, height: int, fps: int, upscale: int) -> None:
-        self._path = path
+        self._path, self._fps, self._bytes_per_frame, self._bytes = path, fps, width * height * 3, 0
         size = f"{width * upscale}:{height * upscale}"
         scale = f"scale={size}:flags=lanczos+accurate_rnd+full_chroma_int:out_color_matrix=bt709:out_range=tv"
         self._arguments = [
@@ -126,6 +155,7 @@ class SegmentWriter:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(frames)
+            self._bytes += len(frames)
         except BrokenPipeError:
             raise _failed(self._process.wait(), self._errors) from None
 
@@ -133,8 +163,10 @@ class SegmentWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
-            if kind is None and (code := _finish(self._process)) != 0:
-                raise _failed(code, self._errors)
+            if kind is None:
+                if (code := _finish(self._process)) != 0:
+                    raise _failed(code, self._errors)
+                check_length(self._path, self._bytes // self._bytes_per_frame, self._fps)
 
 
 def _finish(process: subprocess.Popen[bytes]) -> int:
@@ -197,32 +229,69 @@ def join(
         for helper in helpers.values():
             helper.unlink(missing_ok=True)
     _switch_off_subtitles(path)
+    check_length(path, sum(chapter.end - chapter.start for chapter in chapters), fps)
+
+
+def check_length(path: Path, frames: int, fps: int) -> None:
+    """Hold what an MP4 says of its length against what it should be. Raises StoryreelError.
+
+    An ffmpeg that was ended early leaves a valid, shorter film. ISO/IEC 14496-12: behind version and
+    flags (4 bytes) and two times, mdhd has the time scale and the duration; behind version, flags
+    and a size, stsz has the number of samples.
+    """
+    found: list[tuple[int, float]] = []
+    with suppress(ValueError, struct.error), _mapped(path, mmap.ACCESS_READ) as data:
+        for track in _tracks(data, b"vide"):
+            ((mdhd, _),) = _boxes(data, track, b"mdia", b"mdhd")
+            ((stsz, _),) = _boxes(data, track, b"mdia", b"minf", b"stbl", b"stsz")
+            form, at = (">IQ", 20) if data[mdhd] else (">II", 12)
+            scale, duration = struct.unpack_from(form, data, mdhd + at)
+            found.append((*struct.unpack_from(">I", data, stsz + 8), duration / scale))
+    if found != [(frames, frames / fps)]:
+        words = f"{path.name} has {found} frames and seconds, not {(frames, frames / fps)}"
+        raise StoryreelError(f"ffmpeg failed: {words}", "Run again; finished segments are kept.")
 
 
 def _switch_off_subtitles(path: Path) -> None:
     """Clear the enabled flag of subtitle tracks, which ffmpeg's muxer sets on the first one.
 
-    ISO/IEC 14496-12: moov/trak/tkhd starts with version (1 byte) and flags (3 bytes), of
-    which bit 0 is track_enabled; moov/trak/mdia/hdlr has its type behind 8 bytes.
+    ISO/IEC 14496-12: tkhd starts with version (1 byte) and flags (3 bytes), of which bit 0 is
+    track_enabled.
     """
-    with path.open("rb+") as file, mmap.mmap(file.fileno(), 0) as data:
+    with _mapped(path, mmap.ACCESS_WRITE) as data:
+        for track in _tracks(data, b"sbtl"):
+            for tkhd, _ in _boxes(data, track, b"tkhd"):
+                data[tkhd + 3] &= 0xFE
 
-        def boxes(start: int, end: int, kind: bytes) -> Iterator[tuple[int, int]]:
-            while start + 8 <= end:
-                size, name = struct.unpack_from(">I4s", data, start)
-                header = 8
-                if size == 1:
-                    (size,), header = struct.unpack_from(">Q", data, start + 8), 16
-                if name == kind:
-                    yield start + header, start + size
-                start += max(size, 8)
 
-        for moov in boxes(0, len(data), b"moov"):
-            for trak in boxes(*moov, b"trak"):
-                handlers = [h for mdia in boxes(*trak, b"mdia") for h, _ in boxes(*mdia, b"hdlr")]
-                if any(data[h + 8 : h + 12] == b"sbtl" for h in handlers):
-                    for tkhd, _ in boxes(*trak, b"tkhd"):
-                        data[tkhd + 3] &= 0xFE
+@contextmanager
+def _mapped(path: Path, access: int) -> Iterator[mmap.mmap]:
+    mode = "rb+" if access == mmap.ACCESS_WRITE else "rb"
+    with path.open(mode) as file, mmap.mmap(file.fileno(), 0, access=access) as data:
+        yield data
+
+
+def _tracks(data: mmap.mmap, kind: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the boxes of an MP4's tracks of one kind, which hdlr names behind 8 bytes."""
+    for track in _boxes(data, (0, len(data)), b"moov", b"trak"):
+        if any(data[h + 8 : h + 12] == kind for h, _ in _boxes(data, track, b"mdia", b"hdlr")):
+            yield track
+
+
+def _boxes(data: mmap.mmap, within: tuple[int, int], *names: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the contents of boxes begin and end, by their names from the outermost in."""
+    if not names:
+        yield within
+        return
+    start, end = within
+    while start + 8 <= end:
+        size, name = struct.unpack_from(">I4s", data, start)
+        header = 8
+        if size == 1:
+            (size,), header = struct.unpack_from(">Q", data, start + 8), 16
+        if name == names[0]:
+            yield from _boxes(data, (start + header, start + size), *names[1:])
+        start += max(size, 8)
 
 
 def _metadata(chapters: Sequence[Chapter], fps: int, tags: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -163,10 +164,31 @@ def test_one_folder_one_process(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"locked\n"
-        with pytest.raises(LockedError, match="another storyreel"), FilmFolder(tmp_path / "film", "film"):
+        words = rf"another storyreel \(process {holder.pid} on {platform.node()}, since 2\d\d\d-.*\)"
+        with pytest.raises(LockedError, match=words), FilmFolder(tmp_path / "film", "film"):
+            pass
+        (tmp_path / "film" / ".lock.json").write_text("[1]")  # of whom it is not known, it is not said
+        with pytest.raises(LockedError, match="another storyreel is"), FilmFolder(tmp_path / "film", "film"):
             pass
         holder.kill()
     assert there(tmp_path / "film") == (False, False)  # a dead holder's lock is no obstacle
+    assert [path.name for path in (tmp_path / "film").iterdir() if "json" in path.name] == []
+
+
+def test_a_record_that_was_damaged_counts_as_none(finished: Path) -> None:
+    """Even where no other file is the worse for it: the film's page shows what was decided."""
+    path = finished / "manifest.json"
+    whole = path.read_text()
+    for change in (
+        ('"lead": 2', '"lead": 3'),
+        ('"seconds": 1.5', '"seconds": 1.7'),
+        ('"device": "c', '"device": "g'),
+    ):
+        assert change[0] in whole
+        path.write_text(whole.replace(*change))
+        assert there(finished) == (False, False)
+    path.write_text(whole.replace('"title": "t"', '"title": "u"'))
+    assert there(finished) == (True, True)
 
 
 def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:

@@ -258,3 +258,43 @@ def test_ctrl_c_in_a_real_render(tmp_path: Path) -> None:
     subprocess.run(straight, check=True, capture_output=True, env=environment)
     films = [tmp_path / name / "short" / "short.mp4" for name in ("out", "straight")]
     assert films[0].read_bytes() == films[1].read_bytes()
+
+
+def test_verify_says_what_is_wrong_and_renders_nothing(
+    story: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["render", str(story), "--out", str(tmp_path / "out")]
+    assert run([*command, "--verify"]) == 1
+    assert "not rendered" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert run(command) == 0
+    asked = fake_engine.asked
+    capsys.readouterr()
+    assert run([*command, "--verify"]) == 0
+    assert capsys.readouterr().out == "foxes: 10 of 10 files are whole\n"
+    spoilt = tmp_path / "out" / "foxes" / "segments" / "02.mp4"
+    spoilt.write_bytes(spoilt.read_bytes()[:-1])
+    assert run([*command, "--verify"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{spoilt} is damaged")
+    assert "foxes: 9 of 10 files are whole" in out
+    assert "without --verify" in err
+    assert run([*command, "--verify", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)["foxes"]
+    assert (result["whole"], result["files"], list(result["wrong"])) == (False, 10, [str(spoilt)])
+    assert fake_engine.asked == asked
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock")
+def test_of_eight_processes_one_works_and_seven_say_so(tmp_path: Path) -> None:
+    story = tmp_path / "short.yaml"
+    story.write_text("render: {steps: 2, seconds: 0.5}\nscenes:\n  - [a park, a corgi dog is sitting]\n")
+    command = [sys.executable, "-m", "storyreel", "render", str(story), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(8)
+    ]
+    results = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
+    assert sorted(code for _, code in results) == [0, *[74] * 7]
+    assert all("another storyreel" in words for words, code in results if code == 74)
+    assert (tmp_path / "out" / "short" / "short.mp4").exists()

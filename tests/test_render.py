@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import pkgutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,13 @@ import av
 import pytest
 import torch
 
-from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError
+from storyreel import checkpoint, video
+from storyreel.checkpoint import FilmFolder
+from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Rendered, render
+from storyreel.render import Rendered, about_film, about_scenes, render, verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
+from tests.test_stream import FakeWriter
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
 SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
@@ -535,3 +541,185 @@ def test_a_faster_render_asks_less_and_resumes_to_the_same_film(tmp_path: Path) 
         make(tmp_path / "again", engine=engine, steps=8, speed="fast")
     make(tmp_path / "again", steps=8, speed="fast")
     assert contents(tmp_path / "again") == contents(tmp_path / "fast")
+
+
+def test_a_lost_gpu_is_said_and_costs_nothing_finished(tmp_path: Path) -> None:
+    engine = FakeEngine()
+
+    def lose(count: int) -> None:
+        if count == 12:
+            raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCompile with …")
+
+    engine.adapter(MODELS["fake"]).on_predict = lose
+    words = r"the GPU is lost \(CUDA error: unspecified launch failure\); finished scenes are kept"
+    with pytest.raises(MissingError, match=words):
+        make(tmp_path, engine=engine)
+    assert len(finished(tmp_path)[0]) >= 3
+    assert make(tmp_path)[0].rendered < 6
+
+    def bug(count: int) -> None:
+        raise RuntimeError("shapes differ")
+
+    engine.adapter(MODELS["fake"]).on_predict = bug
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        make(tmp_path / "bug", engine=engine)
+
+
+def faults(out: Path, **options: object) -> dict[str, str]:
+    """What `verify` finds wrong, by the names of files."""
+    found = verify(plan_of(story(), **options), "foxes", out)
+    return {Path(path).name: fault for path, fault in found.items() if fault}
+
+
+def test_verify_reads_everything_back(tmp_path: Path, fake_model: ModelSpec) -> None:
+    assert faults(tmp_path) == {"foxes": "not rendered"}
+    make(tmp_path)
+    files = verify(plan_of(story()), "foxes", tmp_path)
+    assert {Path(path).name for path in files} == {
+        "model.safetensors",
+        *(f"{n:02d}{suffix}" for n in range(1, 7) for suffix in (".mp4", ".safetensors")),
+        *("foxes.mp4", "index.html", "manifest.json"),
+    }
+    assert not any(files.values())
+    before = {p: p.read_bytes() for p in (tmp_path / "foxes").rglob("*") if p.is_file()}
+    folder = tmp_path / "foxes"
+    for name in ("segments/02.mp4", "segments/03.safetensors", "foxes.mp4", "index.html", "manifest.json"):
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 3] ^= 1
+        (folder / name).write_bytes(data)
+        found = faults(tmp_path)
+        assert Path(name).name in found
+        assert name == "manifest.json" or len(found) == 1
+        (folder / name).write_bytes(before[folder / name])
+    assert faults(tmp_path) == {}
+    assert {p: p.read_bytes() for p in before} == before  # nothing was rendered, nothing mended
+    assert len(faults(tmp_path, seed=5)) == 15
+    (fake_model.weights / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
+    assert faults(tmp_path) == {"model.safetensors": "is damaged or missing"}
+
+
+def test_verify_counts_the_frames_that_a_recorded_film_has(tmp_path: Path) -> None:
+    """A shorter film with a hash of its own, as an older version may have recorded it."""
+    make(tmp_path)
+    with FilmFolder(tmp_path / "foxes", "foxes") as folder:
+        with video.SegmentWriter(folder.video("02"), 96, 64, 12, 1) as writer:
+            writer.write(bytes(5 * 96 * 64 * 3))
+        folder.record_video("02", folder.records["02"].video_key, 0.0)
+        plan = plan_of(story())
+        folder.write_manifest(about_film(plan), about_scenes(plan))
+    assert faults(tmp_path)["02.mp4"] == "has 5 frames instead of 6"
+
+
+class KilledError(BaseException):
+    """Stands for a SIGKILL: nothing that is called afterwards does anything to the disk."""
+
+
+class Disk:
+    """Counts what `checkpoint` does to the disk, and spoils the n-th of it."""
+
+    NAMES = ("_write", "_sync", "_rename")
+
+    def __init__(self, patch: pytest.MonkeyPatch, nth: int, spoil: str) -> None:
+        self.count, self._nth, self._spoil, self.dead = 0, nth, spoil, False
+        for name in self.NAMES:
+            patch.setattr(checkpoint, name, self._spoilt(getattr(checkpoint, name)))
+        patch.setattr(Path, "unlink", self._unless_dead(Path.unlink))
+
+    def _unless_dead(self, do: Callable[..., object]) -> Callable[..., object]:
+        def done(*arguments: Any, **named: Any) -> object:
+            if self.dead:
+                raise KilledError
+            return do(*arguments, **named)
+
+        return done
+
+    def _spoilt(self, do: Callable[..., object]) -> Callable[..., None]:
+        def done(*arguments: Any) -> None:
+            self.count += 1
+            if self.count != self._nth:
+                self._unless_dead(do)(*arguments)
+                return
+            if self._spoil == "killed after it":
+                do(*arguments)
+            elif isinstance(data := arguments[-1], bytes):
+                do(arguments[0], data[: len(data) // 2])
+            if self._spoil == "disk full":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            self.dead = True
+            raise KilledError
+
+        return done
+
+
+@pytest.fixture
+def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are their frames; without ffmpeg hundreds of renders take seconds."""
+
+    def join(segments: list[Path], path: Path, *arguments: object) -> None:
+        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+
+    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.video.join", join)
+    monkeypatch.setattr(checkpoint, "_sync", lambda handle: None)
+    monkeypatch.setattr("storyreel.render.versions", dict)
+    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)  # windows are written after every forward
+
+
+@pytest.mark.parametrize("spoil", ["disk full", "killed in it", "killed after it"])
+@pytest.mark.usefixtures("plain_films")
+def test_nothing_that_happens_to_a_write_spoils_the_film(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
+) -> None:
+    """Every write, sync and rename of a render goes wrong in turn; then the same render runs again."""
+    text, ended = story(SCENES[:2]), []
+    make(tmp_path / "whole", text, steps=2)
+    for nth in range(1, 1000):
+        out = tmp_path / str(nth)
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, nth, spoil)
+            try:
+                make(out, text, steps=2)
+            except (OutputError, KilledError) as error:
+                ended.append(type(error))
+        if disk.count < nth:
+            break
+        make(out, text, steps=2)
+        assert contents(out) == contents(tmp_path / "whole"), nth
+        assert not list(out.rglob(".*.part*")), nth
+    assert nth > 40
+    # A folder that cannot be synced is no reason to fail: some file systems cannot.
+    expected = (nth - 1) * 3 // 4 if spoil == "disk full" else nth - 1
+    assert len(ended) == pytest.approx(expected, abs=2)
+
+
+DYING = {
+    "echo 'av_interleaved_write_frame(): No space left on device' >&2; exit 1": (
+        OutputError,
+        "No space left",
+    ),
+    "echo 'Read-only file system' >&2; exit 1": (OutputError, "Read-only"),
+    "kill -9 $$": (StoryreelError, "ffmpeg failed: exit code -9"),
+    "head -c 9 >/dev/null; exit 0": (StoryreelError, "ffmpeg failed"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+@pytest.mark.parametrize("death", DYING)
+def test_when_ffmpeg_dies_what_is_finished_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+) -> None:
+    """The third ffmpeg of a render dies; one clear error, and the next run goes on."""
+    make(tmp_path / "whole")
+    script, count = tmp_path / "ffmpeg", tmp_path / "count"
+    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{video.ffmpeg()}" "$@"'
+    script.write_text(f"#!/bin/sh\n{begin}\n{death}\n")
+    script.chmod(0o755)
+    kind, words = DYING[death]
+    with monkeypatch.context() as patch:
+        patch.setattr(video, "ffmpeg", lambda: str(script))
+        with pytest.raises(kind, match=words) as caught:
+            make(tmp_path / "torn")
+    assert type(caught.value) is kind
+    assert finished(tmp_path / "torn")[1] == {"01", "02"}
+    assert make(tmp_path / "torn")[0].rendered == 4
+    assert contents(tmp_path / "torn" / "foxes") == contents(tmp_path / "whole" / "foxes")

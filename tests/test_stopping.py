@@ -134,6 +134,23 @@ def test_what_is_held_is_finished_first() -> None:
     assert done == ["this"]
 
 
+def test_a_signal_while_ffmpeg_starts_is_not_lost(tmp_path: Path, render: Callable[..., int]) -> None:
+    """Python swallows what is raised in its fork hooks, which run since ffmpeg is to die with us."""
+    armed: list[int] = []
+
+    def send() -> None:
+        if armed:
+            armed.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    os.register_at_fork(after_in_parent=send)
+    assert render("torn", armed.append) == 75
+    assert not armed
+    assert render("torn") == render("whole") == 0
+    torn, whole = films(tmp_path, "torn", "whole")
+    assert torn == whole
+
+
 def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     """The real command: it leaves within a second, most of which is Python's own."""
     story = tmp_path / "foxes.yaml"

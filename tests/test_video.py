@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -142,3 +144,75 @@ def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(StoryreelError, match="not a film"):
             video.read_tags(path)
+
+
+def script(path: Path, text: str) -> str:
+    """A shell script that stands in for ffmpeg."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_an_ffmpeg_that_ended_early_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says that all is well and leaves a valid, shorter film."""
+    taken = 4 * WIDTH * HEIGHT * 3
+    early = f'(head -c {taken}; cat >/dev/null) | "{video.ffmpeg()}" "$@"'
+    monkeypatch.setattr(video, "ffmpeg", lambda: script(tmp_path / "ffmpeg", early))
+    with pytest.raises(StoryreelError, match=r"has \[\(4, 0.333.* not \(6, 0.5\)"):
+        write(tmp_path / "a.mp4", 1, frames=6)
+    assert video.count_frames(tmp_path / "a.mp4") == 4
+    write(tmp_path / "b.mp4", 1, frames=4)
+    for nothing in (b"", b"\0\0\0\1moov", (tmp_path / "b.mp4").read_bytes()[:900]):
+        (tmp_path / "c.mp4").write_bytes(nothing)
+        with pytest.raises(StoryreelError, match="ffmpeg failed"):
+            video.check_length(tmp_path / "c.mp4", 4, FPS)
+
+
+def test_a_film_of_other_segments_than_planned_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", 1, frames=5)
+    chapter = video.Chapter(0, 6, "a", "b")
+    with pytest.raises(StoryreelError, match="ffmpeg failed"):
+        video.join([tmp_path / "a.mp4"], tmp_path / "film.mp4", FPS, [chapter], {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal")
+@pytest.mark.parametrize("work", ["write", "read"])
+def test_ffmpeg_does_not_outlive_its_parent(tmp_path: Path, work: str) -> None:
+    """It ignores its input, as one does that is busy: only the signal ends it."""
+    busy = script(tmp_path / "ffmpeg", "exec sleep 60 5>&1")
+    code = (
+        "import os, pathlib, sys, time\n"
+        "from storyreel import video\n"
+        f"video.ffmpeg = lambda: {busy!r}\n"
+        f"path = pathlib.Path({str(tmp_path / 'a.mp4')!r})\n"
+        "start = video._start\n"
+        "def told(*arguments, **options):\n"
+        "    process = start(*arguments, **options)\n"
+        "    print(process.pid, flush=True)\n"
+        "    return process\n"
+        "video._start = told\n"
+        "if sys.argv[1] == 'write':\n"
+        "    with video.SegmentWriter(path, 32, 16, 12, 1):\n"
+        "        time.sleep(60)\n"
+        "else:\n"
+        "    list(video.read_frames(path, 32, 16))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, work], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        orphan = int(parent.stdout.readline())
+        assert alive(orphan)
+        parent.kill()
+        parent.stdout.close()
+    deadline = time.monotonic() + 1
+    while alive(orphan) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(orphan)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

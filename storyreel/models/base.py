@@ -173,21 +173,25 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines))
 
 
+def published_checksums(folder: Path) -> dict[Path, str]:
+    """Return the SHA-256 of a model's files by its `CHECKSUMS`; nothing without. Raises DamagedError."""
+    sums, found = folder / CHECKSUMS, {}
+    for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
+        expected, _, name = line.partition("  ")
+        if len(expected) != 64 or not name:
+            raise DamagedError(f"{sums} is damaged", _restore(sums))
+        found[folder / name] = expected
+    return found
+
+
 def check_checksums(folder: Path) -> None:
     """Hold a model's files against its `CHECKSUMS`, where it has them.
 
     Safetensors with a flipped bit load without a word. Raises MissingError or DamagedError.
     """
-    sums = folder / CHECKSUMS
-    if not sums.is_file():
-        return
-    for line in sums.read_text(errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        path = folder / name
-        if len(expected) != 64 or not name:
-            raise DamagedError(f"{sums} is damaged", _restore(sums))
+    for path, expected in published_checksums(folder).items():
         if not path.is_file():
-            raise MissingError(f"there is no {name} in {folder}", _restore(path))
+            raise MissingError(f"there is no {path.relative_to(folder)} in {folder}", _restore(path))
         if file_hash(path) != expected:
             raise DamagedError(f"{path} is damaged: its SHA-256 is not the published one", _restore(path))
 
