@@ -21,7 +21,7 @@ MAX_DEPTH = 20
 MAX_DIGITS = 40  # Python refuses to read numbers of thousands of digits, and nobody means them
 
 _TAG = "tag:yaml.org,2002:"
-_LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
+_LINE_END = re.compile(r"\r\n|\n|\r")  # as editors count; what else ends a line for PyYAML is forbidden
 _NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?|[-+]?\.\d+|[-+]?\.(inf|nan)", re.I)
 # Control characters; bidirectional controls, which can make a script read other than it is
 # (CVE-2021-42574); separators, marks and tags that no one sees.
@@ -188,7 +188,7 @@ def _decode(path: str, raw: bytes) -> str:
 def _without_forbidden(text: str) -> _Text:
     """Replace forbidden characters, noting the first of a line, so that the rest can be read."""
     faults = []
-    pieces = re.split(r"(\r\n|\n|\r)", text)
+    pieces = re.split(f"({_LINE_END.pattern})", text)
     for position in range(0, len(pieces), 2):
         found = forbidden_character(pieces[position])
         if found:
