@@ -18,6 +18,7 @@ from storyreel.errors import Fault, ScriptError
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+MAX_NODES = 20_000  # twice what the longest story has; a file of nothing but commas is given up early
 MAX_DIGITS = 40  # Python refuses to read numbers of thousands of digits, and nobody means them
 
 _TAG = "tag:yaml.org,2002:"
@@ -69,7 +70,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: _Text) -> None:
         super().__init__(text.text)
         self._text = text
-        self._depth = 0
+        self._depth = self._nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -77,6 +78,9 @@ class _Loader(yaml.SafeLoader):
             raise _RefusedError("aliases (*name) are not allowed; write the text out", event.start_mark)
         if self._depth >= MAX_DEPTH:
             raise _RefusedError(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise _RefusedError(f"more than {MAX_NODES} values: not a story", event.start_mark)
         if event.tag is not None:
             tag = event.tag.replace(_TAG, "!!")
             self._text.refuse(f"the tag {tag} is not allowed; take it out", event.start_mark)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from storyreel.errors import ScriptError
 from storyreel.story import MAX_SCENES, parse_story
-from storyreel.yaml_source import MAX_BYTES, MAX_DEPTH
+from storyreel.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from tests import fuzz
 
 ACCEPTED = {"anchor_that_nobody_uses", "byte_order_mark", "crlf", "ffmpeg_directives", "html_and_shell"}
@@ -49,7 +49,7 @@ def test_the_largest_files_are_read_in_no_time(name: str) -> None:
     assert 0.75 * MAX_BYTES < len(raw) <= MAX_BYTES
     began = time.process_time()
     assert fuzz.check(raw) == "refused"
-    assert time.process_time() - began < 4 * fuzz.MOST_SECONDS  # the machine may be busy
+    assert time.process_time() - began < fuzz.MOST_SECONDS  # the machine may be busy, so it is our own time
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)
@@ -63,12 +63,13 @@ def test_generated_and_mutated_files_give_faults_and_nothing_else(draw: random.R
     [
         ("#" * (MAX_BYTES + 1), f"{MAX_BYTES // 1024} KB"),
         ("scenes: " + "[" * (MAX_DEPTH + 1), f"{MAX_DEPTH} levels"),
+        ("a: [" + "[]," * MAX_NODES + "]", f"{MAX_NODES} values"),
         ("scenes:\n" + PAIR * (MAX_SCENES + 1), f"at most {MAX_SCENES} scenes"),
         (f"scenes:\n  - [{'a' * 2001}, b]\n", "at most 2000"),
         (f"title: {'a' * 201}\nscenes:\n" + PAIR, "at most 200"),
         ("scenes:\n  - {scene: a, action: b, seconds: 601}\n", "600"),
     ],
-    ids=["bytes", "depth", "scenes", "prompt", "title", "seconds"],
+    ids=["bytes", "depth", "values", "scenes", "prompt", "title", "seconds"],
 )
 def test_every_limit_is_named(text: str, limit: str) -> None:
     with pytest.raises(ScriptError) as caught:
