@@ -18,14 +18,15 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from storyreel.errors import LockedError, OutputError
 
-FORMAT = 2  # of the manifest; another number is another film
+FORMAT = 3  # of the manifest; another number is another film
 
 
 def digest(value: object) -> str:
@@ -88,6 +89,24 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         part.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+class DecidedSeam(TypedDict):
+    """The seam before a segment, as `plan.Seam` has it."""
+
+    after: int
+    transition: Literal["blend", "cut"]
+    overlap: int
+    strength: float
+    similarity: float | None
+
+
+class Decided(TypedDict, total=False):
+    """What the method chose for a segment; ``prompt_weights`` of scene and action in every step."""
+
+    lead: int
+    seam: DecidedSeam | None
+    prompt_weights: list[tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class SegmentRecord:
     """What the manifest says of a segment. ``files`` maps names to SHA-256.
@@ -102,7 +121,7 @@ class SegmentRecord:
     files: dict[str, str]
     device: str
     seconds: float
-    decided: dict[str, Any]
+    decided: Decided
     video_key: str = ""
 
 
@@ -120,6 +139,7 @@ class FilmFolder:
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
+            self._refuse_strange_files()
             self.segments.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / ".lock", timeout=0)
             try:
@@ -136,6 +156,18 @@ class FilmFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lock.release()
+
+    def _refuse_strange_files(self) -> None:
+        """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
+        folders = (self.path, self.segments)
+        ours = (".lock", "manifest.json", "events.jsonl", self.page_path.name, self.film_path.name)
+        inside = self.segments.iterdir() if self.segments.is_dir() else ()
+        for path in (*folders, *(self.path / name for name in ours), *inside):
+            is_ours = path.is_dir() if path in folders else path.is_file()
+            if path.is_symlink() or (path.exists() and not is_ours):
+                kind = "folder" if path in folders else "file"
+                remedy = "Remove it, or choose another --out; --out itself may be a link."
+                raise OutputError(f"{path} is no plain {kind}", remedy)
 
     @property
     def segments(self) -> Path:
@@ -166,10 +198,10 @@ class FilmFolder:
         return self.segments / f"{number}.safetensors"
 
     def _load(self) -> None:
-        """Read what a former run recorded; a manifest that is not ours counts as none."""
+        """Read what a former run recorded; a manifest that is not ours, or was changed, counts as none."""
         try:
             manifest = json.loads(self.manifest_path.read_bytes())
-            if manifest["format"] != FORMAT:
+            if manifest["format"] != FORMAT or manifest.pop("sha256") != digest(manifest):
                 return
             for entry in manifest["segments"]:
                 if "key" in entry:  # else it is planned and not yet made
@@ -213,9 +245,7 @@ class FilmFolder:
         with writing(self.film_path):
             self.film_path.unlink(missing_ok=True)
 
-    def record_latents(
-        self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
-    ) -> None:
+    def record_latents(self, number: str, key: str, device: str, seconds: float, decided: Decided) -> None:
         """Note that a segment's latents are in place."""
         path = self.latents(number)
         files = {path.name: file_hash(path)}
@@ -254,7 +284,8 @@ class FilmFolder:
             record = self.records.get(scene["number"])
             entries.append(scene | (asdict(record) if record else {}))
         manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        sealed = {**manifest, "sha256": digest(manifest)}
+        text = json.dumps(sealed, indent=2, ensure_ascii=False) + "\n"
         with writing(self.manifest_path):
             write_atomically(self.manifest_path, text)
 
