@@ -179,7 +179,6 @@ def _spoil(draw: random.Random, value: Any) -> None:
             value[draw.choice(_KEYS)] = _anything(draw)
             return
         if not keys:
-            value.append(_anything(draw))
             return
         key = draw.choice(keys)
         if not isinstance(value[key], dict | list) or draw.random() < 0.3:

@@ -181,6 +181,7 @@ def check_checksums(folder: Path) -> None:
     sums = folder / CHECKSUMS
     if not sums.is_file():
         return
+    unlisted = {path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")}
     for line in sums.read_text(errors="replace").splitlines():
         expected, _, name = line.partition("  ")
         path = folder / name
@@ -190,6 +191,9 @@ def check_checksums(folder: Path) -> None:
             raise MissingError(f"there is no {name} in {folder}", _restore(path))
         if file_hash(path) != expected:
             raise DamagedError(f"{path} is damaged: its SHA-256 is not the published one", _restore(path))
+        unlisted.discard(path)
+    if unlisted:  # a list that was cut short vouches for nothing
+        raise DamagedError(f"{min(unlisted)} is not in {CHECKSUMS}", _restore(sums))
 
 
 def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
