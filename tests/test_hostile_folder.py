@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from storyreel.checkpoint import digest
-from storyreel.errors import OutputError
+from storyreel.errors import OutputError, StoryreelError
 from tests.test_render import contents, make, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
@@ -104,6 +107,27 @@ def test_a_spoilt_manifest_counts_as_none(out: Path, spoil: Callable[[str], str]
     assert rendered(out) == 2
     assert contents(out) == before
     assert json.loads(path.read_text())["title"] == "Foxes"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.", save({}), save({"latents": torch.zeros(3)})],
+    ids=["empty", "pickle", "nothing", "another shape"],
+)
+def test_forged_latents_are_one_clear_error(out: Path, data: bytes) -> None:
+    """Signed and with the right hash, so that only what they hold tells."""
+    folder = out / "foxes"
+    before = contents(out)
+    (folder / "segments" / "01.safetensors").write_bytes(data)
+    (folder / "segments" / "02.safetensors").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["segments"][0]["files"]["01.safetensors"] = hashlib.sha256(data).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(StoryreelError, match="holds no segment") as caught:
+        rendered(out)
+    assert "--overwrite" in caught.value.remedy
+    make(out, STORY, overwrite=True)
+    assert contents(out) == before
 
 
 NAMES = ["manifest.json", "events.jsonl", "index.html", "foxes.mp4", ".lock", "segments/01.mp4"]
