@@ -20,15 +20,16 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from storyreel.errors import LockedError, OutputError
 
 LOOK = 0.5  # seconds in which a mere look at the lock is surely over
-FORMAT = 2  # of the manifest; another number is another film
+FORMAT = 3  # of the manifest; another number is another film
 
 
 def digest(value: object) -> str:
@@ -103,6 +104,24 @@ def _rename(path: Path, target: Path) -> None:
     path.replace(target)
 
 
+class DecidedSeam(TypedDict):
+    """The seam before a segment, as `plan.Seam` has it."""
+
+    after: int
+    transition: Literal["blend", "cut"]
+    overlap: int
+    strength: float
+    similarity: float | None
+
+
+class Decided(TypedDict, total=False):
+    """What the method chose for a segment; ``prompt_weights`` of scene and action in every step."""
+
+    lead: int
+    seam: DecidedSeam | None
+    prompt_weights: list[tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class SegmentRecord:
     """What the manifest says of a segment. ``files`` maps names to SHA-256.
@@ -117,7 +136,7 @@ class SegmentRecord:
     files: dict[str, str]
     device: str
     seconds: float
-    decided: dict[str, Any]
+    decided: Decided
     video_key: str = ""
 
 
@@ -138,6 +157,7 @@ class FilmFolder:
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
+            self._refuse_strange_files()
             self.segments.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_path, timeout=LOOK, poll_interval=LOOK / 10)
             try:
@@ -181,6 +201,25 @@ class FilmFolder:
     @property
     def _holder_path(self) -> Path:
         return self.path / ".lock.json"
+
+    def _refuse_strange_files(self) -> None:
+        """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
+        folders = (self.path, self.segments)
+        ours = (
+            ".lock",
+            ".lock.json",
+            "manifest.json",
+            "events.jsonl",
+            self.page_path.name,
+            self.film_path.name,
+        )
+        inside = self.segments.iterdir() if self.segments.is_dir() else ()
+        for path in (*folders, *(self.path / name for name in ours), *inside):
+            is_ours = path.is_dir() if path in folders else path.is_file()
+            if path.is_symlink() or (path.exists() and not is_ours):
+                kind = "folder" if path in folders else "file"
+                remedy = "Remove it, or choose another --out; --out itself may be a link."
+                raise OutputError(f"{path} is no plain {kind}", remedy)
 
     @property
     def segments(self) -> Path:
@@ -304,9 +343,7 @@ class FilmFolder:
         with writing(self.film_path):
             self.film_path.unlink(missing_ok=True)
 
-    def record_latents(
-        self, number: str, key: str, device: str, seconds: float, decided: dict[str, Any]
-    ) -> None:
+    def record_latents(self, number: str, key: str, device: str, seconds: float, decided: Decided) -> None:
         """Note that a segment's latents are in place, and with them the state of those behind it."""
         if self.window.get("key") == key:
             self.window = {}

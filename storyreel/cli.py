@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from storyreel import __version__
-from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError
+from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError, printable
 from storyreel.options import (
     Device,
     FilmOptions,
@@ -608,7 +608,7 @@ def validate(stories: Stories) -> None:
     """Check stories without loading a model; print every fault with its place."""
     plans, errors = _read(stories, make_plan, str)
     for path, plan in plans.items():
-        print(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film")
+        print(printable(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film"))
     _raise_all(errors.values())
 
 
@@ -730,7 +730,7 @@ def inspect(
         raise UsageError(f"{film} is not a file", "Name an MP4 that storyreel rendered.")
     tags = read_tags(film)
     if as_json:
-        print(json.dumps(tags, indent=2, ensure_ascii=False))
+        print(json.dumps(tags, indent=2))
     else:
         for key, value in tags.items():
-            print(f"{key}: {value}")
+            print(printable(f"{key}: {value}"))

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 MAX_SHOWN = 100  # faults of one script that are printed
 
 
+def printable(text: str) -> str:
+    """Write what does not print as an escape: a name in a file must not command a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class StoryreelError(Exception):
     """Base of the tree; exit code 1."""
 
@@ -23,7 +28,7 @@ class StoryreelError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"error: {self.message}" + (f"\n{self.remedy}" if self.remedy else "")
+        return printable(f"error: {self.message}" + (f"\n{self.remedy}" if self.remedy else ""))
 
 
 class UsageError(StoryreelError):
@@ -47,7 +52,7 @@ class Fault:
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
         before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
-        head = f"{path}:{self.line}:{self.column}: error: {self.message}"
+        head = printable(f"{path}:{self.line}:{self.column}: error: {self.message}")
         margin = f"{self.line:5d} | "
         return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
 

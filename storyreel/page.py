@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
+from storyreel.checkpoint import Decided, DecidedSeam
 from storyreel.plan import Plan
 
 _STYLE = """
@@ -41,7 +41,7 @@ film.ontimeupdate = () => {
 """
 
 
-def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str, Mapping[str, Any]]) -> str:
+def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str, Decided]) -> str:
     """Return the page: player, scenes to jump to, seams, and where the film comes from.
 
     ``decided`` is what the manifest says of each segment's seam and prompt weights.
@@ -50,7 +50,7 @@ def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str,
     rows = []
     for segment in plan.segments:
         start, end = segment.start / fps, (segment.start + segment.frames) / fps
-        made = decided.get(segment.number, {})
+        made: Decided = decided.get(segment.number, {})
         note = f" <small>({_seam(seam)})</small>" if (seam := made.get("seam")) else ""
         rows.append(
             f'<li data-start="{start:g}" data-end="{end:g}"><button>{_clock(start)}</button>'
@@ -80,14 +80,14 @@ def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str,
 """
 
 
-def _seam(seam: Mapping[str, Any]) -> str:
+def _seam(seam: DecidedSeam) -> str:
     if seam["transition"] == "cut" or not seam["overlap"]:
         return "cut"
     alike = "" if seam["similarity"] is None else f", actions {100 * seam['similarity']:.0f} % alike"
     return f"blended over {seam['overlap']} latent frames at strength {seam['strength']:.2f}{alike}"
 
 
-def _curve(weights: list[list[float]]) -> str:
+def _curve(weights: Sequence[tuple[float, float]]) -> str:
     """Draw the action prompt's weight over the denoising steps, from 0 at the bottom to 1."""
     if len(weights) < 2:
         return ""

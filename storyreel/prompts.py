@@ -59,11 +59,11 @@ class Prompts:
         if self.shares is not None and self.weights is not None:
             self.text.mask[0].copy_(text_weights(self.weights) @ self.shares)
 
-    def decided(self) -> list[list[float]]:
+    def decided(self) -> list[tuple[float, float]]:
         """Return the weights (scene, action) of every step, for people."""
         if not self.history:
             return []
-        return [[round(w, 4) for w in row] for row in torch.stack(self.history).tolist()]
+        return [(round(scene, 4), round(action, 4)) for scene, action in torch.stack(self.history).tolist()]
 
     def state(self) -> dict[str, Tensor]:
         """Return what has changed since the beginning."""

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from storyreel import __version__, video
 from storyreel.checkpoint import (
+    Decided,
     FilmFolder,
     content_hash,
     digest,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from storyreel.anchors import Anchors
+    from storyreel.checkpoint import DecidedSeam
     from storyreel.models.base import Adapter, MemoryMode
     from storyreel.prompts import PromptWriter, Scorer
     from storyreel.sampling import State, Take
@@ -388,9 +390,9 @@ class Work:
 
         segment, seam = take.segment, plan.seam(take.segment)
         Stored(self.folder.latents(segment.number)).save(after)
-        decided = {
+        decided: Decided = {
             "lead": segment.lead,
-            "seam": asdict(seam) if seam else None,
+            "seam": cast("DecidedSeam", asdict(seam)) if seam else None,
             "prompt_weights": take.prompts.decided(),
         }
         self.folder.record_latents(segment.number, self.keys[segment.index], device, seconds, decided)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from storyreel.anchors import Anchors
 from storyreel.checkpoint import write_atomically, writing
+from storyreel.errors import StoryreelError
 from storyreel.models.base import Adapter
 from storyreel.plan import Plan
 from storyreel.prompts import PromptWriter
@@ -46,22 +47,38 @@ class Stored:
 
     def latents(self, device: torch.device) -> Tensor:
         """Return the segment's own latents."""
-        return load(self._path.read_bytes())["latents"].to(device)
+        return self._tensors()["latents"].to(device)
 
     def steps_done(self) -> list[int]:
         """Return how far those behind it had come."""
         return list(self._begun().values())
 
     def _begun(self) -> dict[str, int]:
-        with safe_open(self._path, framework="pt") as file:
-            begun: dict[str, int] = json.loads(file.metadata()["storyreel"])["begun"]
-        return begun
+        try:
+            with safe_open(self._path, framework="pt") as file:
+                begun: dict[str, int] = json.loads(file.metadata()["storyreel"])["begun"]
+            return {number: int(step) for number, step in begun.items()}
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._forged() from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        try:
+            tensors = load(self._path.read_bytes())
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise self._forged() from error
+        if tensors.get("latents", torch.empty(0)).ndim != 5:
+            raise self._forged()
+        return tensors
+
+    def _forged(self) -> StoryreelError:
+        """Return the error for a file whose hash the manifest vouches for and that is not ours."""
+        return StoryreelError(f"{self._path} holds no segment", "Render again with --overwrite.")
 
     @torch.inference_mode()
     def state(self, plan: Plan, adapter: Adapter, writer: PromptWriter, anchors: Anchors) -> State:
         """Return the state."""
         device = adapter.device
-        tensors = load(self._path.read_bytes())
+        tensors = self._tensors()
         never = torch.full((), math.inf, device=device)
         takes = []
         for number, step in self._begun().items():

@@ -312,8 +312,8 @@ def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
 
     cues = []
     for number, chapter in enumerate(chapters, 1):
-        # SubRip knows <b> and {\an8}: a prompt is shown as it is written.
-        text = re.sub(r"[<{]", lambda m: {"<": "‹", "{": "("}[m[0]], chapter.subtitle)
+        # SubRip knows <b>, {\an8} and times with -->: a prompt is shown as it is written.
+        text = chapter.subtitle.replace("<", "‹").replace("{", "(").replace("-->", "--›")
         cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{text}\n")
     return "\n".join(cues)
 

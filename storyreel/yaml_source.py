@@ -18,10 +18,11 @@ from storyreel.errors import Fault, ScriptError
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
+MAX_NODES = 20_000  # twice what the longest story has; a file of nothing but commas is given up early
 MAX_DIGITS = 40  # Python refuses to read numbers of thousands of digits, and nobody means them
 
 _TAG = "tag:yaml.org,2002:"
-_LINE_END = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
+_LINE_END = re.compile(r"\r\n|\n|\r")  # as editors count; what else ends a line for PyYAML is forbidden
 _NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?|[-+]?\.\d+|[-+]?\.(inf|nan)", re.I)
 # Control characters; bidirectional controls, which can make a script read other than it is
 # (CVE-2021-42574); separators, marks and tags that no one sees.
@@ -69,7 +70,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: _Text) -> None:
         super().__init__(text.text)
         self._text = text
-        self._depth = 0
+        self._depth = self._nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -77,6 +78,9 @@ class _Loader(yaml.SafeLoader):
             raise _RefusedError("aliases (*name) are not allowed; write the text out", event.start_mark)
         if self._depth >= MAX_DEPTH:
             raise _RefusedError(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise _RefusedError(f"more than {MAX_NODES} values: not a story", event.start_mark)
         if event.tag is not None:
             tag = event.tag.replace(_TAG, "!!")
             self._text.refuse(f"the tag {tag} is not allowed; take it out", event.start_mark)
@@ -188,7 +192,7 @@ def _decode(path: str, raw: bytes) -> str:
 def _without_forbidden(text: str) -> _Text:
     """Replace forbidden characters, noting the first of a line, so that the rest can be read."""
     faults = []
-    pieces = re.split(r"(\r\n|\n|\r)", text)
+    pieces = re.split(f"({_LINE_END.pattern})", text)
     for position in range(0, len(pieces), 2):
         found = forbidden_character(pieces[position])
         if found:

@@ -58,7 +58,7 @@ def test_a_segment_has_latents_before_it_has_a_video(tmp_path: Path) -> None:
 def test_the_record_says_what_was_decided_and_how_long_it_took(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
     first, second = manifest["segments"]
-    assert manifest["format"] == FORMAT == 2
+    assert manifest["format"] == FORMAT == 3
     assert (first["decided"], first["seconds"], first["device"]) == ({"lead": 2}, 1.5, "cpu")
     assert sorted(first["files"]) == ["01.mp4", "01.safetensors"]
     assert second == {"number": "02"}
@@ -103,10 +103,10 @@ def test_what_is_not_kept_is_forgotten(finished: Path) -> None:
         "[]",
         "null",
         "{}",
-        '{"format": 2}',
-        '{"format": 2, "segments": [1], "film": {}}',
+        '{"format": 3}',
+        '{"format": 3, "segments": [1], "film": {}}',
         "[" * 9999,
-        ('"format": 2', '"format": 1'),
+        ('"format": 3', '"format": 1'),
     ],
 )
 def test_a_manifest_that_is_not_ours_counts_as_none(finished: Path, change: str | tuple[str, str]) -> None:
@@ -125,7 +125,8 @@ def test_a_damaged_manifest_never_raises(
     path = tmp_path_factory.mktemp("film")
     files = {"01.mp4": "0", "01.safetensors": "0"}
     segment = {"number": "01", "key": "k", "files": files, "device": "cpu", "seconds": 1, "decided": {}}
-    text = json.dumps({"format": FORMAT, "segments": [segment | {"video_key": "v"}], "film": {}})
+    manifest = {"format": FORMAT, "segments": [segment | {"video_key": "v"}], "film": {}}
+    text = json.dumps(manifest | {"sha256": digest(manifest)})
     at, cut = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 9))
     (path / "manifest.json").write_text(
         text[:at] + data.draw(st.text(max_size=3)) + text[at + cut :], "utf-8"

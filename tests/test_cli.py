@@ -185,6 +185,31 @@ def test_slugs_tell_stories_apart() -> None:
     assert slug("my_story-2.final") == "my_story-2.final"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *["-.yaml", ".yaml", "...yaml", "..yaml", "con.yaml", "nul. .yaml", "a\nb.yaml", "\x1b[2J.yaml"],
+        *["x" * 200 + ".yaml", "\u202egpj.yaml", "trailing..yaml", "$(id).yaml", "%s{first}.yaml", "é.yaml"],
+        "..／x.yaml",
+    ],
+    ids=ascii,
+)
+def test_a_film_lies_in_a_folder_of_its_own_inside_out(
+    name: str, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    story, out = tmp_path / "in" / name, tmp_path / "out"
+    story.parent.mkdir()
+    story.write_text(STORY)
+    assert run(["render", str(story), "--out", str(out)]) == 0
+    (film,) = out.rglob("[!0]*.mp4")
+    assert film.parent.parent == out
+    assert film.stem == film.parent.name == slug(story.stem)
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", "out", "fake-weights"}
+    printed = "".join(capsys.readouterr())
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+
+
 def test_the_first_bad_script_decides_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,7 +91,7 @@ def test_weights_sum_to_one_and_follow_the_progression_without_a_scorer(segment:
     # One entry a step: of two scores ½·(1 - p) and ½·p the softmax at τ = ¼.
     expected = [1 / (1 + math.exp(-(2 * step / STEPS - 1) * 2)) for step in range(STEPS)]
     assert action_weights(prompts) == pytest.approx(expected)
-    assert prompts.decided() == [[round(a, 4), round(b, 4)] for a, b in history.tolist()]
+    assert prompts.decided() == [(round(a, 4), round(b, 4)) for a, b in history.tolist()]
 
 
 def test_inertia_makes_weights_lag(segment: Segment) -> None:

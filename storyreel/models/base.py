@@ -176,11 +176,16 @@ def write_checksums(folder: Path) -> None:
 def published_checksums(folder: Path) -> dict[Path, str]:
     """Return the SHA-256 of a model's files by its `CHECKSUMS`; nothing without. Raises DamagedError."""
     sums, found = folder / CHECKSUMS, {}
-    for line in sums.read_text(errors="replace").splitlines() if sums.is_file() else ():
+    if not sums.is_file():
+        return {}
+    for line in sums.read_text(errors="replace").splitlines():
         expected, _, name = line.partition("  ")
         if len(expected) != 64 or not name:
             raise DamagedError(f"{sums} is damaged", _restore(sums))
         found[folder / name] = expected
+    unlisted = {path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json")} - found.keys()
+    if unlisted:  # a list that was cut short vouches for nothing
+        raise DamagedError(f"{min(unlisted)} is not in {CHECKSUMS}", _restore(sums))
     return found
 
 

@@ -115,7 +115,13 @@ class PipelineAdapter(OneByOne):
             options=options,
             preview={key: value.float() for key, value in preview.items()},
         )
-        return cls(spec, device, parts, memory)
+        adapter = cls(spec, device, parts, memory)
+        # A configuration can be read and be of no use: that is said now, not after the first scene.
+        latents = torch.zeros(1, spec.latent_channels, 2, 2, 2, device=device)
+        read_component(lambda _: adapter.sigmas(2, latents.shape), folder / "scheduler")
+        read_component(lambda _: adapter._tokens(""), folder / "tokenizer")
+        read_component(lambda _: adapter._raw(latents), folder / "vae")
+        return adapter
 
     @classmethod
     def random(cls, spec: ModelSpec, device: torch.device) -> Self:
@@ -299,12 +305,16 @@ class PipelineAdapter(OneByOne):
 
     def _encode(self, prompt: str) -> Text:
         length = self.spec.text_length
-        tokens = self.tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
+        tokens = self._tokens(prompt)
         if (count := int(tokens.attention_mask.sum())) > length:
             raise PromptError(prompt, count, length)
         busy = next(self.text_encoder.parameters()).device == self.device
         with torch.inference_mode(), nullcontext() if busy else self._at_work(self.text_encoder):
             return self._encoded(tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device))
+
+    def _tokens(self, prompt: str) -> Any:
+        length = self.spec.text_length
+        return self.tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
 
     def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
         """Encode the tokens (1, L) of a prompt."""
@@ -447,7 +457,9 @@ def _to_bytes(frames: Tensor) -> Tensor:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no settings")
     return content
 
 

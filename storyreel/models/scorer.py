@@ -37,7 +37,12 @@ class Scorer:
         model = load_component(partial(CLIPModel.from_pretrained, dtype=torch.float32), folder, CLIPModel)
         tokenizer = read_component(partial(AutoTokenizer.from_pretrained, local_files_only=True), folder)
         config = read_component(_preprocessing, folder)
-        return cls(model.to(device), tokenizer, config["image_mean"], config["image_std"])
+        scorer = read_component(
+            lambda _: cls(model.to(device), tokenizer, config["image_mean"], config["image_std"]), folder
+        )
+        with torch.inference_mode():  # what can be read and is of no use is said now
+            read_component(lambda _: scorer.embed_texts(["", "a longer text"]), folder)
+        return scorer
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors (P, D); what exceeds the encoder's length is cut, as with CLIP."""

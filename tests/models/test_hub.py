@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import pytest
 
 from storyreel.checkpoint import content_hash
-from storyreel.errors import DamagedError, MissingError, OutputError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
 from storyreel.models import hub
 from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
 
@@ -36,6 +36,7 @@ class StandIn(ThreadingHTTPServer):
         self.served: list[str] = []
         self.ranges: list[str] = []
         self.torn: set[str] = set()  # names whose transfer breaks half way, once
+        self.tokens: set[str | None] = set()  # what callers said they were
         self.claimed: dict[str, str] = {}  # SHA-256 that are not the files'
 
     @property
@@ -63,6 +64,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         hub = self.server
+        hub.tokens.add(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path)
         if hub.refusal:
             self.send_response(hub.refusal)
@@ -256,6 +258,38 @@ def test_a_refusal_says_what_to_do(stand_in: StandIn, spec: ModelSpec, status: i
     with pytest.raises(MissingError) as caught:
         pull(spec, stand_in)
     assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("trouble", ["", "401", "403", "404", "500", "nobody", "torn", "wrong"])
+def test_a_token_goes_to_the_hub_and_nowhere_else(
+    stand_in: StandIn,
+    spec: ModelSpec,
+    trouble: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither into a message, its causes, a log, nor a file of the cache."""
+    secret = "hf_doNotTellAnyone"
+    monkeypatch.setenv("HF_TOKEN", secret)
+    name = "vae/diffusion_pytorch_model.safetensors"
+    stand_in.refusal = int(trouble) if trouble.isdigit() else 0
+    stand_in.torn |= {name} if trouble == "torn" else set()
+    stand_in.claimed |= {name: "0" * 64} if trouble == "wrong" else {}
+    told: list[str] = []
+    url = "http://127.0.0.1:9" if trouble == "nobody" else stand_in.url
+    with caplog.at_level("DEBUG"):
+        try:
+            hub.pull(spec, told.append, endpoint=url)
+        except StoryreelError as error:
+            told += [str(error), *map(str, (error.__cause__, error.__context__))]
+    assert told
+    assert trouble == "nobody" or stand_in.tokens == {f"Bearer {secret}"}
+    out, err = capfd.readouterr()
+    assert secret not in "\n".join([*told, out, err, caplog.text])
+    cached = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(secret.encode() in path.read_bytes() for path in cached)
 
 
 def test_no_hub_at_all(stand_in: StandIn, spec: ModelSpec) -> None:

@@ -24,7 +24,11 @@ COARSE = 0.35  # of the time
 def trained_codec(folder: Path, stages: list[codec.Stage]) -> AutoencoderKLMochi:
     """Return the codec as far as it has been trained."""
     path = folder / "codec"
-    return AutoencoderKLMochi.from_pretrained(path) if path.exists() else codec.build(stages)
+    return (
+        AutoencoderKLMochi.from_pretrained(path, local_files_only=True)
+        if path.exists()
+        else codec.build(stages)
+    )
 
 
 def picture_loss(output: Tensor, video: Tensor, owners: Tensor) -> Tensor:

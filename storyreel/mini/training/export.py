@@ -41,14 +41,20 @@ def export(options: argparse.Namespace) -> None:
     stages = fitted_stages(folder)
     save_file({key: value.half() for key, value in codec.preview(stages).items()}, target / PREVIEW)
     trained_codec(folder, stages).half().save_pretrained(target / "vae")
-    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer")
+    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
     transformer.half().save_pretrained(target / "transformer")
-    T5EncoderModel.from_pretrained(folder / "text_encoder").half().save_pretrained(target / "text_encoder")
-    PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").save_pretrained(target / "tokenizer")
+    T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True).half().save_pretrained(
+        target / "text_encoder"
+    )
+    PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", local_files_only=True).save_pretrained(
+        target / "tokenizer"
+    )
     nets.build_scheduler().save_pretrained(target / "scheduler")
     if (folder / "scorer").exists():
         shutil.copytree(folder / "scorer", target / "scorer", dirs_exist_ok=True)
-        CLIPModel.from_pretrained(folder / "scorer").half().save_pretrained(target / "scorer")
+        CLIPModel.from_pretrained(folder / "scorer", local_files_only=True).half().save_pretrained(
+            target / "scorer"
+        )
     if (folder / WEIGHTS.name).exists():
         judge = {name: value.half() for name, value in load_file(folder / WEIGHTS.name).items()}
         save_file(judge, target.parent / WEIGHTS.name)
@@ -67,13 +73,17 @@ def import_weights(options: argparse.Namespace) -> None:
     Their bases and tokenizer are kept; every part starts anew with its optimiser.
     """
     source, folder = Path(options.to), Path(options.out)
-    vae = AutoencoderKLMochi.from_pretrained(source / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKLMochi.from_pretrained(source / "vae", local_files_only=True, torch_dtype=torch.float32)
     save_stages(codec.stages_of(vae), folder)
     vae.save_pretrained(folder / "codec")
-    transformer = MochiTransformer3DModel.from_pretrained(source / "transformer")
+    transformer = MochiTransformer3DModel.from_pretrained(source / "transformer", local_files_only=True)
     transformer.float().save_pretrained(folder / "transformer")
-    T5EncoderModel.from_pretrained(source / "text_encoder").float().save_pretrained(folder / "text_encoder")
-    PreTrainedTokenizerFast.from_pretrained(source / "tokenizer").save_pretrained(folder / "tokenizer")
+    T5EncoderModel.from_pretrained(source / "text_encoder", local_files_only=True).float().save_pretrained(
+        folder / "text_encoder"
+    )
+    PreTrainedTokenizerFast.from_pretrained(source / "tokenizer", local_files_only=True).save_pretrained(
+        folder / "tokenizer"
+    )
     if (source / "scorer").exists():
         shutil.copytree(source / "scorer", folder / "scorer", dirs_exist_ok=True)
     if (judge := source.parent / WEIGHTS.name).exists():

@@ -35,16 +35,18 @@ def fitted_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
     path = folder / "tokenizer"
     if not path.exists():
         nets.build_tokenizer(all_texts(Random(seed), 6000)).save_pretrained(path)
-    return PreTrainedTokenizerFast.from_pretrained(path)
+    return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
 
 
 def networks(folder: Path, vocabulary: int) -> tuple[T5EncoderModel, MochiTransformer3DModel]:
     """Return text encoder and transformer from ``folder``, or new ones."""
     if not (folder / "transformer").exists():
         return nets.build_text_encoder(vocabulary), nets.build_transformer(GRID)
-    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer")
+    transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
     use_batched_attention(transformer)
-    return T5EncoderModel.from_pretrained(folder / "text_encoder").train(), transformer.train()
+    return T5EncoderModel.from_pretrained(
+        folder / "text_encoder", local_files_only=True
+    ).train(), transformer.train()
 
 
 def train_transformer(options: argparse.Namespace) -> None:

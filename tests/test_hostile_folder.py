@@ -1,0 +1,177 @@
+"""A film's folder that somebody has tampered with: refused, or made again to the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from storyreel.checkpoint import digest
+from storyreel.errors import OutputError, StoryreelError
+from tests.test_render import contents, make, story
+
+pytestmark = pytest.mark.usefixtures("fake_model")
+
+STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output with a finished film of two scenes."""
+    make(tmp_path / "out", STORY)
+    return tmp_path / "out"
+
+
+def rendered(out: Path) -> int:
+    """Render again; return how many scenes had to be made. The film must be what it was."""
+    return make(out, STORY)[0].rendered
+
+
+def values(data: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the place of every value."""
+    yield path
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from values(value, (*path, key))
+
+
+def changed(data: Any, path: tuple[str | int, ...], value: object) -> Any:
+    if not path:
+        return value
+    data = copy.deepcopy(data)
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return data
+
+
+def seal(data: Any) -> Any:
+    """Sign a manifest as ours, as whoever reads the code can."""
+    return {**data, "sha256": digest({k: v for k, v in data.items() if k != "sha256"})}
+
+
+STRANGE: list[object] = [None, True, -1, 1e308, "", "../../x", [], {}, [[]], {"": []}, "<script>"]
+
+
+@pytest.mark.parametrize("sealed", [False, True], ids=["changed", "changed and signed"])
+def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> None:
+    before = contents(out)
+    path = out / "foxes" / "manifest.json"
+    whole = json.loads(path.read_text())
+    record = whole["segments"][1]
+    places = [place for place in values(record) if place and place[0] in ("number", "files", "decided")]
+    assert len(places) > 12
+    for number, place in enumerate(places):
+        value = STRANGE[number % len(STRANGE)]
+        manifest = changed(whole, ("segments", 1, *place), value)
+        path.write_text(json.dumps(seal(manifest) if sealed else manifest))
+        again = rendered(out)
+        if not sealed:
+            assert again == 2, place  # a manifest that was changed vouches for nothing
+            assert contents(out) == before
+            assert json.loads(path.read_text())["segments"][1]["decided"] == record["decided"]
+        assert contents(out)["foxes/foxes.mp4"] == before["foxes/foxes.mp4"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"strength": ', '"strength": 9'),
+        lambda text: text.replace('"title": "Foxes"', '"title": "Other"'),
+        lambda text: text.replace('"seconds": ', '"seconds": 1e400, "x": '),
+        lambda text: text.replace('"overlap": ', '"overlap": NaN, "x": '),
+        lambda text: "[" * 100_000,
+        lambda text: '{"format": ' + "9" * 5000 + "}",
+        lambda text: text + text,
+        lambda text: text.replace("a park", "\\ud800"),
+    ],
+    ids=["cut", "number", "title", "1e400", "NaN", "deep", "huge", "twice", "surrogate"],
+)
+def test_a_spoilt_manifest_counts_as_none(out: Path, spoil: Callable[[str], str]) -> None:
+    before = contents(out)
+    path = out / "foxes" / "manifest.json"
+    text = path.read_text()
+    assert spoil(text) != text
+    path.write_text(spoil(text))
+    assert rendered(out) == 2
+    assert contents(out) == before
+    assert json.loads(path.read_text())["title"] == "Foxes"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.", save({}), save({"latents": torch.zeros(3)})],
+    ids=["empty", "pickle", "nothing", "another shape"],
+)
+def test_forged_latents_are_one_clear_error(out: Path, data: bytes) -> None:
+    """Signed and with the right hash, so that only what they hold tells."""
+    folder = out / "foxes"
+    before = contents(out)
+    (folder / "segments" / "01.safetensors").write_bytes(data)
+    (folder / "segments" / "02.safetensors").unlink()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["segments"][0]["files"]["01.safetensors"] = hashlib.sha256(data).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
+    with pytest.raises(StoryreelError, match="holds no segment") as caught:
+        rendered(out)
+    assert "--overwrite" in caught.value.remedy
+    make(out, STORY, overwrite=True)
+    assert contents(out) == before
+
+
+NAMES = ["manifest.json", "events.jsonl", "index.html", "foxes.mp4", ".lock", "segments/01.mp4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to a file", "link to nothing", "endless"])
+def test_what_is_no_plain_file_is_refused_unread(out: Path, tmp_path: Path, name: str, kind: str) -> None:
+    path, outside = out / "foxes" / name, tmp_path / "outside"
+    path.unlink(missing_ok=True)
+    outside.write_text("not ours")
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "endless":
+            path.symlink_to("/dev/zero")
+        case "link to a file":
+            path.symlink_to(outside)
+        case "link to nothing":
+            path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputError, match="no plain file"):
+        rendered(out)
+    assert outside.read_text() == "not ours"
+    assert not (tmp_path / "nothing").exists()
+    shutil.rmtree(path) if kind == "folder" else path.unlink()
+    rendered(out)  # what the message says to do helps
+
+
+@pytest.mark.parametrize("name", [".", "segments"])
+def test_a_folder_that_leads_elsewhere_is_refused(out: Path, tmp_path: Path, name: str) -> None:
+    """Else the films of a folder that is not ours would be removed as strangers."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "holiday.mp4").write_bytes(b"not ours")
+    path = out / "foxes" / name
+    shutil.rmtree(path)
+    (out / "foxes" if name == "." else path).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="no plain folder"):
+        rendered(out)
+    assert [p.name for p in elsewhere.iterdir()] == ["holiday.mp4"]
+
+
+def test_out_itself_may_be_a_link(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(out)
+    assert rendered(tmp_path / "link") == 0
