@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from storyreel.errors import LockedError, OutputError
@@ -141,6 +141,17 @@ class SegmentRecord:
 
 
 _RECORD = TypeAdapter(SegmentRecord)
+
+
+def _record(entry: dict[str, Any]) -> SegmentRecord | None:
+    """Return an entry's record; None if it is planned and not yet made, or was changed."""
+    if "key" not in entry:
+        return None
+    try:
+        record = _RECORD.validate_python(entry)
+    except ValidationError:
+        return None
+    return record if entry.get("sha256") == digest(asdict(record)) else None
 
 
 @dataclass
@@ -289,10 +300,8 @@ class FilmFolder:
             if manifest["format"] != FORMAT:
                 return
             for entry in manifest["segments"]:
-                if "key" in entry:  # else it is planned and not yet made
-                    record = _RECORD.validate_python(entry)
-                    if entry.get("sha256") == digest(asdict(record)):
-                        self.records[record.number] = record
+                if record := _record(entry):
+                    self.records[record.number] = record
             self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
             own = {"format", "segments", "film", "window"}
             self.about = {key: manifest[key] for key in manifest.keys() - own}

@@ -47,7 +47,10 @@ class Stored:
 
     def latents(self, device: torch.device) -> Tensor:
         """Return the segment's own latents."""
-        return self._tensors()["latents"].to(device)
+        tensors = self._tensors()
+        if "latents" not in tensors:  # as a window has none before its first segment is finished
+            raise self._forged()
+        return tensors["latents"].to(device)
 
     def steps_done(self) -> list[int]:
         """Return how far those behind it had come."""
@@ -66,7 +69,7 @@ class Stored:
             tensors = load(self._path.read_bytes())
         except (SafetensorError, ValueError, KeyError) as error:
             raise self._forged() from error
-        if tensors.get("latents", torch.empty(0)).ndim != 5:
+        if "latents" in tensors and tensors["latents"].ndim != 5:
             raise self._forged()
         return tensors
 

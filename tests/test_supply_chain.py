@@ -13,6 +13,7 @@ import pytest
 
 from storyreel.cli import run
 from storyreel.models.specs import ModelSpec
+from storyreel.video import _INPUT, CONTAINERS
 from tests.conftest import ROOT, FakeEngine, Silent, plan_of
 
 SOURCES = sorted((ROOT / "storyreel").rglob("*.py"))
@@ -64,10 +65,13 @@ def test_every_input_of_ffmpeg_is_held_to_local_files() -> None:
     tree = ast.parse((ROOT / "storyreel" / "video.py").read_text())
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     reading = [f for f in functions if "'-i', _argument" in ast.unparse(f)]
-    assert {f.name for f in reading} == {"join", "read_frames", "read_tags"}
+    assert {f.name for f in reading} == {"join", "read_frames", "probe", "count_frames", "_described"}
     for function in reading:
+        held = "'-protocol_whitelist', 'file,pipe'" if function.name == "join" else "*_INPUT"
         words = ast.unparse(function)
-        assert words.index("'-protocol_whitelist', 'file,pipe'") < words.index("'-i'")
+        assert words.index(held) < words.index("'-i'")
+    assert _INPUT == ["-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS]
+    assert not set(CONTAINERS.split(",")) & {"concat", "hls", "dash", "image2", "lavfi", "ffconcat"}
 
 
 def test_a_render_opens_no_socket(tmp_path: Path) -> None:

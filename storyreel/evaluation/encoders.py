@@ -199,10 +199,11 @@ def _alexnet(folder: Path, device: torch.device) -> Distance:
 
 def _lite(folder: Path, device: torch.device) -> Lite:
     from efficientnet_lite_pytorch import EfficientNet
+    from efficientnet_lite_pytorch.utils import load_pretrained_weights
 
     (file,) = (folder / "models").glob("*.pth")
     model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    load_pretrained_weights(model, "efficientnet-lite0", weights_path=str(file))
     return Lite(model.to(device))
 
 
