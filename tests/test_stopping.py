@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from storyreel.checkpoint import FilmFolder
 from storyreel.cli import run
 from storyreel.errors import StoppedError
 from storyreel.models.specs import ModelSpec
@@ -98,7 +99,10 @@ WHERE += ["video.join", "render.segment_keys", "checkpoint.write_atomically", "s
 def test_a_signal_anywhere_and_another_behind_it_is_75(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, where: str, first: int
 ) -> None:
-    """While something is at work for the second time; for the first where there is but one."""
+    """While something is at work for the second time; for the first where there is but one.
+
+    The others come while the render leaves.
+    """
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)
     owner = pkgutil.resolve_name(path)
@@ -109,14 +113,24 @@ def test_a_signal_anywhere_and_another_behind_it_is_75(
         nonlocal calls
         calls += 1
         if calls == nth:
-            for number in (first, *SIGNALS, first):
-                os.kill(os.getpid(), number)
+            os.kill(os.getpid(), first)
         return original(*arguments, **named)
 
+    log = FilmFolder.log
+
+    def interrupted_log(folder: FilmFolder, event: str, **details: object) -> None:
+        if event == "stopped":
+            for number in SIGNALS:
+                os.kill(os.getpid(), number)
+        log(folder, event, **details)
+
     with monkeypatch.context() as patch:
+        patch.setattr(FilmFolder, "log", interrupted_log)
         patch.setattr(owner, name, signalled)
         assert render("torn") == 75
-    assert calls == nth or name == "_finish"  # which ends ffmpeg on the way out
+    assert calls == nth
+    if where != "render.segment_keys":  # before there is anything to tell
+        assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole
