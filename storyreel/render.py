@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
@@ -27,7 +27,7 @@ from storyreel.checkpoint import (
     write_atomically,
     writing,
 )
-from storyreel.errors import MissingError, StoppedError, StoryreelError
+from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
@@ -153,11 +153,14 @@ def render(
                     work.do(engine, progress)
             _join(plan, about, folder)
         except BaseException as error:
-            if engine.stop.asked:
-                folder.log("stopped", reason=StoppedError.__name__)
-            else:
-                message = {"message": error.message} if isinstance(error, StoryreelError) else {}
-                folder.log("stopped", reason=type(error).__name__, **message)
+            kind = StoppedError if engine.stop.asked else type(error)
+            message = (
+                {"message": error.message}
+                if kind is type(error) and isinstance(error, StoryreelError)
+                else {}
+            )
+            with suppress(OutputError):  # on a full disk, too, the reason is the first error
+                folder.log("stopped", reason=kind.__name__, **message)
             raise
         seconds = time.monotonic() - began
         folder.log("finished", rendered=made, seconds=round(seconds, 3))

@@ -47,7 +47,10 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Listen for signals. Raises StoppedError once one has come."""
+    """Listen for signals. Raises StoppedError once one has come, and then ignores others.
+
+    The process is on its way out then: another signal must not take its exit code away.
+    """
     stop = Stop()
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
     try:
@@ -57,7 +60,8 @@ def stopping() -> Iterator[Stop]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Ours would not do: Python takes handlers away some time before its end.
+            signal.signal(number, signal.SIG_IGN if stop.asked else handler)
 
 
 @contextmanager

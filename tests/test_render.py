@@ -670,9 +670,13 @@ def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_that_happens_to_a_write_spoils_the_film(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
-    """Every write, sync and rename of a render goes wrong in turn; then the same render runs again."""
+    """Every write, sync and rename of a render goes wrong in turn; then the same render runs again.
+
+    In between, every file is as it is in the end, or absent.
+    """
     text, ended = story(SCENES[:2]), []
     make(tmp_path / "whole", text, steps=2)
+    whole = contents(tmp_path / "whole")
     for nth in range(1, 1000):
         out = tmp_path / str(nth)
         with monkeypatch.context() as patch:
@@ -683,8 +687,12 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
                 ended.append(type(error))
         if disk.count < nth:
             break
+        names = {name for name in contents(out) if not Path(name).name.startswith((".", "window"))}
+        assert {name: contents(out)[name] for name in names} == {name: whole[name] for name in names}, nth
+        if (manifest := out / "foxes" / "manifest.json").exists():
+            json.loads(manifest.read_text())
         make(out, text, steps=2)
-        assert contents(out) == contents(tmp_path / "whole"), nth
+        assert contents(out) == whole, nth
         assert not list(out.rglob(".*.part*")), nth
     assert nth > 40
     # A folder that cannot be synced is no reason to fail: some file systems cannot.
