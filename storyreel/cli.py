@@ -210,7 +210,7 @@ def _render(
 
 
 def _verify_all(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
-    from storyreel.render import verify
+    from storyreel.verify import verify
 
     found = {name: verify(plan, name, out) for name, plan in plans.items()}
     wrong = {name: {path: fault for path, fault in files.items() if fault} for name, files in found.items()}

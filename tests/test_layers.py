@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.cli"},
     {"storyreel.status", "storyreel.slurm", "storyreel.options"}
     | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
-    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate"},
+    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
     {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},

@@ -19,7 +19,8 @@ from storyreel import checkpoint, video
 from storyreel.checkpoint import FilmFolder
 from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Rendered, about_film, about_scenes, render, verify
+from storyreel.render import Rendered, about_film, about_scenes, render
+from storyreel.verify import verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
 from tests.test_stream import FakeWriter
 
