@@ -655,15 +655,22 @@ def pull(
     models: Annotated[list[str], typer.Argument(help="See: storyreel models.", metavar="MODEL…")],
     update: Annotated[bool, typer.Option("--update", help="Take the newest commit, and hold to it.")] = False,
 ) -> None:
-    """Fetch the weights of models from their hub and verify them: the only command that ever does."""
+    """Fetch the weights of models from their hub and verify them: the only command that ever does.
+
+    The name eval stands for the models that metrics of `storyreel eval` need.
+    """
+    from storyreel.evaluation.registry import WEIGHTS
     from storyreel.models.specs import find_model
 
-    specs = [find_model(name) for name in models]
+    specs = [find_model(name) for name in models if name != "eval"]
     from storyreel.console import stderr
     from storyreel.models import hub
 
     for spec in specs:
         print(hub.pull(spec, stderr.print, update))
+    for judge in WEIGHTS.values() if "eval" in models else ():
+        if judge.hub is not None:
+            print(hub.fetch(judge.name, judge.hub, hub.at_the_top, stderr.print, update))
 
 
 @app.command()

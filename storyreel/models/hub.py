@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
@@ -59,22 +60,37 @@ def pull(
     """
     if spec.hub is None:
         return spec.weights
-    held = pulled_folder(spec.hub)
+    return fetch(spec.name, spec.hub, partial(needed, variant=spec.variant), tell, update, endpoint)
+
+
+def fetch(
+    name: str,
+    hub: str,
+    choose: Callable[[Sequence[str]], list[str]],
+    tell: Callable[[str], None],
+    update: bool = False,
+    endpoint: str | None = None,
+) -> Path:
+    """Fetch the files of a repository that ``choose`` picks by their names; see `pull`."""
+    held = pulled_folder(hub)
     repository = held.parent.parent
     wanted = None if update or held.name == "not pulled" else held.name
     try:
-        commit, files = listing(spec.hub, wanted, spec.variant, endpoint)
+        commit, files = listing(hub, wanted, choose, endpoint)
+        if not any(file.name.endswith(".safetensors") for file in files):
+            remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
+            raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
         with FileLock(repository / "blobs" / ".storyreel.lock"):  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
-            tell(f"{spec.name}: {len(files)} files, {gigabytes:.1f} GB, {spec.hub} at {commit}")
+            tell(f"{name}: {len(files)} files, {gigabytes:.1f} GB, {hub} at {commit}")
             for file in files:
-                url = huggingface_hub.hf_hub_url(spec.hub, file.name, revision=commit, endpoint=endpoint)
+                url = huggingface_hub.hf_hub_url(hub, file.name, revision=commit, endpoint=endpoint)
                 _fetch(repository, commit, file, url)
                 tell(f"{file.name}: {file.size / 1e6:.1f} MB")
     except HfHubHTTPError as error:
-        raise _refused(spec, error) from error
+        raise _refused(hub, error) from error
     except StoryreelError:
         raise
     except Exception as error:
@@ -91,11 +107,14 @@ def pull(
     with writing(reference):
         reference.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(reference, commit)
-    return pulled_folder(spec.hub)
+    return pulled_folder(hub)
 
 
 def listing(
-    repository: str, revision: str | None, variant: str | None, endpoint: str | None = None
+    repository: str,
+    revision: str | None,
+    choose: Callable[[Sequence[str]], list[str]],
+    endpoint: str | None = None,
 ) -> tuple[str, list[Remote]]:
     """Return a repository's commit and its files that a model is loaded from."""
     api = huggingface_hub.HfApi(endpoint=endpoint)
@@ -106,12 +125,17 @@ def listing(
         Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or ()
     ]
-    chosen = set(needed([file.name for file in files], variant))
+    chosen = set(choose([file.name for file in files]))
     return info.sha, [file for file in files if file.name in chosen]
 
 
+def at_the_top(names: Sequence[str]) -> list[str]:
+    """Return the files of a single model of transformers: those that lie in no folder."""
+    return [n for n in names if "/" not in n and n.endswith(KINDS) and not _of_another_variant(n)]
+
+
 def needed(names: Sequence[str], variant: str | None) -> list[str]:
-    """Return the files that loading reads; of a component in several precisions, one."""
+    """Return the files that loading a pipeline reads; of a component in several precisions, one."""
     chosen = []
     for name in names:
         path = PurePosixPath(name)
@@ -171,13 +195,13 @@ def _fetch(repository: Path, commit: str, file: Remote, url: str) -> None:
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-def _refused(spec: ModelSpec, error: HfHubHTTPError) -> MissingError:
+def _refused(hub: str, error: HfHubHTTPError) -> MissingError:
     status = error.response.status_code if error.response is not None else 0
     if status in (401, 403):
-        remedy = f"Accept the licence at the hub's page of {spec.hub}, then: hf auth login"
-        return MissingError(f"the hub asks who wants {spec.hub}", remedy)
+        remedy = f"Accept the licence at the hub's page of {hub}, then: hf auth login"
+        return MissingError(f"the hub asks who wants {hub}", remedy)
     if status == 404:
-        return MissingError(f"the hub has no {spec.hub}, or not that commit", "Try: --update")
+        return MissingError(f"the hub has no {hub}, or not that commit", "Try: --update")
     return MissingError(f"the hub refuses: {_first_line(error)}", "Try again later; what is there is kept.")
 
 

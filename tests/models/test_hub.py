@@ -341,3 +341,18 @@ def test_of_several_precisions_one_is_taken() -> None:
     shards = [f"vae/m{v}-00001-of-00002.safetensors" for v in ("", ".fp16")]
     assert hub.needed(names + shards, None) == [names[0], shards[0]]
     assert hub.needed(names + shards, "bf16") == [names[1], shards[0]]
+
+
+def test_a_model_of_transformers_lies_at_the_top(stand_in: StandIn) -> None:
+    stand_in.files |= {"config.json": b"{}", "model.fp16.safetensors": b"half", "flax_model.msgpack": b"no"}
+    folder = hub.fetch("one", REPOSITORY, hub.at_the_top, lambda line: None, endpoint=stand_in.url)
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert names == {"config.json", "model.safetensors", "model_index.json"}
+
+
+def test_a_repository_without_safetensors_is_said(stand_in: StandIn) -> None:
+    stand_in.files = {"config.json": b"{}", "pytorch_model.bin": b"a pickle"}
+    with pytest.raises(MissingError, match="no safetensors") as caught:
+        hub.fetch("one", REPOSITORY, hub.at_the_top, lambda line: None, endpoint=stand_in.url)
+    assert "--weights-dir" in caught.value.remedy
+    assert stand_in.served == []
