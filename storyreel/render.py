@@ -152,11 +152,8 @@ def render(
             _join(plan, about, folder)
         except BaseException as error:
             kind = StoppedError if engine.stop.asked else type(error)
-            message = (
-                {"message": error.message}
-                if kind is type(error) and isinstance(error, StoryreelError)
-                else {}
-            )
+            known = isinstance(error, StoryreelError) and kind is not StoppedError
+            message = {"message": error.message} if known else {}
             with suppress(OutputError):  # on a full disk, too, the reason is the first error
                 folder.log("stopped", reason=kind.__name__, **message)
             raise

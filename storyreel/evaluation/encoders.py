@@ -179,8 +179,8 @@ def _class_token(kind: type[Any], folder: Path, device: torch.device) -> ClassTo
 
 def _blip(folder: Path, device: torch.device) -> TextMatcher:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    load = partial(Blip2ForImageTextRetrieval.from_pretrained, dtype=dtype)
-    model: Any = load_component(load, folder, Blip2ForImageTextRetrieval)
+    kind = Blip2ForImageTextRetrieval
+    model: Any = load_component(partial(kind.from_pretrained, dtype=dtype), folder, kind)
     processor = read_component(partial(Blip2Processor.from_pretrained, local_files_only=True), folder)
     return TextMatcher(model.to(device), processor)
 

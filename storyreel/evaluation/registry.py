@@ -217,7 +217,7 @@ METRICS = {
         ),
         Metric(
             *("jump", "largest step inside the scene", "median steps", "lower", "scene", "no weights"),
-            "largest step of the scene, half a second at its seams left out, over the film's median step",
+            "largest step of the scene, its transitions left out, over the film's median of those that move",
             ALL_FRAMES,
             digits=2,
         ),

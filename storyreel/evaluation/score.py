@@ -84,7 +84,8 @@ def _from_frames(
 ) -> None:
     """Add what needs no weights."""
     frames, fps = look.frames, film.fps
-    usual = median(steps) if (steps := [s for a, b in inside for s in frames.steps[a : b - 1]]) else 0.0
+    moving = [step for a, b in inside for step in frames.steps[a : b - 1] if step >= FROZEN]
+    usual = median(moving) if moving else 0.0
     whites = lab(torch.tensor(frames.white))[:, 1:]  # without lightness
     first = whites[film.spans[0].start : film.spans[0].stop].mean(0)
     for span, (start, stop), scene in zip(film.spans, inside, scenes, strict=True):
