@@ -152,8 +152,8 @@ def render(
             _join(plan, about, folder)
         except BaseException as error:
             kind = StoppedError if engine.stop.asked else type(error)
-            known = isinstance(error, StoryreelError) and kind is not StoppedError
-            message = {"message": error.message} if known else {}
+            told = error if isinstance(error, StoryreelError) and not engine.stop.asked else None
+            message = {"message": told.message} if told else {}
             with suppress(OutputError):  # on a full disk, too, the reason is the first error
                 folder.log("stopped", reason=kind.__name__, **message)
             raise

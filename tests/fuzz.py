@@ -1,7 +1,8 @@
-"""Hostile stories by the thousand: generated ones, and known files with bytes changed.
+"""Hostile stories and manifests by the thousand: generated ones, and known files with bytes changed.
 
-By hand: ``python -m tests.fuzz --count 20000 --seed 0``. Every file is made from the seed and its own
-number, so that one that fails can be made again. `test_nasty.py` runs a few hundred.
+By hand: ``python -m tests.fuzz --count 20000 --seed 0``, and again with ``--manifests``. Every file is made
+from the seed and its own number, so that one that fails can be made again. `test_nasty.py` runs a few
+hundred.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from storyreel.checkpoint import FilmFolder, SegmentRecord
 from storyreel.errors import ScriptError, StoryreelError
 from storyreel.plan import make_plan
 from storyreel.story import MAX_PROMPT, parse_story
@@ -256,13 +259,60 @@ def _check_words(error: StoryreelError) -> None:
     assert forbidden_character(words) is None, words[:300]
 
 
-def run(count: int, seed: int, tell: Callable[[str], None]) -> bool:
+_RECORDS = [
+    SegmentRecord(
+        f"{number:02d}",
+        "ab" * 32,
+        {f"{number:02d}.mp4": "cd" * 32, f"{number:02d}.safetensors": "ef" * 32},
+        "cpu",
+        1.5,
+        {"lead": 2, "seam": None, "prompt_weights": [(0.25, 0.75)] * 4},
+        "01" * 32,
+    )
+    for number in (1, 2, 3)
+]
+
+
+def hostile_manifest(draw: random.Random) -> bytes:
+    """Return the bytes of a manifest of three finished segments that something has happened to."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = FilmFolder(Path(place), "film", {record.number: record for record in _RECORDS})
+        text = folder.manifest({"title": "Foxes", "story": {}}, [{"number": r.number} for r in _RECORDS])
+    if draw.random() < 0.5:
+        return _mutated(draw, text.encode())
+    data = json.loads(text)
+    for _ in range(draw.randint(1, 4)):
+        _spoil(draw, data)
+    return json.dumps(data).encode("utf-8", "surrogatepass")
+
+
+def check_manifest(raw: bytes) -> str:
+    """Have a manifest read as `render` reads it; return what came of it.
+
+    Raises AssertionError where anything is believed that was not written.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = FilmFolder(Path(place), "film")
+        folder.manifest_path.write_bytes(raw)
+        folder.load()
+    for number, record in folder.records.items():
+        assert record == next((known for known in _RECORDS if known.number == number), None), record
+    return f"with {len(folder.records)} segments"
+
+
+def run(
+    count: int,
+    seed: int,
+    tell: Callable[[str], None],
+    make: Callable[[random.Random], bytes] = hostile_file,
+    check: Callable[[bytes], str] = check,
+) -> bool:
     """Check ``count`` files; tell the figures, and of every failure the file."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     results: Counter[str] = Counter()
     slowest = 0.0
     for number in range(count):
-        raw = hostile_file(random.Random(f"{seed} {number}"))
+        raw = make(random.Random(f"{seed} {number}"))
         began = time.process_time()
         try:
             results[check(raw)] += 1
@@ -285,5 +335,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--manifests", action="store_true", help="Manifests instead of stories.")
     options = parser.parse_args()
-    sys.exit(0 if run(options.count, options.seed, print) else 1)
+    kind = (hostile_manifest, check_manifest) if options.manifests else (hostile_file, check)
+    sys.exit(0 if run(options.count, options.seed, print, *kind) else 1)

@@ -88,3 +88,8 @@ def test_bytes_that_are_no_text_are_on_the_line_that_an_editor_shows() -> None:
     with pytest.raises(ScriptError) as caught:
         parse_story("s.yaml", "title: a\u2028b\n".encode() + b"x: \xff\n")
     assert (caught.value.faults[0].line, caught.value.faults[0].column) == (2, 4)
+
+
+def test_a_hostile_manifest_is_believed_in_nothing_that_was_not_written() -> None:
+    heard: list[str] = []
+    assert fuzz.run(300, 0, heard.append, fuzz.hostile_manifest, fuzz.check_manifest), heard

@@ -103,3 +103,33 @@ def test_half_a_frame_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
     with pytest.raises(StoryreelError, match="inside a frame"):
         list(video.read_frames(tmp_path / "any.mp4", WIDTH, HEIGHT))
+
+
+def test_a_film_says_what_it_is(film: Path) -> None:
+    facts = video.probe(film)
+    assert (facts.width, facts.height, facts.fps) == (4 * WIDTH, 4 * HEIGHT, FPS)
+    assert (facts.chapters, "title" in facts.tags) == ((), False)
+    assert video.count_frames(film) == 10
+
+
+@pytest.mark.parametrize("name", ["matroska", "webm", "avi", "mov"])
+def test_other_containers_are_read_too(film: Path, tmp_path: Path, name: str) -> None:
+    codec = ["-c:v", "libvpx"] if name == "webm" else ["-c", "copy"]
+    other = tmp_path / f"other.{name}"
+    subprocess.run(
+        [video.ffmpeg(), "-v", "error", "-i", str(film), *codec, "-f", name, str(other)], check=True
+    )
+    assert video.probe(other).fps == FPS
+    assert sum(map(len, video.read_frames(other, WIDTH, HEIGHT))) == 10 * WIDTH * HEIGHT * 3
+
+
+def test_what_has_no_picture_is_no_film(tmp_path: Path, film: Path) -> None:
+    silence, listed = tmp_path / "silence.mp4", tmp_path / "list.mp4"
+    source = ["-f", "lavfi", "-i", "anullsrc", "-t", "1"]
+    subprocess.run([video.ffmpeg(), "-v", "error", *source, str(silence)], check=True)
+    listed.write_text(f"ffconcat version 1.0\nfile '{film}'\n")  # which would lead to other files
+    for path in (silence, listed, tmp_path, tmp_path / "nothing.mp4"):
+        with pytest.raises(StoryreelError, match="not a film"):
+            video.probe(path)
+        with pytest.raises(StoryreelError, match="cannot read"):
+            video.count_frames(path)

@@ -29,6 +29,10 @@ Scores = dict[str, float | None]
 class TextEncoder(Protocol):
     """Turns texts into unit vectors."""
 
+    def cut(self, prompts: Sequence[str]) -> int:
+        """Return how many prompts it does not read whole."""
+        ...
+
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors (P, D)."""
         ...
@@ -59,7 +63,11 @@ def film_scores(film: Film, look: Look, texts: Mapping[str, TextEncoder]) -> dic
             seam["shot_cut_seam"] = max(look.shots[start:stop])
         for scene, (start, stop) in zip(scenes, inside, strict=True):
             scene["shot_cut_inside"] = max(look.shots[start:stop], default=None)
-    return {"scenes": scenes, "seams": seams, "film": _whole(scenes, seams)}
+    prompts = {
+        text for span in film.spans for text in (span.scene, span.action, f"{span.scene} {span.action}")
+    }
+    cut = {name: encoder.cut(sorted(prompts)) for name, encoder in texts.items()}
+    return {"scenes": scenes, "seams": seams, "film": _whole(scenes, seams), "prompts_cut": cut}
 
 
 def _transitions(film: Film) -> list[tuple[int, int]]:

@@ -55,6 +55,11 @@ class Scorer:
         ).pooler_output
         return F.normalize(self.model.text_projection(pooled).float(), dim=-1)
 
+    def cut(self, prompts: Sequence[str]) -> int:
+        """Return how many prompts exceed the encoder's length."""
+        length = self.model.config.text_config.max_position_embeddings
+        return sum(len(ids) > length for ids in self._tokenizer(list(prompts)).input_ids)
+
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]."""
         side = self.model.config.vision_config.image_size

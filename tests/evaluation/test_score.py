@@ -25,6 +25,9 @@ SCENES = ("red", "green", "blue")
 class Painter:
     """Knows what colours a text names."""
 
+    def cut(self, prompts: Sequence[str]) -> int:
+        return sum(len(prompt.split()) > 4 for prompt in prompts)
+
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         found = [
             sum((torch.tensor(COLOURS[w]) for w in p.split() if w in COLOURS), torch.zeros(3))
@@ -75,6 +78,10 @@ def test_right_prompts_beat_rotated_ones() -> None:
     for metric in ("clip_add", "clip_combined", "clip_told_apart", "scene_fit", "action_fit", "told_apart"):
         assert right[metric] > rotated[metric] + 0.5, metric
     assert right["clip_add"] == pytest.approx(1, abs=0.01)
+
+
+def test_prompts_that_an_encoder_cuts_are_counted() -> None:
+    assert scored()["prompts_cut"] == {OWN: 3, CLIP: 3}  # scene and action together
 
 
 def test_a_scene_is_told_from_the_one_it_looks_like() -> None:

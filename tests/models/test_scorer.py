@@ -38,6 +38,7 @@ def test_scores_are_cosines_whatever_the_pictures_size(folder: Path) -> None:
     pictures = scorer.embed_pictures(torch.rand(3, 3, 40, 72) * 2 - 1)
     for unit in (texts, pictures):
         assert torch.allclose(unit.norm(dim=1), torch.ones(len(unit)), atol=1e-5)
+    assert scorer.cut(["a fox", "long " * 100, "longer " * 200]) == 2
     assert torch.equal(texts[0], texts[1])
     assert not torch.allclose(texts[0], texts[2])
 
