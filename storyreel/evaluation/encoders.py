@@ -7,9 +7,10 @@ weights are missing: a checkpoint that does not fit is refused.
 from __future__ import annotations
 
 import importlib.util
+import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -203,7 +204,8 @@ def _lite(folder: Path, device: torch.device) -> Lite:
 
     (file,) = (folder / "models").glob("*.pth")
     model = EfficientNet.from_name("efficientnet-lite0")
-    load_pretrained_weights(model, "efficientnet-lite0", weights_path=str(file))
+    with redirect_stdout(io.StringIO()):  # it says so on stdout, which is for results
+        load_pretrained_weights(model, "efficientnet-lite0", weights_path=str(file))
     return Lite(model.to(device))
 
 
