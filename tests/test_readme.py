@@ -43,7 +43,7 @@ def test_ci_runs_the_two_commands() -> None:
 
 def test_every_command_is_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     for command in app.registered_commands:
-        name = command.callback.__name__ if command.callback else ""
+        name = command.name or (command.callback.__name__ if command.callback else "")
         assert f"`storyreel {name}" in README
     for row in re.findall(r"^\| `storyreel .*$", README.split("## Commands")[1].split("## ")[0], re.M):
         name = row.split()[2].strip("`")
