@@ -130,7 +130,7 @@ def test_a_frozen_second_is_found(place: Path, capsys: pytest.CaptureFixture[str
     (finding,) = scored["findings"]
     assert (finding["metric"], finding["scene"], finding["seconds"]) == ("frozen", 3, 4.5)
     assert scored["scores"]["scenes"][2]["frozen"] == pytest.approx(1)
-    assert "Scene 3 stands still for 1 s" in page.read_text()
+    assert "Scene 3 stands still for 1 s from here" in page.read_text()
 
 
 @pytest.mark.extras

@@ -44,12 +44,14 @@ _SCENE_RULES = (
         lambda v: v < -0.02,
         lambda s: f"shows another character, most likely {s['clip_identity_rival']}",
     ),
-    _Rule("frozen", lambda v: v >= 0.5, lambda s: f"stands still for {s['frozen']:.2g} s", "frozen_at"),
+    _Rule(
+        "frozen", lambda v: v >= 0.5, lambda s: f"stands still for {s['frozen']:.2g} s from here", "frozen_at"
+    ),
     _Rule("black", lambda v: v >= 0.2, lambda s: f"is black for {s['black']:.2g} s"),
     _Rule(
         "jump",
         lambda v: v > 6,
-        lambda s: f"has a hard cut inside: a step of {s['jump']:.0f} median steps",
+        lambda s: f"has a hard cut inside: {s['jump']:.0f} times the usual change of a frame",
         "jump_at",
     ),
     _Rule(
@@ -59,7 +61,11 @@ _SCENE_RULES = (
     ),
 )
 _SEAM_RULES = (
-    _Rule("seam_ratio", lambda v: v > 4, lambda s: f"the film jumps: {s['seam_ratio']:.0f} median steps"),
+    _Rule(
+        "seam_ratio",
+        lambda v: v > 4,
+        lambda s: f"the film jumps: {s['seam_ratio']:.0f} times the usual change of a frame",
+    ),
 )
 
 

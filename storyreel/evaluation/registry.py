@@ -192,13 +192,13 @@ METRICS = {
             LITE,
         ),
         Metric(
-            *("seam_ratio", "seam ratio", "median steps", "lower", "seam", "no weights"),
+            *("seam_ratio", "seam ratio", "usual steps", "lower", "seam", "no weights"),
             "step across the seam over the median step inside scenes; 1 is no seam",
             ALL_FRAMES,
             digits=2,
         ),
         Metric(
-            *("largest_step", "largest step near the seam", "median steps", "lower", "seam", "no weights"),
+            *("largest_step", "largest step near the seam", "usual steps", "lower", "seam", "no weights"),
             "largest step within half a second of the seam over the median step inside scenes",
             ALL_FRAMES,
             digits=2,
@@ -216,7 +216,7 @@ METRICS = {
             SHOTS,
         ),
         Metric(
-            *("jump", "largest step inside the scene", "median steps", "lower", "scene", "no weights"),
+            *("jump", "largest step inside the scene", "usual steps", "lower", "scene", "no weights"),
             "largest step of the scene, its transitions left out, over the film's median of those that move",
             ALL_FRAMES,
             digits=2,
@@ -234,7 +234,14 @@ METRICS = {
             digits=2,
         ),
         Metric(
-            *("flicker", "temporal flicker", "0 to 1", "higher", "scene", "VBench-style"),
+            *(
+                "flicker",
+                "steadiness (VBench's temporal flicker)",
+                "0 to 1",
+                "higher",
+                "scene",
+                "VBench-style",
+            ),
             "(255 - mean absolute difference of neighbouring frames) / 255; a still is perfect",
             ALL_FRAMES,
         ),

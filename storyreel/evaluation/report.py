@@ -8,7 +8,6 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from storyreel.evaluation.films import Film
 from storyreel.evaluation.registry import METRICS, Metric
 from storyreel.evaluation.result import NOTE, Evaluation, Scored
 from storyreel.evaluation.statistics import difference_cell, spread_cell
@@ -31,7 +30,8 @@ img { width: 100%; border-radius: .3rem; display: block; } .pair { display: flex
 .pair img { width: 50%; }
 .bad img { outline: 3px solid var(--bad); } .flag { color: var(--bad); font-weight: 600; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.25rem; }
-.charts svg { width: 100%; height: 5rem; } rect { fill: var(--bar); } rect.low { fill: var(--bad); }
+.charts svg { width: 100%; height: 5rem; } rect { fill: var(--bar); }
+rect.low { fill: light-dark(#2f4a72, #b9d0f5); } rect.wrong { fill: var(--bad); }
 .charts h4 { margin: 0; font-size: .9rem; } .charts small, small { opacity: .75; }
 svg line { stroke: currentColor; opacity: .4; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -79,12 +79,12 @@ def _runs_table(evaluation: Evaluation) -> str:
         rows.append(f"<tr><td>{_title(metric)} <small>{escape(metric.status)}</small></td>{cells}</tr>")
     heads = "".join(f"<th>{escape(run)}</th>" for run in summary)
     heads += "".join(f"<th>{escape(run)} − {escape(next(iter(summary)))}</th>" for run in differences)
-    films = len(evaluation.films)
-    return (
-        f"<p>Mean ± standard deviation of {films} film{'s' if films != 1 else ''}; arrows point to what is "
-        "better. Differences are paired by story, with their 95 % interval.</p>"
-        f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
-    )
+    films, told = len(evaluation.films), "Arrows point to what is better."
+    if films > 1:
+        told = f"Mean ± standard deviation of {films} films. {told}"
+    if differences:
+        told += " Differences are paired by story, with their 95 % interval."
+    return f'<p>{told}</p><div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
 
 
 def best_runs(metric: Metric, summary: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -105,16 +105,20 @@ def _film(scored: Scored) -> str:
 <p>{count} scenes, {film.frames / film.fps:g} s at {film.fps:g} frames a second.</p>{notes}
 <h3>What is wrong</h3>
 {_wrong(scored)}
-<h3>The worst scenes</h3>
+<h3>The scenes furthest from the usual</h3>
+<p>Each with the number that says so; that need not be wrong.</p>
 <div class="worst">{"".join(_worst_scenes(scored))}</div>
-<h3>The worst seams</h3>
+<h3>The seams furthest from the usual</h3>
+<p>The last frame before, and the first behind.</p>
 <div class="worst">{"".join(_worst_seams(scored)) or "<p>It has no blended seams.</p>"}</div>
 <h3>Every scene</h3>
+<p>With its scene prompt and, smaller, its action prompt. Red is what is listed above as wrong.</p>
 <div class="strip">{"".join(_strip(scored))}</div>
 <h3>Scene by scene</h3>
-<div class="charts">{"".join(_charts("scene", film, scores["scenes"]))}</div>
+<p>One bar a scene, from left to right. Dark is the worst, red what is listed above as wrong.</p>
+<div class="charts">{"".join(_charts("scene", scored, scores["scenes"]))}</div>
 <h3>Seam by seam</h3>
-<div class="charts">{"".join(_charts("seam", film, scores["seams"]))}</div>
+<div class="charts">{"".join(_charts("seam", scored, scores["seams"]))}</div>
 </section>"""
 
 
@@ -195,7 +199,7 @@ def _beside(metric: Metric, entries: Sequence[Mapping[str, Any]], index: int) ->
 def _strip(scored: Scored) -> Iterator[str]:
     film = scored.film
     flags: dict[int, list[str]] = {}
-    for finding in scored.found:
+    for finding in (f for f in scored.found if METRICS[f.metric].scope == "scene"):
         flags.setdefault(finding.scene, []).append(METRICS[finding.metric].title)
     for number, (span, look) in enumerate(zip(film.spans, scored.look.scenes, strict=True), 1):
         if len(film.spans) > LONG_STRIP and number not in flags:
@@ -208,8 +212,10 @@ def _strip(scored: Scored) -> Iterator[str]:
         )
 
 
-def _charts(scope: str, film: Film, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Draw every metric that has values as one bar a scene or seam; the worst is red."""
+def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Draw every metric that has values as one bar a scene or seam."""
+    first = 1 if scope == "scene" else 2  # a seam is before its scene
+    wrong = {(finding.metric, finding.scene - first) for finding in scored.found}
     for metric in METRICS.values():
         values = [entry.get(metric.name) for entry in entries]
         there = [value for value in values if value is not None]
@@ -226,10 +232,11 @@ def _charts(scope: str, film: Film, entries: Sequence[Mapping[str, Any]]) -> Ite
             if value is None:
                 continue
             top, bottom = (100 * (high - edge) / height for edge in (max(value, 0.0), min(value, 0.0)))
-            bad = ' class="low"' if value == ends[metric.better] and len(set(there)) > 1 else ""
+            is_worst = value == ends[metric.better] and len(set(there)) > 1
+            bad = "wrong" if (metric.name, index) in wrong else "low" if is_worst else ""
             tall = max(bottom - top, 0.8)
             bars.append(
-                f'<rect{bad} x="{index + 0.1:g}" width=".8" y="{top:.1f}" height="{tall:.1f}">'
+                f'<rect class="{bad}" x="{index + 0.1:g}" width=".8" y="{top:.1f}" height="{tall:.1f}">'
                 f"<title>{names(index)}: {value:.{metric.digits}f}</title></rect>"
             )
         zero = 100 * high / height
