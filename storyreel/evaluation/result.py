@@ -12,8 +12,9 @@ from storyreel.evaluation.look import Look
 from storyreel.evaluation.registry import METRICS
 
 NOTE = (
-    "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table digit "
-    "by digit. Standard deviations are those of samples (ddof 1). Smoothness is to be read beside motion: a still is smooth."
+    "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "
+    "digit by digit. Standard deviations are those of samples (ddof 1). Smoothness is to be read beside "
+    "motion: a still is smooth."
 )
 
 
