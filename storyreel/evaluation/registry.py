@@ -151,7 +151,7 @@ METRICS = {
         ),
         Metric(
             *("clip_told_apart", "scene told apart (CLIP)", "cosine", "higher", "scene", "proxy"),
-            "cosine with its own scene prompt less that with the best other one of the story",
+            "cosine with its own scene prompt less that with the best of those that say something else",
             f"{SPREAD}; squeezed to 224x224, bicubic",
             CLIP,
         ),
@@ -175,7 +175,7 @@ METRICS = {
         ),
         Metric(
             *("told_apart", "scene told apart (model's own encoder)", "cosine", "higher", "scene", "proxy"),
-            "cosine with its own scene prompt less that with the best other one of the story",
+            "cosine with its own scene prompt less that with the best of those that say something else",
             f"{SPREAD}; squeezed to the encoder's square, bicubic",
             OWN,
         ),

@@ -22,6 +22,8 @@ from storyreel.evaluation.statistics import paired_difference, spread
 FROZEN = 0.1  # of 255: less than this from one frame to the next is no movement; codecs leave none
 BLACK = 10.0  # of 255
 MOVES = 1.0  # of 255
+# Prompts whose texts are nearer than this say nearly the same: no picture need tell them apart.
+ALIKE = {OWN: 0.7, CLIP: 0.9}
 
 Scores = dict[str, float | None]
 
@@ -189,7 +191,8 @@ def _from_texts(
             scene |= {"clip_add": (fit + act) / 2, "clip_combined": float((vectors @ both).mean())}
         else:
             scene |= {"scene_fit": fit, "action_fit": act}
-        if fits:
+        near = {text for text in fits if float(embedded[text] @ embedded[span.scene]) > ALIKE[name]}
+        if fits := {text: value for text, value in fits.items() if text not in near}:
             best = max(fits, key=fits.__getitem__)
             scene[margins[0]] = fit - fits[best]
             scene[f"{margins[0]}_from"] = prompts.index(best) + 1

@@ -92,6 +92,11 @@ def test_a_scene_is_told_from_the_one_it_looks_like() -> None:
     assert [f.scene for f in findings(film(), scores) if f.metric == "told_apart"] == [2]
 
 
+def test_prompts_that_say_nearly_the_same_are_no_rivals() -> None:
+    scores = scored(("red", "red , again", "blue"), ("red", "red", "blue"))
+    assert [entry["told_apart_from"] for entry in scores["scenes"]] == [3, 3, 1]
+
+
 def test_another_character_is_told_by_name() -> None:
     entry = scored(colours=("green", "green", "blue"))["scenes"][0]
     assert entry["identity"] < -0.9
