@@ -211,9 +211,9 @@ def print_evaluation(evaluation: Evaluation) -> None:
     table.add_column("")
     table.add_column("kind")
     for run in summary:
-        table.add_column(Text(run), justify="right")
+        table.add_column(Text(run), justify="right", overflow="fold")
     for run in differences:
-        table.add_column(Text(f"{run} less {next(iter(summary))}"), justify="right")
+        table.add_column(Text(f"{run} less {next(iter(summary))}"), justify="right", overflow="fold")
     for metric in METRICS.values():
         if all(of[metric.name] is None for of in summary.values()):
             continue
