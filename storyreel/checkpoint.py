@@ -342,8 +342,9 @@ class FilmFolder:
 
     def film_is_complete(self, key: str | None = None) -> bool:
         """Tell whether the film is there, whole, and made from the segments of ``key``, if one is given."""
+        named = self.film.get("file") == self.film_path.name
         wanted = key is None or self.film.get("key") == key
-        return wanted and matches(self.film_path, self.film.get("sha256", ""))
+        return named and wanted and matches(self.film_path, self.film.get("sha256", ""))
 
     def begin(self, kept: Collection[str]) -> None:
         """Forget every segment but those to be kept, and the film that was made of others."""

@@ -95,6 +95,7 @@ def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> 
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"strength": ', '"strength": 9'),
         lambda text: text.replace('"title": "Foxes"', '"title": "Other"'),
+        lambda text: text.replace('"file": "foxes.mp4"', '"file": "foxes.mp5"'),
         lambda text: text.replace('"seconds": ', '"seconds": 1e400, "x": '),
         lambda text: text.replace('"overlap": ', '"overlap": NaN, "x": '),
         lambda text: "[" * 100_000,
@@ -102,7 +103,7 @@ def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> 
         lambda text: text + text,
         lambda text: text.replace("a park", "\\ud800"),
     ],
-    ids=["cut", "number", "title", "1e400", "NaN", "deep", "huge", "twice", "surrogate"],
+    ids=["cut", "number", "title", "film", "1e400", "NaN", "deep", "huge", "twice", "surrogate"],
 )
 def test_a_spoilt_manifest_is_mended(out: Path, spoil: Callable[[str], str]) -> None:
     before = contents(out)
@@ -113,6 +114,7 @@ def test_a_spoilt_manifest_is_mended(out: Path, spoil: Callable[[str], str]) -> 
     rendered(out)
     assert contents(out) == before
     mended = json.loads(path.read_text())
+    assert mended["film"] == json.loads(text)["film"]
     assert mended["title"] == "Foxes"
     assert [s["decided"] for s in mended["segments"]] == [s["decided"] for s in json.loads(text)["segments"]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,10 +74,10 @@ def test_clip_scores_are_transformers_own_logits(encoders: Encoders) -> None:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "kind"), [(DINO, Dinov2Model), (DINO1, ViTModel)])
-def test_class_tokens_are_transformers_own(encoders: Encoders, name: str, kind: type) -> None:
+def test_class_tokens_are_transformers_own(encoders: Encoders, name: str, kind: Any) -> None:
     folder = encoders.folder(name)
     options = {"add_pooling_layer": False} if kind is ViTModel else {}
-    model = kind.from_pretrained(folder, **options)  # type: ignore[attr-defined]
+    model = kind.from_pretrained(folder, **options)
     token = model(pixel_values=normalised(pictures())).last_hidden_state[:, 0]
     found = encoders.get(name).embed_pictures(pictures())
     assert torch.allclose(found, token / token.norm(dim=1, keepdim=True), atol=1e-5)
