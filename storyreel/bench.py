@@ -3,7 +3,7 @@
 Every variant gets the same prompts, noise, steps and sizes, on the same weights. Video encoding is left
 out; decoding is timed apart, and is ours for all, so that stock has no time of its own for it. Stock
 encodes its prompts while it is timed, which with random weights is next to nothing. Its arithmetic is
-plain's. On a CPU, torch counts no operations of attention: TFLOP/s there are too low.
+plain's.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from storyreel.errors import MissingError, UsageError
+from storyreel.meter import Meter
 from storyreel.models.base import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.prompts import PromptWriter, similarities
+from storyreel.prompts import PromptWriter, all_prompts, similarities
 from storyreel.sampling import State, denoise, segment_noise
 from storyreel.story import Story
 
@@ -87,7 +87,8 @@ def bench(
         scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
         peak = matrix_peak(device, adapter.dtype)
         tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
-        plans = {name: planned(adapter, overrides, name) for name in variants}
+        plans = {name: planned(spec, overrides, name) for name in variants}
+        plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
         work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
         if compiled:
             adapter.compile()
@@ -157,18 +158,15 @@ def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> Pipelin
         adapter = adapter_class(spec).random(spec, device)
     if not isinstance(adapter, PipelineAdapter):
         raise UsageError(f"model {spec.name} has no pipeline to compare with", "Choose another model.")
-    for expert in adapter.experts:
-        expert.requires_grad_(False)  # or counting operations stumbles
     return adapter
 
 
-def planned(adapter: PipelineAdapter, overrides: Overrides, variant: str) -> Plan:
+def planned(spec: ModelSpec, overrides: Overrides, variant: str) -> Plan:
     """Return the plan of a variant; stock is what plain does, by the pipeline."""
     special = VARIANTS["plain" if variant == STOCK else variant]
     story = Story.model_validate({"scenes": [list(pair) for pair in SCENES]})
-    wanted = replace(overrides, model=adapter.spec.name, without=special.without, speed=special.speed)
-    plan = make_plan(story, "bench", wanted)
-    return plan.settled(similarities(plan, adapter, None))
+    wanted = replace(overrides, model=spec.name, without=special.without, speed=special.speed)
+    return make_plan(story, "bench", wanted)
 
 
 def run(
@@ -210,11 +208,12 @@ def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
 
 def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
     """Return the floating-point operations of the denoising of all segments, and its forwards."""
+    adapter.prepare(all_prompts(plan, scored=False))  # which is not denoising
     asked: list[None] = []
-    with FlopCounterMode(display=False) as counter:
+    with Meter() as meter:
         for _ in our_latents(adapter, plan, None, lambda: asked.append(None)):
             pass
-    return float(counter.get_total_flops()), len(asked)
+    return float(meter.operations), len(asked)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

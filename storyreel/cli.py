@@ -36,6 +36,7 @@ from storyreel.story import Story, load_story, story_schema
 if TYPE_CHECKING:
     from storyreel.evaluation.films import Film
     from storyreel.models.base import MemoryMode
+    from storyreel.models.specs import ModelSpec
     from storyreel.render import Engine
 
 T = TypeVar("T")
@@ -483,9 +484,15 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
         )
 
 
+def gpu_memory(spec: ModelSpec) -> str:
+    """Say what a model needs of a GPU's memory in each mode."""
+    needs = ", ".join(f"{mode} {size:g} GB" for mode, size in spec.memory_gb.items())
+    return f"by --memory: {needs} (calculated; have some in reserve)"
+
+
 def _estimate(plan: Plan) -> str:
     if plan.estimated_seconds is None:
-        return "time and memory have not been measured yet"
+        return f"time not measured yet; GPU memory {gpu_memory(plan.spec)}"
     return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
 
 
@@ -504,6 +511,7 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "estimated_seconds": plan.estimated_seconds and round(plan.estimated_seconds, 1),
         "estimated_memory_mb": plan.spec.memory_mb,
         "estimated_on": plan.spec.measured_on,
+        "gpu_memory_gb": plan.spec.memory_gb,
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
     }
@@ -648,6 +656,8 @@ def models(as_json: Json = False) -> None:
             f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
             f"{spec.steps} steps" + (f", {spec.memory_mb} MB" if spec.memory_mb else "")
         )
+        if spec.memory_gb:
+            print(f"  GPU memory {gpu_memory(spec)}")
 
 
 @app.command()
@@ -687,6 +697,10 @@ def bench(
         bool,
         typer.Option("--random-weights", help="Measure without any download: true sizes, random weights."),
     ] = False,
+    calculated: Annotated[
+        bool,
+        typer.Option("--calculate", help="Calculate work and memory: needs neither weights nor a GPU."),
+    ] = False,
     frames: Annotated[int | None, typer.Option(min=2, help="Of a segment. Default: the model's.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
@@ -696,7 +710,10 @@ def bench(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Time and weigh a model's variants against diffusers' own pipeline, in turn, on the same inputs."""
+    """Time and weigh a model's variants against diffusers' own pipeline, in turn, on the same inputs.
+
+    With --calculate, what they would take: without weights, without a GPU.
+    """
     check_device(device)
     from storyreel.models.specs import find_model
 
@@ -705,11 +722,16 @@ def bench(
         spec = replace(spec, weights=weights)
     seconds = None if frames is None else (frames - 1) / spec.fps
     from storyreel import bench as benches
-    from storyreel.console import print_bench, stderr
+    from storyreel.calculation import CALCULABLE, calculate
+    from storyreel.console import print_bench, print_calculation, stderr
     from storyreel.models.base import pick_device
 
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     overrides = Overrides(model, size=size, seconds=seconds, steps=steps, weights=spec.weights)
+    if calculated:
+        report = calculate(spec, overrides, chosen or CALCULABLE)
+        print(json.dumps(report, indent=2)) if as_json else print_calculation(report)
+        return
     report = benches.bench(
         spec,
         pick_device(device),

@@ -172,6 +172,32 @@ def print_bench(report: Mapping[str, Any]) -> None:
     stdout.print(table)
 
 
+def print_calculation(report: Mapping[str, Any]) -> None:
+    """Print what every variant would take on stdout, and how much memory that needs."""
+    stdout = Console(highlight=False, markup=False)
+    if not stdout.is_terminal:
+        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    rows = report["variants"]
+    title = (
+        f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for heading in ("PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row["variant"]),
+            f"{row['pflop']:.3g}",
+            f"{row['pflop'] / rows[0]['pflop']:.3f}",
+            str(row["forwards"]),
+            f"{row['latents']:.1f}",
+        )
+    stdout.print(table)
+    needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
+    stdout.print(f"GB of the device's memory, by --memory: {needs}")
+
+
 class FilmBar:
     """How far the scoring of a film has come; nothing where there is no terminal."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +15,9 @@ from torch import Tensor
 
 with warnings.catch_warnings():  # of diffusers' own imports, before pytest counts warnings as failures
     warnings.simplefilter("ignore")
-    from tests.tiny import CPU, TINY, mochi
+    from tests.tiny import CPU, FAMILIES, TINY, mochi
 
+from storyreel import bench
 from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
@@ -30,6 +32,35 @@ ROOT = Path(__file__).parent.parent
 def tiny() -> MochiAdapter:
     """A Mochi of real classes with random weights."""
     return mochi(TINY)
+
+
+@pytest.fixture(params=["mochi", "wan", "wan of two experts", "ltx"])
+def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A tiny model that can be built anew with random weights, as the true ones can."""
+    adapter = FAMILIES[request.param]()
+    config = {
+        key: value
+        for key, value in adapter.experts[0].config.items()
+        if not key.startswith("_") and key != "torch_dtype"
+    }
+    text = adapter.text_encoder.config
+    spec = replace(
+        adapter.spec,
+        hub="someone/tiny",
+        dtype="float32",
+        vae_dtype="float32",
+        architecture=config,
+        boundary_ratio=adapter.parts.options.get("boundary_ratio"),
+        text_length=128,
+    )
+    monkeypatch.setitem(MODELS, spec.name, spec)
+    monkeypatch.setattr(
+        type(adapter), "vae_class", lambda: copy.deepcopy(adapter.vae).to(torch.get_default_device())
+    )
+    sizes = {name: getattr(text, name) for name in ("vocab_size", "d_kv", "d_ff", "num_layers", "num_heads")}
+    monkeypatch.setattr(type(adapter), "text_architecture", sizes)
+    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
+    return spec.name
 
 
 class FakeDecoder:

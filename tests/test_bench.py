@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,31 +10,7 @@ from storyreel.cli import run
 from storyreel.errors import UsageError
 from storyreel.models.specs import MODELS
 from storyreel.plan import Overrides
-from tests.tiny import CPU, FAMILIES
-
-
-@pytest.fixture(params=["mochi", "wan", "wan of two experts", "ltx"])
-def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tiny model that can be built anew with random weights, as the true ones can."""
-    adapter = FAMILIES[request.param]()
-    config = {
-        key: value
-        for key, value in adapter.experts[0].config.items()
-        if not key.startswith("_") and key != "torch_dtype"
-    }
-    spec = replace(
-        adapter.spec,
-        hub="someone/tiny",
-        dtype="float32",
-        vae_dtype="float32",
-        architecture=config,
-        boundary_ratio=adapter.parts.options.get("boundary_ratio"),
-        text_length=128,
-    )
-    monkeypatch.setitem(MODELS, spec.name, spec)
-    monkeypatch.setattr(type(adapter), "vae_class", lambda: adapter.vae)
-    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
-    return spec.name
+from tests.tiny import CPU
 
 
 def measured(name: str, variants: list[str], steps: int = 6) -> dict[str, dict[str, float]]:
@@ -61,7 +36,7 @@ def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
 def test_fewer_forwards_are_less_work(spec_name: str) -> None:
     adapter = bench.load(MODELS[spec_name], CPU, True)
     work = {
-        name: bench.counted_work(adapter, bench.planned(adapter, Overrides(steps=10), name))[0]
+        name: bench.counted_work(adapter, bench.planned(adapter.spec, Overrides(steps=10), name))[0]
         for name in ("full", "balanced", "fast")
     }
     assert work["fast"] < 0.6 * work["full"]

@@ -18,6 +18,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.cli"},
     {"storyreel.status", "storyreel.slurm", "storyreel.options"}
     | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
+    {"storyreel.calculation"},
     {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
@@ -39,7 +40,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
-    {"storyreel.errors", "storyreel"},
+    {"storyreel.errors", "storyreel.meter", "storyreel"},
 ]
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
 

@@ -29,7 +29,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, free
     have none: there they are attended to apart from the few of the text, and merged.
     """
     q, k, v = (x.transpose(1, 2) for x in (query, key.to(query.dtype), value.to(query.dtype)))
-    if added is not None and free and q.is_cuda and q.dtype != torch.float32:
+    if added is not None and free and q.device.type != "cpu" and q.dtype != torch.float32:
         output = merged_attention(q, k, v, added, free)
     else:
         output = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added)
@@ -43,7 +43,7 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor, free: int) 
     the others may be excluded altogether, those of the first may not.
     """
     flash = torch.ops.aten._scaled_dot_product_flash_attention
-    if not q.is_cuda:
+    if q.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     many, sums = flash(q, k[:, :, :free], v[:, :, :free], 0.0, False)[:2]
     if not added.is_floating_point():

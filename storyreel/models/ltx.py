@@ -22,7 +22,7 @@ from storyreel.errors import DamagedError
 from storyreel.models.attention import Remembering, added_logits
 from storyreel.models.base import MemoryMode, Text
 from storyreel.models.ltx_decoder import stream
-from storyreel.models.pipeline import Parts, PipelineAdapter, padded, padded_length
+from storyreel.models.pipeline import T5_XXL, Parts, PipelineAdapter, padded, padded_length
 from storyreel.models.specs import ModelSpec
 
 SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -37,6 +37,7 @@ class LTXAdapter(PipelineAdapter):
     transformer_class = LTXVideoTransformer3DModel
     vae_class = AutoencoderKLLTXVideo
     text_encoder_class = T5EncoderModel
+    text_architecture = T5_XXL
     schedule: ClassVar[dict[str, Any]] = {"use_dynamic_shifting": True}
 
     def __init__(

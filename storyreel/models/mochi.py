@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from transformers import T5EncoderModel
 
 from storyreel.models.base import Text
 from storyreel.models.mochi_attention import use_batched_attention
-from storyreel.models.pipeline import PipelineAdapter, padded
+from storyreel.models.pipeline import T5_XXL, PipelineAdapter, padded
 
 THRESHOLD = 0.025  # as in diffusers' pipeline: the noise that half of the steps are spent on
 
@@ -30,6 +29,7 @@ class MochiAdapter(PipelineAdapter):
     transformer_class = MochiTransformer3DModel
     vae_class = AutoencoderKLMochi
     text_encoder_class = T5EncoderModel
+    text_architecture = T5_XXL
     schedule: ClassVar[dict[str, Any]] = {"invert_sigmas": True}
     pipeline_options = frozenset({"force_zeros_for_empty_prompt"})
 
@@ -57,15 +57,13 @@ class MochiAdapter(PipelineAdapter):
         return [1 - level for level in self.parts.scheduler.sigmas.tolist()]
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        with warnings.catch_warnings():  # diffusers asks for an fp32 autocast, which a CPU has not
-            warnings.filterwarnings("ignore", message="(?s).*autocast", category=UserWarning)
-            output: Tensor = transformer(
-                hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
-                encoder_hidden_states=padded([text.states for text in texts]),
-                encoder_attention_mask=padded([text.mask for text in texts]),
-                timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
-                return_dict=False,
-            )[0]
+        output: Tensor = transformer(
+            hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
+            encoder_hidden_states=padded([text.states for text in texts]),
+            encoder_attention_mask=padded([text.mask for text in texts]),
+            timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
+            return_dict=False,
+        )[0]
         return -output
 
     @torch.inference_mode()

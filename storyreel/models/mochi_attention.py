@@ -6,6 +6,7 @@ import torch
 from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttention
 from diffusers.models.embeddings import MochiAttentionPool
+from diffusers.models.transformers.transformer_mochi import MochiRoPE
 from torch import Tensor, nn
 
 from storyreel.models.attention import Remembering, added_logits, attend
@@ -24,6 +25,7 @@ def use_batched_attention(transformer: MochiTransformer3DModel) -> None:
     for block in transformer.transformer_blocks:
         block.attn1.processor = BatchedMochiAttnProcessor()
     transformer.time_embed.pooler.register_forward_hook(_weighted_pool)
+    transformer.rope = PlainMochiRoPE()
 
 
 def _weighted_pool(pool: MochiAttentionPool, inputs: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
@@ -39,6 +41,14 @@ def _weighted_pool(pool: MochiAttentionPool, inputs: tuple[Tensor, Tensor], outp
     )
     weighted: Tensor = pool.to_out(pooled.squeeze(2).flatten(1, 2))
     return weighted
+
+
+class PlainMochiRoPE(MochiRoPE):  # type: ignore[misc]  # diffusers has no types
+    """Mochi's angles without the fp32 autocast that diffusers asks for, which not every device has."""
+
+    def _create_rope(self, freqs: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.einsum("nd,dhf->nhf", pos.float(), freqs.float())
+        return angles.cos(), angles.sin()
 
 
 class BatchedMochiAttnProcessor(Remembering):

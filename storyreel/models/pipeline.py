@@ -31,8 +31,16 @@ from storyreel.models.base import (
 from storyreel.models.specs import ModelSpec
 
 PREVIEW = "preview.safetensors"  # beside the components, where a model has one
+T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
+    "vocab_size": 32128,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
 TEXT_MULTIPLE = 16  # tokens: what nobody reads costs time, and few lengths make few graphs
-WORKING = 8_000_000_000  # bytes for activations and decoding, calculated for 61 frames of 848x480
+WORKING = 8_000_000_000  # bytes for activations and decoding: the most that any model was calculated to take
 MODES: tuple[MemoryMode, ...] = ("high", "balanced", "low")
 SCHEDULERS = {cls.__name__: cls for cls in (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)}
 
@@ -66,7 +74,9 @@ class PipelineAdapter(OneByOne):
     text_encoder_class: ClassVar[type[Any]]
     stack: ClassVar[str] = "transformer_blocks"  # what a transformer calls its repeated blocks
     pipeline_options: ClassVar[frozenset[str]] = frozenset()  # of model_index.json
-    schedule: ClassVar[dict[str, Any]] = {}  # of a scheduler for random weights
+    # For random weights: of a scheduler, and of the text encoder.
+    schedule: ClassVar[dict[str, Any]] = {}
+    text_architecture: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self, spec: ModelSpec, device: torch.device, parts: Parts, memory: MemoryMode = "auto"
@@ -127,7 +137,8 @@ class PipelineAdapter(OneByOne):
     def random(cls, spec: ModelSpec, device: torch.device) -> Self:
         """Return a model of the true sizes with random weights, for measuring: it draws noise.
 
-        Its text encoder is a thin one of the true width, since texts are encoded once in a film.
+        Its text encoder is a thin one of the true width, since texts are encoded once in a film; on the
+        device "meta", where nothing has any data, it is the true one.
         """
         dtype = getattr(torch, spec.dtype)
         torch.manual_seed(0)
@@ -151,8 +162,9 @@ class PipelineAdapter(OneByOne):
             if key in experts[0].config
         )
         tokenizer = ByT5Tokenizer()
-        sizes = {"d_model": width, "d_kv": 64, "d_ff": 64, "num_layers": 1, "num_heads": 1}
-        config = cls.text_encoder_class.config_class(vocab_size=len(tokenizer), **sizes)
+        thin = {"d_kv": 64, "d_ff": 64, "num_layers": 1, "num_heads": 1, "vocab_size": len(tokenizer)}
+        sizes = cls.text_architecture if device.type == "meta" else thin
+        config = cls.text_encoder_class.config_class(d_model=width, **sizes)
         text_encoder = made(lambda: cls.text_encoder_class(config), dtype)
         vae = made(cls.vae_class, getattr(torch, spec.vae_dtype))
         scheduler = FlowMatchEulerDiscreteScheduler(**cls.schedule)
@@ -256,13 +268,15 @@ class PipelineAdapter(OneByOne):
                 expert.to(self.device)
             else:
                 expert.to("cpu")
-                apply_group_offloading(
-                    expert,
-                    onload_device=self.device,
-                    offload_type="block_level",
-                    num_blocks_per_group=1,
-                    use_stream=self.device.type == "cuda",
-                )
+                self._offload(expert, offload_type="block_level", num_blocks_per_group=1)
+        if self.memory == "low":
+            self._offload(self.text_encoder, offload_type="leaf_level")
+
+    def _offload(self, module: nn.Module, **options: Any) -> None:
+        """Have the parts of a component on the device only while they work."""
+        apply_group_offloading(
+            module, onload_device=self.device, use_stream=self.device.type == "cuda", **options
+        )
 
     def economise(self) -> MemoryMode | None:
         """Go to the next lower memory mode; None if there is none."""
@@ -276,12 +290,14 @@ class PipelineAdapter(OneByOne):
 
     @contextmanager
     def _at_work(self, module: nn.Module) -> Iterator[None]:
-        """Have a component on the device while it works."""
-        module.to(self.device)
+        """Have a component on the device while it works; the text encoder may come in parts."""
+        in_parts = self.memory == "low" and module is self.text_encoder
+        if not in_parts:
+            module.to(self.device)
         try:
             yield
         finally:
-            if self.memory != "high":
+            if self.memory != "high" and not in_parts:
                 module.to("cpu")
 
     # Text

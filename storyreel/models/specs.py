@@ -34,7 +34,8 @@ class ModelSpec:
 
     ``seconds_per_forward`` (one forward with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
-    where nobody has measured them yet.
+    where nobody has measured them yet. ``memory_gb`` is what a GPU must have free in each memory mode, at
+    the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
@@ -71,6 +72,7 @@ class ModelSpec:
     upscale: int = 1
     seconds_per_forward: float | None = None
     memory_mb: int | None = None
+    memory_gb: dict[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     judge: str | None = None
 
@@ -155,6 +157,7 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.mochi:MochiAdapter",
             hub="genmo/mochi-1-preview",
             variant="bf16",
+            memory_gb={"high": 37.3, "balanced": 29.6, "low": 7.8},
             licence="Apache-2.0",
             fps=30,
             frames_per_latent=6,
@@ -177,6 +180,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 1.3 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            memory_gb={"high": 22.5, "balanced": 14.2, "low": 8.3},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(832, 832),
@@ -190,6 +194,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            memory_gb={"high": 48.3, "balanced": 39.9, "low": 9.3},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -202,6 +207,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.2, two experts of 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            memory_gb={"high": 76.8, "balanced": 68.5, "low": 9.3},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -215,6 +221,7 @@ MODELS: dict[str, ModelSpec] = {
             title="LTX-Video 0.9, 2 B",
             adapter="storyreel.models.ltx:LTXAdapter",
             hub="Lightricks/LTX-Video",
+            memory_gb={"high": 20.1, "balanced": 13.4, "low": 6.8},
             licence="LTX-Video Open Weights License",
             **LTX,
         ),
@@ -224,6 +231,7 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.ltx:LaterLTXAdapter",
             hub="Lightricks/LTX-Video-0.9.7-dev",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
+            memory_gb={"high": 42.4, "balanced": 35.6, "low": 6.8},
             licence="LTX-Video Open Weights License",
             **{**LTX, "text_length": 256},
         ),

@@ -16,7 +16,7 @@ from transformers import UMT5EncoderModel
 
 from storyreel.models.attention import Remembering, added_logits
 from storyreel.models.base import Text
-from storyreel.models.pipeline import PipelineAdapter, padded, padded_length
+from storyreel.models.pipeline import T5_XXL, PipelineAdapter, padded, padded_length
 
 
 class WanAdapter(PipelineAdapter):
@@ -26,6 +26,7 @@ class WanAdapter(PipelineAdapter):
     transformer_class = WanTransformer3DModel
     vae_class = AutoencoderKLWan
     text_encoder_class = UMT5EncoderModel
+    text_architecture: ClassVar[dict[str, Any]] = {**T5_XXL, "vocab_size": 256384}
     stack = "blocks"
     schedule: ClassVar[dict[str, Any]] = {"shift": 3.0}
     pipeline_options = frozenset({"boundary_ratio"})

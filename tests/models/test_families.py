@@ -14,6 +14,8 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from storyreel.errors import DamagedError, MissingError
 from storyreel.models.attention import added_logits
@@ -23,8 +25,8 @@ from storyreel.models.pipeline import PipelineAdapter, mode_for
 from storyreel.models.specs import MODELS
 from storyreel.models.wan import WanAdapter
 from storyreel.plan import Plan
-from storyreel.prompts import PromptWriter
-from storyreel.sampling import State, denoise, segment_noise
+from storyreel.prompts import PromptWriter, all_prompts
+from storyreel.sampling import State, begin, denoise, segment_noise
 from tests.conftest import plan_of
 from tests.tiny import CPU, FAMILIES, ltx, ltx_vae
 
@@ -270,6 +272,42 @@ def test_a_codec_that_injects_noise_is_refused() -> None:
         type(adapter)(adapter.spec, CPU, adapter.parts)
 
 
+class Apart(TorchDispatchMode):
+    """Refuses what would bring data to the device: a GPU's queue would run dry."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        found = tree_leaves((args, kwargs, output))
+        places = {t.device.type for t in found if isinstance(t, Tensor) and t.ndim}
+        assert len(places) < 2, f"{func} works in two places"
+        return output
+
+
+@pytest.mark.parametrize("method", [(), ("window=1", "memory=0.5")], ids=str)
+def test_a_step_asks_nothing_of_the_device(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, method: tuple[str, ...]
+) -> None:
+    """On tensors without data: whoever asked for a value would raise, as `tolist` does at the very end."""
+    monkeypatch.setitem(MODELS, adapter.spec.name, adapter.spec)
+    plan = plan_of(STORY, model=adapter.spec.name, steps=6, method=method)
+    adapter.prepare(all_prompts(plan, scored=True))
+    for module in (*adapter.experts, adapter.text_encoder):
+        module.to("meta")
+    adapter.device = torch.device("meta")
+    writer = PromptWriter(adapter, plan.settings, None)
+    takes = [begin(adapter, plan, segment, writer.prompts(segment)) for segment in plan.segments]
+    if plan.settings.method.memory:
+        takes[1].memory = adapter.remember(latents(adapter, 1).to("meta"), adapter.encode(""))
+    asked: list[None] = []
+    with Apart(), pytest.raises((NotImplementedError, RuntimeError)) as caught:
+        next(denoise(adapter, plan, [], writer, None, State(None, takes), lambda: asked.append(None)))
+    assert len(asked) == 12  # both segments, every step
+    assert [entry.name for entry in caught.traceback].count("_check") == 1
+
+
 @torch.no_grad()
 def test_no_memory_mode_changes_a_picture(adapter: PipelineAdapter) -> None:
     x = latents(adapter)
@@ -278,7 +316,9 @@ def test_no_memory_mode_changes_a_picture(adapter: PipelineAdapter) -> None:
     assert adapter.memory == "high"
     for mode in ("balanced", "low"):
         assert adapter.economise() == mode
+        adapter._texts.clear()
         adapter.prepare(["a dog walks"])
+        assert torch.equal(adapter.encode("a fox in the park").states, text.states)
         assert torch.equal(adapter.predict(x, 0.5, [adapter.encode("a fox in the park")])[0], high)
         assert torch.equal(adapter.decode(x), pictures)
     assert adapter.economise() is None
