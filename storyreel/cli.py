@@ -472,7 +472,10 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             print(f"      scene:  {segment.scene}")
             print(f"      action: {segment.action}")
         facts = _plan_facts(plan)
-        print(f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps")
+        print(
+            f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "
+            f"guidance {plan.settings.guidance_words}"
+        )
         print(
             f"  {len(plan.segments)} segments, {plan.frames} frames at {plan.spec.fps} per second, "
             f"{plan.seconds:g} s of film"

@@ -125,6 +125,10 @@ class Adapter(Protocol):
         """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
         ...
 
+    def expert_at(self, sigma: float) -> int:
+        """Return which of the model's transformers is made for a noise level; 0 where there is one."""
+        ...
+
     def predict(
         self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
     ) -> list[Tensor]:

@@ -159,10 +159,10 @@ class PipelineAdapter(OneByOne):
         parts = Parts(experts, vae, text_encoder, tokenizer, scheduler, boundary)
         return cls(spec, device, parts, "high")  # all of it is there already
 
-    def stock_latents(self, prompt: str, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    def stock_latents(self, prompt: str, noise: Tensor, steps: int, guidance: Sequence[float]) -> Tensor:
         """Return what diffusers' own pipeline makes of a prompt and noise (1, C, F, H, W), for comparison.
 
-        The components are the same, the attention is diffusers' own.
+        ``guidance`` is that of each expert. The components are the same, the attention is diffusers' own.
         """
         spec, parts = self.spec, self.parts
         experts = dict(zip(("transformer", "transformer_2"), self.experts, strict=False))
@@ -185,7 +185,7 @@ class PipelineAdapter(OneByOne):
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
                 num_inference_steps=steps,
-                guidance_scale=guidance,
+                **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
                 max_sequence_length=spec.text_length,
                 output_type="latent",
                 **self._call_options(),

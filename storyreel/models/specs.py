@@ -29,8 +29,8 @@ class ModelSpec:
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
-    latent frames, ``text_length`` in tokens. ``guidance`` 1 means none. ``upscale`` enlarges the
-    picture in the film.
+    latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
+    expert's, where it has one of its own. ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one forward with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
@@ -60,6 +60,7 @@ class ModelSpec:
     text_length: int
     steps: int
     guidance: float
+    guidance_2: float | None = None
     weights: Path = Path()
     hub: str | None = None
     variant: str | None = None
@@ -207,6 +208,7 @@ MODELS: dict[str, ModelSpec] = {
             max_size=(1280, 1280),
             steps=40,
             guidance=4.0,
+            guidance_2=3.0,
             boundary_ratio=0.875,
             **WAN,
         ),

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from storyreel.bench import stock_latents
 from storyreel.errors import DamagedError, MissingError
 from storyreel.models.attention import added_logits
 from storyreel.models.base import Memory, load_adapter, side_by_side
@@ -52,9 +53,9 @@ def plan_for(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, **overri
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' pipeline
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("guidance", [None, 1.0, 4.0])  # None is the table's own
 def test_without_the_method_latents_equal_the_stock_pipelines(
-    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float | None
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
     plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=6)
@@ -62,7 +63,7 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
     writer = PromptWriter(adapter, plan.settings, None)
     ((take, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
     noise = segment_noise(plan, segment)
-    theirs = adapter.stock_latents(segment.prompt, noise, 6, guidance)
+    (theirs,) = stock_latents(adapter, replace(plan, segments=plan.segments[:1]))
     bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
     assert float((take.x - theirs).norm() / theirs.norm()) <= bar
     assert difference(noise, theirs) > 0.1
