@@ -56,6 +56,8 @@ def side_by_side(texts: Sequence[Text], weights: Sequence[float]) -> Text:
 class Memory:
     """What a model saw in some frames: a pair of keys and values (1, M, heads, D) for each of its layers.
 
+    Of several experts, those of the one for σ = 0.
+
     ``weights`` (M,) say how much each token counts next to the segment's own.
     """
 

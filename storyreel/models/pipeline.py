@@ -335,22 +335,22 @@ class PipelineAdapter(OneByOne):
     ) -> list[Tensor]:
         """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
         index = self.expert_at(sigma)
-        layers = self.layers(self.experts[index])
-        if memory is not None:  # holds what every expert saw, one after the other
-            first = index * len(layers)
-            memory = Memory(memory.layers[first : first + len(layers)], memory.weights)
-        with with_memory(layers, memory):
-            return list(self._velocities(self.experts[index], x, sigma, texts).float().split(1))
+        expert = self.experts[index]
+        with with_memory(self.layers(expert), memory if index == self.expert_at(0.0) else None):
+            return list(self._velocities(expert, x, sigma, texts).float().split(1))
 
     @torch.inference_mode()
     def remember(self, latents: Tensor, text: Text) -> Memory:
-        """Return what every layer sees in clean frames, seen as a clip of their own."""
-        found: list[tuple[Tensor, Tensor]] = []
-        for expert in self.experts:
-            with recording(self.layers(expert)) as seen:
-                self._velocities(expert, latents, 0.0, [text])
-            found += seen
-        return Memory(tuple(found), latents.new_ones(found[0][0].shape[1]))
+        """Return what every layer sees in clean frames, seen as a clip of their own.
+
+        Of two experts only the one for little noise is shown them, and it alone remembers. The other was
+        never taught clean frames, and noised to its own levels they are nearly all noise; what it
+        decides, the composition, is each scene's own.
+        """
+        expert = self.experts[self.expert_at(0.0)]
+        with recording(self.layers(expert)) as seen:
+            self._velocities(expert, latents, 0.0, [text])
+        return Memory(tuple(seen), latents.new_ones(seen[0][0].shape[1]))
 
     def expert_at(self, sigma: float) -> int:
         """Return which transformer is made for a noise level."""
