@@ -18,8 +18,8 @@ class ModelSpec:
     """What must be known of a model before it is loaded.
 
     ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
-    for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched, of several
-    precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of what transformer and
+    for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched: of its commits the
+    ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of what transformer and
     text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced noise levels instead
     of the family's own. ``architecture`` is where the transformer's configuration differs from
     diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes over: for
@@ -63,6 +63,7 @@ class ModelSpec:
     guidance_2: float | None = None
     weights: Path = Path()
     hub: str | None = None
+    revision: str | None = None
     variant: str | None = None
     dtype: str = "bfloat16"
     vae_dtype: str = "bfloat16"
@@ -116,6 +117,9 @@ LTX: dict[str, Any] = {
     "guidance": 3.0,
 }
 
+# The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
+# (text_to_video), that of LTX 0.9.7 pytorch/pytorch (benchmarks/diffusion), Mochi's pixelrhino-ai/vrhino,
+# that of Wan 2.1 14B ai-decentralized/Difflet; the other two stand alike in the sources of many projects.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -155,6 +159,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Mochi 1 preview, 10 B",
             adapter="storyreel.models.mochi:MochiAdapter",
             hub="genmo/mochi-1-preview",
+            revision="14be5fcea23095ed330cb214647916a451e38b6e",
             variant="bf16",
             licence="Apache-2.0",
             fps=30,
@@ -178,6 +183,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 1.3 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            revision="0fad780a534b6463e45facd96134c9f345acfa5b",
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(832, 832),
@@ -191,6 +197,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -203,6 +210,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.2, two experts of 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -217,6 +225,7 @@ MODELS: dict[str, ModelSpec] = {
             title="LTX-Video 0.9, 2 B",
             adapter="storyreel.models.ltx:LTXAdapter",
             hub="Lightricks/LTX-Video",
+            revision="8984fa25007f376c1a299016d0957a37a2f797bb",
             licence="LTX-Video Open Weights License",
             **LTX,
         ),
@@ -225,6 +234,7 @@ MODELS: dict[str, ModelSpec] = {
             title="LTX-Video 0.9.7, 13 B",
             adapter="storyreel.models.ltx:LaterLTXAdapter",
             hub="Lightricks/LTX-Video-0.9.7-dev",
+            revision="2101082f5eb5540770a2df43747feadb6f69b889",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
             licence="LTX-Video Open Weights License",
             **{**LTX, "text_length": 256},
