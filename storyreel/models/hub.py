@@ -55,8 +55,8 @@ def pull(
     """Fetch what is missing of a model, verify all of it, and return its folder.
 
     The commit is the one of the last pull, the first time the table's, or with ``update`` and without
-    either the newest. Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file is not what the hub says,
-    OutputError if the disk has no room.
+    either the newest. Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file
+    is not what the hub says, OutputError if the disk has no room.
     """
     if spec.hub is None:
         return spec.weights

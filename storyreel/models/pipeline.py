@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -118,7 +119,7 @@ class PipelineAdapter(OneByOne):
         adapter = cls(spec, device, parts, memory)
         # A configuration can be read and be of no use: that is said now, not after the first scene.
         latents = torch.zeros(1, spec.latent_channels, 2, 2, 2, device=device)
-        read_component(lambda _: adapter.sigmas(2, latents.shape), folder / "scheduler")
+        read_component(lambda _: _check_levels(adapter.sigmas(2, latents.shape)), folder / "scheduler")
         read_component(lambda _: adapter._tokens(""), folder / "tokenizer")
         read_component(lambda _: adapter._raw(latents), folder / "vae")
         return adapter
@@ -461,6 +462,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no settings")
     return content
+
+
+def _check_levels(levels: Sequence[float]) -> None:
+    """Raise ValueError for noise levels that are not those of flow matching, from 1 to 0."""
+    # UniPC keeps its first a millionth below 1.
+    falling = all(lower < level for level, lower in pairwise(levels))
+    if not falling or abs(levels[0] - 1) > 1e-5 or levels[-1] != 0:
+        raise ValueError(f"its noise levels do not fall from 1 to 0: {levels}")
 
 
 def _scheduler(folder: Path) -> Any:

@@ -19,11 +19,11 @@ class ModelSpec:
 
     ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
     for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched: of its commits the
-    ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of what transformer and
-    text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced noise levels instead
-    of the family's own. ``architecture`` is where the transformer's configuration differs from
-    diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes over: for
-    random weights of the true sizes.
+    ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of
+    what transformer and text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced
+    noise levels instead of the family's own. ``architecture`` is where the transformer's configuration
+    differs from diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes
+    over: for random weights of the true sizes.
 
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the codec's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
