@@ -201,9 +201,10 @@ def our_latents(
 
 def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
     """Yield the segments' latents as diffusers' own pipeline denoises them."""
+    guidance = [plan.settings.guidance_of(expert) for expert, _ in enumerate(adapter.experts)]
     for segment in plan.segments:
         noise = segment_noise(plan, segment).to(adapter.device)
-        yield adapter.stock_latents(segment.prompt, noise, plan.settings.steps, plan.settings.guidance)
+        yield adapter.stock_latents(segment.prompt, noise, plan.settings.steps, guidance)
 
 
 def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:

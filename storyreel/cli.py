@@ -325,32 +325,9 @@ def _submit(
 
 
 def _print_status(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
-    """Print how the films of ``plans`` are, else those of the last submission, else all in ``out``."""
-    from storyreel import slurm
-    from storyreel.status import film_status, films_in
+    from storyreel.status import all_films
 
-    submission = slurm.last_submission(out)
-    elements: dict[str, int] = {}
-    states: dict[int, str] = {}
-    if submission:
-        elements = {name: element for element, name in enumerate(submission.films)}
-        try:
-            states = slurm.element_states(submission.job)
-        except StoryreelError as error:
-            _complain(f"job {submission.job}: {error.message}")
-    rows = {}
-    for name in plans or elements or films_in(out):
-        row = asdict(film_status(out, name, plans.get(name)))
-        if submission and name in elements:
-            element = elements[name]
-            state = states.get(element)
-            row |= {"job": f"{submission.job}_{element}", "slurm": state}
-            if row["state"] != "done" and state == "RUNNING":
-                row["state"] = "running"  # on another machine, whose locks need not show here
-            elif row["state"] in ("waiting", "stopped") and state in slurm.OVER:
-                log = slurm.log_of(out, submission.job, element)
-                row |= {"state": "failed", "reason": f"Slurm says {state}; see {log}"}
-        rows[name] = row
+    rows = all_films(out, plans, _complain)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -473,7 +450,10 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             print(f"      scene:  {segment.scene}")
             print(f"      action: {segment.action}")
         facts = _plan_facts(plan)
-        print(f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps")
+        print(
+            f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "
+            f"guidance {plan.settings.guidance_words}"
+        )
         print(
             f"  {len(plan.segments)} segments, {plan.frames} frames at {plan.spec.fps} per second, "
             f"{plan.seconds:g} s of film"

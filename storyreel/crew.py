@@ -166,6 +166,10 @@ class Crew:
         """Return noise levels."""
         return self._own.sigmas(steps, shape)
 
+    def expert_at(self, sigma: float) -> int:
+        """Return which transformer is made for a noise level."""
+        return self._own.expert_at(sigma)
+
     def remember(self, latents: Tensor, text: Text) -> Memory:
         """Return what the model sees in clean latents."""
         return self._own.remember(latents, text)

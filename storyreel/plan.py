@@ -49,7 +49,10 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the whole film is rendered. ``width`` and ``height`` are the model's pixels."""
+    """How the whole film is rendered. ``width`` and ``height`` are the model's pixels.
+
+    ``guidance`` counts at all noise levels, unless a second expert has ``guidance_2`` for its own.
+    """
 
     seed: int
     width: int
@@ -58,6 +61,17 @@ class Settings:
     guidance: float
     method: Method
     speed: str = "exact"
+    guidance_2: float | None = None
+
+    def guidance_of(self, expert: int) -> float:
+        """Return the guidance of a model's expert, by its index."""
+        return self.guidance if expert == 0 or self.guidance_2 is None else self.guidance_2
+
+    @property
+    def guidance_words(self) -> str:
+        """The guidance for people to read, as in "4.5" or "4 and 3"."""
+        second = "" if self.guidance_2 is None else f" and {self.guidance_2:g}"
+        return f"{self.guidance:g}{second}"
 
 
 @dataclass(frozen=True)
@@ -261,7 +275,8 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     count_tokens = token_counter(spec)
     segments: list[Segment] = []
     seed = _first(overrides.seed, wished.seed, 0)
-    guidance = _first(overrides.guidance, wished.guidance, spec.guidance)
+    chosen = wished.guidance if overrides.guidance is None else overrides.guidance
+    guidance = _first(chosen, spec.guidance)
     if not (math.isfinite(guidance) and guidance >= 1):
         raise UsageError(f"guidance {guidance} makes no sense", "Use a number from 1, which means none.")
     speed = _first(overrides.speed, wished.speed, "exact")
@@ -313,6 +328,8 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
             guidance=guidance,
             method=method,
             speed=speed,
+            # What somebody chose counts at all noise levels, as `guidance_scale` alone does in diffusers.
+            guidance_2=spec.guidance_2 if chosen is None else None,
         ),
         segments=tuple(segments),
         seams=tuple(

@@ -413,7 +413,7 @@ def film_tags(plan: Plan) -> dict[str, str]:
         "storyreel_story_sha256": digest(plan.story),
         "storyreel_size": f"{plan.settings.width}x{plan.settings.height}",
         "storyreel_steps": str(plan.settings.steps),
-        "storyreel_guidance": f"{plan.settings.guidance:g}",
+        "storyreel_guidance": plan.settings.guidance_words,
     }
 
 

@@ -190,7 +190,11 @@ def next_velocities(
     """
     speed, steps = SPEEDS[settings.speed], settings.steps
     asking = [take for take in takes if speed.computes(take.step, steps) or not take.known]
-    strengths = [settings.guidance if speed.guides(take.step, steps) else 1.0 for take in asking]
+    experts = [adapter.expert_at(take.sigma) for take in asking]
+    strengths = [
+        settings.guidance_of(expert) if speed.guides(take.step, steps) else 1.0
+        for take, expert in zip(asking, experts, strict=True)
+    ]
     requests = []
     for take, strength in zip(asking, strengths, strict=True):
         texts = [take.prompts.text] if strength == 1 else [negative, take.prompts.text]
@@ -202,8 +206,10 @@ def next_velocities(
         )
         on_forward()
     if speed.every > 1:  # not before all are there: until then the takes stand where they stood
-        for take in asking:
+        for take, expert in zip(asking, experts, strict=True):
             before = () if speed.turns(take.step, steps) else take.known[-1:]
+            # Another expert's velocity, with another guidance, is on no line with this one.
+            before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
             take.known = (*before, (take.sigma, found[take.segment.index]))
     return [
         found[take.segment.index] if take.segment.index in found else continued(take.known, take.sigma)

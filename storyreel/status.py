@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from storyreel import slurm
 from storyreel.checkpoint import FilmFolder, digest
+from storyreel.errors import StoryreelError
 from storyreel.plan import Plan
 from storyreel.render import about_plan
 
@@ -56,6 +59,37 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
             return FilmStatus("stopped", scenes, total)
         case _:
             return FilmStatus("stopped", scenes, total, "it ended without a word")
+
+
+def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Return how the films of ``plans`` are, else those of the last submission, else all in ``out``.
+
+    By their names, as plain data; of submitted ones with the ``job`` and what ``slurm`` says of it. If
+    Slurm does not answer, ``tell`` is told why.
+    """
+    submission = slurm.last_submission(out)
+    elements: dict[str, int] = {}
+    states: dict[int, str] = {}
+    if submission:
+        elements = {name: element for element, name in enumerate(submission.films)}
+        try:
+            states = slurm.element_states(submission.job)
+        except StoryreelError as error:
+            tell(f"job {submission.job}: {error.message}")
+    rows = {}
+    for name in plans or elements or films_in(out):
+        row = asdict(film_status(out, name, plans.get(name)))
+        if submission and name in elements:
+            element = elements[name]
+            state = states.get(element)
+            row |= {"job": f"{submission.job}_{element}", "slurm": state}
+            if row["state"] != "done" and state == "RUNNING":
+                row["state"] = "running"  # on another machine, whose locks need not show here
+            elif row["state"] in ("waiting", "stopped") and state in slurm.OVER:
+                log = slurm.log_of(out, submission.job, element)
+                row |= {"state": "failed", "reason": f"Slurm says {state}; see {log}"}
+        rows[name] = row
+    return rows
 
 
 def films_in(out: Path) -> Iterator[str]:

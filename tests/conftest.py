@@ -119,6 +119,9 @@ class FakeAdapter(OneByOne):
     def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
 
+    def expert_at(self, sigma: float) -> int:
+        return 0
+
     def predict(
         self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
     ) -> list[Tensor]:

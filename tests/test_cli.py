@@ -130,7 +130,14 @@ def test_a_missing_gpu_is_69(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 def test_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(["render", NYC, "--dry-run", "--steps", "10", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    for words in ("12 segments", "288 frames at 12 per second", "24 s of film", "120 forwards", " MB "):
+    for words in (
+        "12 segments",
+        "288 frames at 12 per second",
+        "24 s of film",
+        "120 forwards",
+        " MB ",
+        "10 steps, guidance 3\n",
+    ):
         assert words in text
     assert not (tmp_path / "out").exists()
     assert run(["render", NYC, "--dry-run", "--json"]) == 0

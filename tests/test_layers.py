@@ -16,10 +16,10 @@ PACKAGE = ROOT / "storyreel"
 LAYERS: list[set[str]] = [
     {"storyreel.__main__"},
     {"storyreel.cli"},
-    {"storyreel.status", "storyreel.slurm", "storyreel.options"}
+    {"storyreel.status", "storyreel.options"}
     | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
     {"storyreel.calculation"},
-    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"},
+    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"} | {"storyreel.slurm"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
     {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},

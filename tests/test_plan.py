@@ -225,6 +225,19 @@ def test_the_command_line_wins_over_the_story_and_the_story_over_the_model() -> 
     assert line.segments[0].seed != story.segments[0].seed
 
 
+def test_a_second_expert_has_its_own_guidance_unless_somebody_chooses_one() -> None:
+    """As `guidance_scale` in diffusers counts for both experts, where no `guidance_scale_2` is given."""
+    story = STORY + "render: {guidance: 2}\n"
+    own = plan_of(STORY, model="wan-2.2-a14b", seconds=1.0).settings
+    assert [own.guidance_of(expert) for expert in (0, 1)] == [4, 3]
+    assert own.guidance_words == "4 and 3"
+    line = plan_of(STORY, model="wan-2.2-a14b", seconds=1.0, guidance=4.0).settings
+    assert [line.guidance_of(expert) for expert in (0, 1)] == [4, 4]
+    assert line.guidance_words == "4"
+    written = plan_of(story, model="wan-2.2-a14b", seconds=1.0).settings
+    assert [written.guidance_of(expert) for expert in (0, 1)] == [2, 2]
+
+
 def test_seeds_differ_between_segments_and_stories() -> None:
     seeds = {derived_seed(seed, index) for seed in range(20) for index in range(-1, 20)}
     assert len(seeds) == 20 * 21

@@ -19,7 +19,7 @@ from storyreel import checkpoint, video
 from storyreel.checkpoint import FilmFolder
 from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Rendered, about_film, about_scenes, render
+from storyreel.render import Rendered, about_film, about_plan, about_scenes, film_tags, render
 from storyreel.verify import verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
 from tests.test_stream import FakeWriter
@@ -90,6 +90,7 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert manifest["model"]["name"] == "fake"
     assert set(manifest["model"]["weights"]) == {"model.safetensors"}
     assert manifest["settings"]["seed"] == 7
+    assert (manifest["settings"]["guidance"], manifest["settings"]["guidance_2"]) == (3, None)
     assert {"storyreel", "torch", "diffusers", "transformers", "ffmpeg"} <= set(manifest["versions"])
     assert [s["scene"] for s in manifest["segments"]] == [scene for scene, _ in SCENES]
     for segment in manifest["segments"]:
@@ -98,6 +99,13 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert manifest["film"]["file"] == "foxes.mp4"
     events = [json.loads(line) for line in (tmp_path / "foxes" / "events.jsonl").read_text().splitlines()]
     assert [e["event"] for e in events] == ["started", *["segment"] * 6, "finished"]
+
+
+def test_the_guidance_of_a_second_expert_is_told_too() -> None:
+    own, chosen = (plan_of(story(), model="wan-2.2-a14b", guidance=guidance) for guidance in (None, 4.0))
+    settings = [about_plan(plan)["settings"] for plan in (own, chosen)]
+    assert [(s["guidance"], s["guidance_2"]) for s in settings] == [(4, 3), (4, None)]
+    assert [film_tags(plan)["storyreel_guidance"] for plan in (own, chosen)] == ["4 and 3", "4"]
 
 
 def test_a_second_run_loads_no_model_and_changes_no_byte(tmp_path: Path) -> None:

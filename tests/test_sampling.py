@@ -27,6 +27,7 @@ from storyreel.sampling import (
     denoised,
     euler,
     first_noise,
+    next_velocities,
     sample,
     segment_noise,
 )
@@ -315,3 +316,25 @@ def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
         for take, _ in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
             finished.append(take.segment.index)
     assert finished == list(range(at // 3))
+
+
+def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
+    """Nor is guidance then the same: the line through both would lead nowhere."""
+
+    class TwoExperts(FakeAdapter):
+        def expert_at(self, sigma: float) -> int:
+            return 0 if sigma >= 0.5 else 1
+
+    adapter = TwoExperts(TINY)
+    settings = replace(plan.settings, speed="balanced", steps=10, guidance_2=1.0)
+    writer = PromptWriter(adapter, settings, None)
+    plan = replace(plan, settings=settings)
+    take = begin(adapter, plan, plan.segments[0], writer.prompts(plan.segments[0]))
+    lines = []
+    for take.step in range(10):
+        next_velocities(adapter, [take], writer.negative, settings, nothing)
+        lines.append({adapter.expert_at(sigma) for sigma, _ in take.known})
+    assert all(len(experts) == 1 for experts in lines)
+    assert lines[0] == {0}
+    assert lines[-1] == {1}
+    assert len(take.known) == 2

@@ -169,7 +169,8 @@ def wan() -> WanAdapter:
 def wan_of_two_experts() -> WanAdapter:
     one = wan().parts
     experts, options = [wan_transformer(), wan_transformer(7)], {"boundary_ratio": 0.875}
-    return WanAdapter(WAN, CPU, replace(one, experts=experts, options=options))
+    spec = replace(WAN, guidance=4.0, guidance_2=2.5)
+    return WanAdapter(spec, CPU, replace(one, experts=experts, options=options))
 
 
 def ltx(late: bool = False) -> LTXAdapter:

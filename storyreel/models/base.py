@@ -56,6 +56,8 @@ def side_by_side(texts: Sequence[Text], weights: Sequence[float]) -> Text:
 class Memory:
     """What a model saw in some frames: a pair of keys and values (1, M, heads, D) for each of its layers.
 
+    Of several experts, those of the one for σ = 0.
+
     ``weights`` (M,) say how much each token counts next to the segment's own.
     """
 
@@ -123,6 +125,10 @@ class Adapter(Protocol):
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
+        ...
+
+    def expert_at(self, sigma: float) -> int:
+        """Return which of the model's transformers is made for a noise level; 0 where there is one."""
         ...
 
     def predict(

@@ -54,13 +54,14 @@ def pull(
 ) -> Path:
     """Fetch what is missing of a model, verify all of it, and return its folder.
 
-    The commit is the one of the last pull, or with ``update`` and the first time, the newest. Raises
-    MissingError if the hub cannot be reached or refuses, DamagedError if a file is not what the hub says,
-    OutputError if the disk has no room.
+    The commit is the one of the last pull, the first time the table's, or with ``update`` and without
+    either the newest. Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file
+    is not what the hub says, OutputError if the disk has no room.
     """
     if spec.hub is None:
         return spec.weights
-    return fetch(spec.name, spec.hub, partial(needed, variant=spec.variant), tell, update, endpoint)
+    choose = partial(needed, variant=spec.variant)
+    return fetch(spec.name, spec.hub, choose, tell, update, endpoint, spec.revision)
 
 
 def fetch(
@@ -70,11 +71,12 @@ def fetch(
     tell: Callable[[str], None],
     update: bool = False,
     endpoint: str | None = None,
+    revision: str | None = None,
 ) -> Path:
     """Fetch the files of a repository that ``choose`` picks by their names; see `pull`."""
     held = pulled_folder(hub)
     repository = held.parent.parent
-    wanted = None if update or held.name == "not pulled" else held.name
+    wanted = None if update else revision if held.name == "not pulled" else held.name
     try:
         commit, files = listing(hub, wanted, choose, endpoint)
         if not any(file.name.endswith(".safetensors") for file in files):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -128,7 +129,7 @@ class PipelineAdapter(OneByOne):
         adapter = cls(spec, device, parts, memory)
         # A configuration can be read and be of no use: that is said now, not after the first scene.
         latents = torch.zeros(1, spec.latent_channels, 2, 2, 2, device=device)
-        read_component(lambda _: adapter.sigmas(2, latents.shape), folder / "scheduler")
+        read_component(lambda _: _check_levels(adapter.sigmas(2, latents.shape)), folder / "scheduler")
         read_component(lambda _: adapter._tokens(""), folder / "tokenizer")
         read_component(lambda _: adapter._raw(latents), folder / "vae")
         return adapter
@@ -171,10 +172,10 @@ class PipelineAdapter(OneByOne):
         parts = Parts(experts, vae, text_encoder, tokenizer, scheduler, boundary)
         return cls(spec, device, parts, "high")  # all of it is there already
 
-    def stock_latents(self, prompt: str, noise: Tensor, steps: int, guidance: float) -> Tensor:
+    def stock_latents(self, prompt: str, noise: Tensor, steps: int, guidance: Sequence[float]) -> Tensor:
         """Return what diffusers' own pipeline makes of a prompt and noise (1, C, F, H, W), for comparison.
 
-        The components are the same, the attention is diffusers' own.
+        ``guidance`` is that of each expert. The components are the same, the attention is diffusers' own.
         """
         spec, parts = self.spec, self.parts
         experts = dict(zip(("transformer", "transformer_2"), self.experts, strict=False))
@@ -197,7 +198,7 @@ class PipelineAdapter(OneByOne):
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
                 num_inference_steps=steps,
-                guidance_scale=guidance,
+                **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
                 max_sequence_length=spec.text_length,
                 output_type="latent",
                 **self._call_options(),
@@ -351,22 +352,22 @@ class PipelineAdapter(OneByOne):
     ) -> list[Tensor]:
         """Return the velocity ε - x0 at ``x`` (1, C, F, H, W) for each text, in fp32."""
         index = self.expert_at(sigma)
-        layers = self.layers(self.experts[index])
-        if memory is not None:  # holds what every expert saw, one after the other
-            first = index * len(layers)
-            memory = Memory(memory.layers[first : first + len(layers)], memory.weights)
-        with with_memory(layers, memory):
-            return list(self._velocities(self.experts[index], x, sigma, texts).float().split(1))
+        expert = self.experts[index]
+        with with_memory(self.layers(expert), memory if index == self.expert_at(0.0) else None):
+            return list(self._velocities(expert, x, sigma, texts).float().split(1))
 
     @torch.inference_mode()
     def remember(self, latents: Tensor, text: Text) -> Memory:
-        """Return what every layer sees in clean frames, seen as a clip of their own."""
-        found: list[tuple[Tensor, Tensor]] = []
-        for expert in self.experts:
-            with recording(self.layers(expert)) as seen:
-                self._velocities(expert, latents, 0.0, [text])
-            found += seen
-        return Memory(tuple(found), latents.new_ones(found[0][0].shape[1]))
+        """Return what every layer sees in clean frames, seen as a clip of their own.
+
+        Of two experts only the one for little noise is shown them, and it alone remembers. The other was
+        never taught clean frames, and noised to its own levels they are nearly all noise; what it
+        decides, the composition, is each scene's own.
+        """
+        expert = self.experts[self.expert_at(0.0)]
+        with recording(self.layers(expert)) as seen:
+            self._velocities(expert, latents, 0.0, [text])
+        return Memory(tuple(seen), latents.new_ones(seen[0][0].shape[1]))
 
     def expert_at(self, sigma: float) -> int:
         """Return which transformer is made for a noise level."""
@@ -477,6 +478,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no settings")
     return content
+
+
+def _check_levels(levels: Sequence[float]) -> None:
+    """Raise ValueError for noise levels that are not those of flow matching, from 1 to 0."""
+    # UniPC keeps its first a millionth below 1.
+    falling = all(lower < level for level, lower in pairwise(levels))
+    if not falling or abs(levels[0] - 1) > 1e-5 or levels[-1] != 0:
+        raise ValueError(f"its noise levels do not fall from 1 to 0: {levels}")
 
 
 def _scheduler(folder: Path) -> Any:

@@ -18,19 +18,19 @@ class ModelSpec:
     """What must be known of a model before it is loaded.
 
     ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
-    for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched, of several
-    precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of what transformer and
-    text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced noise levels instead
-    of the family's own. ``architecture`` is where the transformer's configuration differs from
-    diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes over: for
-    random weights of the true sizes.
+    for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched: of its commits the
+    ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of
+    what transformer and text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced
+    noise levels instead of the family's own. ``architecture`` is where the transformer's configuration
+    differs from diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes
+    over: for random weights of the true sizes.
 
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the codec's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
-    latent frames, ``text_length`` in tokens. ``guidance`` 1 means none. ``upscale`` enlarges the
-    picture in the film.
+    latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
+    expert's, where it has one of its own. ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one forward with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
@@ -61,8 +61,10 @@ class ModelSpec:
     text_length: int
     steps: int
     guidance: float
+    guidance_2: float | None = None
     weights: Path = Path()
     hub: str | None = None
+    revision: str | None = None
     variant: str | None = None
     dtype: str = "bfloat16"
     vae_dtype: str = "bfloat16"
@@ -117,6 +119,9 @@ LTX: dict[str, Any] = {
     "guidance": 3.0,
 }
 
+# The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
+# (text_to_video), that of LTX 0.9.7 pytorch/pytorch (benchmarks/diffusion), Mochi's pixelrhino-ai/vrhino,
+# that of Wan 2.1 14B ai-decentralized/Difflet; the other two stand alike in the sources of many projects.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -156,6 +161,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Mochi 1 preview, 10 B",
             adapter="storyreel.models.mochi:MochiAdapter",
             hub="genmo/mochi-1-preview",
+            revision="14be5fcea23095ed330cb214647916a451e38b6e",
             variant="bf16",
             memory_gb={"high": 37.3, "balanced": 29.6, "low": 7.8},
             licence="Apache-2.0",
@@ -180,6 +186,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 1.3 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            revision="0fad780a534b6463e45facd96134c9f345acfa5b",
             memory_gb={"high": 22.5, "balanced": 14.2, "low": 8.3},
             licence="Apache-2.0",
             size=(832, 480),
@@ -194,6 +201,7 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.1, 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+            revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
             memory_gb={"high": 48.3, "balanced": 39.9, "low": 9.3},
             licence="Apache-2.0",
             size=(832, 480),
@@ -207,12 +215,14 @@ MODELS: dict[str, ModelSpec] = {
             title="Wan 2.2, two experts of 14 B",
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+            revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
             memory_gb={"high": 76.8, "balanced": 68.5, "low": 9.3},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
             steps=40,
             guidance=4.0,
+            guidance_2=3.0,
             boundary_ratio=0.875,
             **WAN,
         ),
@@ -221,6 +231,7 @@ MODELS: dict[str, ModelSpec] = {
             title="LTX-Video 0.9, 2 B",
             adapter="storyreel.models.ltx:LTXAdapter",
             hub="Lightricks/LTX-Video",
+            revision="8984fa25007f376c1a299016d0957a37a2f797bb",
             memory_gb={"high": 20.1, "balanced": 13.4, "low": 6.8},
             licence="LTX-Video Open Weights License",
             **LTX,
@@ -230,6 +241,7 @@ MODELS: dict[str, ModelSpec] = {
             title="LTX-Video 0.9.7, 13 B",
             adapter="storyreel.models.ltx:LaterLTXAdapter",
             hub="Lightricks/LTX-Video-0.9.7-dev",
+            revision="2101082f5eb5540770a2df43747feadb6f69b889",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
             memory_gb={"high": 42.4, "balanced": 35.6, "low": 6.8},
             licence="LTX-Video Open Weights License",

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from storyreel.bench import stock_latents
 from storyreel.errors import DamagedError, MissingError
-from storyreel.models.attention import added_logits
+from storyreel.models.attention import added_logits, recording
 from storyreel.models.base import Memory, load_adapter, side_by_side
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, mode_for
@@ -54,9 +55,9 @@ def plan_for(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, **overri
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' pipeline
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("guidance", [None, 1.0, 4.0])  # None is the table's own
 def test_without_the_method_latents_equal_the_stock_pipelines(
-    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float | None
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
     plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=6)
@@ -64,7 +65,7 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
     writer = PromptWriter(adapter, plan.settings, None)
     ((take, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
     noise = segment_noise(plan, segment)
-    theirs = adapter.stock_latents(segment.prompt, noise, 6, guidance)
+    (theirs,) = stock_latents(adapter, replace(plan, segments=plan.segments[:1]))
     bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
     assert float((take.x - theirs).norm() / theirs.norm()) <= bar
     assert difference(noise, theirs) > 0.1
@@ -88,7 +89,7 @@ def test_a_prompt_of_weight_0_is_not_there(adapter: PipelineAdapter) -> None:
 def test_a_memory_of_weight_0_is_not_there_and_a_fading_one_fades(adapter: PipelineAdapter) -> None:
     x, text = latents(adapter), adapter.encode("a fox in the park")
     memory = adapter.remember(latents(adapter, 7)[:, :, 6:], adapter.encode("a dog walks"))
-    for sigma in (0.95, 0.5):
+    for sigma in (s for s in (0.95, 0.5) if adapter.expert_at(s) == adapter.expert_at(0)):
         (plain,) = adapter.predict(x, sigma, [text])
         distances = []
         for weight in (0.0, 1e-6, 0.1, 1.0):
@@ -98,6 +99,23 @@ def test_a_memory_of_weight_0_is_not_there_and_a_fading_one_fades(adapter: Pipel
         assert distances[1] <= 1e-5
         assert distances[1] < distances[2] < distances[3]
         assert torch.equal(adapter.predict(x, sigma, [text])[0], plain)  # nothing stays behind
+
+
+@torch.no_grad()
+def test_of_two_experts_the_one_for_little_noise_remembers() -> None:
+    adapter = FAMILIES["wan of two experts"]()
+    x, text, anchor = latents(adapter), adapter.encode("a fox in the park"), latents(adapter, 7)[:, :, 6:]
+    memory = adapter.remember(anchor, text)
+    few = adapter.experts[1]
+    with recording(adapter.layers(few)) as seen:
+        adapter._velocities(few, anchor, 0.0, [text])
+    assert len(memory.layers) == len(seen) == len(few.blocks)
+    for mine, expected in zip(memory.layers, seen, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
+    (plain,) = adapter.predict(x, 0.95, [text])
+    assert torch.equal(adapter.predict(x, 0.95, [text], memory)[0], plain)
+    (plain,) = adapter.predict(x, 0.5, [text])
+    assert difference(adapter.predict(x, 0.5, [text], memory)[0], plain) > 1e-4
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -190,6 +191,22 @@ def test_the_commit_of_the_first_pull_is_held_to(stand_in: StandIn, spec: ModelS
     assert second.name == SECOND
     assert pulled_folder(REPOSITORY) == second
     assert (second / "model_index.json").read_bytes() == b'{"newer": true}'
+
+
+def test_the_first_pull_takes_the_tables_commit(stand_in: StandIn, spec: ModelSpec) -> None:
+    stand_in.commit = SECOND
+    stand_in.newer["model_index.json"] = b'{"newer": true}'
+    pinned = replace(spec, revision=FIRST)
+    assert pull(pinned, stand_in).name == FIRST
+    assert pull(pinned, stand_in, update=True).name == SECOND
+    assert pull(pinned, stand_in).name == SECOND  # what was chosen last is held to
+    assert pulled_folder(REPOSITORY).name == SECOND
+
+
+def test_every_model_of_a_hub_names_its_commit() -> None:
+    for spec in MODELS.values():
+        assert (spec.hub is None) == (spec.revision is None)
+        assert spec.revision is None or re.fullmatch("[0-9a-f]{40}", spec.revision)
 
 
 def test_a_broken_transfer_is_resumed(
