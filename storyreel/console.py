@@ -139,8 +139,9 @@ def print_bench(report: Mapping[str, Any]) -> None:
     stdout = Console(highlight=False, markup=False)
     if not stdout.is_terminal:
         stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
     title = (
-        f"{report['model']} ({report['weights']} weights), {report['size']}, {report['frames']} frames, "
+        f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, {report['frames']} frames, "
         f"{report['steps']} steps, {report['device']}, median of {report['rounds']}"
     )
     rows = report["variants"]
