@@ -86,7 +86,7 @@ def bench(
         folder = spec.weights / "scorer"
         scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
         peak = matrix_peak(device, adapter.dtype)
-        tell(f"{spec.name} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
+        tell(f"{spec.label} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
         plans = {name: planned(spec, overrides, name) for name in variants}
         plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
         work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
@@ -123,6 +123,7 @@ def bench(
     return {
         "model": spec.name,
         "weights": "random" if random_weights else "its own",
+        "quantize": spec.quantize,
         "device": device_name(device),
         "torch": torch.__version__,
         "size": f"{settings.width}x{settings.height}",
@@ -144,8 +145,9 @@ def enough_memory(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        remedy = "Use fewer --frames, a smaller --size or model, or a GPU with more memory."
-        raise MissingError(f"the device has too little memory for {spec.name}", remedy) from error
+        lighter = "--quantize fp8, " if spec.quantize == "none" else ""
+        remedy = f"Use {lighter}fewer --frames, a smaller --size or model, or a GPU with more memory."
+        raise MissingError(f"the device has too little memory for {spec.label}", remedy) from error
 
 
 def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> PipelineAdapter:

@@ -23,6 +23,7 @@ from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelEr
 from storyreel.options import (
     Device,
     FilmOptions,
+    Quantize,
     RenderOptions,
     SlurmOptions,
     Weights,
@@ -186,7 +187,7 @@ def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engin
             if crew.rank() == 0:
                 yield engine
                 return
-            specs = {plan.spec.name: plan.spec for plan in plans.values()}
+            specs = {plan.spec.label: plan.spec for plan in plans.values()}
             with suppress(StoppedError), stop.held():  # the first process decides
                 crew.serve(lambda model: engine.adapter(specs[model]))
     raise typer.Exit
@@ -451,7 +452,7 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             print(f"      action: {segment.action}")
         facts = _plan_facts(plan)
         print(
-            f"  model {plan.spec.name}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "
+            f"  model {plan.spec.label}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "
             f"guidance {plan.settings.guidance_words}"
         )
         print(
@@ -481,6 +482,7 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
         "title": plan.title,
         "model": plan.spec.name,
         **asdict(plan.settings),
+        "quantize": plan.spec.quantize,
         "method": plan.settings.method.model_dump(),
         "size": f"{plan.settings.width}x{plan.settings.height}",
         "fps": plan.spec.fps,
@@ -686,6 +688,7 @@ def bench(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="How often each variant is timed.")] = 3,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile the transformer's blocks.")] = False,
+    quantize: Quantize = None,
     weights: Weights = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -698,6 +701,7 @@ def bench(
     from storyreel.models.specs import find_model
 
     spec = find_model(model)
+    spec = spec.quantized(quantize or spec.quantize)
     if weights is not None:
         spec = replace(spec, weights=weights)
     seconds = None if frames is None else (frames - 1) / spec.fps
@@ -707,7 +711,9 @@ def bench(
     from storyreel.models.base import pick_device
 
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    overrides = Overrides(model, size=size, seconds=seconds, steps=steps, weights=spec.weights)
+    overrides = Overrides(
+        model, size=size, seconds=seconds, steps=steps, quantize=spec.quantize, weights=spec.weights
+    )
     if calculated:
         report = calculate(spec, overrides, chosen or CALCULABLE)
         print(json.dumps(report, indent=2)) if as_json else print_calculation(report)

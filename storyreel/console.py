@@ -139,9 +139,11 @@ def print_bench(report: Mapping[str, Any]) -> None:
     stdout = Console(highlight=False, markup=False)
     if not stdout.is_terminal:
         stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
     title = (
-        f"{report['model']} ({report['weights']} weights), {report['size']}, {report['frames']} frames, "
-        f"{report['steps']} steps, {report['device']}, median of {report['rounds']}"
+        f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, "
+        f"{report['frames']} frames, {report['steps']} steps, {report['device']}, "
+        f"median of {report['rounds']}"
     )
     rows = report["variants"]
     table = Table(title=title, title_justify="left", title_style="bold")

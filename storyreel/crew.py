@@ -125,7 +125,7 @@ class Crew:
         for begin in range(0, len(requests), others):
             shared = range(begin, min(begin + others, len(requests)))
             for index in shared[1:]:
-                _send((self.spec.name, "predict", _away(requests[index])), index - begin)
+                _send((self.spec.label, "predict", _away(requests[index])), index - begin)
             answers: list[Any] = []
             try:
                 answers.append(self._own.predict(*requests[begin]))
@@ -140,7 +140,7 @@ class Crew:
     def economise(self) -> str | None:
         """Go to the next lower memory mode, everywhere."""
         for other in range(1, members()):
-            _send((self.spec.name, "economise", None), other)
+            _send((self.spec.label, "economise", None), other)
             _receive(other)
         return self._own.economise()
 

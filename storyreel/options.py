@@ -24,6 +24,14 @@ Weights = Annotated[
     typer.Option(metavar="DIR", help="A folder of the model's weights, instead of what was pulled."),
 ]
 
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="none or fp8: the transformer's weights in half of the memory, and other pictures, "
+        "nearly as good. Default: none."
+    ),
+]
+
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command the fields of each dataclass that it takes as options of its own.
@@ -79,6 +87,7 @@ class FilmOptions:
         typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
     ] = None
     speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None
+    quantize: Quantize = None
     weights: Weights = None
     device: Device = "auto"
 
@@ -96,6 +105,7 @@ class FilmOptions:
             self.guidance,
             tuple(self.method or ()),
             speed=self.speed,
+            quantize=self.quantize,
             weights=self.weights,
         )
 

@@ -44,6 +44,7 @@ class Overrides:
     method: tuple[str, ...] = ()  # KEY=VALUE
     without: frozenset[str] = frozenset()
     speed: str | None = None
+    quantize: str | None = None
     weights: Path | None = None  # a folder of the model's weights, instead of what was pulled
 
 
@@ -255,6 +256,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     spec = find_model(_first(overrides.model, wished.model, DEFAULT_MODEL))
     if overrides.weights is not None:
         spec = replace(spec, weights=overrides.weights)
+    spec = spec.quantized(_first(overrides.quantize, wished.quantize, spec.quantize))
     faults: list[Fault] = []
 
     def refuse(message: str, from_command_line: bool, *location: str | int) -> None:

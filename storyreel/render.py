@@ -94,7 +94,7 @@ class Engine:
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model."""
-        if spec.name not in self._adapters:
+        if spec.label not in self._adapters:
             from torch import OutOfMemoryError
 
             from storyreel.models.base import load_adapter, pick_device
@@ -102,16 +102,18 @@ class Engine:
             try:
                 adapter: Adapter = load_adapter(spec, pick_device(self.device), self.memory)
             except OutOfMemoryError as error:
-                message = f"the device has too little memory for model {spec.name} in mode {self.memory}"
-                raise MissingError(message, "Use --memory balanced or low, or another --device.") from error
+                message = f"the device has too little memory for model {spec.label} in mode {self.memory}"
+                lighter = "--quantize fp8, " if spec.quantize == "none" else ""
+                remedy = f"Use --memory balanced or low, {lighter}or another --device."
+                raise MissingError(message, remedy) from error
             if self.compiled:
                 adapter.compile()
             if self.crewed:
                 from storyreel.crew import Crew
 
                 adapter = Crew(adapter)
-            self._adapters[spec.name] = adapter
-        return self._adapters[spec.name]
+            self._adapters[spec.label] = adapter
+        return self._adapters[spec.label]
 
     def scorer(self, spec: ModelSpec) -> Scorer | None:
         """Return the loaded text-image encoder that lies with a model's weights; None if none does."""
@@ -264,7 +266,7 @@ class Work:
 
         adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
         if adapter.device.type == "cuda" and engine.memory == "auto":
-            progress.said(f"memory mode: {adapter.memory}")
+            progress.said(f"memory mode: {adapter.memory}{self._lighter(adapter.memory)}")
         while True:
             try:
                 adapter.prepare(all_prompts(self.plan, scorer is not None))
@@ -277,8 +279,17 @@ class Work:
                         "the device has too little memory; finished scenes are kept", remedy
                     ) from error
             self.folder.log("memory", mode=mode)
-            progress.said(f"out of memory: going on with --memory {mode}")
+            progress.said(f"out of memory: going on with --memory {mode}{self._lighter(mode)}")
             self._look()
+
+    def _lighter(self, mode: str) -> str:
+        """Return what a lower memory mode than the highest may be told with.
+
+        Not a remedy where the lowest does not do: there, hardly any weights are on the device.
+        """
+        if mode == "high" or self.plan.spec.quantize != "none":
+            return ""
+        return " (--quantize fp8 would halve the transformer, and change the film)"
 
     def _make(self, adapter: Adapter, scorer: Scorer | None, progress: Progress, stop: Stop) -> None:
         """Make what is missing, segment by segment."""
@@ -447,7 +458,8 @@ def about_plan(plan: Plan) -> dict[str, Any]:
         "story": plan.story,
         "story_sha256": digest(plan.story),
         "settings": asdict(plan.settings)
-        | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale},
+        | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale}
+        | {"quantize": plan.spec.quantize},
         "frames": plan.frames,
         "seconds": plan.seconds,
         "recipe": RECIPE,

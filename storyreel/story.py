@@ -134,6 +134,9 @@ class RenderSettings(_Strict):
     speed: Literal["exact", "balanced", "fast"] | None = Field(
         default=None, description="How much of the denoising is computed and how much is guessed."
     )
+    quantize: Literal["none", "fp8"] | None = Field(
+        default=None, description="fp8 stores the model's weights in less memory, at some cost in quality."
+    )
     method: Method = Field(default=Method(), description="How segments become one film.")
 
 

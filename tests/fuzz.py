@@ -104,6 +104,7 @@ _KEYS += [
     "steps",
     "guidance",
     "speed",
+    "quantize",
     "method",
     "window",
     "blending",

@@ -33,6 +33,13 @@ def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
     assert rows["full"]["latents"] > rows["plain"]["latents"]  # overlaps are denoised twice
 
 
+def test_weights_are_stored_in_fp8_as_they_are_made(spec_name: str) -> None:
+    spec = MODELS[spec_name]
+    whole, stored = (bench.load(s, CPU, True)._sizes() for s in (spec, spec.quantized("fp8")))
+    assert stored[0] < 0.75 * whole[0]  # of these narrow layers the scales are much
+    assert stored[1:] == whole[1:]
+
+
 def test_fewer_forwards_are_less_work(spec_name: str) -> None:
     adapter = bench.load(MODELS[spec_name], CPU, True)
     work = {
@@ -81,3 +88,8 @@ def test_the_command_prints_a_table_and_json(
     table = capsys.readouterr().out
     assert "of stock" in table
     assert "plain" in table
+    assert "fp8" not in table
+    assert run([*options, "--rounds", "1", "--device", "cpu", "--quantize", "fp8"]) == 0
+    assert "random weights in fp8" in " ".join(capsys.readouterr().out.split())
+    assert run([*options, "--quantize", "int3"]) == 2
+    assert "no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err

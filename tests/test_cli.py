@@ -43,6 +43,20 @@ def test_render_prints_the_film_and_nothing_else_on_stdout(
     assert Path(result["film"]).exists()
 
 
+def test_quantize_is_an_option_of_whatever_renders(
+    story: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["render"], ["batch"], ["ablate", "--seeds", "1"]):
+        assert run([*command, str(story), "--quantize", "int3", "--out", str(tmp_path / "out")]) == 2
+        assert "there is no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
+    options = ["render", str(story), "--quantize", "fp8", "--dry-run"]
+    assert run(options) == 0
+    assert "model fake in fp8, " in capsys.readouterr().out
+    assert run([*options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["foxes"]["quantize"] == "fp8"
+    assert fake_engine.asked == 0
+
+
 def test_every_script_is_checked_before_the_first_is_rendered(
     story: Path, tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     | {"storyreel.mini.judge", "storyreel.mini.codec", "storyreel.mini.plots"},
     {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
     | {"storyreel.models.scorer", "storyreel.mini.world"},
-    {"storyreel.models.attention"},
+    {"storyreel.models.attention", "storyreel.models.quantized"},
     {"storyreel.models.base"},
     {"storyreel.models.specs"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}

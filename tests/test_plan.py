@@ -57,6 +57,17 @@ def test_segments_follow_one_another() -> None:
     assert [plan.seam(s) for s in plan.segments] == [None, *plan.seams]
 
 
+def test_how_weights_are_stored_is_the_storys_or_the_command_lines() -> None:
+    in_story = STORY + "render: {quantize: fp8}\n"
+    assert plan_of(STORY).spec.label == "mini"
+    assert plan_of(STORY, quantize="fp8").spec.label == "mini in fp8"
+    assert plan_of(in_story).spec.quantize == "fp8"
+    assert plan_of(in_story, quantize="none").spec == plan_of(STORY).spec
+    with pytest.raises(UsageError, match="no quantization 'int3'") as caught:
+        plan_of(STORY, quantize="int3")
+    assert "none or fp8" in caught.value.remedy
+
+
 def test_runs_end_at_cuts_and_nowhere_else() -> None:
     assert [[s.index for s in run] for run in plan_of(STORY).runs()] == [[0, 1], [2, 3, 4]]
     pairs = "scenes:\n" + "  - [a, b]\n" * 10

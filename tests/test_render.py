@@ -18,8 +18,9 @@ import torch
 from storyreel import checkpoint, video
 from storyreel.checkpoint import FilmFolder
 from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Rendered, about_film, about_plan, about_scenes, film_tags, render
+from storyreel.render import Engine, Rendered, about_film, about_plan, about_scenes, film_tags, render
 from storyreel.verify import verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
 from tests.test_stream import FakeWriter
@@ -507,7 +508,9 @@ def test_out_of_memory_goes_on_a_mode_lower(tmp_path: Path) -> None:
 
     adapter.on_predict = fail_once
     result, progress, _ = make(tmp_path / "short", engine=engine)
-    assert progress.heard == ["out of memory: going on with --memory balanced"]
+    (heard,) = progress.heard
+    assert heard.startswith("out of memory: going on with --memory balanced")
+    assert "--quantize fp8" in heard
     assert adapter.modes == ["low"]
     assert result.rendered == 6
     assert sorted(set(progress.finished)) == list(range(6))
@@ -531,6 +534,59 @@ def test_out_of_memory_in_the_lowest_mode_is_said_and_costs_nothing_finished(tmp
     make(tmp_path, engine=engine)
     make(tmp_path / "whole")
     assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
+
+
+def test_a_lack_of_memory_names_fp8_where_it_would_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+
+    def fail_once(count: int) -> None:
+        if count == 1 and len(adapter.modes) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    adapter.on_predict = fail_once
+    _, progress, _ = make(tmp_path, engine=engine, quantize="fp8")  # it is there already
+    assert progress.heard == ["out of memory: going on with --memory balanced"]
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("storyreel.models.base.load_adapter", full)
+    with pytest.raises(MissingError, match="model fake in mode high") as caught:
+        Engine("cpu", "high").adapter(MODELS["fake"])
+    assert "--quantize fp8" in caught.value.remedy
+    with pytest.raises(MissingError, match="model fake in fp8 in mode high") as caught:
+        Engine("cpu", "high").adapter(MODELS["fake"].quantized("fp8"))
+    assert "fp8" not in caught.value.remedy
+
+
+def test_weights_in_fp8_are_recorded_and_make_another_film(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert make(tmp_path, quantize="none")[0].rendered == 0
+    result, _, engine = make(tmp_path, quantize="fp8")
+    assert result.rendered == 6
+    assert engine.fake is not None
+    assert engine.fake.spec.quantize == "fp8"
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    assert manifest["settings"]["quantize"] == "fp8"
+    assert make(tmp_path, quantize="fp8")[0].rendered == 0
+    assert make(tmp_path, story().replace("model: fake", "model: fake, quantize: fp8"))[0].segments == 6
+    assert make(tmp_path)[0].rendered == 6
+
+
+def test_one_engine_has_a_model_as_it_is_and_in_fp8() -> None:
+    engine, spec = Engine("cpu"), MODELS["mini"]
+    whole, stored = engine.adapter(spec), engine.adapter(spec.quantized("fp8"))
+    assert isinstance(whole, PipelineAdapter)
+    assert isinstance(stored, PipelineAdapter)
+    assert engine.adapter(spec) is whole
+    assert stored._sizes()[0] < 0.3 * whole._sizes()[0]
+    x = torch.randn(1, spec.latent_channels, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (a,), (b,) = (m.predict(x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
+    assert 0.01 < float((b - a).norm() / a.norm()) < 0.1
 
 
 def test_a_faster_render_asks_less_and_resumes_to_the_same_film(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
         "unknown key 'age'; allowed: name",
     ),
     "unknown setting": (PAIR + "render: {sed: 7}\n", 3, "unknown key 'sed'; allowed: model"),
+    "unknown quantization": (
+        PAIR + "render: {quantize: int3}\n",
+        3,
+        "input should be 'none' or 'fp8'",
+    ),
     "empty prompt": ('scenes:\n  - ["", b]\n', 2, "empty text"),
     "blank prompt": ('scenes:\n  - [a, "  "]\n', 2, "empty text"),
     "three items": ("scenes:\n  - [a, b, c]\n", 2, "not 3 items"),

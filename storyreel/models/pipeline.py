@@ -29,6 +29,7 @@ from storyreel.models.base import (
     load_component,
     read_component,
 )
+from storyreel.models.quantized import quantize
 from storyreel.models.specs import ModelSpec
 
 PREVIEW = "preview.safetensors"  # beside the components, where a model has one
@@ -85,12 +86,11 @@ class PipelineAdapter(OneByOne):
         self.spec = spec
         self.device = device
         self.parts = parts
-        self.experts: list[Any] = [expert.eval() for expert in parts.experts]
+        self.experts: list[Any] = [self._stored(spec, expert.eval()) for expert in parts.experts]
         self.vae: Any = parts.vae.eval()
         self.text_encoder: Any = parts.text_encoder.eval()
         self.tokenizer: Any = parts.tokenizer
-        # Not the first parameter's: some small ones stay in fp32.
-        self.dtype: torch.dtype = max(self.experts[0].parameters(), key=torch.numel).dtype
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
         for expert in self.experts:
@@ -155,7 +155,8 @@ class PipelineAdapter(OneByOne):
 
         boundary = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
         experts = [
-            made(lambda: cls.transformer_class(**spec.architecture), dtype) for _ in range(1 + len(boundary))
+            cls._stored(spec, made(lambda: cls.transformer_class(**spec.architecture), dtype))
+            for _ in range(1 + len(boundary))
         ]
         width = next(
             experts[0].config[key]
@@ -250,6 +251,14 @@ class PipelineAdapter(OneByOne):
         return self.experts[0]
 
     # Memory
+
+    @classmethod
+    def _stored(cls, spec: ModelSpec, transformer: Any) -> Any:
+        """Return a transformer with its blocks' weights stored as the spec says, block by block."""
+        if spec.quantize == "fp8":
+            for block in getattr(transformer, cls.stack):
+                quantize(block)
+        return transformer
 
     def _sizes(self) -> tuple[int, int, int]:
         """Return the bytes of the transformers, the text encoder and the codec."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from storyreel.errors import MissingError
+from storyreel.errors import MissingError, UsageError
 
 PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
+QUANTIZATIONS = ("none", "fp8")
 MINI_WEIGHTS = Path(__file__).parent.parent / "mini" / "weights"
 
 
@@ -20,8 +21,9 @@ class ModelSpec:
     ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
     for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched: of its commits the
     ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of
-    what transformer and text encoder, and the codec, compute in; ``even_steps`` asks for evenly spaced
-    noise levels instead of the family's own. ``architecture`` is where the transformer's configuration
+    what transformer and text encoder, and the codec, compute in, and ``quantize`` says whether the
+    transformer's weights are stored in that or in fewer bits; ``even_steps`` asks for evenly spaced noise
+    levels instead of the family's own. ``architecture`` is where the transformer's configuration
     differs from diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes
     over: for random weights of the true sizes.
 
@@ -68,6 +70,7 @@ class ModelSpec:
     variant: str | None = None
     dtype: str = "bfloat16"
     vae_dtype: str = "bfloat16"
+    quantize: str = "none"
     even_steps: bool = False
     architecture: dict[str, Any] = field(default_factory=dict)
     boundary_ratio: float | None = None
@@ -77,6 +80,17 @@ class ModelSpec:
     memory_gb: dict[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     judge: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name, with how its weights are stored where that is not as usual."""
+        return self.name if self.quantize == "none" else f"{self.name} in {self.quantize}"
+
+    def quantized(self, how: str) -> ModelSpec:
+        """Return the same model with its weights stored as one of `QUANTIZATIONS`. Raises UsageError."""
+        if how not in QUANTIZATIONS:
+            raise UsageError(f"there is no quantization {how!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
+        return replace(self, quantize=how)
 
     @property
     def remedy(self) -> str:

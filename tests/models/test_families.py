@@ -23,7 +23,8 @@ from storyreel.models.attention import added_logits, recording
 from storyreel.models.base import Memory, load_adapter, side_by_side
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, mode_for
-from storyreel.models.specs import MODELS
+from storyreel.models.quantized import QuantizedLinear
+from storyreel.models.specs import MODELS, QUANTIZATIONS
 from storyreel.models.wan import WanAdapter
 from storyreel.plan import Plan
 from storyreel.prompts import PromptWriter, all_prompts
@@ -37,6 +38,16 @@ STORY = "scenes:\n  - [a fox in the park, a fox walks]\n  - [a dog in the park, 
 @pytest.fixture(params=FAMILIES)
 def adapter(request: pytest.FixtureRequest) -> PipelineAdapter:
     return FAMILIES[request.param]()
+
+
+@pytest.fixture(params=QUANTIZATIONS)
+def stored(request: pytest.FixtureRequest, adapter: PipelineAdapter) -> PipelineAdapter:
+    """The same, with its weights stored in each way."""
+    return adapter if request.param == adapter.spec.quantize else in_fp8(adapter)
+
+
+def in_fp8(adapter: PipelineAdapter) -> PipelineAdapter:
+    return type(adapter)(adapter.spec.quantized("fp8"), CPU, adapter.parts)
 
 
 def latents(adapter: PipelineAdapter, frames: int = 4) -> Tensor:
@@ -57,9 +68,10 @@ def plan_for(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, **overri
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' pipeline
 @pytest.mark.parametrize("guidance", [None, 1.0, 4.0])  # None is the table's own
 def test_without_the_method_latents_equal_the_stock_pipelines(
-    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float | None
+    stored: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, guidance: float | None
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
+    adapter = stored
     plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=6)
     segment = plan.segments[0]
     writer = PromptWriter(adapter, plan.settings, None)
@@ -119,7 +131,8 @@ def test_of_two_experts_the_one_for_little_noise_remembers() -> None:
 
 
 @torch.no_grad()
-def test_the_transformer_is_one_graph_while_weights_change(adapter: PipelineAdapter) -> None:
+def test_the_transformer_is_one_graph_while_weights_change(stored: PipelineAdapter) -> None:
+    adapter = stored
     x = latents(adapter)
     scene, action = adapter.encode("a fox in the park"), adapter.encode("a dog sleeps")
     text = side_by_side((scene, action), (0.5, 0.5))
@@ -327,7 +340,8 @@ def test_a_step_asks_nothing_of_the_device(
 
 
 @torch.no_grad()
-def test_no_memory_mode_changes_a_picture(adapter: PipelineAdapter) -> None:
+def test_no_memory_mode_changes_a_picture(stored: PipelineAdapter) -> None:
+    adapter = stored
     x = latents(adapter)
     text = adapter.encode("a fox in the park")
     (high,), pictures = adapter.predict(x, 0.5, [text]), adapter.decode(x)
@@ -340,6 +354,44 @@ def test_no_memory_mode_changes_a_picture(adapter: PipelineAdapter) -> None:
         assert torch.equal(adapter.predict(x, 0.5, [adapter.encode("a fox in the park")])[0], high)
         assert torch.equal(adapter.decode(x), pictures)
     assert adapter.economise() is None
+
+
+@torch.no_grad()
+def test_fp8_takes_a_quarter_of_fp32_and_changes_the_answer_a_little(adapter: PipelineAdapter) -> None:
+    x, texts = latents(adapter), [adapter.encode("a fox in the park")]
+    whole = [adapter.predict(x, sigma, texts)[0] for sigma in (0.95, 0.5)]
+    linear = [
+        layer
+        for expert in adapter.experts
+        for block in adapter.blocks(expert)
+        for layer in block.modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    before, *others = adapter._sizes()
+    saved = sum(3 * layer.weight.numel() - 4 * layer.out_features for layer in linear)  # a scale per channel
+    quantized = in_fp8(adapter)
+    assert quantized._sizes() == (before - saved, *others)
+    assert sum(isinstance(m, QuantizedLinear) for e in quantized.experts for m in e.modules()) == len(linear)
+    assert quantized.dtype == torch.float32
+    for sigma, expected in zip((0.95, 0.5), whole, strict=True):
+        (found,) = quantized.predict(x, sigma, texts)
+        assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.05
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' pipeline
+@pytest.mark.filterwarnings("ignore:(?s).*autocast:UserWarning")  # Mochi's
+def test_fp8_computes_in_half_precision_as_before(adapter: PipelineAdapter) -> None:
+    for module in (*adapter.experts, adapter.vae, adapter.text_encoder):
+        module.to(torch.bfloat16)
+    half = type(adapter)(replace(adapter.spec, dtype="bfloat16"), CPU, adapter.parts)
+    x = latents(half)
+    (expected,) = half.predict(x, 0.5, [half.encode("a fox")])
+    quantized = in_fp8(half)
+    (found,) = quantized.predict(x, 0.5, [quantized.encode("a fox")])
+    assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.05
+    noise = x.repeat(1, 1, 1, 2, 2)  # what LTX's pipeline takes
+    assert quantized.stock_latents("a fox", noise, 2, [1.0] * len(half.experts)).isfinite().all()
 
 
 def test_the_highest_mode_that_fits_is_chosen() -> None:
