@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
 import json
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
+LARGE = 8 << 20  # bytes
 
 app = typer.Typer(
     help="Make one coherent film from a story of scene pairs.",
@@ -83,6 +86,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows the rest as \u
             stream.reconfigure(errors="backslashreplace")
+    _give_large_blocks_back()
     if _crew_rank():  # the first process speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of its life
     try:
@@ -114,6 +118,16 @@ def run(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
         _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
     return code if isinstance(code, int) else 0
+
+
+def _give_large_blocks_back() -> None:
+    """Have the C library return every large block to the system as soon as it is free.
+
+    Left to itself, glibc raises its limit to 32 MB, so that tensors of changing sizes lie in one heap
+    with gaps between them: the peak is then a matter of chance, and the longer a story the higher.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _crew_rank() -> int | None:

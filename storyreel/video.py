@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -15,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +22,6 @@ from storyreel.errors import MissingError, OutputError, StoryreelError
 from storyreel.stopping import deferred
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 READ_AT_ONCE = 4 << 20  # bytes of frames
 # What a film may come in. None of these can name another file to be read, as a playlist does.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -36,6 +33,19 @@ _ENCODER = ["-c:v", "libx264", "-preset", "medium", "-crf", "16"]
 _ENCODER += ["-pix_fmt", "yuv420p", "-threads", "2", "-bf", "2"]
 _COLOUR = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
+
+# Becomes ffmpeg, once its death is tied to the parent's: 1 is PR_SET_PDEATHSIG of Linux's prctl.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+told, parent, *command = sys.argv[1:]
+os.set_inheritable(int(told), False)
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() == int(parent):
+    try:
+        os.execv(command[0], command)
+    except OSError as error:
+        os.write(int(told), str(error.errno).encode())
+"""
 
 
 @cache
@@ -66,34 +76,35 @@ def _argument(path: Path) -> str:
     return f"file:{path.resolve()}"
 
 
-def _tie_to(parent: int) -> Callable[[], None] | None:
-    """Return what makes a child die with its parent, even if that is killed; None where that cannot be.
-
-    On its own, an orphaned ffmpeg would see the end of its input and write a valid, shorter film.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def tie() -> None:
-        # Between fork and exec other threads' locks stay shut: nothing is imported or loaded here.
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # died before
-            os._exit(1)
-
-    return tie
-
-
 def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]
+    # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
+    start = partial(subprocess.Popen, stderr=errors, start_new_session=True, **options)
     try:
-        # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
-        return subprocess.Popen(
-            command, stderr=errors, start_new_session=True, preexec_fn=_tie_to(os.getpid()), **options
-        )
+        return _tied(start, command) if sys.platform == "linux" else start(command)
     except OSError as error:
         remedy = "Check IMAGEIO_FFMPEG_EXE."
         raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
+
+
+def _tied(start: Callable[..., subprocess.Popen[bytes]], command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start what dies with this process, even if that is killed. Raises OSError.
+
+    On its own, an orphaned ffmpeg would see the end of its input and write a valid, shorter film. A
+    ``preexec_fn`` could tie it as well, and would make every start copy this process's page tables.
+    """
+    heard, told = os.pipe()
+    with open(heard, "rb") as answer:
+        try:
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), str(os.getpid())]
+            process = start([*launcher, *command], pass_fds=[told])
+        finally:
+            os.close(told)
+        reason = answer.read()  # ends when ffmpeg runs
+    if reason:
+        with process:  # which waits for it and closes its pipes
+            raise OSError(int(reason), os.strerror(int(reason)))
+    return process
 
 
 @contextmanager
@@ -101,7 +112,7 @@ def _running(arguments: Sequence[str], errors: Any, **options: Any) -> Iterator[
     """Run ffmpeg; whatever happens, it has ended afterwards."""
     process = None
     try:
-        with deferred():  # what a signal raises inside Python's own fork hooks would be lost
+        with deferred():  # what a signal raised between its start and its name would leave it alone
             process = _start(arguments, errors, **options)
         yield process
     finally:
