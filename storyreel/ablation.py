@@ -37,7 +37,7 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Variant:
-    """The method without some of its parts."""
+    """The method without some of its parts; all others are on, also those that a model does without."""
 
     name: str
     without: frozenset[str]
@@ -56,6 +56,7 @@ VARIANTS = (
     Variant("without all", frozenset({"all"})),
 )
 FULL = VARIANTS[0]
+ALL_PARTS = "weighting=true"
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def plan_films(
     story: Story, name: str, seeds: int, variants: Sequence[Variant], overrides: Overrides
 ) -> list[Film]:
     """Plan a story in every variant, each with the same seeds: the plan's own and those after it."""
+    overrides = replace(overrides, method=(ALL_PARTS, *overrides.method))
     first = make_plan(story, name, overrides).settings.seed
     if first + seeds - 1 > MAX_SEED:
         raise UsageError(f"{seeds} seeds from {first} are more than there are", "Use a smaller --seed.")

@@ -167,7 +167,10 @@ def planned(spec: ModelSpec, overrides: Overrides, variant: str) -> Plan:
     """Return the plan of a variant; stock is what plain does, by the pipeline."""
     special = VARIANTS["plain" if variant == STOCK else variant]
     story = Story.model_validate({"scenes": [list(pair) for pair in SCENES]})
-    wanted = replace(overrides, model=spec.name, without=special.without, speed=special.speed)
+    every_part = ("weighting=true",)  # also those that a model does without
+    wanted = replace(
+        overrides, model=spec.name, method=every_part, without=special.without, speed=special.speed
+    )
     return make_plan(story, "bench", wanted)
 
 

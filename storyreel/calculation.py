@@ -70,7 +70,11 @@ def operations(plan: Plan, once: Callable[[int, int, bool], int]) -> int:
 
     ``once`` tells those of one forward for latent frames, texts and whether prompts are weighted.
     """
-    steps, speed, weighted = plan.settings.steps, SPEEDS[plan.settings.speed], plan.settings.method.weighting
+    steps, speed, weighted = (
+        plan.settings.steps,
+        SPEEDS[plan.settings.speed],
+        bool(plan.settings.method.weighting),
+    )
     return sum(
         once(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)
         for segment in plan.segments

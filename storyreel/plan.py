@@ -284,6 +284,8 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     speed = _first(overrides.speed, wished.speed, "exact")
     find_speed(speed)
     method = chosen_method(wished.method, overrides)
+    if method.weighting is None:
+        method = method.model_copy(update={"weighting": spec.weighting})
     actions = tuple(story.filled(scene.action) for scene in story.scenes)
     names = tuple(member.name for member in story.cast.values()) + tuple(
         filter(None, [shared_start(actions)])

@@ -14,6 +14,7 @@ from storyreel.method.weighting import progression, prompt_scores, prompt_weight
 from storyreel.models.base import Adapter, Text, side_by_side
 from storyreel.plan import Plan, Segment, Settings
 
+EQUAL = (0.5, 0.5)  # what one text that joins both prompts is
 SCORED_EVERY = 2  # steps: weights are smoothed over steps anyway, and looking costs time
 # What actions in general are like, so that only what is special about two of them is compared.
 COMMON_ACTIONS = (

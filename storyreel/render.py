@@ -350,6 +350,7 @@ class Work:
 
     def _keep(self, plan: Plan, take: Take, after: State, device: str, seconds: float) -> None:
         """Put a segment's latents on disk, with the state of those behind it."""
+        from storyreel.prompts import EQUAL
         from storyreel.stored import Stored
 
         segment, seam = take.segment, plan.seam(take.segment)
@@ -357,7 +358,7 @@ class Work:
         decided: Decided = {
             "lead": segment.lead,
             "seam": cast("DecidedSeam", asdict(seam)) if seam else None,
-            "prompt_weights": take.prompts.decided(),
+            "prompt_weights": take.prompts.decided() or [EQUAL] * plan.settings.steps,
         }
         self.folder.record_latents(segment.number, self.keys[segment.index], device, seconds, decided)
         self.folder.write_manifest(self.about, about_scenes(self.plan))

@@ -17,8 +17,10 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    weighting: bool = Field(
-        default=True, description="DIPW: weigh scene and action prompt in every step; else one joined prompt."
+    weighting: bool | None = Field(
+        default=None,
+        description="DIPW: weigh scene and action prompt in every step; else one joined prompt. "
+        "Default: the model's.",
     )
     blending: Blending = Field(
         default="joint",
