@@ -715,7 +715,8 @@ def bench(
     from storyreel.models.specs import find_model
 
     spec = find_model(model)
-    spec = spec.quantized(quantize or spec.quantize)
+    if quantize is not None:
+        spec = spec.quantized(quantize)
     if weights is not None:
         spec = replace(spec, weights=weights)
     seconds = None if frames is None else (frames - 1) / spec.fps

@@ -283,9 +283,9 @@ class Work:
             self._look()
 
     def _lighter(self, mode: str) -> str:
-        """Return what a lower memory mode than the highest may be told with.
+        """Return what could be done instead of a lower memory mode.
 
-        Not a remedy where the lowest does not do: there, hardly any weights are on the device.
+        It is no remedy where the lowest mode does not do: hardly any weights are on the device there.
         """
         if mode == "high" or self.plan.spec.quantize != "none":
             return ""
@@ -459,8 +459,8 @@ def about_plan(plan: Plan) -> dict[str, Any]:
         "story": plan.story,
         "story_sha256": digest(plan.story),
         "settings": asdict(plan.settings)
-        | {"method": plan.settings.method.model_dump(), "fps": plan.spec.fps, "upscale": plan.spec.upscale}
-        | {"quantize": plan.spec.quantize},
+        | {"method": plan.settings.method.model_dump(), "quantize": plan.spec.quantize}
+        | {"fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,
         "recipe": RECIPE,

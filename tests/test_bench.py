@@ -33,7 +33,7 @@ def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
     assert rows["full"]["latents"] > rows["plain"]["latents"]  # overlaps are denoised twice
 
 
-def test_weights_are_stored_in_fp8_as_they_are_made(spec_name: str) -> None:
+def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
     spec = MODELS[spec_name]
     whole, stored = (bench.load(s, CPU, True)._sizes() for s in (spec, spec.quantized("fp8")))
     assert stored[0] < 0.75 * whole[0]  # of these narrow layers the scales are much

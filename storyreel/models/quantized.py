@@ -36,5 +36,5 @@ def quantize(block: nn.Module) -> None:
     """Store the weights of a block's linear layers in float8, one after the other, where they are."""
     for parent in list(block.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.Linear):
+            if type(child) is nn.Linear:
                 setattr(parent, name, QuantizedLinear(child))
