@@ -34,12 +34,12 @@ _ENCODER += ["-pix_fmt", "yuv420p", "-threads", "2", "-bf", "2"]
 _COLOUR = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
 
-# Becomes ffmpeg, once its death is tied to the parent's: 1 is PR_SET_PDEATHSIG of Linux's prctl.
+# Becomes ffmpeg, once SIGKILL (9) is to follow its parent's death (1, PR_SET_PDEATHSIG of Linux's prctl).
 _LAUNCHER = """
-import ctypes, os, signal, sys
+import ctypes, os, sys
 told, parent, *command = sys.argv[1:]
 os.set_inheritable(int(told), False)
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() == int(parent):
     try:
         os.execv(command[0], command)
