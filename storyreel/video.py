@@ -9,11 +9,11 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,12 +34,12 @@ _ENCODER += ["-pix_fmt", "yuv420p", "-threads", "2", "-bf", "2"]
 _COLOUR = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
 
-# Becomes ffmpeg, once its death is tied to the parent's: 1 is PR_SET_PDEATHSIG of Linux's prctl.
+# Becomes ffmpeg, once SIGKILL (9) is to follow its parent's death (1, PR_SET_PDEATHSIG of Linux's prctl).
 _LAUNCHER = """
-import ctypes, os, signal, sys
+import ctypes, os, sys
 told, parent, *command = sys.argv[1:]
 os.set_inheritable(int(told), False)
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() == int(parent):
     try:
         os.execv(command[0], command)
@@ -78,16 +78,16 @@ def _argument(path: Path) -> str:
 
 def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.Popen[bytes]:
     command = [ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y", *arguments]
-    # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
-    start = partial(subprocess.Popen, stderr=errors, start_new_session=True, **options)
+    start = _tied if sys.platform == "linux" else subprocess.Popen
     try:
-        return _tied(start, command) if sys.platform == "linux" else start(command)
+        # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
+        return start(command, stderr=errors, start_new_session=True, **options)
     except OSError as error:
         remedy = "Check IMAGEIO_FFMPEG_EXE."
         raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
 
 
-def _tied(start: Callable[..., subprocess.Popen[bytes]], command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _tied(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
     """Start what dies with this process, even if that is killed. Raises OSError.
 
     On its own, an orphaned ffmpeg would see the end of its input and write a valid, shorter film. A
@@ -97,7 +97,7 @@ def _tied(start: Callable[..., subprocess.Popen[bytes]], command: Sequence[str])
     with open(heard, "rb") as answer:
         try:
             launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(told), str(os.getpid())]
-            process = start([*launcher, *command], pass_fds=[told])
+            process = subprocess.Popen([*launcher, *command], pass_fds=[told], **options)
         finally:
             os.close(told)
         reason = answer.read()  # ends when ffmpeg runs

@@ -275,13 +275,17 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
 # Submission
 
 
-def test_a_submission_is_recorded(
-    batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tools = batch.folder / "tools"
-    tools.mkdir()
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose commands are found first."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool(tools / "sbatch", 'cat > given; echo "$@" "$PWD" > arguments; echo "42;cluster"')
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     stories = [batch.story("a.yaml"), batch.story("it's.yaml", OTHER)]
     assert batch.run(*stories, "--slurm") == 0
     assert capsys.readouterr().out == "42\n"
@@ -312,17 +316,18 @@ def test_a_submission_is_recorded(
 )
 def test_what_sbatch_refuses(
     batch: Batch,
+    tools: Path,
     body: str | None,
     code: int,
     words: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    story, tools = batch.story("a.yaml"), batch.folder / "tools"
-    tools.mkdir()
-    if body is not None:
+    story = batch.story("a.yaml")
+    if body is None:
+        monkeypatch.setenv("PATH", str(tools))
+    else:
         tool(tools / "sbatch", body)
-    monkeypatch.setenv("PATH", f"{tools}:/bin" if body else str(tools))
     assert batch.run(story, "--slurm") == code
     printed = capsys.readouterr()
     assert words in printed.err
@@ -426,15 +431,10 @@ def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: s
     assert batch.run("--status") == 0
 
 
-def test_what_slurm_says_is_told_too(
-    batch: Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tools = batch.folder / "tools"
-    tools.mkdir()
+def test_what_slurm_says_is_told_too(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool(tools / "sbatch", "cat > /dev/null; echo 42")
     tool(tools / "squeue", "printf '42_0|PENDING\\n42_1|RUNNING\\n142_2|FAILED\\n'")
     tool(tools / "sacct", "printf '42_2|OUT_OF_MEMORY\\n42_0|PREEMPTED\\n42_3|CANCELLED by 0\\n'")
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     assert batch.run(*(batch.story(f"{name}.yaml") for name in "abcde"), "--slurm") == 0
     capsys.readouterr()
     assert batch.run("--status", "--json") == 0

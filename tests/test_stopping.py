@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from storyreel import video
 from storyreel.checkpoint import FilmFolder
 from storyreel.cli import run
 from storyreel.errors import StoppedError
@@ -157,18 +159,23 @@ def test_what_is_held_is_finished_first() -> None:
     assert done == ["this"]
 
 
-def test_a_signal_while_ffmpeg_starts_is_not_lost(tmp_path: Path, render: Callable[..., int]) -> None:
-    """Python swallows what is raised in its fork hooks, which run since ffmpeg is to die with us."""
-    armed: list[int] = []
+def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
+    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes when an ffmpeg runs that nobody knows yet."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = video._start
 
-    def send() -> None:
-        if armed:
-            armed.clear()
+    def signalled(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(start(*arguments, **options))
+        if len(started) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
 
-    os.register_at_fork(after_in_parent=send)
-    assert render("torn", armed.append) == 75
-    assert not armed
+    monkeypatch.setattr(video, "_start", signalled)
+    assert render("torn") == 75
+    assert len(started) == 2
+    assert started[1].returncode is not None
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole

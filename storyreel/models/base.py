@@ -112,7 +112,7 @@ class Adapter(Protocol):
         ...
 
     def prepare(self, prompts: Iterable[str]) -> None:
-        """Encode prompts in advance. Raises PromptError."""
+        """Encode a film's prompts in advance and forget those of others. Raises PromptError."""
         ...
 
     def economise(self) -> str | None:

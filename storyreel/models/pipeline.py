@@ -313,12 +313,14 @@ class PipelineAdapter(OneByOne):
     # Text
 
     def prepare(self, prompts: Iterable[str]) -> None:
-        """Encode prompts in advance, so that the text encoder is needed only once.
+        """Encode prompts in advance, so that the text encoder is needed only once; forget all others.
 
         Raises PromptError.
         """
+        wanted = dict.fromkeys(prompts)
+        self._texts = {prompt: text for prompt, text in self._texts.items() if prompt in wanted}
         with self._at_work(self.text_encoder):
-            for prompt in prompts:
+            for prompt in wanted:
                 self.encode(prompt)
 
     def encode(self, prompt: str) -> Text:

@@ -405,6 +405,15 @@ def test_the_highest_mode_that_fits_is_chosen() -> None:
     assert mode_for(small, 16 * gigabyte) == "balanced"
 
 
+def test_the_prompts_of_other_films_are_forgotten(adapter: PipelineAdapter) -> None:
+    """A batch loads its model once: its films' prompts must not pile up."""
+    adapter.prepare(["a fox", "a dog"])
+    kept = adapter._texts["a dog"]
+    adapter.prepare(["a dog", "a cat", "a dog"])
+    assert list(adapter._texts) == ["a dog", "a cat"]
+    assert adapter._texts["a dog"] is kept
+
+
 def test_an_encoded_prompt_can_be_written_into_without_harm(adapter: PipelineAdapter) -> None:
     """The method writes weights into a text's mask; the next time the prompt is as it was."""
     text = adapter.encode("a fox in the park")
