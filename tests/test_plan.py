@@ -169,9 +169,17 @@ def test_the_command_line_changes_the_storys_method() -> None:
     ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else "",
 )
 def test_parts_can_be_left_out(parts: set[str], off: dict[str, object]) -> None:
-    method = plan_of(STORY, without=frozenset(parts)).settings.method
+    method = plan_of(STORY, without=frozenset(parts), method=("weighting=true",)).settings.method
     switches = {"weighting": True, "similarity": True, "blending": "joint"} | off
     assert {key: getattr(method, key) for key in switches} == switches
+
+
+def test_whether_prompts_are_weighed_is_the_models_choice_unless_somebody_says() -> None:
+    assert plan_of(STORY).settings.method.weighting is MODELS["mini"].weighting is False
+    assert plan_of(STORY, model="mochi").settings.method.weighting is True
+    assert plan_of(STORY, model="mochi", without=frozenset({"dipw"})).settings.method.weighting is False
+    text = STORY + "render: {method: {weighting: true}}\n"
+    assert plan_of(text).settings.method.weighting is True
 
 
 # what is set: words of the message

@@ -33,7 +33,7 @@ def writer(scorer: FakeScorer | None = None, **method: object) -> PromptWriter:
 
 def settings(**method: object) -> Settings:
     plan = plan_of("scenes:\n  - [a, b]\n", steps=STEPS)
-    return replace(plan.settings, method=Method.model_validate(method))
+    return replace(plan.settings, method=Method.model_validate({"weighting": True, **method}))
 
 
 def estimate(brightness: float) -> Tensor:

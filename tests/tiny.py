@@ -42,6 +42,7 @@ TINY = replace(
     text_length=16,
     seconds=1.0,
     steps=3,
+    weighting=True,
 )
 MOCHI = replace(TINY, even_steps=False)
 WAN = replace(

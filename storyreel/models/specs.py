@@ -113,7 +113,7 @@ WAN: dict[str, Any] = {
     "seconds": 4.5,
     "max_latents": 21,  # 81 frames
     "decoded_at_once": 1,
-    "overlap": 3,
+    "overlap": 1,
     "text_length": 512,
     "vae_dtype": "float32",
 }
@@ -129,7 +129,7 @@ LTX: dict[str, Any] = {
     "seconds": 4.0,
     "max_latents": 33,  # 257 frames
     "decoded_at_once": 4,
-    "overlap": 2,
+    "overlap": 1,
     "text_length": 128,
     "steps": 50,
     "guidance": 3.0,
@@ -193,7 +193,7 @@ MODELS: dict[str, ModelSpec] = {
             seconds=2.0,
             max_latents=28,  # 163 frames
             decoded_at_once=1,
-            overlap=2,
+            overlap=1,  # costs nothing: every segment has a first latent frame of its own
             text_length=256,
             steps=64,
             guidance=4.5,
@@ -219,7 +219,7 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
             revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
-            memory_gb={"high": 48.3, "balanced": 39.9, "low": 9.3},
+            memory_gb={"high": 48.3, "balanced": 39.9, "low": 8.6},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -233,7 +233,7 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.wan:WanAdapter",
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
-            memory_gb={"high": 76.8, "balanced": 68.5, "low": 9.3},
+            memory_gb={"high": 76.8, "balanced": 68.5, "low": 8.6},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -249,7 +249,7 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.ltx:LTXAdapter",
             hub="Lightricks/LTX-Video",
             revision="8984fa25007f376c1a299016d0957a37a2f797bb",
-            memory_gb={"high": 20.1, "balanced": 13.4, "low": 6.8},
+            memory_gb={"high": 19.7, "balanced": 13.4, "low": 6.3},
             licence="LTX-Video Open Weights License",
             **LTX,
         ),
@@ -260,7 +260,7 @@ MODELS: dict[str, ModelSpec] = {
             hub="Lightricks/LTX-Video-0.9.7-dev",
             revision="2101082f5eb5540770a2df43747feadb6f69b889",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
-            memory_gb={"high": 42.4, "balanced": 35.6, "low": 6.8},
+            memory_gb={"high": 41.9, "balanced": 35.6, "low": 6.3},
             licence="LTX-Video Open Weights License",
             **{**LTX, "text_length": 256},
         ),
