@@ -7,6 +7,7 @@ import gc
 import json
 import pkgutil
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -452,7 +453,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
 def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     """Living tensors are counted at every forward: they are a window's, not the story's."""
 
-    def most_bytes(scenes: int) -> int:
+    def most_bytes(scenes: int) -> tuple[int, int]:
         engine, peak = FakeEngine(), 0
 
         def count(_: int) -> None:
@@ -461,13 +462,20 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
             peak = max(peak, sum(t.nbytes for t in tensors))
 
         engine.adapter(MODELS["fake"]).on_predict = count
+        gc.collect()
         gc.freeze()  # what was there before is no part of it, and would be walked through every time
+        tracemalloc.start()
         make(tmp_path / str(scenes), story([SCENES[i % 6] for i in range(scenes)]), engine, steps=1)
+        _, others = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         gc.unfreeze()
-        return peak
+        return peak, others
 
-    short, long = most_bytes(8), most_bytes(32)
+    most_bytes(1)  # what is loaded once
+    (short, short_others), (long, long_others) = most_bytes(8), most_bytes(32)
     assert long <= short * 1.02
+    # All else that Python knows of: a scene adds its record, and none of its pictures.
+    assert long_others - short_others < 24 * 6 * (96 * 64 * 3) / 4
 
 
 def test_page_and_manifest_say_what_was_decided(tmp_path: Path) -> None:
