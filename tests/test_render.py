@@ -478,14 +478,16 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     assert long_others - short_others < 24 * 6 * (96 * 64 * 3) / 4
 
 
-def test_page_and_manifest_say_what_was_decided(tmp_path: Path) -> None:
-    make(tmp_path, story(cut=3), steps=8)
+@pytest.mark.parametrize("weighting", [True, False])
+def test_page_and_manifest_say_what_was_decided(tmp_path: Path, weighting: bool) -> None:
+    make(tmp_path, story(cut=3), steps=8, method=(f"weighting={weighting}",))
     manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
     assert "seam" not in manifest["segments"][0]["decided"] or not manifest["segments"][0]["decided"]["seam"]
     for segment in manifest["segments"]:
         weights = segment["decided"]["prompt_weights"]
         assert len(weights) == 8
         assert all(sum(pair) == pytest.approx(1, abs=1e-3) for pair in weights)
+        assert (len({tuple(pair) for pair in weights}) > 1) == weighting  # one joined text: a half each
     seams = [segment["decided"]["seam"] for segment in manifest["segments"][1:]]
     assert [seam["transition"] for seam in seams] == ["blend", "blend", "cut", "blend", "blend"]
     assert all((seam["overlap"] > 0) == (seam["transition"] == "blend") for seam in seams)
