@@ -26,6 +26,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._whole: set[Any] = set()
         self._alive = 0
         self.peak = 0
         self.operations = 0
@@ -34,10 +35,12 @@ class Meter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        with self:  # in inference mode, what consists of other operations comes undivided
-            divided = func.decompose(*args, **kwargs)
-        if divided is not NotImplemented:
-            return divided
+        if func not in self._whole:  # in inference mode, what consists of other operations comes undivided
+            with self:
+                divided = func.decompose(*args, **kwargs)
+            if divided is not NotImplemented:
+                return divided
+            self._whole.add(func)
         output = func(*args, **kwargs)
         if func.overloadpacket in COUNTED:
             self.operations += COUNTED[func.overloadpacket](*args, **kwargs, out_val=output)
