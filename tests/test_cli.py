@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -344,3 +345,23 @@ def test_of_eight_processes_one_works_and_seven_say_so(tmp_path: Path) -> None:
     assert sorted(code for _, code in results) == [0, *[74] * 7]
     assert all("another storyreel" in words for words, code in results if code == 74)
     assert (tmp_path / "out" / "short" / "short.mp4").exists()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc")
+def test_large_blocks_go_back_to_the_system() -> None:
+    """Also after larger ones, by which glibc would raise its limit: a mapped block says so before itself."""
+    code = (
+        "import ctypes, sys\n"
+        "from storyreel import cli\n"
+        "cli.app = lambda *arguments, **options: 0\n"
+        "try:\n"
+        "    cli.main()\n"
+        "except SystemExit:\n"
+        "    libc = ctypes.CDLL(None)\n"
+        "    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "    libc.free(libc.malloc(ctypes.c_size_t(16 << 20)))\n"
+        "    block = libc.malloc(ctypes.c_size_t(12 << 20))\n"
+        "    print(ctypes.c_size_t.from_address(block - 8).value & 2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
