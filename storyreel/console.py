@@ -110,11 +110,15 @@ class RenderDisplay:
         )
 
 
+def results() -> Console:
+    """Return what tables are printed on: stdout, of one width where it is no terminal."""
+    stdout = Console(highlight=False, markup=False)
+    return stdout if stdout.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
 def print_ablation(report: Mapping[str, Any]) -> None:
     """Print every variant's numbers on stdout, and how far they are from the full method's."""
-    stdout = Console(highlight=False, markup=False)
-    if not stdout.is_terminal:
-        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stdout = results()
     metrics = table_metrics(report["films"])
     films = len({(film["story"], film["seed"]) for film in report["films"]})
 
@@ -136,9 +140,7 @@ def print_ablation(report: Mapping[str, Any]) -> None:
 
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print what every variant takes on stdout, the first of them as the measure of the others."""
-    stdout = Console(highlight=False, markup=False)
-    if not stdout.is_terminal:
-        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stdout = results()
     stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
     title = (
         f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, "
@@ -176,9 +178,7 @@ def print_bench(report: Mapping[str, Any]) -> None:
 
 def print_calculation(report: Mapping[str, Any]) -> None:
     """Print what every variant would take on stdout, and how much memory that needs."""
-    stdout = Console(highlight=False, markup=False)
-    if not stdout.is_terminal:
-        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stdout = results()
     rows = report["variants"]
     title = (
         f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
@@ -229,9 +229,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     """Print runs side by side on stdout, then what is wrong with each film."""
     from storyreel.evaluation.report import ARROWS, best_runs, clock  # which needs torch
 
-    stdout = Console(highlight=False, markup=False)
-    if not stdout.is_terminal:
-        stdout = Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    stdout = results()
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
     count = len(evaluation.films)
     title = f"Mean ± standard deviation of {count} film{'s' if count != 1 else ''}"
