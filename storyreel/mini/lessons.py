@@ -18,23 +18,26 @@ from .world import (
     Character,
     Clip,
     Place,
+    Telling,
     allowed_actions,
     caption,
+    lit,
     sample_clip,
+    sample_telling,
     stage_clip,
 )
 
 FPS = 12.0
-WIDTH, HEIGHT = 96, 64
+WIDTH, HEIGHT = 192, 128
 PAIRS = tuple(dict.fromkeys((cast.first, cast.second) for _, cast in STORIES.values()))
 ALL_PAIRS = tuple(permutations(Character, 2))
 
-FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.24, 0.16  # shares of the lessons; the rest crosses
+FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.34, 0.1  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
-PAIR_SHARE = 0.2  # share of crossed lessons with two characters
+PAIR_SHARE = 0.3  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
 # Ways of telling a lesson, in hundredths; one that does not fit falls to the next that does.
-TELLINGS = {"nothing": 10, "scene": 12, "action": 12, "sentence": 3, "one text": 27, "side by side": 36}
+TELLINGS = {"nothing": 10, "scene": 10, "action": 8, "sentence": 4, "one text": 68}
 _UP_TO = dict(zip(TELLINGS, (hundredths / 100 for hundredths in accumulate(TELLINGS.values())), strict=True))
 
 
@@ -50,6 +53,7 @@ class Example:
     scene: str
     action: str
     speaks_alone: bool = True
+    telling: Telling | None = None
 
 
 def held_out(who: Character, place: Place, action: Action) -> bool:
@@ -102,7 +106,9 @@ def story_example(rng: Random, scene: Scene, cast: Cast, exact: float = EXACT_WO
     prop = scene.ball and scene.shows not in BALL_ACTIONS  # only the story's words tell of it
     if prop or rng.random() < exact:
         alone = scene.alone is scene.shows and not prop
-        return Example(clip, words(scene.scene, cast), words(scene.action, cast), alone)
+        telling = sample_telling(rng, clip, plain=True)
+        said = words(scene.scene, cast, telling.nouns), words(scene.action, cast, telling.nouns)
+        return Example(clip, lit(said[0], telling.light), said[1], alone, telling)
     return _captioned(rng, clip)
 
 
@@ -118,7 +124,8 @@ def action_example(rng: Random, scene: Scene, cast: Cast) -> Example:
         and not any(held_out(one, place, scene.alone) for one in who)
     ]
     clip = stage_clip(rng, rng.choice(places), who, scene.alone)
-    return Example(clip, "", words(scene.action, cast))
+    telling = sample_telling(rng, clip, plain=True)
+    return Example(clip, "", words(scene.action, cast, telling.nouns), True, telling)
 
 
 def crossed_example(rng: Random) -> Example:
@@ -142,32 +149,31 @@ def held_out_example(rng: Random) -> Example:
 def _captioned(rng: Random, clip: Clip) -> Example:
     # "is walking" alone must not mean going through a door.
     alone = clip.action not in DOOR_ACTIONS
-    return Example(clip, caption(rng, clip, "scene"), caption(rng, clip, "action"), alone)
+    telling = sample_telling(rng, clip)
+    scene, action = (caption(rng, clip, kind, telling) for kind in ("scene", "action"))
+    return Example(clip, scene, action, alone, telling)
 
 
-def sample_text(rng: Random, example: Example) -> tuple[str, ...]:
-    """Draw what the model is told, as prompts that are encoded apart.
+def sample_text(rng: Random, example: Example) -> str:
+    """Draw what the model is told: both prompts in one text, one of them, one sentence, or nothing.
 
-    Both prompts, in one text or side by side, one of them, one sentence, or nothing, by the
-    shares of `TELLINGS`. Without a scene, the action is all there is to tell.
+    By the shares of `TELLINGS`. Without a scene, the action is all there is to tell.
     """
     kind = rng.random()
     if kind < _UP_TO["nothing"]:
-        return ("",)
+        return ""
     if not example.scene:
-        return (example.action,)
+        return example.action
     if kind < _UP_TO["scene"]:
-        return (example.scene,)
+        return example.scene
     if kind < _UP_TO["action"] and example.speaks_alone:
-        return (example.action,)
+        return example.action
     if kind < _UP_TO["sentence"] and not example.clip.ball:
-        return (caption(rng, example.clip, "both"),)
-    if kind < _UP_TO["one text"]:
-        return (joined_prompt(example.scene, example.action),)
-    return (example.scene, example.action)
+        return caption(rng, example.clip, "both", example.telling)
+    return joined_prompt(example.scene, example.action)
 
 
 def all_texts(rng: Random, count: int) -> Iterator[str]:
     """Yield ``count`` texts of random lessons, for fitting the tokenizer."""
     for _ in range(count):
-        yield from sample_text(rng, sample_example(rng))
+        yield sample_text(rng, sample_example(rng))

@@ -15,7 +15,7 @@ from storyreel.models.mochi_attention import use_batched_attention
 from .codec import CHANNELS
 
 TEXT_WIDTH = 128
-TEXT_LENGTH = 64  # tokens; the longest shipped scene has 43
+TEXT_LENGTH = 80  # tokens
 CLIP_WIDTH = 128
 CLIP_IMAGE = 96  # pixels square
 ROPE_BASE = 192  # `MochiRoPE` stretches every picture to this area
@@ -73,9 +73,9 @@ def build_transformer(grid: tuple[int, int]) -> MochiTransformer3DModel:
     """
     model = MochiTransformer3DModel(
         patch_size=2,
-        num_attention_heads=6,
+        num_attention_heads=7,
         attention_head_dim=32,
-        num_layers=7,
+        num_layers=6,
         pooled_projection_dim=TEXT_WIDTH,
         in_channels=CHANNELS,
         text_embed_dim=TEXT_WIDTH,

@@ -8,6 +8,7 @@ world. The training draws its lessons from here; a judge takes the expected answ
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .world import Action, Character, Place
@@ -135,13 +136,16 @@ STORIES: dict[str, tuple[str, Cast]] = {
 }
 
 
-def words(template: str, cast: Cast) -> str:
-    """Fill a prompt's placeholders with the characters' plain names."""
+def words(template: str, cast: Cast, nouns: Sequence[str] = ()) -> str:
+    """Fill a prompt's placeholders with the characters' plain names, or with ``nouns``."""
+    plain = [NAMES[who].partition(" ")[2] for who in (cast.first, cast.second)]
+    known = (*nouns, *plain[len(nouns) :])
 
     def name(match: re.Match[str]) -> str:
-        who = cast.first if match[1] == "first" else cast.second
+        second = match[1] == "second"
+        noun = known[second]
         if match[2] == "possessive":
-            return POSSESSIVES.get(who, "its")
-        return NAMES[who].partition(" ")[2] if match[2] == "noun" else NAMES[who]
+            return POSSESSIVES.get(cast.second if second else cast.first, "its")
+        return noun if match[2] == "noun" else f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
     return re.sub(r"\{(first|second)(?:\.(\w+))?\}", name, template)

@@ -1,6 +1,6 @@
 """Training of the embedded model, one command per part, on a CPU or a GPU.
 
-    python -m storyreel.mini.train codec --out run        # bases, then the decoder
+    python -m storyreel.mini.train codec --out run        # encoder and decoder
     python -m storyreel.mini.train transformer --out run  # text encoder and transformer
     python -m storyreel.mini.train scorer --out run       # text-image encoder
     python -m storyreel.mini.train judge --out run        # for measuring only
@@ -26,6 +26,7 @@ from storyreel.models.specs import MINI_WEIGHTS
 from .training.codec import train_codec
 from .training.export import export, import_weights
 from .training.judge import train_judge
+from .training.loop import PRECISIONS
 from .training.scorer import train_scorer
 from .training.transformer import train_transformer
 
@@ -54,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pool", type=int, default=4000, help="clips kept in memory")
     parser.add_argument("--fresh", type=int, default=1, help="clips drawn anew at every step")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="bf16 where it is native")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--to", default=str(MINI_WEIGHTS), help="export, import: the folder of the weights")
     return parser.parse_args()

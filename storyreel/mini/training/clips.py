@@ -1,4 +1,4 @@
-"""Lessons drawn as pictures, and as the latents of the codec's bases."""
+"""Lessons drawn as pictures, and as the latents of the codec."""
 
 from __future__ import annotations
 
@@ -7,78 +7,81 @@ from pathlib import Path
 from random import Random
 
 import torch
+from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
 from storyreel.mini import codec
 from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, Example, sample_example
-from storyreel.mini.world import BALL_TAG, draw_clip
+from storyreel.mini.world import draw_clip
 
-LENGTHS = ((9, 0.55), (5, 0.35), (13, 0.1))  # latent frames of a lesson, and how often
+from .layout import Facts, Layout, facts_of, layout_of
+
+LENGTHS = ((5, 0.3), (9, 0.3), (11, 0.25), (13, 0.15))  # latent frames of a lesson, and how often
 BACKSTAGE = 1  # seed of the clips that the bases are fitted on
-BASIS_CLIPS = 320
+BASIS_CLIPS = 160
+CALIBRATION_CLIPS = 96
 
 
 def draw(example: Example, latent_frames: int) -> tuple[Tensor, Tensor]:
-    """Draw a lesson's pictures (3, T, H, W) in [-1, 1] and owners (T, H, W)."""
+    """Draw a lesson's pictures, uint8 (T, H, W, 3), and tags (T, H, W)."""
     frames = codec.FRAMES_PER_LATENT * (latent_frames - 1) + 1
-    images, owners = draw_clip(example.clip, frames, FPS, WIDTH, HEIGHT)
-    video = torch.from_numpy(images).permute(3, 0, 1, 2).float() / 127.5 - 1
-    return video, torch.from_numpy(owners)
+    images, tags = draw_clip(example.clip, frames, FPS, WIDTH, HEIGHT)
+    return torch.from_numpy(images), torch.from_numpy(tags)
 
 
-def coverage(owners: Tensor) -> Tensor:
-    """Return how much of each latent cell belongs to an actor: (T, H, W) to (L, H/8, W/8)."""
-    mask = (owners > 0).float() + (owners == BALL_TAG).float()
-    mask = torch.cat([mask[:1].expand(codec.FRAMES_PER_LATENT - 1, -1, -1), mask])
-    return torch.nn.functional.avg_pool3d(
-        mask[None], (codec.FRAMES_PER_LATENT, codec.PIXELS_PER_LATENT, codec.PIXELS_PER_LATENT)
-    )[0]
+def as_video(images: Tensor) -> Tensor:
+    """Turn pictures uint8 (N, T, H, W, 3) into (N, 3, T, H, W) in [-1, 1]."""
+    return images.movedim(-1, 1).float() / 127.5 - 1
 
 
-def fitted_stages(folder: Path) -> list[codec.Stage]:
-    """Return the codec's bases from ``folder``, or fit and keep them there."""
-    path = folder / "bases.pt"
+def drawn_videos(seed: int, count: int, latent_frames: int) -> tuple[Tensor, Tensor]:
+    """Draw ``count`` lessons as one batch of `as_video`, and where their actors are (N, T, H, W)."""
+    rng = Random(seed)
+    drawn = [draw(sample_example(rng), latent_frames) for _ in range(count)]
+    images, tags = (torch.stack(part) for part in zip(*drawn, strict=True))
+    return as_video(images), tags > 0
+
+
+def trained_codec(folder: Path) -> AutoencoderKLMochi:
+    """Return the codec as far as it has been trained; a new one begins as a PCA."""
+    path = folder / "codec"
     if path.exists():
-        return [codec.Stage(*parts) for parts in torch.load(path, weights_only=True)]
-    rng = Random(BACKSTAGE)
-    drawn = [draw(sample_example(rng), 9) for _ in range(BASIS_CLIPS)]
-    video, owners = (torch.stack(part) for part in zip(*drawn, strict=True))
-    stages = codec.fit_stages(video, owners, torch.Generator().manual_seed(BACKSTAGE))
-    save_stages(stages, folder)
-    return stages
-
-
-def save_stages(stages: list[codec.Stage], folder: Path) -> None:
-    """Keep bases where `fitted_stages` finds them."""
-    torch.save([(s.basis, s.mean, s.variance) for s in stages], folder / "bases.pt")
+        return AutoencoderKLMochi.from_pretrained(path, local_files_only=True)
+    stages = codec.fit_stages(
+        *drawn_videos(BACKSTAGE, BASIS_CLIPS, 3), torch.Generator().manual_seed(BACKSTAGE)
+    )
+    return codec.build(stages)
 
 
 @dataclass
 class Lesson:
-    """A drawn example: latents (C, L, H, W) in half precision and the actors' coverage."""
+    """A drawn example: normalised latents (C, L, H, W) in half precision, and what is true of it."""
 
     example: Example
     latents: Tensor
-    coverage: Tensor
+    layout: Layout
+    facts: Facts
 
 
 class Pool:
     """A reservoir of drawn lessons of which a few are drawn anew at every step."""
 
-    def __init__(self, stages: list[codec.Stage], size: int, seed: int) -> None:
+    def __init__(self, vae: AutoencoderKLMochi, size: int, seed: int) -> None:
         self._rng = Random(seed)
-        self._stages = stages
-        self._scale = codec.latent_scale(stages)[:, None, None, None]
+        self._vae = vae
         self._lessons = {
             length: [self._draw(length) for _ in range(max(1, round(size * share)))]
             for length, share in LENGTHS
         }
 
+    @torch.no_grad()
     def _draw(self, length: int) -> Lesson:
         example = sample_example(self._rng)
-        video, owners = draw(example, length)
-        latents = codec.linear_encode(self._stages, video[None])[0] / self._scale
-        return Lesson(example, latents.half(), coverage(owners)[None].half())
+        images, tags = draw(example, length)
+        device = next(self._vae.parameters()).device
+        raw = codec.raw_latents(self._vae, as_video(images[None]).to(device))
+        latents = codec.normalised(self._vae, raw)[0].cpu().half()
+        return Lesson(example, latents, layout_of(tags, example.clip), facts_of(example.clip))
 
     def batch(self, size: int, fresh: int) -> list[Lesson]:
         """Return ``size`` lessons of one random length after drawing ``fresh`` new ones."""

@@ -17,8 +17,7 @@ from storyreel.mini.judge import WEIGHTS
 from storyreel.models.base import write_checksums
 from storyreel.models.pipeline import PREVIEW
 
-from .clips import fitted_stages, save_stages
-from .codec import trained_codec
+from .clips import BACKSTAGE, CALIBRATION_CLIPS, drawn_videos, trained_codec
 
 INDEX = {
     "_class_name": "MochiPipeline",
@@ -38,9 +37,10 @@ def export(options: argparse.Namespace) -> None:
     """
     folder, target = Path(options.out), Path(options.to)
     target.mkdir(parents=True, exist_ok=True)
-    stages = fitted_stages(folder)
-    save_file({key: value.half() for key, value in codec.preview(stages).items()}, target / PREVIEW)
-    trained_codec(folder, stages).half().save_pretrained(target / "vae")
+    vae = trained_codec(folder)
+    preview = codec.fit_preview(vae, drawn_videos(BACKSTAGE, min(options.pool, CALIBRATION_CLIPS), 3)[0])
+    save_file({key: value.half() for key, value in preview.items()}, target / PREVIEW)
+    vae.half().save_pretrained(target / "vae")
     transformer = MochiTransformer3DModel.from_pretrained(folder / "transformer", local_files_only=True)
     transformer.half().save_pretrained(target / "transformer")
     T5EncoderModel.from_pretrained(folder / "text_encoder", local_files_only=True).half().save_pretrained(
@@ -70,11 +70,10 @@ def export(options: argparse.Namespace) -> None:
 def import_weights(options: argparse.Namespace) -> None:
     """Begin a run with exported weights, so that training goes on from them.
 
-    Their bases and tokenizer are kept; every part starts anew with its optimiser.
+    Their tokenizer is kept; every part starts anew with its optimiser.
     """
     source, folder = Path(options.to), Path(options.out)
     vae = AutoencoderKLMochi.from_pretrained(source / "vae", local_files_only=True, torch_dtype=torch.float32)
-    save_stages(codec.stages_of(vae), folder)
     vae.save_pretrained(folder / "codec")
     transformer = MochiTransformer3DModel.from_pretrained(source / "transformer", local_files_only=True)
     transformer.float().save_pretrained(folder / "transformer")

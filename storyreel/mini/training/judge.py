@@ -14,24 +14,29 @@ from torch.nn import functional as F
 from storyreel.mini.judge import (
     ACTIONS,
     CHARACTERS,
+    LIGHTS,
     PLACES,
     STRIDE,
     WEIGHTS,
     Judge,
+    Scores,
     Verdict,
+    as_seen,
     load_judge,
     loosened,
     truth,
 )
-from storyreel.mini.lessons import ALL_PAIRS, FPS, HEIGHT, WIDTH, sample_example
-from storyreel.mini.world import Character, Clip, Place, Stage, sample_clip, stage_clip
+from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example
+from storyreel.mini.spoiling import Footage, filmed, spoilt
+from storyreel.mini.world import COLOURS, Character, Clip, Place, sample_clip, stage_clip, wear_of
 
-from .loop import Average, AverageState, Run, cosine
+from .loop import Average, AverageState, Run, autocast, cosine
 
 SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
 PAIR_SHARE = 0.35
-UNSEEN = 400  # true clips that a save measures
+SPOILT_SHARE = 0.25
+UNSEEN = 400  # true clips that a save measures, and half as many spoilt ones
 
 
 def any_clip(rng: Random) -> Clip:
@@ -43,15 +48,14 @@ def any_clip(rng: Random) -> Clip:
     return loosened(rng, stage_clip(rng, place, who, sample_clip(rng, place, who).action))
 
 
-def pictures(rng: Random, clip: Clip) -> Tensor:
-    """Draw what the judge looks at, uint8 (T, H, W, 3), from a start within the first beat."""
-    stage, start = Stage(clip, WIDTH, HEIGHT), rng.uniform(0.0, 0.3)
-    frames = [stage.frame(start + STRIDE * i / FPS)[0] for i in range(FRAMES)]
-    return torch.stack([torch.from_numpy(frame) for frame in frames])
+def footage_of(rng: Random, clip: Clip) -> Footage:
+    """Draw what the judge looks at, from a start within the first beat."""
+    start = rng.uniform(0.0, 0.3)
+    return filmed(clip, [start + STRIDE * i / FPS for i in range(FRAMES)])
 
 
-def spoilt(videos: Tensor, rng: Random, noise: torch.Generator) -> Tensor:
-    """Blur, brighten and speckle videos (B, 3, T, H, W): a model's pictures are not so clean."""
+def worsened(videos: Tensor, rng: Random, noise: torch.Generator) -> Tensor:
+    """Blur, brighten and speckle videos (B, 3, T, H, W), as a model does; they stay readable."""
     if rng.random() < 0.4:
         b, c, t, h, w = videos.shape
         flat = videos.transpose(1, 2).reshape(b * t, c, h, w)
@@ -62,12 +66,32 @@ def spoilt(videos: Tensor, rng: Random, noise: torch.Generator) -> Tensor:
     return videos * rng.uniform(0.92, 1.05) + rng.uniform(-0.06, 0.06) + speckle
 
 
-def targets(verdicts: list[Verdict]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return who is there (B, characters), place (B,) and action (B,)."""
+def judge_loss(scores: Scores, verdicts: list[Verdict | None]) -> Tensor:
+    """Compare with what is true; None is a spoilt clip, of which nothing else is asked."""
+    device = scores.ruin.device
+    ruin = torch.tensor([float(v is None) for v in verdicts], device=device)
+    loss = 2 * F.binary_cross_entropy_with_logits(scores.ruin.float(), ruin)
+    kept = [i for i, v in enumerate(verdicts) if v is not None]
+    true = [v for v in verdicts if v is not None]
+    if not true:
+        return loss
+
+    def classes(logits: Tensor, numbers: list[int]) -> Tensor:
+        return F.cross_entropy(logits.float(), torch.tensor(numbers, device=device))
+
+    who = torch.tensor([[float(c in v.characters) for c in CHARACTERS] for v in true], device=device)
+    loss = loss + 3 * F.binary_cross_entropy_with_logits(scores.characters[kept].float(), who)
+    loss = loss + classes(scores.places[kept], [PLACES.index(v.place) for v in true])
+    loss = loss + classes(scores.actions[kept], [ACTIONS.index(v.action) for v in true])
+    loss = loss + classes(scores.lights[kept], [LIGHTS.index(v.light) for v in true])
+    loss = loss + classes(scores.arrangements[kept], [v.arrangement for v in true])
+    seen = [(i, who, look) for i, v in zip(kept, true, strict=True) for who, look in v.looks.items()]
+    rows = [i for i, _, _ in seen], [CHARACTERS.index(who) for _, who, _ in seen]
+    colours = [COLOURS[who].index(look.colour) for _, who, look in seen]
     return (
-        torch.tensor([[float(c in v.characters) for c in CHARACTERS] for v in verdicts]),
-        torch.tensor([PLACES.index(v.place) for v in verdicts]),
-        torch.tensor([ACTIONS.index(v.action) for v in verdicts]),
+        loss
+        + classes(scores.colours[rows], colours)
+        + classes(scores.wear[rows], [wear_of(who).index(look.wear) for _, who, look in seen])
     )
 
 
@@ -83,25 +107,32 @@ def train_judge(options: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.03)
     average = Average(list(judge.parameters()))
 
-    def drawn() -> tuple[Tensor, Verdict]:
-        clip = any_clip(rng)
-        return pictures(rng, clip), truth(clip)
+    def drawn() -> tuple[Tensor, Verdict | None]:
+        footage = footage_of(rng, any_clip(rng))
+        if rng.random() >= SPOILT_SHARE:
+            return torch.from_numpy(footage.pictures), truth(footage.clip)
+        return torch.from_numpy(spoilt(rng, footage, footage_of(rng, any_clip(rng)))), None
 
-    pool = [drawn() for _ in range(min(options.pool, 800))]
+    def seen(clip: Tensor) -> Tensor:
+        return ((as_seen(clip) + 1) * 127.5).round().to(torch.uint8)
+
+    def entry() -> tuple[Tensor, Verdict | None]:
+        clip, verdict = drawn()
+        return seen(clip), verdict
+
+    pool = [entry() for _ in range(min(options.pool, 1200))]
 
     def step_fn(step: int, progress: float) -> float:
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * options.rate * min(1.0, (step + 1) / 100) * cosine(progress)
         for _ in range(4 * options.fresh):
-            pool[rng.randrange(len(pool))] = drawn()
+            pool[rng.randrange(len(pool))] = entry()
         clips, verdicts = zip(*rng.choices(pool, k=options.batch), strict=True)
         shown = rng.choice((FRAMES, FRAMES, 9))
-        videos = torch.stack(clips)[:, :shown].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
-            scores = judge(spoilt(videos, rng, noise).to(device))
-        who, where, what = (part.to(device) for part in targets(list(verdicts)))
-        loss = F.cross_entropy(scores[1].float(), where) + F.cross_entropy(scores[2].float(), what)
-        loss = loss + 3 * F.binary_cross_entropy_with_logits(scores[0].float(), who)
+        videos = torch.stack(clips)[:, :, :shown].float() / 127.5 - 1
+        with autocast(device, options.precision):
+            scores = judge(worsened(videos, rng, noise).to(device))
+        loss = judge_loss(scores, list(verdicts))
         loss.backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimiser.step()
@@ -112,17 +143,42 @@ def train_judge(options: argparse.Namespace) -> None:
     def save_fn(_: Path) -> None:
         average.swap()
         save_file(judge.cpu().state_dict(), weights)
-        unseen = Random(options.seed + SEED + 1)
-        clips = [sample_example(unseen).clip for _ in range(UNSEEN)]
-        shown = [pictures(unseen, clip).repeat_interleave(STRIDE, 0) for clip in clips]
-        verdicts = [judge.judge(frames).verdict for frames in shown]
-        right = [
-            (v.characters == t.characters, v.place is t.place, v.action is t.action)
-            for v, t in zip(verdicts, map(truth, clips), strict=True)
-        ]
-        shares = [100 * sum(column) / len(right) for column in zip(*right, strict=True)]
-        print("characters {:.1f}, place {:.1f}, action {:.1f} %".format(*shares), flush=True)
+        print(judge_report(judge, Random(options.seed + SEED + 1), UNSEEN), flush=True)
         judge.to(device)
         average.swap()
 
     run.loop({"judge": judge, "optimiser": optimiser, "average": AverageState(average)}, step_fn, save_fn)
+
+
+def judge_report(judge: Judge, rng: Random, count: int) -> str:
+    """Say how a judge does on unseen true clips, and on half as many spoilt ones."""
+    right: list[tuple[bool, ...]] = []
+    true_ruins, spoilt_ruins = [], []
+    for index in range(count):
+        footage = footage_of(rng, sample_example(rng).clip)
+        opinion = judge.judge(torch.from_numpy(footage.pictures).repeat_interleave(STRIDE, 0))
+        said, true = opinion.verdict, truth(footage.clip)
+        looks = [said.looks.get(who) for who in true.looks]
+        right.append(
+            (
+                said.characters == true.characters,
+                said.place is true.place,
+                said.action is true.action,
+                looks == list(true.looks.values()),
+                said.light is true.light,
+                said.arrangement == true.arrangement,
+            )
+        )
+        true_ruins.append(opinion.ruin)
+        if index % 2:
+            pictures = spoilt(rng, footage, footage_of(rng, any_clip(rng)))
+            spoilt_ruins.append(judge.judge(torch.from_numpy(pictures).repeat_interleave(STRIDE, 0)).ruin)
+    shares = [100 * sum(column) / len(right) for column in zip(*right, strict=True)]
+    limit = torch.tensor(true_ruins).quantile(0.995)
+    caught = 100 * float((torch.tensor(spoilt_ruins) > limit).float().mean()) if spoilt_ruins else 0.0
+    return (
+        "characters {:.1f}, place {:.1f}, action {:.1f}, looks {:.1f}, light {:.1f}, set {:.1f} %".format(
+            *shares
+        )
+        + f"; above {limit:.2f}, half a per cent of the true: {caught:.1f} % of the spoilt"
+    )

@@ -23,18 +23,20 @@ from storyreel.plan import Overrides, make_plan
 from storyreel.sampling import sample
 from storyreel.story import Story
 
-from .clips import Pool, fitted_stages
-from .codec import trained_codec
-from .loop import Average, AverageState, Run, save_sheet
+from .clips import Pool, trained_codec
+from .layout import CELLS, PATCH, TAGS, LayoutHead, layout_loss
+from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_sheet
 
-GRID = (HEIGHT // codec.PIXELS_PER_LATENT // 2, WIDTH // codec.PIXELS_PER_LATENT // 2)
+GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LATENT // PATCH)
+LAYOUT_AFTER = 3  # blocks: where the layout is read off
+LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 
 
 def fitted_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
     """Return the tokenizer from ``folder``, or fit and keep it there."""
     path = folder / "tokenizer"
     if not path.exists():
-        nets.build_tokenizer(all_texts(Random(seed), 6000)).save_pretrained(path)
+        nets.build_tokenizer(all_texts(Random(seed), 12_000)).save_pretrained(path)
     return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
 
 
@@ -50,46 +52,42 @@ def networks(folder: Path, vocabulary: int) -> tuple[T5EncoderModel, MochiTransf
 
 
 def train_transformer(options: argparse.Namespace) -> None:
-    """Train text encoder and transformer together by flow matching."""
+    """Train text encoder and transformer together by flow matching, with a head for the layout."""
     device, folder = torch.device(options.device), Path(options.out)
     run = Run("transformer", folder, options.steps, options.minutes)
     torch.manual_seed(options.seed)
     seed = run.fresh_seed(options.seed)
     texts = Random(seed)
     noise = torch.Generator().manual_seed(seed)
-    stages = fitted_stages(folder)
+    vae = trained_codec(folder)
     tokenizer = fitted_tokenizer(folder, options.seed)
     text_encoder, transformer = networks(folder, len(tokenizer))
     text_encoder, transformer = text_encoder.to(device), transformer.to(device)
-    pool = Pool(stages, options.pool, seed + 1)
+    head = LayoutHead(transformer.patch_embed.proj.out_channels).to(device)
+    pool = Pool(vae.to(device), options.pool, seed + 1)
     if options.compile:
         for block in transformer.transformer_blocks:
             block.compile(dynamic=True)
+    middle: list[Tensor] = []
+    transformer.transformer_blocks[LAYOUT_AFTER - 1].register_forward_hook(
+        lambda block, inputs, output: middle.append(output[0])
+    )
 
     matrices = [
         p for n, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "norm" not in n
     ]
     chosen = {id(p) for p in matrices}
     parameters = [*transformer.parameters(), *text_encoder.parameters()]
-    rest = [p for p in parameters if id(p) not in chosen]
-    muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=0.05)
+    rest = [p for p in (*parameters, *head.parameters()) if id(p) not in chosen]
+    muon = Muon(matrices, lr=7e-3, weight_decay=0.1, bf16=in_bf16(device, options.precision))
     adam = torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0)
     rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
     average = Average(parameters)
 
-    def embed(told: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-        """Encode every prompt apart; the tokens of two stand side by side, each at half weight."""
-        texts = [(*prompts, "")[:2] for prompts in told]
-        flat = [prompt for side in zip(*texts, strict=True) for prompt in side]
-        tokens = tokenizer(flat, padding=True, truncation=True, return_tensors="pt").to(device)
+    def embed(told: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = tokenizer(told, padding=True, truncation=True, return_tensors="pt").to(device)
         states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        mask = tokens.attention_mask.bool()
-        missing = [len(told) + i for i, prompts in enumerate(told) if len(prompts) < 2]
-        mask[missing] = False
-        states, mask = torch.cat(states.chunk(2), 1), torch.cat(mask.chunk(2), 1)
-        order = (~mask).int().argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
-        weight = torch.tensor([[1 / len(prompts)] for prompts in told], device=device)
-        return states.take_along_dim(order[..., None], 1), mask.take_along_dim(order, 1) * weight
+        return states, tokens.attention_mask.bool()
 
     def step_fn(step: int, progress: float) -> float:
         scale = options.rate * min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
@@ -97,22 +95,26 @@ def train_transformer(options: argparse.Namespace) -> None:
             group["lr"] = rate * scale
         lessons = pool.batch(options.batch, options.fresh)
         clean = torch.stack([lesson.latents for lesson in lessons]).float()
-        cover = torch.stack([lesson.coverage for lesson in lessons]).float()
+        layout = torch.stack([lesson.layout for lesson in lessons])
+        facts = torch.stack([lesson.facts for lesson in lessons])
         eps = torch.randn(clean.shape, generator=noise)
         sigma = torch.sigmoid(torch.randn(len(lessons), generator=noise) - 0.3)
         uniform = torch.rand(len(lessons), generator=noise)
         sigma = torch.where(torch.rand(len(lessons), generator=noise) < 0.25, uniform, sigma)
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
-        noisy, target, weight = (1 - s) * eps + s * clean, clean - eps, 1 + 3 * cover * s
-        with torch.autocast(device.type, torch.bfloat16):
+        noisy, target = (1 - s) * eps + s * clean, clean - eps
+        weight = 1 + 3 * covered(layout, clean.shape) * s
+        with autocast(device, options.precision):
             states, mask = embed([sample_text(texts, lesson.example) for lesson in lessons])
             velocity = transformer(
                 noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
             )[0]
+            predicted = head(middle.pop())
         error, weight = velocity.float() - target.to(device), weight.to(device)
         # Errors that differ from one latent frame to the next flicker: they count once more.
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:]).mean()
-        ((error.square() * weight).mean() + 0.5 * flicker).backward()
+        loss = (error.square() * weight).mean() + 0.5 * flicker
+        (loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))).backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
         muon.step()
         adam.step()
@@ -125,10 +127,10 @@ def train_transformer(options: argparse.Namespace) -> None:
         average.swap()
         transformer.save_pretrained(folder / "transformer")
         text_encoder.save_pretrained(folder / "text_encoder")
-        vae = trained_codec(folder, stages)
         parts = Parts([transformer], vae, text_encoder, tokenizer)
         adapter = MochiAdapter(MODELS["mini"], device, parts)
         save_sheet(list(sample_films(adapter)), path)
+        middle.clear()
         for network in (transformer, text_encoder):
             network.train()
         average.swap()
@@ -136,6 +138,7 @@ def train_transformer(options: argparse.Namespace) -> None:
     state = {
         "transformer": transformer,
         "text_encoder": text_encoder,
+        "head": head,
         "muon": muon,
         "adam": adam,
         "average": AverageState(average),
@@ -143,7 +146,17 @@ def train_transformer(options: argparse.Namespace) -> None:
     run.loop(state, step_fn, sheet_fn)
 
 
-def sample_films(adapter: MochiAdapter, story: str = "nyc", scenes: int = 12) -> Iterator[Tensor]:
+def covered(layout: Tensor, shape: torch.Size) -> Tensor:
+    """Return how much of each latent belongs to an actor or, twice, to the ball: (B, 1, L, H, W)."""
+    side = round(CELLS**0.5)
+    rows, columns = shape[3] // PATCH, shape[4] // PATCH
+    tags = layout[..., : len(TAGS) * CELLS].float().unflatten(-1, (len(TAGS), side, side)) / 255
+    cover = tags.sum(3) + tags[:, :, :, -1]  # (B, L, tokens, side, side)
+    cells = cover.unflatten(2, (rows, columns)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+    return nn.functional.adaptive_avg_pool2d(cells, (shape[3], shape[4]))[:, None]
+
+
+def sample_films(adapter: MochiAdapter, story: str = "dc", scenes: int = 13) -> Iterator[Tensor]:
     """Yield pictures (3, T, H, W) of a story's first scenes, each rendered alone."""
     plot, cast = STORIES[story]
     lessons = PLOTS[plot][:scenes]

@@ -13,29 +13,40 @@ Typical use::
     text = caption(rng, clip, kind="both")
 """
 
-from .basics import BALL_TAG, ByteArray
-from .captions import CaptionKind, caption
+from .basics import BALL_TAG, ByteArray, owners_of
+from .captions import CaptionKind, Telling, caption, lit, look_name, sample_telling
 from .drawing import Stage, draw_clip, draw_frame
 from .model import (
+    ARRANGEMENTS,
     BALL_ACTIONS,
+    COLOURS,
     DOOR_ACTIONS,
     DUET_ACTIONS,
+    LOOKS,
     PEOPLE,
     Action,
     Actor,
     Backdrop,
     Character,
     Clip,
+    Light,
+    Look,
+    Part,
     Place,
     allowed_actions,
+    tag_of,
+    wear_of,
 )
 from .sampling import sample_clip, stage_clip
 
 __all__ = [
+    "ARRANGEMENTS",
     "BALL_ACTIONS",
     "BALL_TAG",
+    "COLOURS",
     "DOOR_ACTIONS",
     "DUET_ACTIONS",
+    "LOOKS",
     "PEOPLE",
     "Action",
     "Actor",
@@ -44,12 +55,22 @@ __all__ = [
     "CaptionKind",
     "Character",
     "Clip",
+    "Light",
+    "Look",
+    "Part",
     "Place",
     "Stage",
+    "Telling",
     "allowed_actions",
     "caption",
     "draw_clip",
     "draw_frame",
+    "lit",
+    "look_name",
+    "owners_of",
     "sample_clip",
+    "sample_telling",
     "stage_clip",
+    "tag_of",
+    "wear_of",
 ]

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 VIEW_HEIGHT = 64.0
-SUPERSAMPLING = 3
+SUPERSAMPLING = 2
 BALL_TAG = 255
+PART_BITS = 4  # of a tag: the lower ones say which part of an actor it is
 BALL_RADIUS = 4.0
 PAN_SECONDS = 6.0  # the painted backdrop is wide enough for this much panning
 PERSON_HEIGHT = 1.25  # a person's body unit relative to an animal's
@@ -54,3 +55,8 @@ def ease(value: float) -> float:
 def wave(t: float, hertz: float, phase: float = 0.0) -> float:
     """Return a sine of ``hertz`` cycles per second; ``phase`` is in cycles."""
     return math.sin(TURN * (hertz * t + phase))
+
+
+def owners_of(tags: ByteArray) -> ByteArray:
+    """Return who owns each pixel: 0 the background, 1, 2, ... the actors, ``BALL_TAG`` the ball."""
+    return np.where(tags == BALL_TAG, BALL_TAG, tags >> PART_BITS).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Drawing clips: frames and owner masks."""
+"""Drawing clips: frames, and masks of what every pixel belongs to."""
 
 from __future__ import annotations
 
@@ -28,12 +28,24 @@ from .model import (
     Actor,
     Anchors,
     Clip,
+    Light,
+    Part,
     Place,
     Pose,
     View,
+    tag_of,
 )
 from .motions import ball_position, door_opening, door_progress, pose_actor
 from .places import PLACE_STYLES, door_centre, draw_door
+
+_IS_OWNED = [0] + 255 * [255]  # from tags to coverage
+
+# What light multiplies the colours of the scenery and of the actors by.
+LIGHTS: dict[Light, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    Light.DAY: ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0)),
+    Light.DUSK: ((1.0, 0.72, 0.52), (1.0, 0.88, 0.74)),
+    Light.NIGHT: ((0.33, 0.4, 0.63), (0.72, 0.76, 0.92)),
+}
 
 
 class Stage:
@@ -54,8 +66,8 @@ class Stage:
         self._style.paint(scenery, clip.backdrop, self.view.width)
         self._scenery = image
 
-    def frame(self, t: float) -> tuple[ByteArray, ByteArray]:
-        """Return the image (H, W, 3) and the owner mask (H, W) ``t`` seconds into the clip."""
+    def frame(self, t: float, empty: bool = False) -> tuple[ByteArray, ByteArray]:
+        """Return the image (H, W, 3) and the tags (H, W) ``t`` seconds into the clip; ``empty`` of actors."""
         t *= TEMPO
         canvas = self._window(t)
         clip, view = self.clip, self.view
@@ -64,14 +76,16 @@ class Stage:
             self._style.animate(canvas, clip.backdrop, t, view.width)
         canvas.origin = 0.0
         poses = [pose_actor(actor, t, view, self._style.bench) for actor in clip.actors]
-        for pose in poses:
+        for pose in () if empty else poses:
             if pose.shadow:
                 self._draw_shadow(canvas, pose)
         order = sorted(range(len(poses)), key=lambda index: clip.actors[index].depth)
         anchors = {}
-        for index in order:
-            anchors[index] = draw_actor(canvas, clip.actors[index], poses[index], index + 1)
-        if clip.ball:
+        for index in () if empty else order:
+            anchors[index] = draw_actor(
+                canvas, clip.actors[index], poses[index], tag_of(index + 1, Part.BODY)
+            )
+        if clip.ball and not empty:
             x, y = ball_position(clip.actors[0], poses[0], anchors[0], t, view)
             with canvas.owned(BALL_TAG):
                 draw_ball(canvas, x, y)
@@ -109,10 +123,16 @@ class Stage:
                 canvas.ellipse(x, pose.y - 1 - 1.6 * grow, 2.6 - 0.7 * grow, 1.9 - 0.5 * grow, tone)
 
     def _finish(self, image: Image.Image) -> tuple[ByteArray, ByteArray]:
-        """Average the colours and pick the owners of the pixels' centres."""
+        """Average the colours, light them, and pick the tags of the pixels' centres."""
         small = np.asarray(image.reduce(SUPERSAMPLING))[..., :3]
-        owners = np.asarray(image.resize((self.width, self.height), Image.Resampling.NEAREST))
-        return np.ascontiguousarray(small), np.ascontiguousarray(owners[..., 3])
+        tags = np.ascontiguousarray(np.asarray(image)[..., 3][1::SUPERSAMPLING, 1::SUPERSAMPLING])
+        if self.clip.backdrop.light is not Light.DAY:
+            scenery, actors = LIGHTS[self.clip.backdrop.light]
+            covered = image.getchannel("X").point(_IS_OWNED).reduce(SUPERSAMPLING)
+            share = np.asarray(covered, np.float32)[..., None] / 255
+            light = np.array(scenery, np.float32) * (1 - share) + np.array(actors, np.float32) * share
+            small = (small * light).astype(np.uint8)
+        return np.ascontiguousarray(small), tags
 
 
 def _view_of(clip: Clip, width: float) -> View:
@@ -125,7 +145,7 @@ def _view_of(clip: Clip, width: float) -> View:
 
 
 def draw_actor(canvas: Canvas, actor: Actor, pose: Pose, tag: int) -> Anchors:
-    """Draw an actor under its owner tag."""
+    """Draw an actor under its tag."""
     with canvas.owned(tag, pose.slope, pose.x):
         if actor.character in PEOPLE:
             anchors = draw_person(canvas, actor, pose)
@@ -156,20 +176,20 @@ def _draw_snore(canvas: Canvas, pose: Pose, mouth: Point) -> None:
 def draw_frame(clip: Clip, t_seconds: float, width: int, height: int) -> tuple[ByteArray, ByteArray]:
     """Draw one frame of a clip.
 
-    Returns the image, uint8 (height, width, 3), and the mask, uint8 (height, width): 0 for
-    the background, 1, 2, ... for the actors in order and ``BALL_TAG`` for the ball.
+    Returns the image, uint8 (height, width, 3), and the tags, uint8 (height, width): 0 for
+    the background, `model.tag_of` an actor (1, 2, ...) and its part, ``BALL_TAG`` for the ball.
     """
     return Stage(clip, width, height).frame(t_seconds)
 
 
 def draw_clip(clip: Clip, frames: int, fps: float, width: int, height: int) -> tuple[ByteArray, ByteArray]:
-    """Draw a whole clip: images (frames, height, width, 3) and masks (frames, height, width)."""
+    """Draw a whole clip: images (frames, height, width, 3) and tags (frames, height, width)."""
     stage = Stage(clip, width, height)
     images = np.empty((frames, height, width, 3), np.uint8)
-    masks = np.empty((frames, height, width), np.uint8)
+    tags = np.empty((frames, height, width), np.uint8)
     for index in range(frames):
-        images[index], masks[index] = stage.frame(index / fps)
-    return images, masks
+        images[index], tags[index] = stage.frame(index / fps)
+    return images, tags
 
 
 def draw_ball(canvas: Canvas, x: float, y: float) -> None:

@@ -10,10 +10,12 @@ from .basics import (
     Colour,
 )
 from .model import (
+    ARRANGEMENTS,
     BALL_ACTIONS,
     DOOR_ACTIONS,
     DUET_ACTIONS,
     LANDMARK_PLACES,
+    LOOKS,
     REPLY_ACTIONS,
     SOLO_ACTIONS,
     Action,
@@ -21,6 +23,8 @@ from .model import (
     Backdrop,
     Character,
     Clip,
+    Light,
+    Look,
     Place,
     allowed_actions,
 )
@@ -47,6 +51,8 @@ def _sample_backdrop(rng: Random, place: Place, door: bool) -> Backdrop:
         direction=rng.choice((-1, 1)),
         shift=rng.uniform(-0.5, 0.5),
         door=door,
+        arrangement=rng.randrange(ARRANGEMENTS),
+        light=rng.choice(tuple(Light)),
     )
 
 
@@ -75,6 +81,7 @@ def _sample_actor(rng: Random, character: Character, action: Action, backdrop: B
         facing=facing,
         phase=rng.random(),
         speed=speed,
+        look=rng.choice(LOOKS[character]),
         tint=_tint(rng, 12),
         noise=(rng.random(), rng.random(), rng.random()),
     )
@@ -212,51 +219,67 @@ def _sample_camera(
 
 
 STAGE_GROUND = {Place.SUBWAY_STAIRS: 48.0, Place.BUS_WINDOW: 60.0}
+STAGE_SPEED = {Action.WALK: 14.0, Action.RUN: 20.0}  # nobody reaches the edge within three seconds
+MIRRORED = LANDMARK_PLACES | {Place.BUS_STOP}  # their second set has everything on the other side
 
 
 def stage_clip(
-    rng: Random, place: Place, cast: Sequence[Character], action: Action, ball: bool = False
+    rng: Random,
+    place: Place,
+    cast: Sequence[Character],
+    action: Action,
+    ball: bool = False,
+    looks: Sequence[Look | None] = (),
+    light: Light | None = None,
+    arrangement: int | None = None,
 ) -> Clip:
-    """Return a clip on the place's one standing set, as a cartoon series would shoot it.
+    """Return a clip on one of the place's standing sets, as a cartoon series would shoot it.
 
-    Whatever a small model need not learn is fixed: the set and its colours, the ground line,
-    sizes, the direction that everybody faces, and the camera. A little of the start position
-    and of the phase of the motion stays random; free phases came out as doubled legs.
-    ``ball`` puts the red ball into actions that do without one.
-    Raises ValueError like `sample_clip`.
+    Whatever a small model need not learn is fixed: the two sets of a place, the ground line,
+    sizes, the direction that everybody faces, and the camera. Looks, light and set are drawn at
+    random where they are not given, and a little of the start position and of the phase of the
+    motion; free phases came out as doubled legs. ``ball`` puts the red ball into actions that do
+    without one. Raises ValueError like `sample_clip`.
     """
     clip = sample_clip(rng, place, cast, action)
+    drawn = clip.backdrop
+    arrangement = drawn.arrangement if arrangement is None else arrangement
     backdrop = replace(
-        _sample_backdrop(Random(f"set of {place}"), place, clip.backdrop.door),
+        _sample_backdrop(Random(f"set {arrangement} of {place}"), place, drawn.door),
         tint=(0, 0, 0),
         ground=STAGE_GROUND.get(place, 59.0),
-        direction=1,
+        direction=-1 if arrangement and place in MIRRORED else 1,
         shift=0.0,
+        arrangement=arrangement,
+        light=drawn.light if light is None else light,
     )
+    clip = replace(clip, backdrop=backdrop, ball=ball or clip.ball, pan=0.0)
+    single = 28.0 if place is Place.SUBWAY_STAIRS else 35.0
+    shift, phase = rng.uniform(-0.004, 0.004), rng.uniform(0.0, 0.02)
     actors = tuple(
         replace(
             actor,
-            x=_mark(clip, index) + rng.uniform(-0.025, 0.025),
-            size=28.0 if place is Place.SUBWAY_STAIRS else 34.0 if len(cast) == 1 else 26.0,
+            x=_mark(clip, index) + shift,
+            size=single if len(cast) == 1 else min(single, 31.0),
             facing=-1 if index and action is Action.MEET else 1,
-            phase=rng.uniform(0.0, 0.1),
-            speed={Action.WALK: 14.0, Action.RUN: 26.0}.get(action, 0.0),
+            phase=phase,
+            speed=STAGE_SPEED.get(action, 0.0) * (1.0 if len(cast) == 1 else 0.4),
+            look=(looks[index] if index < len(looks) else None) or actor.look,
             tint=(0, 0, 0),
             noise=(actor.noise[0] if len(cast) > 1 else 0.9, 0.5, 0.5),
         )
         for index, actor in enumerate(clip.actors)
     )
-    if len(actors) > 1 and action in (Action.WALK, Action.RUN):  # side by side, not apart
-        actors = (actors[0], replace(actors[1], x=actors[0].x + 0.3))
-    return Clip(backdrop, actors, ball=ball or clip.ball)
+    return replace(clip, actors=actors)
 
 
 def _mark(clip: Clip, index: int) -> float:
     """Return where an actor of a staged clip stands, as a fraction of the view's width."""
     action = clip.action
     if len(clip.actors) > 1:
-        gap = {Action.MEET: 0.38, Action.CATCH: 0.3}.get(action, 0.4)
-        return 0.5 + gap * (index - 0.5) - (0.06 if action in (Action.WALK, Action.RUN) else 0.0)
+        if action in (Action.WALK, Action.RUN):  # side by side, not apart
+            return 0.22 + 0.38 * index
+        return 0.5 + (0.36 if action is Action.CATCH else 0.44) * (index - 0.5)
     if action in DOOR_ACTIONS:
         return 0.22
     if action in (Action.WALK, Action.RUN):
@@ -265,4 +288,6 @@ def _mark(clip: Clip, index: int) -> float:
         return 0.46
     if action in BALL_ACTIONS or action is Action.SPIN:
         return 0.4
-    return 0.42 if clip.place in LANDMARK_PLACES else 0.5
+    if clip.place in LANDMARK_PLACES:  # beside the landmark
+        return 0.5 - 0.08 * clip.backdrop.direction
+    return 0.5
