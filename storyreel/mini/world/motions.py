@@ -56,10 +56,10 @@ def _sit(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 
 def _walk(pose: Pose, actor: Actor, t: float, view: View) -> None:
-    _step(pose, t, actor, 1.7, 0.15)
+    _step(pose, t, actor, 1.5, 0.15)
     pose.x, pose.facing = _patrol(actor, t, view)
     pose.yaw = 0.6 * pose.facing
-    pose.tail = 0.35 * wave(t, 1.7, actor.phase)
+    pose.tail = 0.35 * wave(t, 1.5, actor.phase)
 
 
 def _run(pose: Pose, actor: Actor, t: float, view: View) -> None:
@@ -69,12 +69,12 @@ def _run(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 def _gallop(pose: Pose, actor: Actor, t: float) -> None:
     """Turn a walk into a run: long, fast strides, bent arms, hops and dust."""
-    _step(pose, t, actor, 2.7, 0.25)
-    pose.hop = 3.6 * abs(wave(t, 2.7, actor.phase))
+    _step(pose, t, actor, 1.8, 0.25)
+    pose.hop = 3.6 * abs(wave(t, 0.9, actor.phase))
     pose.lean = 0.25
-    swing = 1.1 * wave(t, 2.7, actor.phase)
+    swing = 1.1 * wave(t, 1.8, actor.phase)
     pose.arms = ((swing, 1.4), (-swing, 1.4))
-    pose.tail = 0.2 + 0.3 * wave(t, 2.7, actor.phase)
+    pose.tail = 0.2 + 0.3 * wave(t, 1.8, actor.phase)
     pose.dust = True
 
 
@@ -106,16 +106,16 @@ def _tilt(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 def _wag(pose: Pose, actor: Actor, t: float, view: View) -> None:
     _stand(pose, actor, t, view)
-    pose.tail = 0.25 + 1.0 * wave(t, 2.8, actor.phase)
-    pose.bob = 1.3 * wave(t, 2.8, actor.phase)
-    pose.x += 1.6 * wave(t, 2.8, actor.phase)
+    pose.tail = 0.25 + 1.0 * wave(t, 1.6, actor.phase)
+    pose.bob = 1.3 * wave(t, 1.6, actor.phase)
+    pose.x += 1.6 * wave(t, 1.6, actor.phase)
     pose.smile = 0.5
 
 
 def _wave_hand(pose: Pose, actor: Actor, t: float, view: View) -> None:
     _stand(pose, actor, t, view)
     pose.arms = (
-        (2.35 + 0.2 * wave(t, 2.0, actor.phase), 0.5 + 0.8 * wave(t, 2.0, actor.phase)),
+        (2.35 + 0.2 * wave(t, 1.5, actor.phase), 0.5 + 0.8 * wave(t, 1.5, actor.phase)),
         (-0.12, 0.15),
     )
     pose.smile = 0.55
@@ -124,10 +124,10 @@ def _wave_hand(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 def _sniff(pose: Pose, actor: Actor, t: float, view: View) -> None:
     _step(pose, t, actor, 0.9, 0.06)
-    pose.pitch = -0.95 + 0.13 * wave(t, 3.0, actor.phase)
+    pose.pitch = -0.95 + 0.13 * wave(t, 1.5, actor.phase)
     pose.x += actor.facing * 3.5 * wave(t, 0.45, actor.phase)
     pose.yaw = 0.75 * actor.facing
-    pose.tail = 0.4 * wave(t, 2.0, actor.phase)
+    pose.tail = 0.4 * wave(t, 1.5, actor.phase)
 
 
 def _see_ball(pose: Pose, actor: Actor, t: float, view: View) -> None:
@@ -135,7 +135,7 @@ def _see_ball(pose: Pose, actor: Actor, t: float, view: View) -> None:
     pose.pitch = -0.45 if actor.character not in PEOPLE else -0.8
     pose.lean = 0.2
     pose.yaw = 0.8 * actor.facing
-    pose.tail = 0.7 * wave(t, 2.6, actor.phase)
+    pose.tail = 0.7 * wave(t, 1.5, actor.phase)
     pose.smile = 0.3
 
 
@@ -151,9 +151,9 @@ def _bite(pose: Pose, actor: Actor, t: float, view: View) -> None:
     s = t + 0.5 * actor.phase
     pose.pitch = -0.95 * (1 - ease((s - 0.3) / 0.3))
     shake = ease((s - 0.55) / 0.15)
-    pose.yaw = actor.facing * 0.6 + 0.3 * shake * wave(t, 2.2)
-    pose.tilt = 0.22 * shake * wave(t, 2.2)
-    pose.tail = 0.6 * wave(t, 2.4, actor.phase)
+    pose.yaw = actor.facing * 0.6 + 0.3 * shake * wave(t, 1.4)
+    pose.tilt = 0.22 * shake * wave(t, 1.4)
+    pose.tail = 0.6 * wave(t, 1.4, actor.phase)
 
 
 def _grip(pose: Pose, actor: Actor, t: float, view: View) -> None:
@@ -182,7 +182,7 @@ def _kick(pose: Pose, actor: Actor, t: float, view: View) -> None:
     pose.pitch = -0.2
     pose.lean = -0.2 * max(0.0, pose.kick)
     pose.arms = ((-0.7 * pose.kick, 0.2), (0.7 * pose.kick, 0.2))
-    pose.tail = 0.4 * wave(t, 2.4, actor.phase)
+    pose.tail = 0.4 * wave(t, 1.4, actor.phase)
 
 
 def _throw(pose: Pose, actor: Actor, t: float, view: View) -> None:
@@ -196,7 +196,7 @@ def _throw(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 
 def _spin(pose: Pose, actor: Actor, t: float, view: View) -> None:
-    angle = TURN * (1.05 * t + actor.phase)
+    angle = TURN * (0.85 * t + actor.phase)
     pose.facing = math.cos(angle)
     pose.front = math.sin(angle)
     pose.yaw = 0.6 * pose.facing
@@ -218,7 +218,7 @@ def _smile(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 
 def _catch_breath(pose: Pose, actor: Actor, t: float, view: View) -> None:
-    pant = wave(t, 2.6, actor.phase)
+    pant = wave(t, 1.5, actor.phase)
     pose.smile = 0.75 + 0.25 * pant
     pose.bob = 2.2 * pant
     pose.lean = 0.5 + 0.06 * pant
@@ -270,7 +270,7 @@ def _through_door(pose: Pose, actor: Actor, t: float, view: View) -> None:
     leaving = (actor.action is Action.GET_OFF) == inside
     start = actor.x * view.width
     towards = 1 if door_x > start else -1
-    _step(pose, t, actor, 2.0, 0.15)
+    _step(pose, t, actor, 1.6, 0.15)
     pose.x = mix(start, door_x, max(-0.6, min(1.0, progress / 0.5)))
     pose.facing = towards if leaving else -towards
     pose.yaw = 0.6 * pose.facing
@@ -289,13 +289,13 @@ def _meet(pose: Pose, actor: Actor, t: float, view: View) -> None:
     arriving = actor.noise[0] < 0.5
     gap = (1 - ease((t + 0.1) / 0.6)) * 24 if arriving else 0.0
     if gap > 1:
-        _step(pose, t, actor, 2.0, 0.16)
+        _step(pose, t, actor, 1.6, 0.16)
     else:
         _stand(pose, actor, t, view)
     pose.x -= actor.facing * gap
     pose.yaw = 0.85 * actor.facing
     pose.tilt = 0.18 * actor.facing * wave(t, 1.3, actor.phase)
-    pose.tail = 0.7 * wave(t, 2.4, actor.phase)
+    pose.tail = 0.7 * wave(t, 1.4, actor.phase)
     pose.smile = 0.35
 
 
@@ -317,7 +317,7 @@ def _catch(pose: Pose, actor: Actor, t: float, view: View) -> None:
             pose.hop += 10 * math.sin(math.pi * (t - 0.25) / 0.35)
     else:
         _stand(pose, actor, t, view)
-        pose.tail = 0.9 * wave(t, 2.6, actor.phase)
+        pose.tail = 0.9 * wave(t, 1.5, actor.phase)
         pose.smile = 0.6
         pose.pitch = -0.35
         pose.arms = ((1.4, 0.2), (1.2, 0.2))
