@@ -197,3 +197,35 @@ def spoilt(rng: Random, footage: Footage, other: Footage) -> ByteArray:
         again = Footage(footage.clip, pictures, footage.tags, footage.scenery)
         pictures = rng.choice(WAYS)(rng, again, other)
     return pictures
+
+
+def foreign(rng: Random, count: int) -> ByteArray:
+    """Return ``count`` pictures that are not of the cartoon world at all: test cards, noise, blots, plain."""
+    generator = np.random.default_rng(rng.getrandbits(32))
+    shape = (count, HEIGHT, WIDTH, 3)
+    kind = rng.randrange(6)
+    if kind == 0:
+        return generator.integers(0, 256, shape, np.uint8)
+    if kind == 1:  # plain, or black
+        colour = generator.integers(0, 256, 3) * (rng.random() < 0.7)
+        return np.broadcast_to(colour.astype(np.uint8), shape).copy()
+    if kind == 2:  # a test card
+        bars = generator.integers(0, 256, (rng.randint(3, 12), 3))
+        columns = np.arange(WIDTH) * len(bars) // WIDTH
+        return np.broadcast_to(bars[columns].astype(np.uint8), shape).copy()
+    if kind == 3:  # a gradient that may move
+        ramp = (
+            np.linspace(0, 1, WIDTH)[None, None, :] + rng.uniform(0, 0.05) * np.arange(count)[:, None, None]
+        )
+        ends = generator.integers(0, 256, (2, 3))
+        mixed = ends[0] + (ramp % 1)[..., None] * (ends[1] - ends[0])
+        return np.broadcast_to(mixed, shape).astype(np.uint8)
+    # Blots of many sizes, as clouds, walls or crowds look from afar; one for each colour.
+    sizes = (4, 8, 16, 32)
+    blots = sum(
+        size * np.stack([_smooth_noise(generator, size) for _ in range(3)], -1) for size in sizes
+    ) / sum(sizes)
+    still = 128 + rng.uniform(40, 160) * blots + generator.integers(-60, 60, 3)
+    drift = rng.choice((0, 1, 3))
+    pictures = np.stack([np.roll(still, drift * index, 1) for index in range(count)])
+    return np.clip(pictures, 0, 255).astype(np.uint8)

@@ -20,6 +20,7 @@ LENGTHS = ((5, 0.3), (9, 0.3), (11, 0.25), (13, 0.15))  # latent frames of a les
 BACKSTAGE = 1  # seed of the clips that the bases are fitted on
 BASIS_CLIPS = 160
 CALIBRATION_CLIPS = 96
+ENCODED = 8  # clips that are encoded together
 
 
 def draw(example: Example, latent_frames: int) -> tuple[Tensor, Tensor]:
@@ -69,25 +70,30 @@ class Pool:
     def __init__(self, vae: AutoencoderKLMochi, size: int, seed: int) -> None:
         self._rng = Random(seed)
         self._vae = vae
-        self._lessons = {
-            length: [self._draw(length) for _ in range(max(1, round(size * share)))]
-            for length, share in LENGTHS
-        }
+        self._lessons: dict[int, list[Lesson]] = {}
+        for length, share in LENGTHS:
+            count = max(1, round(size * share))
+            parts = [self._draw(length, min(ENCODED, count - i)) for i in range(0, count, ENCODED)]
+            self._lessons[length] = [lesson for part in parts for lesson in part]
 
     @torch.no_grad()
-    def _draw(self, length: int) -> Lesson:
-        example = sample_example(self._rng)
-        images, tags = draw(example, length)
+    def _draw(self, length: int, count: int) -> list[Lesson]:
+        """Draw lessons of one length. One clip alone would take torch's slow way through the codec."""
+        examples = [sample_example(self._rng) for _ in range(count)]
+        drawn = [draw(example, length) for example in examples]
+        video = as_video(torch.stack([images for images, _ in drawn]))
         device = next(self._vae.parameters()).device
-        raw = codec.raw_latents(self._vae, as_video(images[None]).to(device))
-        latents = codec.normalised(self._vae, raw)[0].cpu().half()
-        return Lesson(example, latents, layout_of(tags, example.clip), facts_of(example.clip))
+        latents = codec.normalised(self._vae, codec.raw_latents(self._vae, video.to(device))).cpu().half()
+        return [
+            Lesson(example, one.clone(), layout_of(tags, example.clip), facts_of(example.clip))
+            for example, one, (_, tags) in zip(examples, latents, drawn, strict=True)
+        ]
 
     def batch(self, size: int, fresh: int) -> list[Lesson]:
         """Return ``size`` lessons of one random length after drawing ``fresh`` new ones."""
         shares = [share for _, share in LENGTHS]
         length = self._rng.choices([length for length, _ in LENGTHS], shares)[0]
         lessons = self._lessons[length]
-        for _ in range(fresh):
-            lessons[self._rng.randrange(len(lessons))] = self._draw(length)
+        for lesson in self._draw(length, fresh) if fresh else ():
+            lessons[self._rng.randrange(len(lessons))] = lesson
         return [self._rng.choice(lessons) for _ in range(size)]

@@ -27,7 +27,7 @@ from storyreel.mini.judge import (
     truth,
 )
 from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example
-from storyreel.mini.spoiling import Footage, filmed, spoilt
+from storyreel.mini.spoiling import Footage, filmed, foreign, spoilt
 from storyreel.mini.world import COLOURS, Character, Clip, Place, sample_clip, stage_clip, wear_of
 
 from .loop import Average, AverageState, Run, autocast, cosine
@@ -36,6 +36,7 @@ SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
 PAIR_SHARE = 0.35
 SPOILT_SHARE = 0.25
+FOREIGN_SHARE = 0.15  # of the spoilt
 UNSEEN = 400  # true clips that a save measures, and half as many spoilt ones
 
 
@@ -111,6 +112,8 @@ def train_judge(options: argparse.Namespace) -> None:
         footage = footage_of(rng, any_clip(rng))
         if rng.random() >= SPOILT_SHARE:
             return torch.from_numpy(footage.pictures), truth(footage.clip)
+        if rng.random() < FOREIGN_SHARE:
+            return torch.from_numpy(foreign(rng, FRAMES)), None
         return torch.from_numpy(spoilt(rng, footage, footage_of(rng, any_clip(rng)))), None
 
     def seen(clip: Tensor) -> Tensor:
