@@ -3,8 +3,8 @@
     python -m storyreel.mini.evaluate --out scores
 
 Every clip is sampled plainly, one prompt and no neighbours, with the default settings. The judge
-says what it sees; `scores/scores.json` holds every verdict, `scores/worst.png` the ten clips that
-the judge finds least like their prompts.
+says what it sees, and `nearest` how far that is from what the world draws; `scores/scores.json` holds
+the wrong ones, `scores/worst.png` the clips that the judge finds least like their prompts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import torch
 from PIL import Image, ImageDraw
@@ -31,9 +33,36 @@ from storyreel.sampling import denoised, sample
 from storyreel.story import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
-from .lessons import FPS, HEIGHT, PAIRS, WIDTH, Example, crossed_example, held_out_example, story_example
+from .lessons import (
+    FPS,
+    HEIGHT,
+    PAIRS,
+    WIDTH,
+    Example,
+    crossed_clip,
+    crossed_example,
+    held_out_example,
+    story_example,
+)
+from .nearest import Scene, nearest_true
 from .plots import PLOTS, STORIES, words
-from .world import DOOR_ACTIONS, Action, CaptionKind, Character, Clip, Place, caption, draw_clip, stage_clip
+from .world import (
+    COLOURS,
+    DOOR_ACTIONS,
+    Action,
+    CaptionKind,
+    Character,
+    Clip,
+    Light,
+    Look,
+    Place,
+    caption,
+    draw_clip,
+    look_name,
+    plain_telling,
+    stage_clip,
+    wear_of,
+)
 
 SEED = 9_000_011  # of true clips and random prompts: neither the model's nor the judge's
 FRAMES = 25
@@ -44,37 +73,54 @@ STORY_SHARE = 0.6  # of true clips
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt and what a clip of it must show; None where the prompt leaves it open."""
+    """A prompt and what a clip of it must show; None where the prompt leaves it open.
+
+    ``looks`` holds what is stated of each character, "" what is not. ``scene`` is what the world draws
+    for it, where that is certain.
+    """
 
     prompt: str
     characters: frozenset[Character] | None
     place: Place | None
     action: Action | None
+    looks: Mapping[Character, Look] = field(default_factory=dict)
+    light: Light | None = None
+    scene: Scene | None = None
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the judge saw: each of the three right, wrong, or not asked."""
+    """What the judge saw: each of the five right, wrong, or not asked; nothing where nobody can tell.
+
+    ``distance`` is the median PSNR in dB to the nearest true picture, inside the actors (`nearest`).
+    """
 
     trial: Trial
-    seen: str
-    right: tuple[bool | None, bool | None, bool | None]
+    opinion: Opinion
+    right: tuple[bool | None, bool | None, bool | None, bool | None, bool | None]
+    distance: float | None
     likelihood: float  # log-probability of what was asked for
     frames: Tensor
+
+    @property
+    def seen(self) -> str:
+        """The judge's verdict in words."""
+        v = self.opinion.verdict
+        who = " and ".join(look_name(c, v.looks[c]) for c in sorted(v.characters))
+        told = f"{who}, {v.place} by {v.light}, {v.action}"
+        return told if self.opinion.readable else f"unreadable ({told})"
 
 
 def story_trials() -> list[Trial]:
     """Both prompts of every scene of every shipped story."""
-    return [
-        Trial(
-            joined_prompt(words(lesson.scene, cast), words(lesson.action, cast)),
-            frozenset((cast.first, cast.second) if lesson.pair else (cast.first,)),
-            lesson.place,
-            lesson.shows,
-        )
-        for plot, cast in STORIES.values()
-        for lesson in PLOTS[plot]
-    ]
+    trials = []
+    for plot, cast in STORIES.values():
+        for lesson in PLOTS[plot]:
+            who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+            prompt = joined_prompt(words(lesson.scene, cast), words(lesson.action, cast))
+            scene = Scene(lesson.place, who, lesson.shows, lesson.ball)
+            trials.append(Trial(prompt, frozenset(who), lesson.place, lesson.shows, scene=scene))
+    return trials
 
 
 def alone_trials(side: str) -> list[Trial]:
@@ -98,11 +144,41 @@ def _names_place(scene: str) -> bool:
 def random_trials(draw: Callable[[Random], Example], count: int, seed: int) -> list[Trial]:
     """Return random prompts in the captions' wordings."""
     rng = Random(seed)
-    examples = [draw(rng) for _ in range(count)]
-    return [
-        Trial(joined_prompt(e.scene, e.action), truth(e.clip).characters, e.clip.place, truth(e.clip).action)
-        for e in examples
-    ]
+    return [_trial_of(draw(rng)) for _ in range(count)]
+
+
+def _trial_of(example: Example) -> Trial:
+    clip, telling = example.clip, example.telling
+    assert telling is not None
+    stated = dict(zip(clip.cast, telling.stated, strict=True))
+    return Trial(
+        joined_prompt(example.scene, example.action),
+        frozenset(clip.cast),
+        clip.place,
+        clip.action,
+        stated,
+        clip.backdrop.light if telling.light else None,
+        Scene(clip.place, clip.cast, clip.action, clip.ball),
+    )
+
+
+def pair_example(rng: Random) -> Example:
+    """Draw a crossed lesson with two characters."""
+    while len((example := crossed_example(rng)).clip.actors) < 2:
+        pass
+    return example
+
+
+def open_trials(count: int, seed: int) -> list[Trial]:
+    """Return prompts that state no look, as many of each character."""
+    rng, trials = Random(seed), []
+    characters = tuple(Character)
+    for index in range(count):
+        clip = crossed_clip(rng, (characters[index % len(characters)],))
+        telling = plain_telling(clip)
+        scene, action = (caption(rng, clip, kind, telling) for kind in ("scene", "action"))
+        trials.append(Trial(joined_prompt(scene, action), frozenset(clip.cast), clip.place, clip.action))
+    return trials
 
 
 class Studio:
@@ -143,16 +219,30 @@ class Studio:
         return results
 
     def judged(self, trial: Trial, frames: Tensor) -> Result:
-        """Let the judge compare a clip with what was asked for."""
+        """Let the judge, and the nearest true picture, say how a clip is what was asked for."""
         opinion = self.judge.judge(frames)
-        v = opinion.verdict
-        right = (
-            None if trial.characters is None else v.characters == trial.characters,
-            None if trial.place is None else v.place is trial.place,
-            None if trial.action is None else v.action is trial.action,
+        v, readable = opinion.verdict, opinion.readable
+
+        def right(asked: bool, fits: bool) -> bool | None:
+            return readable and fits if asked else None
+
+        stated = [
+            (getattr(look, part), getattr(v.looks.get(who, Look("")), part))
+            for who, look in trial.looks.items()
+            for part in ("colour", "wear")
+            if getattr(look, part)
+        ]
+        verdict = (
+            right(trial.characters is not None, v.characters == trial.characters),
+            right(trial.place is not None, v.place is trial.place),
+            right(trial.action is not None, v.action is trial.action),
+            right(bool(stated), all(asked == seen for asked, seen in stated)),
+            right(trial.light is not None, v.light is trial.light),
         )
-        seen = f"{' and '.join(sorted(v.characters))}, {v.place}, {v.action}"
-        return Result(trial, seen, right, likelihood(opinion, trial), frames)
+        distance = None
+        if trial.scene is not None:
+            distance = float(median(nearest_true(trial.scene, frames.numpy())))
+        return Result(trial, opinion, verdict, distance, likelihood(opinion, trial), frames)
 
 
 def likelihood(opinion: Opinion, trial: Trial) -> float:
@@ -186,7 +276,8 @@ def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
 
 def of_clip(clip: Clip) -> Trial:
     """Return the trial whose right answers are what a true clip shows."""
-    return Trial("", truth(clip).characters, clip.place, clip.action)
+    true = truth(clip)
+    return Trial("", true.characters, clip.place, clip.action, true.looks, true.light)
 
 
 def judge_results(studio: Studio, count: int) -> list[Result]:
@@ -211,13 +302,35 @@ def codec_results(studio: Studio, count: int) -> tuple[list[Result], dict[str, f
 
 
 def shares(results: Sequence[Result]) -> dict[str, float | int]:
-    """Return the percentages of right characters, places and actions."""
+    """Return the percentages of right characters, places, actions, looks and light, and the distances.
+
+    Distances to the nearest true picture are in dB: the median over the clips, and the worst.
+    """
     row: dict[str, float | int] = {"clips": len(results)}
-    for index, name in enumerate(("characters", "place", "action")):
+    for index, name in enumerate(("characters", "place", "action", "looks", "light")):
         asked = [r.right[index] for r in results if r.right[index] is not None]
         if asked:
             row[name] = round(100 * sum(map(bool, asked)) / len(asked), 1)
+    row["unreadable"] = round(100 * sum(not r.opinion.readable for r in results) / max(1, len(results)), 1)
+    if distances := [r.distance for r in results if r.distance is not None]:
+        row["nearest_db"], row["worst_db"] = round(median(distances), 2), round(min(distances), 2)
     return row
+
+
+def drawn_looks(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Return how often, in percent, each look was drawn that the prompts left open."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("light", "set", "wear", "colour")}
+    for result in results:
+        verdict = result.opinion.verdict
+        counts["light"][verdict.light] += 1
+        counts["set"][str(verdict.arrangement)] += 1
+        for who, look in verdict.looks.items():
+            counts["wear"][str(wear_of(who).index(look.wear))] += 1
+            counts["colour"][str(COLOURS[who].index(look.colour))] += 1
+    return {
+        name: {key: round(100 * n / count.total(), 1) for key, n in sorted(count.items())}
+        for name, count in counts.items()
+    }
 
 
 # The text-image encoder
@@ -301,10 +414,10 @@ def rising_scores(
     return [round(float(mean), 4) for mean in torch.tensor(rows).mean(0)]
 
 
-def worst_sheet(results: Sequence[Result], path: Path, count: int = 10, columns: int = 6) -> None:
+def worst_sheet(results: Sequence[Result], path: Path, count: int = 20, columns: int = 6) -> None:
     """Write the clips that the judge finds least like their prompts, with prompt and verdict."""
     worst = sorted(results, key=lambda r: r.likelihood)[:count]
-    scale, text_height = 2, 26
+    scale, text_height = 1, 26
     width, height = columns * WIDTH * scale, HEIGHT * scale + text_height
     page = Image.new("RGB", (width, height * len(worst)), "white")
     pen = ImageDraw.Draw(page)
@@ -318,7 +431,19 @@ def worst_sheet(results: Sequence[Result], path: Path, count: int = 10, columns:
     page.save(path)
 
 
-PARTS = ("judge", "codec", "scorer", "rising", "stories", "random", "unseen", "scene", "action")
+PARTS = (
+    "judge",
+    "codec",
+    "scorer",
+    "rising",
+    "stories",
+    "random",
+    "pairs",
+    "unseen",
+    "open",
+    "scene",
+    "action",
+)
 
 
 def main() -> None:
@@ -340,6 +465,7 @@ def parse() -> argparse.Namespace:
     clips = "true clips for judge and scorer; the codec gets a quarter"
     parser.add_argument("--clips", type=int, default=400, help=clips)
     parser.add_argument("--prompts", type=int, default=100, help="random and unseen prompts, each")
+    parser.add_argument("--seeds", type=int, default=1, help="clips of each prompt")
     parser.add_argument("--out", type=Path, default=Path("scores"))
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
@@ -359,7 +485,9 @@ def evaluate(options: argparse.Namespace) -> None:
     trials: dict[str, Callable[[], list[Trial]]] = {
         "stories": story_trials,
         "random": lambda: random_trials(crossed_example, options.prompts, SEED),
+        "pairs": lambda: random_trials(pair_example, options.prompts, SEED),
         "unseen": lambda: random_trials(held_out_example, options.prompts, SEED),
+        "open": lambda: open_trials(options.prompts, SEED),
         "scene": lambda: alone_trials("scene"),
         "action": lambda: alone_trials("action"),
     }
@@ -376,12 +504,20 @@ def evaluate(options: argparse.Namespace) -> None:
             assert scorer is not None
             table[part] = rising_scores(studio, scorer, story_trials()[:12])
         else:
-            results = studio.try_all(trials[part](), SEED, part)
+            results = [
+                result
+                for index in range(options.seeds)
+                for result in studio.try_all(trials[part](), SEED + 1000 * index, part)
+            ]
             table[part] = shares(results)
+            if part == "open":
+                table["drawn"] = drawn_looks(results)
+                print("drawn", json.dumps(table["drawn"]), flush=True)
             sampled += results
             wrong = [r for r in results if False in r.right]
             table[f"{part}_wrong"] = [
-                {"prompt": r.trial.prompt, "seen": r.seen, "right": r.right} for r in wrong
+                {"prompt": r.trial.prompt, "seen": r.seen, "right": r.right, "nearest_db": r.distance}
+                for r in wrong
             ]
         if part in table:
             print(part, json.dumps(table[part]), flush=True)

@@ -130,14 +130,19 @@ def action_example(rng: Random, scene: Scene, cast: Cast) -> Example:
 
 def crossed_example(rng: Random) -> Example:
     """Draw any character, or two, doing anything anywhere, but for what is held out."""
+    who: Sequence[Character] = (rng.choice(tuple(Character)),)
+    if rng.random() < PAIR_SHARE:
+        who = rng.choice(PAIRS if rng.random() < STORY_PAIRS else ALL_PAIRS)
+    return _captioned(rng, crossed_clip(rng, who))
+
+
+def crossed_clip(rng: Random, who: Sequence[Character]) -> Clip:
+    """Draw some characters doing anything anywhere, but for what is held out."""
     while True:
         place = rng.choice(tuple(Place))
-        who: Sequence[Character] = (rng.choice(tuple(Character)),)
-        if rng.random() < PAIR_SHARE:
-            who = rng.choice(PAIRS if rng.random() < STORY_PAIRS else ALL_PAIRS)
         action = sample_clip(rng, place, who).action
         if not any(held_out(one, place, action) for one in who):
-            return _captioned(rng, stage_clip(rng, place, who, action))
+            return stage_clip(rng, place, who, action)
 
 
 def held_out_example(rng: Random) -> Example:

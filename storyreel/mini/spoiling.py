@@ -228,4 +228,5 @@ def foreign(rng: Random, count: int) -> ByteArray:
     still = 128 + rng.uniform(40, 160) * blots + generator.integers(-60, 60, 3)
     drift = rng.choice((0, 1, 3))
     pictures = np.stack([np.roll(still, drift * index, 1) for index in range(count)])
-    return np.clip(pictures, 0, 255).astype(np.uint8)
+    clipped: ByteArray = np.clip(pictures, 0, 255).astype(np.uint8)
+    return clipped

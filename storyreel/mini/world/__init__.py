@@ -14,7 +14,7 @@ Typical use::
 """
 
 from .basics import BALL_TAG, ByteArray, owners_of
-from .captions import CaptionKind, Telling, caption, lit, look_name, sample_telling
+from .captions import CaptionKind, Telling, caption, lit, look_name, plain_telling, sample_telling
 from .drawing import Stage, draw_clip, draw_frame
 from .model import (
     ARRANGEMENTS,
@@ -68,6 +68,7 @@ __all__ = [
     "lit",
     "look_name",
     "owners_of",
+    "plain_telling",
     "sample_clip",
     "sample_telling",
     "stage_clip",
