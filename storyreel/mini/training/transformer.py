@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from diffusers import MochiTransformer3DModel
@@ -51,99 +52,133 @@ def networks(folder: Path, vocabulary: int) -> tuple[T5EncoderModel, MochiTransf
     ).train(), transformer.train()
 
 
-def train_transformer(options: argparse.Namespace) -> None:
-    """Train text encoder and transformer together by flow matching, with a head for the layout."""
-    device, folder = torch.device(options.device), Path(options.out)
-    run = Run("transformer", folder, options.steps, options.minutes)
-    torch.manual_seed(options.seed)
-    seed = run.fresh_seed(options.seed)
-    texts = Random(seed)
-    noise = torch.Generator().manual_seed(seed)
-    vae = trained_codec(folder)
-    tokenizer = fitted_tokenizer(folder, options.seed)
-    text_encoder, transformer = networks(folder, len(tokenizer))
-    text_encoder, transformer = text_encoder.to(device), transformer.to(device)
-    head = LayoutHead(transformer.patch_embed.proj.out_channels).to(device)
-    pool = Pool(vae.to(device), options.pool, seed + 1)
-    if options.compile:
-        for block in transformer.transformer_blocks:
-            block.compile(dynamic=True)
-    middle: list[Tensor] = []
-    transformer.transformer_blocks[LAYOUT_AFTER - 1].register_forward_hook(
-        lambda block, inputs, output: middle.append(output[0])
-    )
+class Trainer:
+    """Text encoder, transformer and the head for the layout, with their lessons and optimisers."""
 
-    matrices = [
-        p for n, p in transformer.transformer_blocks.named_parameters() if p.ndim == 2 and "norm" not in n
-    ]
-    chosen = {id(p) for p in matrices}
-    parameters = [*transformer.parameters(), *text_encoder.parameters()]
-    rest = [p for p in (*parameters, *head.parameters()) if id(p) not in chosen]
-    muon = Muon(matrices, lr=7e-3, weight_decay=0.1, bf16=in_bf16(device, options.precision))
-    adam = torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
-    average = Average(parameters)
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.device, self._precision = torch.device(options.device), options.precision
+        self._texts = Random(seed)
+        self._noise = torch.Generator().manual_seed(seed)
+        folder = Path(options.out)
+        self.vae = trained_codec(folder).to(self.device)
+        self.tokenizer = fitted_tokenizer(folder, options.seed)
+        text_encoder, transformer = networks(folder, len(self.tokenizer))
+        self.text_encoder, self.transformer = text_encoder.to(self.device), transformer.to(self.device)
+        self.head = LayoutHead(transformer.patch_embed.proj.out_channels).to(self.device)
+        self.pool = Pool(self.vae, options.pool, seed + 1)
+        if options.compile:
+            for block in self.transformer.transformer_blocks:
+                block.compile(dynamic=True)
+        self._middle: list[Tensor] = []
+        self.transformer.transformer_blocks[LAYOUT_AFTER - 1].register_forward_hook(
+            lambda block, inputs, output: self._middle.append(output[0])
+        )
+        blocks = self.transformer.transformer_blocks.named_parameters()
+        matrices = [p for n, p in blocks if p.ndim == 2 and "norm" not in n]
+        chosen = {id(p) for p in matrices}
+        self.parameters = [*self.transformer.parameters(), *self.text_encoder.parameters()]
+        self.all_parameters = [*self.parameters, *self.head.parameters()]
+        self._rest = [p for p in self.all_parameters if id(p) not in chosen]
+        bf16 = in_bf16(self.device, self._precision)
+        self.muon = Muon(matrices, lr=7e-3, weight_decay=0.1, bf16=bf16)
+        self.adam = torch.optim.AdamW(self._rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0)
+        self._rates = [(g, g["lr"]) for optimiser in (self.muon, self.adam) for g in optimiser.param_groups]
 
-    def embed(told: list[str]) -> tuple[Tensor, Tensor]:
-        tokens = tokenizer(told, padding=True, truncation=True, return_tensors="pt").to(device)
-        states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
+    def _embed(self, told: list[str]) -> tuple[Tensor, Tensor]:
+        tokens = self.tokenizer(told, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        states = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         return states, tokens.attention_mask.bool()
 
-    def step_fn(step: int, progress: float) -> float:
-        scale = options.rate * min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
-        for group, rate in rates:
-            group["lr"] = rate * scale
-        lessons = pool.batch(options.batch, options.fresh)
+    def learn(self, size: int, fresh: int) -> float:
+        """Add the gradients of ``size`` lessons to what is there, and return the mean error of the velocity.
+
+        Gradients are summed over lessons; `update` divides them.
+        """
+        device, noise = self.device, self._noise
+        lessons = self.pool.batch(size, fresh)
         clean = torch.stack([lesson.latents for lesson in lessons]).float()
         layout = torch.stack([lesson.layout for lesson in lessons])
         facts = torch.stack([lesson.facts for lesson in lessons])
         eps = torch.randn(clean.shape, generator=noise)
-        sigma = torch.sigmoid(torch.randn(len(lessons), generator=noise) - 0.3)
-        uniform = torch.rand(len(lessons), generator=noise)
-        sigma = torch.where(torch.rand(len(lessons), generator=noise) < 0.25, uniform, sigma)
+        sigma = torch.sigmoid(torch.randn(size, generator=noise) - 0.3)
+        uniform = torch.rand(size, generator=noise)
+        sigma = torch.where(torch.rand(size, generator=noise) < 0.25, uniform, sigma)
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
         noisy, target = (1 - s) * eps + s * clean, clean - eps
-        weight = 1 + 3 * covered(layout, clean.shape) * s
-        with autocast(device, options.precision):
-            states, mask = embed([sample_text(texts, lesson.example) for lesson in lessons])
-            velocity = transformer(
+        weight = (1 + 3 * covered(layout, clean.shape) * s).to(device)
+        with autocast(device, self._precision):
+            states, mask = self._embed([sample_text(self._texts, lesson.example) for lesson in lessons])
+            velocity = self.transformer(
                 noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
             )[0]
-            predicted = head(middle.pop())
-        error, weight = velocity.float() - target.to(device), weight.to(device)
+            predicted = self.head(self._middle.pop())
+        error = velocity.float() - target.to(device)
         # Errors that differ from one latent frame to the next flicker: they count once more.
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:]).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
-        (loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))).backward()
-        nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step()
-        adam.step()
-        muon.zero_grad()
-        adam.zero_grad()
-        average.update(step, 0.9985)
+        loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))
+        (size * loss).backward()
         return float(error.detach().square().mean())
+
+    def update(self, lessons: int, rate: float) -> None:
+        """Move the parameters by the gradients of so many lessons; ``rate`` scales the learning rates."""
+        for group, own in self._rates:
+            group["lr"] = own * rate
+        torch._foreach_div_([p.grad for p in self.all_parameters if p.grad is not None], lessons)
+        nn.utils.clip_grad_norm_(self._rest, 1.0)
+        self.muon.step()
+        self.adam.step()
+        self.muon.zero_grad()
+        self.adam.zero_grad()
+
+    def save(self, folder: Path, sheet: Path) -> None:
+        """Write the networks as they are, and a sheet of what they draw."""
+        self.transformer.save_pretrained(folder / "transformer")
+        self.text_encoder.save_pretrained(folder / "text_encoder")
+        parts = Parts([self.transformer], self.vae, self.text_encoder, self.tokenizer)
+        save_sheet(list(sample_films(MochiAdapter(MODELS["mini"], self.device, parts))), sheet)
+        self._middle.clear()
+        for network in (self.transformer, self.text_encoder):
+            network.train()
+
+
+def rate_at(step: int, progress: float) -> float:
+    """Return the factor of the learning rates: up within 50 steps, even, and down over the last 70 %."""
+    return min(1.0, (step + 1) / 50) * min(1.0, (1 - progress) / 0.7 + 0.01)
+
+
+def train_transformer(options: argparse.Namespace) -> None:
+    """Train text encoder and transformer together by flow matching, with a head for the layout."""
+    folder = Path(options.out)
+    run = Run("transformer", folder, options.steps, options.minutes)
+    torch.manual_seed(options.seed)
+    trainer = Trainer(options, run.fresh_seed(options.seed))
+    average = Average(trainer.parameters)
+
+    def step_fn(step: int, progress: float) -> float:
+        error = trainer.learn(options.batch, options.fresh)
+        trainer.update(options.batch, options.rate * rate_at(step, progress))
+        average.update(step, 0.9985)
+        return error
 
     def sheet_fn(path: Path) -> None:
         average.swap()
-        transformer.save_pretrained(folder / "transformer")
-        text_encoder.save_pretrained(folder / "text_encoder")
-        parts = Parts([transformer], vae, text_encoder, tokenizer)
-        adapter = MochiAdapter(MODELS["mini"], device, parts)
-        save_sheet(list(sample_films(adapter)), path)
-        middle.clear()
-        for network in (transformer, text_encoder):
-            network.train()
+        trainer.save(folder, path)
         average.swap()
 
-    state = {
-        "transformer": transformer,
-        "text_encoder": text_encoder,
-        "head": head,
-        "muon": muon,
-        "adam": adam,
+    run.loop(state_of(trainer, average), step_fn, sheet_fn)
+
+
+def state_of(trainer: Trainer, average: Average) -> dict[str, Any]:
+    """Return what a checkpoint holds."""
+    return {
+        "transformer": trainer.transformer,
+        "text_encoder": trainer.text_encoder,
+        "head": trainer.head,
+        "muon": trainer.muon,
+        "adam": trainer.adam,
         "average": AverageState(average),
     }
-    run.loop(state, step_fn, sheet_fn)
 
 
 def covered(layout: Tensor, shape: torch.Size) -> Tensor:
