@@ -23,6 +23,7 @@ from .world import ARRANGEMENTS, LOOKS, Action, ByteArray, Character, Light, Loo
 
 CLIPS = 24  # true ones that a scene is compared with
 SEED = 77
+SEEN = 500  # pixels: a true picture with less of its actors is near to anything, and no measure
 GROWN = 5  # pixels: the window that widens a mask, so that what sticks out of an actor counts too
 
 FloatArray = NDArray[np.float32]
@@ -105,7 +106,7 @@ def nearest_true(scene: Scene, frames: ByteArray, clips: int = CLIPS) -> list[fl
     """Return each picture's PSNR in dB, inside the actors, against the nearest true picture of its scene.
 
     ``frames`` are uint8 (T, H, W, 3) at 12 a second. The nearest is taken over ``clips`` true clips
-    and all of their moments.
+    and all of their moments, but for those in which the actors are hidden, as behind a closing door.
     """
     scene = completed(scene, frames)
     shown = frames.reshape(len(frames), -1).astype(np.float32) / 255
@@ -118,5 +119,7 @@ def nearest_true(scene: Scene, frames: ByteArray, clips: int = CLIPS) -> list[fl
         inside = np.stack([np.repeat(_grown(tags > 0).ravel(), 3) for _, tags in drawn]).astype(np.float32)
         # (shown - true)² over the inside of every true picture at once, as three products of matrices.
         errors = squares @ inside.T - 2 * shown @ (inside * true).T + (inside * np.square(true)).sum(1)
-        best = np.minimum(best, (errors / inside.sum(1)).min(1))
+        area = inside.sum(1)
+        seen = area >= 3 * SEEN
+        best = np.minimum(best, (errors[:, seen] / area[seen]).min(1, initial=np.inf))
     return [-10 * math.log10(max(float(error), 1e-6)) for error in best]

@@ -62,7 +62,8 @@ def _box(mask: Mask, grown: int = 4) -> Box:
     if not len(rows):
         return slice(0, HEIGHT), slice(0, WIDTH)
     top, left = max(0, rows.min() - grown), max(0, columns.min() - grown)
-    return slice(top, rows.max() + grown + 1), slice(left, columns.max() + grown + 1)
+    bottom, right = min(HEIGHT, rows.max() + grown + 1), min(WIDTH, columns.max() + grown + 1)
+    return slice(top, bottom), slice(left, right)
 
 
 def _ever(mask: Mask) -> Mask:
@@ -117,8 +118,8 @@ def shuffled(rng: Random, footage: Footage, other: Footage) -> ByteArray:
     rows, columns = _box(_ever(_victim(rng, footage)))
     cells = [
         (slice(y, y + size), slice(x, x + size))
-        for y in range(rows.start, rows.stop - size, size)
-        for x in range(columns.start, columns.stop - size, size)
+        for y in range(rows.start, rows.stop - size + 1, size)
+        for x in range(columns.start, columns.stop - size + 1, size)
     ]
     moved = rng.sample(cells, len(cells))
     for here, there in zip(cells, moved, strict=True):
