@@ -1,6 +1,6 @@
 """The codec: an autoencoder in diffusers' Mochi classes, begun as a principal component analysis.
 
-The encoder starts as an exact PCA of patches of 3 frames of 16x16 pixels, written into
+The encoder starts as a PCA of patches of 3 frames of 16x16 pixels, written into
 `AutoencoderKLMochi` as three nested orthonormal changes of basis, the decoder as its inverse; both
 are then trained together (`training.codec`). That start is worth an hour of training.
 
@@ -69,7 +69,11 @@ def fit_stages(video: Tensor, actors: Tensor, generator: torch.Generator) -> lis
 
 
 def linear_encode(stages: Sequence[Stage], video: Tensor) -> Tensor:
-    """Return what the built, untrained encoder returns: (B, C, L, H', W')."""
+    """Return the coefficients (B, C, L, H', W') of a video's patches.
+
+    The built, untrained encoder finds those of the video moved by a pixel: diffusers pads a kernel of
+    four pixels by one on every side. Training mends that.
+    """
     x = _repeat_first(video)
     for stage, t, s in zip(stages, TIME, SPACE, strict=True):
         x = ((_to_patches(x, t, s) - stage.mean) @ stage.basis).permute(0, 4, 1, 2, 3)
@@ -88,7 +92,7 @@ def latent_scale(stages: Sequence[Stage]) -> Tensor:
 
 @torch.no_grad()
 def build(stages: Sequence[Stage]) -> AutoencoderKLMochi:
-    """Return the autoencoder that computes exactly this analysis and its inverse."""
+    """Return the autoencoder whose decoder is the inverse of this analysis, and its encoder nearly this."""
     vae = AutoencoderKLMochi(
         encoder_block_out_channels=ENCODER_WIDTHS,
         decoder_block_out_channels=DECODER_WIDTHS,

@@ -114,7 +114,7 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def build_clip(vocabulary: int) -> CLIPModel:
     """Return a small text-image encoder.
 
-    Patches of its square picture stand for 16 by 11 pixels of a 96x64 one.
+    Patches of its square picture stand for 32 by 21 pixels of a 192x128 one.
     """
     shared = {"num_attention_heads": 4, "hidden_size": CLIP_WIDTH, "intermediate_size": 3 * CLIP_WIDTH}
     text = {"vocab_size": vocabulary, "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 3}

@@ -95,8 +95,13 @@ class Run:
     def fresh_seed(self, seed: int) -> int:
         """Return a seed that differs after every resume, so that no data come twice."""
         if self.checkpoint.exists():
-            seed += 1009 * int(torch.load(self.checkpoint, weights_only=True)["step"])
+            seed += 1009 * int(self._saved()["step"])
         return seed
+
+    def _saved(self) -> dict[str, Any]:
+        """Read the checkpoint, whatever device the machine that wrote it had."""
+        saved: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return saved
 
     def loop(
         self,
@@ -108,7 +113,7 @@ class Run:
         path = self.checkpoint
         step, before = 0, 0.0
         if path.exists():
-            saved = torch.load(path, weights_only=True)
+            saved = self._saved()
             step, before = saved.pop("step"), saved.pop("seconds")
             for name, item in state.items():
                 item.load_state_dict(saved[name])

@@ -29,7 +29,7 @@ from storyreel.mini.world import (
 from storyreel.models.scorer import Scorer
 from storyreel.plan import joined_prompt
 
-from .loop import Average, AverageState, Run, cosine
+from .loop import Average, AverageState, Muon, Run, autocast, cosine, in_bf16
 from .transformer import fitted_tokenizer
 
 GROUP = 12  # clips that differ in one thing from the first of them
@@ -141,7 +141,7 @@ def train_scorer(options: argparse.Namespace) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.05)
+    muon = Muon(matrices, lr=4.4e-3, weight_decay=0.1, bf16=in_bf16(device, options.precision))
     adam = torch.optim.AdamW(rest, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.0)
     rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
     average = Average(list(model.parameters()))
@@ -155,7 +155,7 @@ def train_scorer(options: argparse.Namespace) -> None:
         batch = [p for group in rng.choices(pool, k=max(1, options.batch // GROUP)) for p in group]
         images = torch.cat([p.pictures for p in batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
         fits = torch.tensor([[p.fits(q.clip) for p in batch] for q in batch], device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device, options.precision):
             seen = scorer.embed_pictures(blurred(images, rng, noise).to(device))
             said = scorer.embed_texts([p.text for p in batch])
         seen = seen.view(len(batch), PICTURES, -1).mean(1)
