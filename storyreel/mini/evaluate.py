@@ -213,36 +213,37 @@ class Studio:
         """Sample and judge every trial."""
         results = []
         for index, trial in enumerate(trials):
-            results.append(self.judged(trial, self.sample(trial.prompt, seed + index)))
+            results.append(judged(self.judge, trial, self.sample(trial.prompt, seed + index)))
             if (index + 1) % 20 == 0:
                 print(f"{note}: {index + 1} of {len(trials)}", flush=True)
         return results
 
-    def judged(self, trial: Trial, frames: Tensor) -> Result:
-        """Let the judge, and the nearest true picture, say how a clip is what was asked for."""
-        opinion = self.judge.judge(frames)
-        v, readable = opinion.verdict, opinion.readable
 
-        def right(asked: bool, fits: bool) -> bool | None:
-            return readable and fits if asked else None
+def judged(judge: Judge, trial: Trial, frames: Tensor) -> Result:
+    """Let the judge, and the nearest true picture, say how a clip is what was asked for."""
+    opinion = judge.judge(frames)
+    v, readable = opinion.verdict, opinion.readable
 
-        stated = [
-            (getattr(look, part), getattr(v.looks.get(who, Look("")), part))
-            for who, look in trial.looks.items()
-            for part in ("colour", "wear")
-            if getattr(look, part)
-        ]
-        verdict = (
-            right(trial.characters is not None, v.characters == trial.characters),
-            right(trial.place is not None, v.place is trial.place),
-            right(trial.action is not None, v.action is trial.action),
-            right(bool(stated), all(asked == seen for asked, seen in stated)),
-            right(trial.light is not None, v.light is trial.light),
-        )
-        distance = None
-        if trial.scene is not None:
-            distance = float(median(nearest_true(trial.scene, frames.numpy())))
-        return Result(trial, opinion, verdict, distance, likelihood(opinion, trial), frames)
+    def right(asked: bool, fits: bool) -> bool | None:
+        return readable and fits if asked else None
+
+    stated = [
+        (getattr(look, part), getattr(v.looks.get(who, Look("")), part))
+        for who, look in trial.looks.items()
+        for part in ("colour", "wear")
+        if getattr(look, part)
+    ]
+    verdict = (
+        right(trial.characters is not None, v.characters == trial.characters),
+        right(trial.place is not None, v.place is trial.place),
+        right(trial.action is not None, v.action is trial.action),
+        right(bool(stated), all(asked == seen for asked, seen in stated)),
+        right(trial.light is not None, v.light is trial.light),
+    )
+    distance = None
+    if trial.scene is not None:
+        distance = float(median(nearest_true(trial.scene, frames.numpy())))
+    return Result(trial, opinion, verdict, distance, likelihood(opinion, trial), frames)
 
 
 def likelihood(opinion: Opinion, trial: Trial) -> float:
@@ -258,7 +259,7 @@ def likelihood(opinion: Opinion, trial: Trial) -> float:
 
 
 def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
-    """Yield unseen clips of the world: parameters, pictures uint8 (T, H, W, 3), owners (T, H, W).
+    """Yield unseen clips of the world: parameters, pictures uint8 (T, H, W, 3), tags (T, H, W).
 
     Six tenths are scenes of the shipped stories, the rest crosses everything: always the same mixture,
     whatever the training's lessons are made of, so that figures can be compared between trainings.
@@ -270,8 +271,8 @@ def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
             clip = story_example(rng, rng.choice(PLOTS[plot]), cast).clip
         else:
             clip = crossed_example(rng).clip
-        images, owners = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
-        yield clip, torch.from_numpy(images), torch.from_numpy(owners)
+        images, tags = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
+        yield clip, torch.from_numpy(images), torch.from_numpy(tags)
 
 
 def of_clip(clip: Clip) -> Trial:
@@ -280,21 +281,21 @@ def of_clip(clip: Clip) -> Trial:
     return Trial("", true.characters, clip.place, clip.action, true.looks, true.light)
 
 
-def judge_results(studio: Studio, count: int) -> list[Result]:
+def judge_results(judge: Judge, count: int) -> list[Result]:
     """Judge true clips: what the judge itself is worth."""
-    return [studio.judged(of_clip(clip), images) for clip, images, _ in true_clips(count, SEED)]
+    return [judged(judge, of_clip(clip), images) for clip, images, _ in true_clips(count, SEED)]
 
 
 @torch.inference_mode()
 def codec_results(studio: Studio, count: int) -> tuple[list[Result], dict[str, float]]:
     """Judge true clips that went through the codec; also PSNR, whole and inside the actors."""
     results, errors, inside = [], [], []
-    for clip, images, owners in true_clips(count, SEED):
+    for clip, images, tags in true_clips(count, SEED):
         frames = studio.adapter.decode(studio.adapter.encode_pictures(images))
-        results.append(studio.judged(of_clip(clip), frames))
+        results.append(judged(studio.judge, of_clip(clip), frames))
         error = (frames.float() - images.float()).square().mean(-1) / 255**2
         errors.append(error.mean())
-        inside.append(error[owners > 0])
+        inside.append(error[tags > 0])
     whole, actors = (
         -10 * math.log10(float(e)) for e in (torch.stack(errors).mean(), torch.cat(inside).mean())
     )
@@ -417,8 +418,8 @@ def rising_scores(
 def worst_sheet(results: Sequence[Result], path: Path, count: int = 20, columns: int = 6) -> None:
     """Write the clips that the judge finds least like their prompts, with prompt and verdict."""
     worst = sorted(results, key=lambda r: r.likelihood)[:count]
-    scale, text_height = 1, 26
-    width, height = columns * WIDTH * scale, HEIGHT * scale + text_height
+    text_height = 26
+    width, height = columns * WIDTH, HEIGHT + text_height
     page = Image.new("RGB", (width, height * len(worst)), "white")
     pen = ImageDraw.Draw(page)
     for row, result in enumerate(worst):
@@ -426,8 +427,7 @@ def worst_sheet(results: Sequence[Result], path: Path, count: int = 20, columns:
         pen.text((4, row * height + 13), f"seen: {result.seen}", "red")
         for column, t in enumerate(torch.linspace(0, len(result.frames) - 1, columns).round().long()):
             frame = Image.fromarray(result.frames[t].numpy())
-            frame = frame.resize((WIDTH * scale, HEIGHT * scale), Image.Resampling.NEAREST)
-            page.paste(frame, (column * WIDTH * scale, row * height + text_height))
+            page.paste(frame, (column * WIDTH, row * height + text_height))
     page.save(path)
 
 
@@ -493,7 +493,7 @@ def evaluate(options: argparse.Namespace) -> None:
     }
     for part in parts:
         if part == "judge":
-            table[part] = shares(judge_results(studio, options.clips))
+            table[part] = shares(judge_results(studio.judge, options.clips))
         elif part == "codec":
             results, psnr = codec_results(studio, max(1, options.clips // 4))
             table[part] = shares(results) | {key: round(value, 2) for key, value in psnr.items()}
