@@ -94,7 +94,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
         (["render", str(ROOT / "stories")], 2, "is a folder"),
         (["validate", "nowhere.yaml"], 2, "cannot be read"),
         (["render", NYC, NYC], 2, "Rename one"),
-        (["render", NYC, "--size", "100x100"], 2, "nearest it can is 96x64"),
+        (["render", NYC, "--size", "100x100"], 2, "nearest it can is 192x128"),
         (["render", NYC, "--size", "x"], 2, "WIDTHxHEIGHT"),
         (["render", NYC, "--seconds", "99"], 2, "nearest it can: 3"),
         (["render", NYC, "--seconds", "nan"], 2, "finite"),

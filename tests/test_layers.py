@@ -23,6 +23,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
     {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},
+    {"storyreel.mini.spoiling", "storyreel.mini.nearest"},
     {"storyreel.sampling", "storyreel.page", "storyreel.mini.nets", "storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
     {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"}

@@ -282,7 +282,7 @@ def test_the_nearest_lengths_are_legal(seconds: float) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "words"),
     [
-        ({"size": "100x100"}, UsageError, "96x64"),
+        ({"size": "100x100"}, UsageError, "192x128"),
         ({"size": "big"}, UsageError, "WIDTHxHEIGHT"),
         ({"size": "96x64x2"}, UsageError, "WIDTHxHEIGHT"),
         ({"seconds": 2.1}, UsageError, "2 or 2.25"),

@@ -42,7 +42,7 @@ scenes:
       prompt
     seconds: 3
     transition: cut
-render: {model: mini, seed: 7, size: 96x64, seconds: 2.5, steps: 9, guidance: 1}
+render: {model: mini, seed: 7, size: 192x128, seconds: 2.5, steps: 9, guidance: 1}
 """,
     )
     first, second = story.scenes
@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "utf-16": (PAIR.encode("utf-16"), 1, "not UTF-8"),
     "two documents": (PAIR + "---\n" + PAIR, 3, "one document"),
     "too large": (PAIR + "#" * MAX_BYTES, 1, "larger than 256 KB"),
-    "model the table lacks a size for": (PAIR + "render: {size: 100x100}\n", 3, "nearest it can is 96x64"),
+    "model the table lacks a size for": (PAIR + "render: {size: 100x100}\n", 3, "nearest it can is 192x128"),
     "length the model cannot do": (
         "scenes:\n  - {scene: a, action: b, seconds: 2.1}\n",
         2,

@@ -2,79 +2,240 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
+from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file
 
-from storyreel.mini import train
-from storyreel.mini.judge import load_judge
+from storyreel.mini import codec, nets, train
+from storyreel.mini.judge import CHARACTERS, Judge, Scores, load_judge, truth
+from storyreel.mini.lessons import all_texts
 from storyreel.mini.training import clips, judge, transformer
-from storyreel.mini.world import Place
+from storyreel.mini.training import codec as codec_training
+from storyreel.mini.training.judge import judge_loss, worsened
+from storyreel.mini.training.scorer import contrast
+from storyreel.mini.world import Action, Character, Look, Place, stage_clip
 from storyreel.models.base import load_adapter
 from storyreel.models.scorer import Scorer
-from storyreel.models.specs import MINI_WEIGHTS, MODELS
+from storyreel.models.specs import MODELS
+
+PARTS = ("codec", "transformer", "scorer", "judge")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, part: str, out: Path, *options: str) -> None:
-    small = ["--batch", "2", "--pool", "4", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["train", part, "--out", str(out), *small, *options])
-    train.main()
+def start(out: Path) -> None:
+    """Begin a run with a codec of random bases and a tokenizer of few texts: both are soon made."""
+    torch.manual_seed(0)
+    stages = []
+    for rows, count in ((48, 32), (128, 64), (768, codec.CHANNELS)):
+        basis = torch.linalg.qr(torch.randn(rows, count))[0]
+        stages.append(codec.Stage(basis, torch.zeros(rows), torch.linspace(2, 1, count)))
+    codec.build(stages).save_pretrained(out / "codec")
+    nets.build_tokenizer(all_texts(Random(0), 200)).save_pretrained(out / "tokenizer")
 
 
-def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
-    monkeypatch.setattr(clips, "BASIS_CLIPS", 12)
-    monkeypatch.setattr(judge, "UNSEEN", 4)
-    monkeypatch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
-    out = tmp_path / "run"
-    for part in ("codec", "transformer", "scorer", "judge"):
-        run(monkeypatch, part, out, "--steps", "1")
-        first = torch.load(out / f"{part}.pt", weights_only=True)
-        assert first["step"] == 1
-        run(monkeypatch, part, out, "--steps", "2")
-        second = torch.load(out / f"{part}.pt", weights_only=True)
-        assert second["step"] == 2
-        moments = second["optimiser" if part == "judge" else "adam"]["state"]
-        counts = {float(m["step"]) for m in moments.values()}
-        # The optimiser went on too; of the codec, the first step was of a quarter of the layers.
-        assert counts == ({1.0, 2.0} if part == "codec" else {2.0})
-    for part in ("codec", "transformer"):
-        with Image.open(out / f"{part}.png") as sheet:
+def run(part: str, out: Path, *options: str) -> None:
+    """Run one part as the command line does, with as little as it can do with."""
+    small = ("--batch", "2", "--pool", "2", "--fresh", "1", "--device", "cpu", "--precision", "fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train", part, "--out", str(out), *small, *options])
+        patch.setattr(clips, "LENGTHS", ((2, 1.0),))
+        patch.setattr(judge, "UNSEEN", 2)
+        patch.setattr(codec_training, "UNSEEN", 2)
+        patch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
+        train.main()
+
+
+def state(out: Path, part: str) -> dict[str, Any]:
+    saved: dict[str, Any] = torch.load(out / f"{part}.pt", weights_only=True)
+    return saved
+
+
+def tensors(saved: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of a checkpoint, in order."""
+    if isinstance(saved, torch.Tensor):
+        yield saved
+    elif isinstance(saved, dict | list):
+        for item in saved.values() if isinstance(saved, dict) else saved:
+            yield from tensors(item)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder after one step of every part."""
+    out = tmp_path_factory.mktemp("run")
+    start(out)
+    for part in PARTS:
+        run(part, out, "--steps", "1")
+        assert state(out, part)["step"] == 1
+    return out
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_copied_checkpoint_is_taken_up_elsewhere(part: str, trained: Path, tmp_path: Path) -> None:
+    """With the tokenizer and, but for its own training, the codec, it is all that a machine needs."""
+    shutil.copy(trained / f"{part}.pt", tmp_path)
+    for folder in ("tokenizer", "codec"):
+        shutil.copytree(trained / folder, tmp_path / folder)
+    run(part, tmp_path, "--steps", "1")  # nothing to do
+    before, after = (list(tensors(state(folder, part))) for folder in (trained, tmp_path))
+    assert len(before) == len(after) > 10
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    run(part, tmp_path, "--steps", "2")
+    first, second = state(trained, part), state(tmp_path, part)
+    assert (first["step"], second["step"]) == (1, 2)
+    optimiser = "optimiser" if part == "judge" else "adam"
+    for saved, count in ((first, {1.0}), (second, {2.0})):
+        assert {float(moments["step"]) for moments in saved[optimiser]["state"].values()} == count
+    network = {"codec": "vae", "scorer": "model"}.get(part, part)
+    moved = [not torch.equal(first[network][name], second[network][name]) for name in first[network]]
+    assert sum(moved) > len(moved) / 2
+    if part in ("codec", "transformer"):
+        with Image.open(tmp_path / f"{part}.png") as sheet:
             assert sheet.width > 0
-    target = tmp_path / "weights"
-    run(monkeypatch, "export", out, "--to", str(target))
+
+
+def test_what_is_written_is_the_average(trained: Path) -> None:
+    saved = state(trained, "transformer")
+    written = MochiTransformer3DModel.from_pretrained(trained / "transformer")
+    for index, parameter in enumerate(written.parameters()):
+        assert torch.equal(parameter, saved["average"][str(index)])
+    names = [name for name, _ in written.named_parameters()]
+    assert any(not torch.equal(written.state_dict()[n], saved["transformer"][n]) for n in names)
+
+
+def test_a_trained_codec_knows_how_its_latents_are_normalised(trained: Path) -> None:
+    vae = AutoencoderKLMochi.from_pretrained(trained / "codec")
+    assert set(vae.config["latents_std"]) != {1.0}
+    assert torch.tensor(vae.config["latents_mean"]).abs().max() > 0
+
+
+def test_a_run_ends_in_weights_that_load_and_can_be_gone_on_from(trained: Path, tmp_path: Path) -> None:
+    target, again, twice = tmp_path / "weights", tmp_path / "again", tmp_path / "twice" / "weights"
+    run("export", trained, "--to", str(target))
     adapter = load_adapter(replace(MODELS["mini"], weights=target), torch.device("cpu"))
-    x = torch.zeros(1, 48, 2, 8, 12)
+    x = torch.zeros(1, codec.CHANNELS, 2, 8, 12)
     (velocity,) = adapter.predict(x, 0.5, [adapter.encode("a corgi dog is sitting")])
     assert velocity.shape == x.shape
     assert velocity.isfinite().all()
+    preview = adapter.preview(x)
+    assert preview is not None
+    assert preview.shape == (2, 3, 128, 192)
     scorer = Scorer.load(target / "scorer", torch.device("cpu"))
     assert scorer.embed_texts(["a corgi dog is sitting", ""]).shape == (2, 128)
-    verdict = (
-        load_judge(tmp_path / "judge.safetensors")
-        .judge(torch.zeros(25, 64, 96, 3, dtype=torch.uint8))
-        .verdict
-    )
-    assert verdict.place in Place
+    black = torch.zeros(5, 128, 192, 3, dtype=torch.uint8)
+    assert load_judge(tmp_path / "judge.safetensors").judge(black).verdict.place in Place
+    run("import", again, "--to", str(target))
+    run("export", again, "--to", str(twice))
+    for path in target.rglob("*.safetensors"):
+        if path.name != "preview.safetensors":  # fitted on the codec as it was before it was halved
+            ours, theirs = load_file(path), load_file(twice / path.relative_to(target))
+            assert all(value.dtype == torch.float16 for value in ours.values() if value.is_floating_point())
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_training_goes_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.no_grad()
+def test_a_codec_that_nobody_trained_is_an_analysis_of_the_same_lessons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips, "BASIS_CLIPS", 2)
+    video = torch.rand(1, 3, 4, 32, 32) * 2 - 1
+    first, second = (codec.raw_latents(clips.trained_codec(tmp_path), video) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.std() > 0.1
+
+
+# The lessons as tensors, and losses
+
+
+def test_a_pool_draws_lessons_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
-    monkeypatch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
-    out, target = tmp_path / "run", tmp_path / "weights"
-    run(monkeypatch, "import", out)
-    bases = [stage.basis for stage in clips.fitted_stages(out)]
-    run(monkeypatch, "export", out, "--to", str(target))
-    for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
-        ours, shipped = (load_file(folder / f"{name}.safetensors") for folder in (target, MINI_WEIGHTS))
-        assert all(torch.equal(ours[key], shipped[key]) for key in shipped)
-    run(monkeypatch, "transformer", out, "--steps", "1", "--rate", "0")
-    again = load_file(out / "transformer" / "diffusion_pytorch_model.safetensors")
-    before = load_file(MINI_WEIGHTS / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.allclose(again[key], before[key].float(), atol=1e-6) for key in before)
-    assert all(torch.equal(a, b.basis) for a, b in zip(bases, clips.fitted_stages(out), strict=True))
+
+    def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(video), codec.CHANNELS, 2, 8, 12)
+
+    monkeypatch.setattr(codec, "raw_latents", encode)
+    monkeypatch.setattr(codec, "normalised", lambda vae, raw: raw)
+    pool = clips.Pool(torch.nn.Linear(1, 1), 3, 0)
+    known = {id(lesson) for lesson in pool.batch(50, 0)}
+    assert len(known) == 3
+    lesson = pool.batch(1, 0)[0]
+    assert lesson.latents.shape == (codec.CHANNELS, 2, 8, 12)
+    assert lesson.latents.dtype == torch.float16
+    assert lesson.layout.shape[:2] == (2, 24)
+    later = {id(lesson) for lesson in pool.batch(50, 2)}
+    assert 1 <= len(later - known) <= 2
+
+
+def test_windows_lie_inside_the_picture_and_mostly_on_actors() -> None:
+    video = torch.zeros(24, 3, 13, 128, 192)
+    inside = torch.zeros(24, 13, 128, 192, dtype=torch.bool)
+    inside[..., 100:, 170:] = True  # at the edge
+    windows, masks = codec_training.cropped(Random(0), video, inside)
+    assert windows.shape[:2] == (24, 3)
+    assert windows.shape[2] in (4, 7)
+    assert windows.shape[3:] == (codec_training.CROP,) * 2
+    assert masks.shape == (24, *windows.shape[2:])
+    assert 0.6 < masks.flatten(1).any(1).float().mean() <= 1
+
+
+def test_errors_in_actors_cost_more() -> None:
+    video, inside = torch.zeros(1, 3, 4, 8, 8), torch.zeros(1, 4, 8, 8, dtype=torch.bool)
+    inside[..., :4] = True
+    left, right = video.clone(), video.clone()
+    left[..., :3], right[..., 5:] = 0.5, 0.5
+    assert float(codec_training.picture_loss(video, video, inside)) == 0
+    costs = [float(codec_training.picture_loss(output, video, inside)) for output in (left, right)]
+    assert costs[0] > 2 * costs[1] > 0
+    still, flickering = video + 0.1, video.clone()
+    flickering[:, :, ::2], flickering[:, :, 1::2] = 0.1, -0.1
+    assert codec_training.picture_loss(flickering, video, inside) > codec_training.picture_loss(
+        still, video, inside
+    )
+
+
+def test_of_a_spoilt_clip_nothing_but_ruin_is_asked() -> None:
+    torch.manual_seed(0)
+    net = Judge()
+    scores = Scores(
+        *(part.detach().requires_grad_() for part in vars(net(torch.rand(2, 3, 3, 64, 96))).values())
+    )
+    clip = stage_clip(Random(0), Place.CAPITOL, (Character.FOX,), Action.SIT, looks=(Look("grey"),))
+    judge_loss(scores, [truth(clip), None]).backward()
+    for name, part in vars(scores).items():
+        assert part.grad is not None
+        assert bool(part.grad[1].any()) == (name == "ruin"), name
+        assert part.grad[0].any(), name
+    fox = CHARACTERS.index(Character.FOX)
+    assert scores.colours.grad is not None
+    assert scores.colours.grad[0].any(1).nonzero().flatten().tolist() == [fox]  # of others nothing is known
+    assert float(scores.colours.grad[0, fox].argmin()) == 1  # grey
+    assert judge_loss(net(torch.rand(1, 3, 3, 64, 96)), [None]).item() > 0
+
+
+def test_worsened_pictures_keep_their_shape() -> None:
+    video = torch.rand(2, 3, 3, 64, 96) * 2 - 1
+    for seed in range(4):
+        found = worsened(video, Random(seed), torch.Generator().manual_seed(seed))
+        assert found.shape == video.shape
+        assert 0 < float((found - video).abs().mean()) < 0.6
+
+
+def test_several_texts_may_fit() -> None:
+    fits = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
+    right, wrong = 20 * fits.float(), 20 * (~fits).float()
+    assert float(contrast(right, fits)) < float(contrast(wrong, fits)) / 10
+    assert float(contrast(right, torch.eye(3, dtype=torch.bool))) > 0.4

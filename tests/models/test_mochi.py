@@ -87,18 +87,18 @@ def test_memories_join(tiny: MochiAdapter) -> None:
 
 
 def test_the_preview_is_a_linear_map_to_the_latents_middle_picture() -> None:
-    """Its map is the codec's bases, so that it is what the exact encoder's inverse draws."""
+    """Fitted by least squares to the latents of the package's codec."""
     mini = load_adapter(MODELS["mini"], CPU)
     assert isinstance(mini, MochiAdapter)
     clip = stage_clip(Random(0), Place.CENTRAL_PARK, (Character.CORGI,), Action.SIT)
-    images, _ = draw_clip(clip, 13, 12.0, 96, 64)
+    images, _ = draw_clip(clip, 13, 12.0, 192, 128)
     z = mini.encode_pictures(torch.from_numpy(images))
     pictures = mini.preview(z)
     assert pictures is not None
-    assert pictures.shape == (5, 3, 64, 96)
+    assert pictures.shape == (5, 3, 128, 192)
     true = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     error = (pictures[1:] - true[2::3]).square().mean()
-    assert 10 * math.log10(4 / float(error)) > 24  # dB; the whole codec has 27
+    assert 10 * math.log10(4 / float(error)) > 18  # dB; enough to score by
     mixed = mini.preview((z + z.flip(2)) / 2)
     assert mixed is not None
     assert torch.allclose(mixed, (pictures + pictures.flip(0)) / 2, atol=1e-4)
