@@ -441,16 +441,14 @@ def _read_plans(
 ) -> tuple[dict[str, Plan], dict[str, StoryreelError], Warned]:
     """Read and plan stories to be rendered; return, besides what `_read` does, what to warn of."""
     warned: Warned = {}
-    make = partial(make_plan, overrides=options.overrides())
-    plans, errors = _read(stories, partial(_plan_and_warn, make, warned, options.strict), _film_name)
+    plan = partial(_plan, warned=warned, strict=options.strict, overrides=options.overrides())
+    plans, errors = _read(stories, plan, _film_name)
     return plans, errors, warned
 
 
-def _plan_and_warn(
-    make: Callable[[Story, str], Plan], warned: Warned, strict: bool, story: Story, name: str
-) -> Plan:
+def _plan(story: Story, name: str, warned: Warned, strict: bool, overrides: Overrides) -> Plan:
     """Plan a story; note what its model cannot draw, or raise that if ``strict``."""
-    plan = make(story, name)
+    plan = make_plan(story, name, overrides)
     if faults := warnings_of(story, plan.spec):
         found = ScriptError(story.path, faults)
         if strict:
@@ -668,7 +666,7 @@ def _score(
 def validate(stories: Stories, strict: Strict = False) -> None:
     """Check stories without loading a model; print every fault with its place."""
     warned: Warned = {}
-    plans, errors = _read(stories, partial(_plan_and_warn, make_plan, warned, strict), str)
+    plans, errors = _read(stories, partial(_plan, warned=warned, strict=strict, overrides=Overrides()), str)
     for path, plan in plans.items():
         print(printable(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film"))
     _warn(warned)

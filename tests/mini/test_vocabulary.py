@@ -130,7 +130,7 @@ def test_the_page_shows_everything(
     for data in pictures[:: len(pictures) // 10]:
         picture = Image.open(io.BytesIO(b64decode(data)))
         assert picture.size == (192, 128)
-        assert len(picture.convert("L").getcolors()) > 20
+        assert len(picture.convert("L").getcolors() or ()) > 20
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     captions = " ".join(re.findall("<figcaption>([^<]*)", page))
     for one in vocabulary.characters.values():
