@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
@@ -27,6 +28,7 @@ from storyreel.options import (
     Quantize,
     RenderOptions,
     SlurmOptions,
+    Strict,
     Weights,
     check_device,
     with_options,
@@ -34,6 +36,7 @@ from storyreel.options import (
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.stopping import stopping
 from storyreel.story import Story, load_story, story_schema
+from storyreel.vocabulary import listing, load_vocabulary, warnings_of
 
 if TYPE_CHECKING:
     from storyreel.evaluation.films import Film
@@ -62,6 +65,7 @@ app = typer.Typer(
 Stories = Annotated[list[Path], typer.Argument(help="YAML stories.", metavar="STORY…", show_default=False)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and load no model.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Warned = dict[str, ScriptError]  # by the names of plans: what a model cannot draw of their stories
 
 STARTER = """\
 title: A fox in the park
@@ -171,17 +175,22 @@ def render(
     The options win over what the story's own render settings say.
     """
     # Every script is read before the first is rendered: a fault costs no work.
-    plans, errors = _read(stories, partial(make_plan, overrides=options.overrides()), _film_name)
+    plans, errors, warned = _read_plans(stories, options)
     _raise_all(errors.values())
     _check_out(options.out)
+    if not verify:
+        _warn(warned)
     if dry_run:
-        _print_plans(plans, as_json)
+        _print_plans(plans, warned, as_json)
         return
     if verify:
         _verify_all(plans, options.out, as_json)
         return
     with _engine(options, plans) as engine:
-        results = {name: _render(name, plan, options, engine, as_json) for name, plan in plans.items()}
+        results = {
+            name: {**_render(name, plan, options, engine, as_json), "warnings": _plain_warnings(warned, name)}
+            for name, plan in plans.items()
+        }
     if as_json:
         print(json.dumps(results, indent=2))
 
@@ -282,22 +291,28 @@ def batch(
         raise UsageError("--slurm and --status exclude each other", "Submit first, then ask.")
     if not stories and not status:
         raise UsageError("no story is named", "Name the stories to render: storyreel batch STORY…")
-    plans, errors = _read(stories or (), partial(make_plan, overrides=options.overrides()), _film_name)
+    plans, errors, warned = _read_plans(stories or (), options)
     if slurm or status or dry_run:
         _raise_all(errors.values())
     _check_out(options.out)
     if status:
         _print_status(plans, options.out, as_json)
-    elif slurm:
+        return
+    _warn(warned)
+    if slurm:
         _submit(dict(zip(plans, stories or (), strict=True)), options, resources, dry_run, as_json)
     elif dry_run:
-        _print_plans(plans, as_json)
+        _print_plans(plans, warned, as_json)
     else:
-        _render_batch(plans, errors, options, as_json)
+        _render_batch(plans, errors, warned, options, as_json)
 
 
 def _render_batch(
-    plans: dict[str, Plan], errors: dict[str, StoryreelError], options: RenderOptions, as_json: bool
+    plans: dict[str, Plan],
+    errors: dict[str, StoryreelError],
+    warned: Warned,
+    options: RenderOptions,
+    as_json: bool,
 ) -> None:
     """Render what can be rendered; ``errors`` are those of scripts, by their path."""
     failed = dict(errors)
@@ -307,7 +322,8 @@ def _render_batch(
         with _engine(options, plans) as engine:
             for name, plan in plans.items():
                 try:
-                    results[name] = {"state": "done", **_render(name, plan, options, engine, as_json)}
+                    result = _render(name, plan, options, engine, as_json)
+                    results[name] = {"state": "done", **result, "warnings": _plain_warnings(warned, name)}
                 except StoppedError:
                     raise
                 except StoryreelError as error:
@@ -420,6 +436,38 @@ def _read(
     return plans, errors
 
 
+def _read_plans(
+    stories: Sequence[Path], options: RenderOptions
+) -> tuple[dict[str, Plan], dict[str, StoryreelError], Warned]:
+    """Read and plan stories to be rendered; return, besides what `_read` does, what to warn of."""
+    warned: Warned = {}
+    plan = partial(_plan, warned=warned, strict=options.strict, overrides=options.overrides())
+    plans, errors = _read(stories, plan, _film_name)
+    return plans, errors, warned
+
+
+def _plan(story: Story, name: str, warned: Warned, strict: bool, overrides: Overrides) -> Plan:
+    """Plan a story; note what its model cannot draw, or raise that if ``strict``."""
+    plan = make_plan(story, name, overrides)
+    if faults := warnings_of(story, plan.spec):
+        found = ScriptError(story.path, faults)
+        if strict:
+            raise found
+        warned[name] = found
+    return plan
+
+
+def _warn(warned: Warned) -> None:
+    for found in warned.values():
+        for fault in found.faults:
+            _complain(fault.format(found.path, "warning"))
+
+
+def _plain_warnings(warned: Warned, name: str) -> list[dict[str, object]]:
+    faults = warned[name].faults if name in warned else []
+    return [{"line": f.line, "column": f.column, "message": f.message} for f in faults]
+
+
 def _raise_all(errors: Collection[StoryreelError]) -> None:
     """Tell all errors; raise the one that decides the exit code."""
     if errors:
@@ -455,9 +503,13 @@ def slug(stem: str) -> str:
     )
 
 
-def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
+def _print_plans(plans: dict[str, Plan], warned: Warned, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({name: _plan_facts(plan) for name, plan in plans.items()}, indent=2))
+        result = {
+            name: {**_plan_facts(plan), "warnings": _plain_warnings(warned, name)}
+            for name, plan in plans.items()
+        }
+        print(json.dumps(result, indent=2))
         return
     for name, plan in plans.items():
         print(f"{name}: {plan.title}")
@@ -611,11 +663,13 @@ def _score(
 
 
 @app.command()
-def validate(stories: Stories) -> None:
+def validate(stories: Stories, strict: Strict = False) -> None:
     """Check stories without loading a model; print every fault with its place."""
-    plans, errors = _read(stories, make_plan, str)
+    warned: Warned = {}
+    plans, errors = _read(stories, partial(_plan, warned=warned, strict=strict, overrides=Overrides()), str)
     for path, plan in plans.items():
         print(printable(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film"))
+    _warn(warned)
     _raise_all(errors.values())
 
 
@@ -639,13 +693,28 @@ def new(story: Annotated[Path, typer.Argument(help="The file to write.", metavar
 
 
 @app.command()
-def models(as_json: Json = False) -> None:
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="One of them, with all that it draws, if that is known.", show_default=False),
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures of what it draws.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the models that can be used, and what each needs."""
     from storyreel.models.specs import MODELS, find_model
 
-    specs = [find_model(name) for name in MODELS]
+    specs = [find_model(name) for name in ([model] if model else MODELS)]
+    vocabulary = load_vocabulary(specs[0]) if model else None
+    if page is not None:
+        _write_gallery(page, specs[0] if model else None)
     if as_json:
-        print(json.dumps({spec.name: asdict(spec) for spec in specs}, indent=2, default=str))
+        facts = {spec.name: asdict(spec) for spec in specs}
+        if vocabulary is not None:
+            facts[specs[0].name]["draws"] = asdict(vocabulary)
+        print(json.dumps(facts, indent=2, default=str))
         return
     for spec in specs:
         there = "there" if (spec.weights / "transformer").is_dir() else f"not there ({spec.remedy})"
@@ -657,6 +726,25 @@ def models(as_json: Json = False) -> None:
         )
         if spec.memory_gb:
             print(f"  GPU memory {gpu_memory(spec)}")
+    for kind, entries in (listing(vocabulary) if vocabulary else {}).items():
+        print(f"  {kind}:")
+        for entry in entries:
+            print(f"    {entry}")
+
+
+def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
+    from storyreel.checkpoint import write_atomically, writing
+
+    if spec is None or spec.gallery is None:
+        raise UsageError(
+            "there are no pictures of what a model draws but for one that was taught a world of its own",
+            "Name it: storyreel models mini --page FILE",
+        )
+    module, _, function = spec.gallery.partition(":")
+    text: str = getattr(import_module(module), function)()
+    with writing(page):
+        write_atomically(page, text)
+    _complain(f"page: {page}")
 
 
 @app.command()

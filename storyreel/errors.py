@@ -7,7 +7,7 @@ Anything else that is raised is a bug and keeps its traceback.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_SHOWN = 100  # faults of one script that are printed
 
@@ -46,13 +46,17 @@ class Fault:
     column: int = 1
     source: str = ""
 
-    def format(self, path: str) -> str:
+    def saying(self, message: str) -> Fault:
+        """Return a fault at the same place."""
+        return replace(self, message=message)
+
+    def format(self, path: str, kind: str = "error") -> str:
         """Return ``path:line:column: error: …``, the source line and a caret under the place."""
         # Long lines are shown around the place; anything that does not print shows as a dot.
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
         before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
-        head = printable(f"{path}:{self.line}:{self.column}: error: {self.message}")
+        head = printable(f"{path}:{self.line}:{self.column}: {kind}: {self.message}")
         margin = f"{self.line:5d} | "
         return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
 

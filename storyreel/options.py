@@ -32,6 +32,10 @@ Quantize = Annotated[
     ),
 ]
 
+Strict = Annotated[
+    bool, typer.Option("--strict", help="What the model cannot draw is a fault, where that is known.")
+]
+
 
 def with_options(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command the fields of each dataclass that it takes as options of its own.
@@ -129,6 +133,7 @@ class RenderOptions(FilmOptions):
         bool, typer.Option("--compile", help="Compile the model first: for long films on a GPU.")
     ] = False
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False
+    strict: Strict = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -140,6 +141,19 @@ class RenderSettings(_Strict):
     method: Method = Field(default=Method(), description="How segments become one film.")
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt: its text, and how it is written there.
+
+    One that a placeholder stands for is a ``field`` of a ``member`` of the cast.
+    """
+
+    text: str
+    written: str
+    member: str | None = None
+    field: str | None = None
+
+
 class Story(_Strict):
     """A film in scene pairs."""
 
@@ -161,15 +175,34 @@ class Story(_Strict):
         """Where the story was read from."""
         return self._source.path if self._source else "story"
 
+    def where(self, words: Sequence[str], *location: str | int) -> list[Fault]:
+        """Return the place of each of some words of a text, in their order, as faults that say nothing."""
+        if self._source is None:
+            return [Fault("")] * len(words)
+        match location:  # the short form has indices where the long one has keys
+            case ("scenes", int(index), "scene" | "action" as key):
+                if isinstance(self._source.data["scenes"][index], list):
+                    location = ("scenes", index, ("scene", "action").index(key))
+        return self._source.where(words, location)
+
     def filled(self, text: str) -> str:
         """Return a prompt with the cast's names in it."""
+        return "".join(piece.text for piece in self.pieces(text))
 
-        def substitute(match: re.Match[str]) -> str:
+    def pieces(self, text: str) -> Iterator[Piece]:
+        """Yield the parts of a prompt, one after the other: plain text, and what stands for the cast."""
+        at = 0
+        for match in _PLACEHOLDER.finditer(text):
+            if at < match.start():
+                yield Piece(text[at : match.start()], text[at : match.start()])
             if match[0] in ("{{", "}}"):
-                return match[0][0]
-            return self.cast[match[1]].field(match[2] or "name")
-
-        return _PLACEHOLDER.sub(substitute, text)
+                yield Piece(match[0][0], match[0])
+            else:
+                field = match[2] or "name"
+                yield Piece(self.cast[match[1]].field(field), match[0], match[1], field)
+            at = match.end()
+        if at < len(text):
+            yield Piece(text[at:], text[at:])
 
 
 def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:

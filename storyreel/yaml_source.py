@@ -123,10 +123,32 @@ class Source:
 
         With ``key`` it points at the last key itself, else at its value.
         """
-        return self._text.fault(message, _find(self._node, location, key))
+        return self._text.fault(message, _find(self._node, location, key)[0])
+
+    def where(self, words: Sequence[str], location: Sequence[str | int]) -> list[Fault]:
+        """Return the place of each of some words of the text at ``location``, as faults that say nothing.
+
+        All words of the text up to the last are needed, in their order. One that an escape hides is
+        where the one before it ends.
+        """
+        start, node = _find(self._node, location, False)
+        end, quoted = node.end_mark.index, getattr(node, "style", None) == "'"
+        text, at, places = self._text.text, start.index, []
+        for word in words:
+            shown = word.replace("'", "''") if quoted else word
+            found = text.find(shown, at, end)
+            if found >= 0:
+                at = found
+            ends = list(_LINE_END.finditer(text, start.index, at))
+            line = start.line + len(ends)
+            column = at - ends[-1].end() if ends else start.column + at - start.index
+            places.append(self._text.fault("", yaml.Mark("", at, line, column, None, 0)))
+            at += len(shown) if found >= 0 else 0
+        return places
 
 
-def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> yaml.Mark:
+def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> tuple[yaml.Mark, yaml.Node]:
+    """Return where something begins, or what is as near to it as there is, and what that is."""
     mark = node.start_mark
     for depth, part in enumerate(location):
         last = depth == len(location) - 1
@@ -137,13 +159,13 @@ def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> yaml.Mar
                     node = value
                     break
             else:
-                return mark
+                return mark, node
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             node = node.value[part]
             mark = node.start_mark
         else:
-            return mark
-    return mark
+            return mark, node
+    return mark, node
 
 
 def parse(path: str, raw: bytes) -> Source:

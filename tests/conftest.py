@@ -221,6 +221,7 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"weights")
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
+    spec = replace(spec, vocabulary=None, gallery=None)
     monkeypatch.setitem(MODELS, "fake", spec)
     return spec
 

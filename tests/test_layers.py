@@ -22,7 +22,9 @@ LAYERS: list[set[str]] = [
     {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"} | {"storyreel.slurm"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
-    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},
+    {"storyreel.mini.gallery"},
+    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"}
+    | {"storyreel.mini.vocabulary"},
     {"storyreel.mini.spoiling", "storyreel.mini.nearest"},
     {"storyreel.sampling", "storyreel.page", "storyreel.mini.nets", "storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
@@ -33,7 +35,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
-    {"storyreel.models.base"},
+    {"storyreel.models.base", "storyreel.vocabulary"},
     {"storyreel.models.specs"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
@@ -109,6 +111,7 @@ def loaded_by(*arguments: str) -> set[str]:
     [
         ["--help"],
         ["validate", "stories/nyc.yaml"],
+        ["models", "mini"],
         ["schema"],
         ["models"],
         ["render", "stories/nyc.yaml", "--dry-run"],

@@ -42,7 +42,8 @@ class ModelSpec:
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
-    alone.
+    alone. ``vocabulary`` is a file of all that such a model can draw, and ``gallery`` "module:function":
+    what makes a page with pictures of that (`mini.gallery.gallery_page`).
     """
 
     name: str
@@ -82,6 +83,8 @@ class ModelSpec:
     memory_gb: dict[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     judge: str | None = None
+    vocabulary: Path | None = None
+    gallery: str | None = None
 
     @property
     def label(self) -> str:
@@ -172,6 +175,8 @@ MODELS: dict[str, ModelSpec] = {
             memory_mb=850,
             measured_on="two CPU cores",
             judge="storyreel.mini.verdicts:judge_film",
+            vocabulary=MINI_WEIGHTS.parent / "vocabulary.json",
+            gallery="storyreel.mini.gallery:gallery_page",
         ),
         ModelSpec(
             name="mochi",
