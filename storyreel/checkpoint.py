@@ -1,8 +1,8 @@
-"""The output folder: what is finished, written so that nothing half done can pass for done.
+"""The output folder of a film, written so that nothing half done can pass for done.
 
-A file is written under a temporary name, forced to disk and renamed. A segment counts as
-complete when the manifest holds its key, which covers all that shaped it, and the hashes of
-its files match, and that of its record. Everything else is absent and is rendered again.
+A file is written under a temporary name, forced to disk and renamed. The manifest is that of the
+film that is there; of one that is being rendered, `UNFINISHED` says what it is to be. The
+segments of both, and of earlier ones, are in a `store.Store`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from storyreel.errors import LockedError, OutputError
 
 LOOK = 0.5  # seconds in which a mere look at the lock is surely over
-FORMAT = 3  # of the manifest; another number is another film
+FORMAT = 4  # of manifests and of records; another number is another film
+UNFINISHED = "unfinished.json"
 
 
 def digest(value: object) -> str:
@@ -46,8 +45,12 @@ def file_hash(path: Path) -> str:
 
 def content_hash(path: Path) -> str:
     """Return the SHA-256 of a file; unread if its target is named by it, as in huggingface_hub's cache."""
-    name = Path(os.readlink(path)).name if path.is_symlink() else ""
-    return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_hash(path)
+    return Path(os.readlink(path)).name if is_named_by_hash(path) else file_hash(path)
+
+
+def is_named_by_hash(path: Path) -> bool:
+    """Tell whether a file is a link to one whose name is its SHA-256."""
+    return path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", Path(os.readlink(path)).name) is not None
 
 
 @contextmanager
@@ -104,79 +107,66 @@ def _rename(path: Path, target: Path) -> None:
     path.replace(target)
 
 
-class DecidedSeam(TypedDict):
-    """The seam before a segment, as `plan.Seam` has it."""
-
-    after: int
-    transition: Literal["blend", "cut"]
-    overlap: int
-    strength: float
-    similarity: float | None
-
-
-class Decided(TypedDict, total=False):
-    """What the method chose for a segment; ``prompt_weights`` of scene and action in every step."""
-
-    lead: int
-    seam: DecidedSeam | None
-    prompt_weights: list[tuple[float, float]]
-
-
 @dataclass(frozen=True)
-class SegmentRecord:
-    """What the manifest says of a segment. ``files`` maps names to SHA-256.
+class Manifest:
+    """What a film is, or is to be.
 
-    ``key`` covers what shaped its latents, ``video_key`` what shaped its pictures ("" as long as
-    it has none). ``device`` is what computed it, ``seconds`` how long that took. ``decided`` is
-    what the method chose while rendering.
+    ``about`` is what it is made from, ``segments`` are its scenes with what was made of them, ``film`` is
+    its file with a key and a SHA-256; {} as long as it is not joined.
     """
 
-    number: str
-    key: str
-    files: dict[str, str]
-    device: str
-    seconds: float
-    decided: Decided
-    video_key: str = ""
+    about: dict[str, Any]
+    segments: list[dict[str, Any]]
+    film: dict[str, str]
+
+    def text(self) -> str:
+        """Return it as the text of a file."""
+        manifest = {"format": FORMAT, **self.about, "segments": self.segments, "film": self.film}
+        return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest | None:
+        """Read a file; None if it is not there, of another format, or nothing that was written so."""
+        try:
+            if not path.is_file():
+                return None
+            manifest = json.loads(path.read_bytes(), parse_constant=_no_number)
+            digest(manifest)  # which only text that can be written has
+            if manifest.pop("format") != FORMAT:
+                return None
+            segments, film = list(map(dict, manifest.pop("segments"))), dict(manifest.pop("film"))
+            if not all(isinstance(value, str) for value in film.values()):
+                return None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return None
+        return cls(manifest, segments, film)
 
 
-_RECORD = TypeAdapter(SegmentRecord)
-
-
-def _record(entry: dict[str, Any]) -> SegmentRecord | None:
-    """Return an entry's record; None if it is planned and not yet made, or was changed."""
-    if "key" not in entry:
-        return None
-    try:
-        record = _RECORD.validate_python(entry)
-    except ValidationError:
-        return None
-    return record if entry.get("sha256") == digest(asdict(record)) else None
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
 
 
 @dataclass
 class FilmFolder:
-    """One story's output. Use it as a context: it holds the folder's lock."""
+    """One story's output. Use it as a context: it holds the folder's lock.
+
+    ``present`` is the manifest of the film that is there, ``unfinished`` that of one which is not.
+    """
 
     path: Path
     name: str
-    records: dict[str, SegmentRecord] = field(default_factory=dict)
-    film: dict[str, str] = field(default_factory=dict)
-    window: dict[str, str] = field(default_factory=dict)  # segments under way, if their state was saved
-    about: dict[str, Any] = field(default_factory=dict)
-    planned: int = 0  # segments of the film that ``about`` is about
+    present: Manifest | None = None
+    unfinished: Manifest | None = None
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
-            self._refuse_strange_files()
+            self.refuse_strange_files()
             self.segments.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self._lock_path, timeout=LOOK, poll_interval=LOOK / 10)
             try:
                 self._lock.acquire()
             except Timeout:
-                remedy = "Wait for it, or choose another --out."
-                words = f"another storyreel{self._holder()} is rendering into {self.path}"
-                raise LockedError(words, remedy) from None
+                raise self.locked() from None
             with ExitStack() as stack:
                 stack.callback(self._lock.release)
                 self._sign()
@@ -191,6 +181,11 @@ class FilmFolder:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(OSError):  # a note, and no reason to fail
             self._holder_path.write_text(json.dumps([os.getpid(), platform.node(), now]))
+
+    def locked(self) -> LockedError:
+        """Return the error for a folder that another process holds."""
+        remedy = "Wait for it, or choose another --out."
+        return LockedError(f"another storyreel{self._holder()} is rendering into {self.path}", remedy)
 
     def _holder(self) -> str:
         """Return who holds the lock, as far as is known."""
@@ -213,13 +208,14 @@ class FilmFolder:
     def _holder_path(self) -> Path:
         return self.path / ".lock.json"
 
-    def _refuse_strange_files(self) -> None:
+    def refuse_strange_files(self) -> None:
         """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
         folders = (self.path, self.segments)
         ours = (
             ".lock",
             ".lock.json",
-            "manifest.json",
+            self.manifest_path.name,
+            UNFINISHED,
             "events.jsonl",
             self.page_path.name,
             self.film_path.name,
@@ -248,26 +244,18 @@ class FilmFolder:
 
     @property
     def manifest_path(self) -> Path:
-        """The manifest."""
+        """The manifest of the film."""
         return self.path / "manifest.json"
+
+    @property
+    def unfinished_path(self) -> Path:
+        """What the film that is being rendered is to be."""
+        return self.path / UNFINISHED
 
     @property
     def page_path(self) -> Path:
         """The film's page."""
         return self.path / "index.html"
-
-    @property
-    def window_path(self) -> Path:
-        """The state of the segments under way."""
-        return self.segments / "window.safetensors"
-
-    def video(self, number: str) -> Path:
-        """A segment's film."""
-        return self.segments / f"{number}.mp4"
-
-    def latents(self, number: str) -> Path:
-        """A segment's latents."""
-        return self.segments / f"{number}.safetensors"
 
     def is_in_use(self) -> bool:
         """Tell whether somebody renders into the folder; nothing is written, and nobody is kept out."""
@@ -294,94 +282,35 @@ class FilmFolder:
         return [event for event in events if isinstance(event, dict)]
 
     def load(self) -> None:
-        """Read what a former run recorded; a manifest that is not ours counts as none."""
-        try:
-            manifest = json.loads(self.manifest_path.read_bytes())
-            if manifest["format"] != FORMAT:
-                return
-            for entry in manifest["segments"]:
-                if record := _record(entry):
-                    self.records[record.number] = record
-            self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
-            own = {"format", "segments", "film", "window"}
-            self.about = {key: manifest[key] for key in manifest.keys() - own}
-            self.planned = len(manifest["segments"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            self.records, self.film, self.window, self.about, self.planned = {}, {}, {}, {}, 0
-
-    def has_latents(self, number: str, key: str, device: str = "auto") -> bool:
-        """Tell whether a segment's latents are there, whole, and made from the same things.
-
-        ``auto`` takes a segment from any device.
-        """
-        record = self.records.get(number)
-        if record is None or record.key != key or (device != "auto" and record.device != device):
-            return False
-        return self._is_whole(record, self.latents(number))
-
-    def has_video(self, number: str, video_key: str) -> bool:
-        """Tell whether a segment's film is there, whole, and made from the same things."""
-        record = self.records.get(number)
-        return (
-            record is not None
-            and record.video_key == video_key
-            and self._is_whole(record, self.video(number))
-        )
-
-    def has_window(self, key: str, device: str = "auto") -> bool:
-        """Tell whether the state is there, whole, in which the segment of that key comes first."""
-        return (
-            self.window.get("key") == key
-            and device in ("auto", self.window.get("device"))
-            and matches(self.window_path, self.window.get("sha256", ""))
-        )
-
-    @staticmethod
-    def _is_whole(record: SegmentRecord, path: Path) -> bool:
-        return path.name in record.files and matches(path, record.files[path.name])
+        """Read what former runs left; a manifest that is not ours counts as none."""
+        self.present = Manifest.read(self.manifest_path)
+        self.unfinished = Manifest.read(self.unfinished_path)
 
     def film_is_complete(self, key: str | None = None) -> bool:
-        """Tell whether the film is there, whole, and made from the segments of ``key``, if one is given."""
-        named = self.film.get("file") == self.film_path.name
-        wanted = key is None or self.film.get("key") == key
-        return named and wanted and matches(self.film_path, self.film.get("sha256", ""))
+        """Tell whether the film is there, whole, and the one of ``key``, if one is given."""
+        film = self.present.film if self.present else {}
+        named = film.get("file") == self.film_path.name
+        wanted = key is None or film.get("key") == key
+        return named and wanted and matches(self.film_path, film.get("sha256", ""))
 
-    def begin(self, kept: Collection[str]) -> None:
-        """Forget every segment but those to be kept, and the film that was made of others."""
-        self.records = {number: self.records[number] for number in kept}
-        self.film = {}
-        with writing(self.film_path):
-            self.film_path.unlink(missing_ok=True)
+    def begin(self, manifest: Manifest) -> None:
+        """Note what is being rendered; the film that is there stays."""
+        self._write(self.unfinished_path, manifest.text())
+        self.unfinished = manifest
 
-    def record_latents(self, number: str, key: str, device: str, seconds: float, decided: Decided) -> None:
-        """Note that a segment's latents are in place, and with them the state of those behind it."""
-        if self.window.get("key") == key:
-            self.window = {}
-        path = self.latents(number)
-        files = {path.name: file_hash(path)}
-        self.records[number] = SegmentRecord(number, key, files, device, round(seconds, 3), decided)
+    def publish(self, manifest: Manifest) -> None:
+        """Note what the film is that is there now; if that was being rendered, it is no longer."""
+        self._write(self.manifest_path, manifest.text())
+        self.present = manifest
+        if self.unfinished is None or _keys(self.unfinished) == _keys(manifest):
+            with writing(self.unfinished_path):
+                self.unfinished_path.unlink(missing_ok=True)
+            self.unfinished = None
 
-    def record_window(self, key: str, device: str) -> None:
-        """Note that the state is in place in which the segment of that key comes first."""
-        self.window = {"key": key, "device": device, "sha256": file_hash(self.window_path)}
-
-    def record_video(self, number: str, video_key: str, seconds: float) -> None:
-        """Note that a segment's film is in place."""
-        record, path = self.records[number], self.video(number)
-        self.records[number] = replace(
-            record,
-            files={**record.files, path.name: file_hash(path)},
-            seconds=round(record.seconds + seconds, 3),
-            video_key=video_key,
-        )
-
-    def remove_strangers(self, numbers: Collection[str]) -> None:
-        """Remove the files of segments that the story no longer has."""
-        kept = {path for number in numbers for path in (self.video(number), self.latents(number))}
-        with writing(self.segments):
-            for path in self.segments.iterdir():
-                if path.suffix in (".mp4", ".safetensors") and path not in kept:
-                    path.unlink()
+    def _write(self, path: Path, text: str) -> None:
+        if not self.holds(path, text):
+            with writing(path):
+                write_atomically(path, text)
 
     @staticmethod
     def holds(path: Path, text: str) -> bool:
@@ -390,25 +319,6 @@ class FilmFolder:
             return path.read_bytes() == text.encode()
         except OSError:
             return False
-
-    def write_manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> None:
-        """Write the manifest."""
-        with writing(self.manifest_path):
-            write_atomically(self.manifest_path, self.manifest(about, scenes))
-            if not self.window:
-                self.window_path.unlink(missing_ok=True)
-
-    def manifest(self, about: dict[str, Any], scenes: list[dict[str, Any]]) -> str:
-        """Return the manifest's text: ``about`` the film, and each of ``scenes`` with its record."""
-        entries = []
-        for scene in scenes:
-            record = self.records.get(scene["number"])
-            sealed = asdict(record) | {"sha256": digest(asdict(record))} if record else {}
-            entries.append(scene | sealed)
-        manifest = {"format": FORMAT, **about, "segments": entries, "film": self.film}
-        if self.window:
-            manifest["window"] = self.window
-        return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
     def log(self, event: str, **details: object) -> None:
         """Append to ``events.jsonl``."""
@@ -425,3 +335,7 @@ def matches(path: Path, value: str) -> bool:
         return file_hash(path) == value
     except OSError:
         return False
+
+
+def _keys(manifest: Manifest) -> list[Any]:
+    return [segment.get("video_key") for segment in manifest.segments]

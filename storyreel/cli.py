@@ -394,6 +394,45 @@ def ablate(
         print_ablation(report)
 
 
+@app.command()
+def clean(
+    out: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of films. Default: out.", metavar="OUT…", show_default=False),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; else it is only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what no film uses, scenes of former seeds, settings and texts; with --yes, remove it.
+
+    What the present film needs stays, and so does the work of a render that was not finished.
+    """
+    from storyreel.clean import film_folders, remove_unused, unused
+
+    done = "removed" if yes else "would be removed"
+    rows = [(remove_unused if yes else unused)(path) for path in film_folders(out or [Path("out")])]
+    if as_json:
+        facts = [
+            {
+                "folder": str(row.folder),
+                "files": [path.name for path in row.files],
+                "bytes": row.size,
+                "removed": yes and bool(row.files),
+                "reason": row.reason,
+            }
+            for row in rows
+        ]
+        print(json.dumps(facts, indent=2))
+        return
+    for row in rows:
+        if row.reason:
+            _complain(printable(f"{row.folder}: {row.reason}"))
+        elif row.files:
+            print(printable(f"{row.folder}: {len(row.files)} files, {row.size / 1e6:.1f} MB {done}"))
+    count, size = sum(len(row.files) for row in rows), sum(row.size for row in rows)
+    print(f"{count} files, {size / 1e6:.1f} MB {done}" + ("" if yes or not count else ": add --yes"))
+
+
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from storyreel.checkpoint import Decided, DecidedSeam
 from storyreel.plan import Plan
+from storyreel.store import Decided, DecidedSeam
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }

@@ -185,8 +185,9 @@ class Plan:
         """Return what a segment remembers: the story's first segment and the last one sure to be finished."""
         if not self.settings.method.memory:
             return ()
-        began = max(s.index for s in self.segments[: segment.index + 1] if not s.blended)
-        last = max(began - 1, segment.index - self.settings.method.window)
+        sure = segment.index - self.settings.method.window
+        beside = self.segments[max(0, sure + 1) : segment.index + 1]
+        last = max([sure, *(s.index - 1 for s in beside if not s.blended)])
         return tuple(sorted({0, last})) if last >= 0 else ()
 
     def settled(self, similarities: Sequence[float | None]) -> Plan:

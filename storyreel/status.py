@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from storyreel import slurm
-from storyreel.checkpoint import FilmFolder, digest
+from storyreel.checkpoint import FilmFolder, Manifest, digest
 from storyreel.errors import StoryreelError
+from storyreel.keys import about_plan
 from storyreel.plan import Plan
-from storyreel.render import about_plan
+from storyreel.store import RECORD, file_name
 
 # How a render ends that only has to be run again.
 STOPPED = {"StoppedError", "KeyboardInterrupt"}
@@ -38,27 +39,48 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
     folder = FilmFolder(out / name, name)
     in_use = folder.is_in_use()  # before the rest: what is done meanwhile counts as running, not as stopped
     folder.load()
-    scenes = sum(bool(record.video_key) for record in folder.records.values())
-    total = len(plan.segments) if plan else folder.planned or None
+    last = (folder.events() or [{}])[-1]
+    there = [manifest for manifest in (folder.present, folder.unfinished) if manifest is not None]
+    # Beside a film there may be a render that was not finished: which of them counts is a question of the
+    # plan, else of what happened last.
+    if plan:
+        there = [manifest for manifest in there if _is_as_planned(manifest, plan)]
+    elif last.get("event") != "finished":
+        there.reverse()
+    scenes = _finished(folder, there[0]) if there else 0
+    total = len(plan.segments) if plan else len(there[0].segments) if there else None
     if in_use:
-        return FilmStatus("running", scenes, total)
-    if plan and folder.about and not _is_as_planned(folder, plan):
+        of = folder.unfinished or folder.present
+        return FilmStatus("running", _finished(folder, of) if of else 0, total)
+    if not there and (folder.present or folder.unfinished):
         return FilmStatus("waiting", 0, total, "it was rendered from another story or with other settings")
-    if folder.film_is_complete():
+    if there and there[0] is folder.present and folder.film_is_complete():
         return FilmStatus("done", scenes, total)
-    events = folder.events()
-    if not events:
-        return FilmStatus("waiting", scenes, total)
-    last = events[-1]
+    begun = bool(there) and there[0] is folder.unfinished
     match last.get("event"):
+        case None:
+            return FilmStatus("waiting", scenes, total)
         case "stopped" if last.get("reason") not in STOPPED:
             return FilmStatus("failed", scenes, total, str(last.get("message") or last.get("reason")))
-        case "finished":
-            return FilmStatus("stopped", scenes, total, "its film is damaged or has been removed")
-        case "stopped":
+        case "finished" if not begun:
+            lost = "its manifest is damaged, or of an earlier version"
+            damaged = "its film is damaged or has been removed"
+            unread = folder.present is None and folder.manifest_path.exists()
+            return FilmStatus("stopped", scenes, total, lost if unread else damaged)
+        case "stopped" | "finished":
             return FilmStatus("stopped", scenes, total)
         case _:
             return FilmStatus("stopped", scenes, total, "it ended without a word")
+
+
+def _finished(folder: FilmFolder, manifest: Manifest) -> int:
+    """Count the scenes of a film whose pictures are recorded."""
+    try:
+        names = {path.name for path in folder.segments.iterdir()}
+    except OSError:
+        return 0
+    keys = ((segment.get("number"), segment.get("video_key")) for segment in manifest.segments)
+    return sum(f"{file_name('video', str(number), str(key))}{RECORD}" in names for number, key in keys)
 
 
 def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
@@ -98,7 +120,7 @@ def films_in(out: Path) -> Iterator[str]:
         yield path.parent.name
 
 
-def _is_as_planned(folder: FilmFolder, plan: Plan) -> bool:
-    wanted, model = about_plan(plan), folder.about.get("model")
+def _is_as_planned(manifest: Manifest, plan: Plan) -> bool:
+    wanted, model = about_plan(plan), manifest.about.get("model")
     same_model = isinstance(model, dict) and model.get("name") == plan.spec.name
-    return same_model and digest({key: folder.about.get(key) for key in wanted}) == digest(wanted)
+    return same_model and digest({key: manifest.about.get(key) for key in wanted}) == digest(wanted)

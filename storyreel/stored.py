@@ -52,10 +52,6 @@ class Stored:
             raise self._forged()
         return tensors["latents"].to(device)
 
-    def steps_done(self) -> list[int]:
-        """Return how far those behind it had come."""
-        return list(self._begun().values())
-
     def _begun(self) -> dict[str, int]:
         try:
             with safe_open(self._path, framework="pt") as file:

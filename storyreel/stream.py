@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
 from storyreel import video
-from storyreel.checkpoint import FilmFolder, replacing, writing
+from storyreel.checkpoint import replacing, writing
 from storyreel.method.blending import dissolve, dissolve_weights
 from storyreel.models.base import Adapter
 from storyreel.plan import Plan, Segment
@@ -31,13 +32,13 @@ class FilmStream:
     def __init__(
         self,
         plan: Plan,
-        folder: FilmFolder,
         adapter: Adapter,
         wanted: Collection[int],
+        path_of: Callable[[Segment], Path],
         on_written: Callable[[Segment, float], None],
     ) -> None:
-        self._plan, self._folder, self._adapter = plan, folder, adapter
-        self._wanted, self._on_written = wanted, on_written
+        self._plan, self._adapter = plan, adapter
+        self._wanted, self._path_of, self._on_written = wanted, path_of, on_written
         self._segment: Segment | None = None
         self._pending = torch.empty(0)
         self._stack = ExitStack()
@@ -112,7 +113,7 @@ class FilmStream:
         if segment.index not in self._wanted:
             return
         spec, settings = self._plan.spec, self._plan.settings
-        path = self._folder.video(segment.number)
+        path = self._path_of(segment)
         self._stack.enter_context(writing(path))
         part = self._stack.enter_context(replacing(path))
         self._writer = self._stack.enter_context(
