@@ -67,6 +67,8 @@ def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
     key = film_key(plan, about, [there.video[segment.index].sha256 for segment in plan.segments])
     page, manifest = film_page_of(folder.name, film, there), wanted_film(about, there, film).text()
     whole = folder.film_is_complete(key), folder.holds(around[1], page), folder.holds(around[2], manifest)
+    if folder.present is None:
+        other = "cannot be checked: there is no manifest of it, or a damaged one"
     found |= {
         path: "" if is_whole else other if path.exists() else MISSING
         for path, is_whole in zip(around, whole, strict=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -10,90 +11,73 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.checkpoint import FORMAT, FilmFolder, digest, replacing, write_atomically, writing
+from storyreel.checkpoint import FORMAT, FilmFolder, Manifest, digest, replacing, write_atomically, writing
 from storyreel.errors import LockedError, OutputError
+
+SEGMENTS = [{"number": "01", "key": "k", "video_key": "v"}, {"number": "02", "key": "l", "video_key": "w"}]
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
-    """A folder with one finished segment, key ``k`` and video key ``v``."""
+    """A folder with a film of the key ``f``."""
     path = tmp_path / "film"
     with FilmFolder(path, "film") as folder:
-        folder.latents("01").write_bytes(b"latents")
-        folder.record_latents("01", "k", "cpu", 1.0, {"lead": 2})
-        folder.video("01").write_bytes(b"video")
-        folder.record_video("01", "v", 0.5)
-        folder.write_manifest({"title": "t"}, [{"number": "01"}, {"number": "02"}])
+        folder.begin(Manifest({"title": "t"}, SEGMENTS, {}))
+        folder.film_path.write_bytes(b"film")
+        folder.publish(Manifest({"title": "t"}, SEGMENTS, film_of(b"film")))
     return path
 
 
-def there(path: Path, key: str = "k", video_key: str = "v", device: str = "auto") -> tuple[bool, bool]:
-    """Whether latents and video are taken for those of the keys."""
+def film_of(data: bytes) -> dict[str, str]:
+    return {"file": "film.mp4", "key": "f", "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def is_there(path: Path, key: str | None = "f") -> bool:
     with FilmFolder(path, "film") as folder:
-        return folder.has_latents("01", key, device), folder.has_video("01", video_key)
+        return folder.film_is_complete(key)
 
 
-def test_latents_and_video_count_with_their_keys_and_their_bytes(finished: Path) -> None:
-    assert there(finished) == (True, True)
-    assert there(finished, key="other") == (False, True)
-    assert there(finished, video_key="other") == (True, False)
-    assert there(finished, device="cpu") == (True, True)
-    assert there(finished, device="cuda") == (False, True)  # asked for, so the other's is not good enough
+def test_a_film_counts_with_its_key_and_its_bytes(finished: Path) -> None:
+    assert is_there(finished)
+    assert is_there(finished, None)
+    assert not is_there(finished, "other")
+    film = finished / "film.mp4"
+    for data in (b"", b"filn", b"film "):
+        film.write_bytes(data)
+        assert not is_there(finished)
+    film.unlink()
+    assert not is_there(finished, None)
+
+
+def test_a_render_that_begins_leaves_the_film_and_its_manifest_alone(finished: Path) -> None:
+    before = {name: (finished / name).read_bytes() for name in ("film.mp4", "manifest.json")}
+    wanted = Manifest({"title": "u"}, [SEGMENTS[0] | {"video_key": "x"}], {})
     with FilmFolder(finished, "film") as folder:
-        assert not folder.has_latents("02", "k")  # planned, not made
-        assert not folder.has_video("02", "v")
+        folder.begin(wanted)
+    with FilmFolder(finished, "film") as folder:
+        assert folder.unfinished == wanted
+        assert folder.film_is_complete("f")
+        folder.publish(Manifest({"title": "t"}, SEGMENTS, film_of(b"film")))  # back to what is there
+        assert folder.unfinished == wanted  # which is still to be finished
+        assert {name: (finished / name).read_bytes() for name in before} == before
+        folder.publish(Manifest({"title": "u"}, wanted.segments, film_of(b"new")))
+        assert folder.unfinished is None
+    assert not (finished / "unfinished.json").exists()
 
 
-def test_a_segment_has_latents_before_it_has_a_video(tmp_path: Path) -> None:
-    path = tmp_path / "film"
-    with FilmFolder(path, "film") as folder:
-        folder.latents("01").write_bytes(b"latents")
-        folder.video("01").write_bytes(b"of an earlier run, which nothing vouches for")
-        folder.record_latents("01", "k", "cpu", 1.0, {})
-        folder.write_manifest({}, [{"number": "01"}])
-    assert there(path) == (True, False)
-    assert there(path, video_key="") == (True, False)
+def test_a_note_that_cannot_be_read_goes_with_the_next_film(finished: Path) -> None:
+    (finished / "unfinished.json").write_text("{")
+    with FilmFolder(finished, "film") as folder:
+        assert folder.unfinished is None
+        folder.publish(Manifest({"title": "t"}, SEGMENTS, film_of(b"film")))
+    assert not (finished / "unfinished.json").exists()
 
 
-def test_the_record_says_what_was_decided_and_how_long_it_took(finished: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
-    first, second = manifest["segments"]
-    assert manifest["format"] == FORMAT == 3
-    assert (first["decided"], first["seconds"], first["device"]) == ({"lead": 2}, 1.5, "cpu")
-    assert sorted(first["files"]) == ["01.mp4", "01.safetensors"]
-    assert second == {"number": "02"}
-
-
-def test_new_latents_make_the_old_video_a_strangers(finished: Path) -> None:
-    with FilmFolder(finished, "film") as folder:
-        folder.record_latents("01", "k", "cpu", 1.0, {})
-        assert folder.has_latents("01", "k")
-        assert not folder.has_video("01", "v")
-
-
-@pytest.mark.parametrize(("name", "left"), [("01.mp4", (True, False)), ("01.safetensors", (False, True))])
-@pytest.mark.parametrize("bit", range(0, 40, 7))
-def test_a_flipped_bit_or_a_missing_file_is_found(
-    finished: Path, name: str, left: tuple[bool, bool], bit: int
-) -> None:
-    path = finished / "segments" / name
-    data = bytearray(path.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(data)
-    assert there(finished) == left
-    path.unlink()
-    assert there(finished) == left
-
-
-def test_what_is_not_kept_is_forgotten(finished: Path) -> None:
-    with FilmFolder(finished, "film") as folder:
-        folder.film_path.write_bytes(b"film")
-        folder.film = {"key": "f"}
-        folder.begin(["01"])
-        assert folder.has_video("01", "v")
-        assert (folder.film, folder.film_path.exists()) == ({}, False)
-        folder.begin([])
-        assert not folder.has_latents("01", "k")
+    assert manifest["format"] == FORMAT == 4
+    found = Manifest.read(finished / "manifest.json")
+    assert found == Manifest({"title": "t"}, SEGMENTS, film_of(b"film"))
 
 
 @pytest.mark.parametrize(
@@ -103,10 +87,14 @@ def test_what_is_not_kept_is_forgotten(finished: Path) -> None:
         "[]",
         "null",
         "{}",
-        '{"format": 3}',
-        '{"format": 3, "segments": [1], "film": {}}',
+        '{"format": 4}',
+        '{"format": 4, "segments": [1], "film": {}}',
+        '{"format": 4, "segments": [], "film": {"key": 1}}',
         "[" * 9999,
-        ('"format": 3', '"format": 1'),
+        ('"format": 4', '"format": 3'),
+        ('"title": "t"', '"title": NaN'),
+        ('"title": "t"', '"title": 1e400'),
+        ('"title": "t"', '"title": "\\ud800"'),
     ],
 )
 def test_a_manifest_that_is_not_ours_counts_as_none(finished: Path, change: str | tuple[str, str]) -> None:
@@ -115,7 +103,8 @@ def test_a_manifest_that_is_not_ours_counts_as_none(finished: Path, change: str 
     text = change if isinstance(change, str) else whole.replace(*change)
     assert text != whole
     manifest.write_text(text)
-    assert there(finished) == (False, False)
+    assert not is_there(finished, None)
+    assert Manifest.read(manifest) is None
 
 
 @given(data=st.data())
@@ -123,18 +112,13 @@ def test_a_damaged_manifest_never_raises(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("film")
-    files = {"01.mp4": "0", "01.safetensors": "0"}
-    segment = {"number": "01", "key": "k", "files": files, "device": "cpu", "seconds": 1, "decided": {}}
-    manifest = {"format": FORMAT, "segments": [segment | {"video_key": "v"}], "film": {}}
-    text = json.dumps(manifest | {"sha256": digest(manifest)})
+    text = Manifest({"title": "t"}, SEGMENTS, film_of(b"film")).text()
     at, cut = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 9))
-    (path / "manifest.json").write_text(
-        text[:at] + data.draw(st.text(max_size=3)) + text[at + cut :], "utf-8"
-    )
+    for name in ("manifest.json", "unfinished.json"):
+        changed = text[:at] + data.draw(st.text(max_size=3)) + text[at + cut :]
+        (path / name).write_text(changed, "utf-8")
     with FilmFolder(path, "film") as folder:
-        assert not folder.has_latents("01", "k")
-        assert not folder.has_video("01", "v")
-        assert not folder.film_is_complete("k")
+        assert not folder.film_is_complete("f")
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -152,7 +136,7 @@ def test_leftovers_of_a_killed_run_are_removed(finished: Path) -> None:
     leftovers = [finished / name for name in names]
     for path in leftovers:
         path.write_bytes(b"half")
-    assert there(finished) == (True, True)
+    assert is_there(finished)
     assert not any(path.exists() for path in leftovers)
 
 
@@ -172,24 +156,8 @@ def test_one_folder_one_process(tmp_path: Path) -> None:
         with pytest.raises(LockedError, match="another storyreel is"), FilmFolder(tmp_path / "film", "film"):
             pass
         holder.kill()
-    assert there(tmp_path / "film") == (False, False)  # a dead holder's lock is no obstacle
+    assert not is_there(tmp_path / "film")  # a dead holder's lock is no obstacle
     assert [path.name for path in (tmp_path / "film").iterdir() if "json" in path.name] == []
-
-
-def test_a_record_that_was_damaged_counts_as_none(finished: Path) -> None:
-    """Even where no other file is the worse for it: the film's page shows what was decided."""
-    path = finished / "manifest.json"
-    whole = path.read_text()
-    for change in (
-        ('"lead": 2', '"lead": 3'),
-        ('"seconds": 1.5', '"seconds": 1.7'),
-        ('"device": "c', '"device": "g'),
-    ):
-        assert change[0] in whole
-        path.write_text(whole.replace(*change))
-        assert there(finished) == (False, False)
-    path.write_text(whole.replace('"title": "t"', '"title": "u"'))
-    assert there(finished) == (True, True)
 
 
 def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ LAYERS: list[set[str]] = [
     {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"} | {"storyreel.slurm"},
     {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
     | {"storyreel.evaluation.report"},
-    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"},
-    {"storyreel.sampling", "storyreel.page", "storyreel.mini.nets", "storyreel.mini.lessons"}
+    {"storyreel.making"},
+    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"}
+    | {"storyreel.inventory"},
+    {"storyreel.sampling", "storyreel.page", "storyreel.keys", "storyreel.mini.nets"}
+    | {"storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
     {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"}
     | {"storyreel.evaluation.encoders", "storyreel.evaluation.films"},
@@ -33,13 +36,15 @@ LAYERS: list[set[str]] = [
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
     {"storyreel.models.base"},
-    {"storyreel.models.specs"},
+    {"storyreel.models.specs", "storyreel.clean"},
+    {"storyreel.store", "storyreel.remembered", "storyreel.differences"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
     | {"storyreel.evaluation.verdicts", "storyreel.evaluation.pictures", "storyreel.evaluation.registry"},
     {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
+    {"storyreel.recipe"},
     {"storyreel.errors", "storyreel.meter", "storyreel"},
 ]
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
@@ -114,6 +119,7 @@ def loaded_by(*arguments: str) -> set[str]:
         ["ablate", "--help"],
         ["batch", "stories/nyc.yaml", "--status"],
         ["batch", "stories/nyc.yaml", "--slurm", "--dry-run"],
+        ["clean", "stories"],
     ],
     ids=" ".join,
 )

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import pkgutil
+import re
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -16,12 +17,21 @@ import av
 import pytest
 import torch
 
-from storyreel import checkpoint, video
+from storyreel import checkpoint, keys, video
 from storyreel.checkpoint import FilmFolder
-from storyreel.errors import MissingError, NumericsError, OutputError, StoppedError, StoryreelError
+from storyreel.errors import (
+    LockedError,
+    MissingError,
+    NumericsError,
+    OutputError,
+    StoppedError,
+    StoryreelError,
+)
+from storyreel.keys import about_plan, film_tags
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Engine, Rendered, about_film, about_plan, about_scenes, film_tags, render
+from storyreel.render import Engine, Rendered, render
+from storyreel.store import Store
 from storyreel.verify import verify
 from tests.conftest import FakeEngine, FakeScorer, Silent, plan_of
 from tests.test_stream import FakeWriter
@@ -51,9 +61,22 @@ def make(
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Everything but times: the film, the page, the segments."""
+    """Everything but times: films, pages, segments, also of former films."""
     kept = (".mp4", ".safetensors", ".html")
     return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.suffix in kept}
+
+
+def film(out: Path) -> dict[str, bytes]:
+    """The film that is there, its page, and the segments that it consists of."""
+    folder = out / "foxes"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    names = [f"segments/{name}" for segment in manifest["segments"] for name in segment["files"]]
+    return {name: (folder / name).read_bytes() for name in ("foxes.mp4", "index.html", *names)}
+
+
+def windows(out: Path) -> list[Path]:
+    """The states of segments under way."""
+    return list((out / "foxes" / "segments").glob("*.window.safetensors"))
 
 
 class Stopping(Silent):
@@ -71,6 +94,29 @@ class Stopping(Silent):
 pytestmark = pytest.mark.usefixtures("fake_model")
 
 
+@pytest.fixture
+def ffmpeg() -> None:
+    """Encode with ffmpeg, which takes most of a fake render's time; see `plain_films`."""
+
+
+@pytest.fixture(autouse=True)
+def plain_films(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are their frames, but for tests that ask for `ffmpeg`."""
+    if "ffmpeg" in request.fixturenames:
+        return
+
+    def join(segments: list[Path], path: Path, *arguments: object) -> None:
+        path.write_bytes(b"".join(segment.read_bytes() for segment in segments) + repr(arguments).encode())
+
+    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.video.join", join)
+    monkeypatch.setattr("storyreel.keys.versions", lambda: VERSIONS)
+
+
+VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
+
+
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_render_leaves_what_was_promised(tmp_path: Path) -> None:
     result, progress, _ = make(tmp_path)
     assert result.film == tmp_path / "foxes" / "foxes.mp4"
@@ -80,12 +126,15 @@ def test_a_render_leaves_what_was_promised(tmp_path: Path) -> None:
     names = {p.name for p in (tmp_path / "foxes").iterdir()} - {".lock"}
     assert names == {"foxes.mp4", "index.html", "manifest.json", "segments", "events.jsonl"}
     expected = {f"{n:02d}{e}" for n in range(1, 7) for e in (".mp4", ".safetensors")}
-    assert {p.name for p in (tmp_path / "foxes" / "segments").iterdir()} == expected
-    with av.open(str(result.film)) as film:
-        assert len(film.chapters()) == 6
-        assert sum(1 for _ in film.decode(video=0)) == 6 * 6
+    found = [p.name for p in (tmp_path / "foxes" / "segments").iterdir()]
+    assert {re.sub(r"-[0-9a-f]{8}", "", name) for name in found} == expected | {f"{e}.json" for e in expected}
+    assert len(found) == 24
+    with av.open(str(result.film)) as video:
+        assert len(video.chapters()) == 6
+        assert sum(1 for _ in video.decode(video=0)) == 6 * 6
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
     make(tmp_path, seed=7)
     manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
@@ -95,8 +144,12 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
     assert (manifest["settings"]["guidance"], manifest["settings"]["guidance_2"]) == (3, None)
     assert {"storyreel", "torch", "diffusers", "transformers", "ffmpeg"} <= set(manifest["versions"])
     assert [s["scene"] for s in manifest["segments"]] == [scene for scene, _ in SCENES]
+    assert manifest["device"] == "cpu"
+    assert "method/blending.py" in manifest["recipe"]["latents"]
     for segment in manifest["segments"]:
-        assert set(segment["files"]) == {f"{segment['number']}.mp4", f"{segment['number']}.safetensors"}
+        names = {f"{segment['number']}-{segment['key'][:8]}.safetensors"}
+        names.add(f"{segment['number']}-{segment['video_key'][:8]}.mp4")
+        assert set(segment["files"]) == names
         assert segment["seconds"] >= 0
     assert manifest["film"]["file"] == "foxes.mp4"
     events = [json.loads(line) for line in (tmp_path / "foxes" / "events.jsonl").read_text().splitlines()]
@@ -120,19 +173,20 @@ def test_a_second_run_loads_no_model_and_changes_no_byte(tmp_path: Path) -> None
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_two_renders_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         make(tmp_path / name, seed=seed)
-    a, b, c = (contents(tmp_path / name) for name in "abc")
+    a, b, c = (list(film(tmp_path / name).items()) for name in "abc")
     assert a == b
-    assert a["foxes/segments/01.safetensors"] != c["foxes/segments/01.safetensors"]
+    assert all(one[1] != other[1] for one, other in zip(a, c, strict=True))
 
 
 def finished(out: Path) -> tuple[set[str], set[str]]:
-    """Return the numbers of the segments whose latents and whose pictures the manifest knows."""
-    manifest = json.loads((out / "foxes" / "manifest.json").read_text())
-    recorded = [s for s in manifest["segments"] if "key" in s]
-    return {s["number"] for s in recorded}, {s["number"] for s in recorded if s["video_key"]}
+    """Return the numbers of the segments of which latents, and of which pictures, are recorded."""
+    names = [path.name for path in (out / "foxes" / "segments").glob("*.json")]
+    latents = {name[:2] for name in names if re.fullmatch(r"\d\d-\w{8}\.safetensors\.json", name)}
+    return latents, {name[:2] for name in names if name.endswith(".mp4.json")}
 
 
 @pytest.mark.parametrize("method", [(), ("window=1",), ("memory=0.5",)], ids=str)
@@ -175,7 +229,6 @@ def test_a_stopped_render_goes_on_inside_the_window(tmp_path: Path, options: dic
     engine = FakeEngine()
     engine.fake_scorer = FakeScorer("a bus")
     _, whole, _ = make(tmp_path / "whole", engine=engine, **options)
-    window = tmp_path / "torn" / "foxes" / "segments" / "window.safetensors"
     forwards, resumed = 0, 0
     for stop_after in (3, 5, 4, 6, 7, 1000):
         engine = FakeEngine()
@@ -185,14 +238,14 @@ def test_a_stopped_render_goes_on_inside_the_window(tmp_path: Path, options: dic
             render(plan_of(story(), **options), "foxes", tmp_path / "torn", engine, progress)
         except StoppedError:
             assert progress.forwards <= stop_after
-            resumed += window.exists()
+            resumed += bool(windows(tmp_path / "torn"))
         else:
             assert progress.forwards == progress.promised
         forwards += progress.forwards
     assert resumed >= 3
     assert forwards <= whole.forwards + 5 * 3  # what one step of the window had begun
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
-    assert "window" not in json.loads((tmp_path / "torn" / "foxes" / "manifest.json").read_text())
+    assert not (tmp_path / "torn" / "foxes" / "unfinished.json").exists()
 
 
 def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
@@ -219,7 +272,7 @@ def test_a_window_that_does_not_fit_is_not_used(tmp_path: Path, change: str) -> 
     engine = FakeEngine()
     with pytest.raises(StoppedError):
         render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 6))
-    window = tmp_path / "foxes" / "segments" / "window.safetensors"
+    (window,) = windows(tmp_path)
     options: dict[str, Any] = {"steps": 8}
     engine, text = FakeEngine(), story()
     if change == "bit":
@@ -236,9 +289,23 @@ def test_a_window_that_does_not_fit_is_not_used(tmp_path: Path, change: str) -> 
         engine.device = "cuda"
     _, progress, _ = make(tmp_path, text, engine, overwrite=change == "overwrite", **options)
     assert progress.forwards == progress.promised == 6 * 8
-    assert not window.exists()
-    make(tmp_path / "whole", text, **options)
-    assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
+    # One that is of another film waits until that is wanted again.
+    assert window.exists() == (change in ("seed", "scene", "device"))
+    engine = FakeEngine()
+    engine.device = "cuda" if change == "device" else "cpu"
+    make(tmp_path / "whole", text, engine, **options)
+    assert film(tmp_path) == film(tmp_path / "whole")
+
+
+def test_a_window_waits_while_another_film_is_made(tmp_path: Path) -> None:
+    make(tmp_path / "whole", steps=8)
+    engine = FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 10))
+    make(tmp_path, steps=8, seed=77)
+    _, progress, _ = make(tmp_path, steps=8)
+    assert progress.forwards == progress.promised <= 6 * 8 - 8
+    assert film(tmp_path) == film(tmp_path / "whole")
 
 
 def test_a_window_waits_while_an_earlier_segment_is_mended(tmp_path: Path) -> None:
@@ -246,26 +313,34 @@ def test_a_window_waits_while_an_earlier_segment_is_mended(tmp_path: Path) -> No
     engine = FakeEngine()
     with pytest.raises(StoppedError):
         render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 30))
-    (tmp_path / "foxes" / "segments" / "01.safetensors").unlink()
+    segment(tmp_path, "01", ".safetensors").unlink()
     _, progress, _ = make(tmp_path, steps=8)
     assert progress.forwards == progress.promised
     assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
 
 
+def segment(out: Path, number: str, suffix: str) -> Path:
+    """A file of a segment, of which there is one version."""
+    (path,) = (out / "foxes" / "segments").glob(f"{number}-????????{suffix}")
+    return path
+
+
 WHERE = {
     "while encoding": ("storyreel.video.SegmentWriter.write", 9),
     "when ffmpeg ends": ("storyreel.video._finish", 4),
+    "at the note of what is rendered": ("storyreel.checkpoint.FilmFolder.begin", 1),
     "at the latents": ("storyreel.stored.write_atomically", 3),
-    "before latents are recorded": ("storyreel.checkpoint.FilmFolder.record_latents", 5),
-    "before pictures are recorded": ("storyreel.checkpoint.FilmFolder.record_video", 5),
-    "at the manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 6),
+    "before latents are recorded": ("storyreel.store.Store.keep", 5),
+    "before pictures are recorded": ("storyreel.store.Store.keep", 6),
+    "at a record": ("storyreel.store.write_atomically", 8),
     "while joining": ("storyreel.video.join", 1),
     "at the last ffmpeg": ("storyreel.video._finish", 7),
     "at the page": ("storyreel.render.write_atomically", 1),
-    "at the last manifest": ("storyreel.checkpoint.FilmFolder.write_manifest", 14),
+    "at the manifest": ("storyreel.checkpoint.FilmFolder.publish", 1),
 }
 
 
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("where", WHERE)
 def test_an_interrupt_anywhere_costs_nothing_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -306,7 +381,7 @@ def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: st
     before = contents(tmp_path)
     folder = tmp_path / "foxes" / "segments"
     times = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
-    path = folder / f"{number}{kind}"
+    path = segment(tmp_path, number, kind)
     path.write_bytes(path.read_bytes()[:-1])
     result, progress, _ = make(tmp_path, seconds=0.25)
     assert result.rendered == 1
@@ -314,9 +389,11 @@ def test_a_damaged_segment_is_made_again_and_no_other(tmp_path: Path, number: st
     assert (progress.forwards == 0) == (kind == ".mp4")  # pictures come from latents
     assert contents(tmp_path) == before
     changed = {p.name for p in folder.iterdir() if p.stat().st_mtime_ns != times[p.name]}
-    assert changed == {f"{number}.mp4"} | ({f"{number}.safetensors"} if kind == ".safetensors" else set())
+    again = {segment(tmp_path, number, suffix).name for suffix in (".mp4", kind)}
+    assert changed == again | {f"{name}.json" for name in again}
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_damaged_film_is_joined_again_without_a_model(tmp_path: Path) -> None:
     make(tmp_path)
     before = contents(tmp_path)
@@ -348,7 +425,7 @@ def test_a_changed_scene_changes_those_beside_it_and_what_grows_out_of_them(tmp_
         make(tmp_path / name, story(cut=cut))
         result, _, _ = make(tmp_path / name, story(scenes, cut=cut))
         make(tmp_path / f"{name}-fresh", story(scenes, cut=cut))
-        assert contents(tmp_path / name) == contents(tmp_path / f"{name}-fresh")
+        assert film(tmp_path / name) == film(tmp_path / f"{name}-fresh")
         return result.rendered
 
     assert change("last", 5, None) == 5
@@ -367,15 +444,33 @@ def test_every_setting_is_part_of_a_segments_key(tmp_path: Path, options: dict[s
     assert result.rendered == 6
 
 
-def test_versions_and_recipe_are_part_of_a_segments_key(
+def test_versions_are_part_of_a_segments_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    monkeypatch.setattr(keys, "versions", lambda: VERSIONS | {"torch": "3.0"})
+    _, progress, _ = make(tmp_path)
+    assert progress.forwards == 6 * 3
+    assert "torch 2 -> 3.0" in progress.heard[0]
+    # Latents do not depend on what encodes pictures.
+    monkeypatch.setattr(keys, "versions", lambda: VERSIONS | {"ffmpeg": "99"})
+    result, progress, _ = make(tmp_path)
+    assert (result.rendered, progress.forwards) == (6, 0)
+    assert make(tmp_path)[0].rendered == 0
+
+
+def test_another_version_of_storyreel_is_the_same_film(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path)
-    monkeypatch.setattr("storyreel.render.RECIPE", 99)
-    assert make(tmp_path)[0].rendered == 6
-    monkeypatch.setattr("storyreel.video.encoder_version", lambda: "other")
-    assert make(tmp_path)[0].rendered == 6
-    assert make(tmp_path)[0].rendered == 0
+    before = film(tmp_path)
+    monkeypatch.setattr(keys, "__version__", "99.0")
+    monkeypatch.setattr("storyreel.render.__version__", "99.0")
+    result, progress, engine = make(tmp_path)
+    assert (result.rendered, engine.asked, progress.heard) == (0, 0, [])
+    assert film(tmp_path) == before  # which says what joined it
+    (tmp_path / "foxes" / "foxes.mp4").unlink()
+    make(tmp_path)
+    assert b"99.0" in (tmp_path / "foxes" / "foxes.mp4").read_bytes()
+    assert ">99.0<" in (tmp_path / "foxes" / "index.html").read_text()
 
 
 def test_a_longer_first_scene_leaves_what_is_behind_a_cut(tmp_path: Path) -> None:
@@ -384,29 +479,156 @@ def test_a_longer_first_scene_leaves_what_is_behind_a_cut(tmp_path: Path) -> Non
     assert make(tmp_path, longer)[0].rendered == 4
 
 
-def test_a_started_render_is_not_taken_for_the_film_before(tmp_path: Path) -> None:
-    make(tmp_path)
-    engine = FakeEngine()
+def raising(engine: FakeEngine, at: int) -> FakeEngine:
+    """Have the fake model be interrupted in a forward pass."""
 
     def interrupt(count: int) -> None:
-        raise KeyboardInterrupt
+        if count == at:
+            raise KeyboardInterrupt
 
     engine.adapter(MODELS["fake"]).on_predict = interrupt
+    return engine
+
+
+def test_a_render_that_was_begun_is_not_taken_for_the_film_before(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = film(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, story([("a river", "it swims"), *SCENES[1:]]), engine=engine)
-    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
-    assert manifest["film"] == {}
-    assert not any("key" in segment for segment in manifest["segments"])
-    assert not (tmp_path / "foxes" / "foxes.mp4").exists()
+        make(tmp_path, story([("a river", "it swims"), *SCENES[1:]]), engine=raising(FakeEngine(), 0))
+    assert film(tmp_path) == before
+    begun = json.loads((tmp_path / "foxes" / "unfinished.json").read_text())
+    assert begun["film"] == {}
+    assert begun["segments"][0]["scene"] == "a river"
     events = [json.loads(line) for line in (tmp_path / "foxes" / "events.jsonl").read_text().splitlines()]
     assert events[-1]["event"] == "stopped"
     assert events[-1]["reason"] == "KeyboardInterrupt"
 
 
-def test_a_shorter_story_leaves_no_strangers(tmp_path: Path) -> None:
+CHANGES: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 77},
+    "setting": {"steps": 2},
+    "text": {"text": story([*SCENES[:2], ("a river", "it swims"), *SCENES[3:]])},
+    "shorter": {"text": story(SCENES[:4])},
+    "cut": {"text": story(cut=2)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_to_go_back_renders_nothing(tmp_path: Path, change: str) -> None:
     make(tmp_path)
-    make(tmp_path, story(SCENES[:2]))
-    assert len(list((tmp_path / "foxes" / "segments").iterdir())) == 4
+    before = film(tmp_path)
+    options = dict(CHANGES[change])
+    text = options.pop("text", None)
+    make(tmp_path, text, **options)
+    after = film(tmp_path)
+    assert after["foxes.mp4"] != before["foxes.mp4"]
+    result, progress, engine = make(tmp_path)
+    assert (result.rendered, progress.forwards, engine.asked) == (0, 0, 0)
+    assert film(tmp_path) == before
+    result, _, engine = make(tmp_path, text, **options)
+    assert (result.rendered, engine.asked) == (0, 0)
+    assert film(tmp_path) == after
+
+
+def test_a_film_survives_whatever_happens_to_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted at ten moments; at every one of them, and at every write, the film is as it was."""
+    make(tmp_path)
+    before, original = film(tmp_path), checkpoint._rename
+    looked = 0
+
+    def rename(path: Path, target: Path) -> None:
+        nonlocal looked
+        original(path, target)
+        assert film(tmp_path) == before
+        looked += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_rename", rename)
+        for moment in range(10):
+            # Later and later, since what is finished is kept: into the last scene, and into joining.
+            engine = raising(FakeEngine(), 1 if moment else 0)
+            if moment == 9:
+                patch.setattr(video, "join", raise_interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                make(tmp_path, engine=engine if moment < 9 else None, seed=77)
+            assert film(tmp_path) == before
+    assert looked > 12
+    result, progress, engine = make(tmp_path)
+    assert (result.rendered, progress.forwards, engine.asked) == (0, 0, 0)
+    assert film(tmp_path) == before
+    assert not any("foxes" in path.name for path in (tmp_path / "foxes").glob(".*"))
+    make(tmp_path / "other", seed=77)
+    assert make(tmp_path, seed=77)[0].rendered == 0
+    assert film(tmp_path) == film(tmp_path / "other")
+
+
+def raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_differs_is_said_before_anything_is_rendered(tmp_path: Path) -> None:
+    _, progress, _ = make(tmp_path)
+    assert progress.heard == []
+    scenes = [*SCENES[:4], ("a lake", "it drinks"), SCENES[5]]
+    _, progress, _ = make(tmp_path, story(scenes), seed=1, steps=2)
+    words, unused = progress.heard
+    assert words == (
+        "other than the film that is there: scene 5's action prompt; seed 0 -> 1; steps 3 -> 2; "
+        "what is there stays until the new film is complete"
+    )
+    assert "storyreel clean" in unused
+    _, progress, _ = make(tmp_path, story(scenes, title="Vixens"), seed=1, steps=2)
+    assert progress.heard == ["other than the film that is there: title Foxes -> Vixens"]
+    begun = tmp_path / "begun"
+    with pytest.raises(KeyboardInterrupt):
+        make(begun, engine=raising(FakeEngine(), 3))
+    _, progress, _ = make(begun, seed=2)
+    assert progress.heard[0].startswith("other than the film that was begun: seed 0 -> 2")
+
+
+def test_a_film_of_an_earlier_version_stays_until_its_successor_is_complete(tmp_path: Path) -> None:
+    folder = tmp_path / "foxes"
+    (folder / "segments").mkdir(parents=True)
+    former = {"foxes.mp4": b"film", "index.html": b"page", "segments/01.mp4": b"pictures"}
+    former |= {"manifest.json": b'{"format": 3, "segments": [], "film": {}}', "segments/01.safetensors": b"x"}
+    for name, data in former.items():
+        (folder / name).write_bytes(data)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, engine=raising(FakeEngine(), 17))
+    assert {name: (folder / name).read_bytes() for name in former} == former
+    _, progress, _ = make(tmp_path)
+    assert "of an earlier version" in progress.heard[0]
+    make(tmp_path / "fresh")
+    assert film(tmp_path) == film(tmp_path / "fresh")
+
+
+def test_a_film_has_segments_of_one_kind_of_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` takes a complete film of any, and begins a new one where it would have to mix them."""
+    automatic = FakeEngine()
+    automatic.device = "auto"
+    make(tmp_path)
+    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda"))
+    assert make(tmp_path, engine=automatic)[0].rendered == 0
+    segment(tmp_path, "06", ".safetensors").unlink()
+    _, progress, _ = make(tmp_path, engine=automatic)
+    assert progress.forwards == 6 * 3
+    assert "device cpu -> cuda" in progress.heard[0]
+    assert make(tmp_path)[1].forwards == 3  # what is there of the other is still there
+
+
+def test_scenes_of_several_machines_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, engine=raising(FakeEngine(), 12))
+    engine = FakeEngine()
+    engine.compiled = True
+    _, progress, _ = make(tmp_path, engine=engine)
+    assert [
+        words for words in progress.heard if "computed on cpu, the others will be on cpu, compiled" in words
+    ]
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    assert {segment["device"] for segment in manifest["segments"]} == {"cpu", "cpu, compiled"}
 
 
 def test_other_weights_are_another_film(tmp_path: Path, fake_model: ModelSpec) -> None:
@@ -541,7 +763,7 @@ def test_out_of_memory_in_the_lowest_mode_is_said_and_costs_nothing_finished(tmp
     with pytest.raises(MissingError, match="too little memory"):
         make(tmp_path, engine=engine)
     assert adapter.modes == []
-    assert (tmp_path / "foxes" / "segments" / "01.safetensors").exists()
+    assert segment(tmp_path, "01", ".safetensors").exists()
     adapter.on_predict = lambda count: None
     make(tmp_path, engine=engine)
     make(tmp_path / "whole")
@@ -584,8 +806,7 @@ def test_weights_in_fp8_are_recorded_and_make_another_film(tmp_path: Path) -> No
     manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
     assert manifest["settings"]["quantize"] == "fp8"
     assert make(tmp_path, quantize="fp8")[0].rendered == 0
-    assert make(tmp_path, story().replace("model: fake", "model: fake, quantize: fp8"))[0].segments == 6
-    assert make(tmp_path)[0].rendered == 6
+    assert make(tmp_path, story().replace("model: fake", "model: fake, quantize: fp8"))[0].rendered == 0
 
 
 def test_one_engine_has_a_model_as_it_is_and_in_fp8() -> None:
@@ -643,16 +864,17 @@ def test_a_lost_gpu_is_said_and_costs_nothing_finished(tmp_path: Path) -> None:
 
 
 def faults(out: Path, **options: object) -> dict[str, str]:
-    """What `verify` finds wrong, by the names of files."""
+    """What `verify` finds wrong, by the names of files without their keys."""
     found = verify(plan_of(story(), **options), "foxes", out)
-    return {Path(path).name: fault for path, fault in found.items() if fault}
+    return {re.sub(r"-[0-9a-f]{8}", "", Path(path).name): fault for path, fault in found.items() if fault}
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_verify_reads_everything_back(tmp_path: Path, fake_model: ModelSpec) -> None:
     assert faults(tmp_path) == {"foxes": "not rendered"}
     make(tmp_path)
     files = verify(plan_of(story()), "foxes", tmp_path)
-    assert {Path(path).name for path in files} == {
+    assert {re.sub(r"-[0-9a-f]{8}", "", Path(path).name) for path in files} == {
         "model.safetensors",
         *(f"{n:02d}{suffix}" for n in range(1, 7) for suffix in (".mp4", ".safetensors")),
         *("foxes.mp4", "index.html", "manifest.json"),
@@ -660,30 +882,62 @@ def test_verify_reads_everything_back(tmp_path: Path, fake_model: ModelSpec) -> 
     assert not any(files.values())
     before = {p: p.read_bytes() for p in (tmp_path / "foxes").rglob("*") if p.is_file()}
     folder = tmp_path / "foxes"
-    for name in ("segments/02.mp4", "segments/03.safetensors", "foxes.mp4", "index.html", "manifest.json"):
-        data = bytearray((folder / name).read_bytes())
+    paths = [segment(tmp_path, "02", ".mp4"), segment(tmp_path, "03", ".safetensors")]
+    for path in (*paths, *(folder / name for name in ("foxes.mp4", "index.html", "manifest.json"))):
+        data = bytearray(path.read_bytes())
         data[len(data) // 3] ^= 1
-        (folder / name).write_bytes(data)
+        path.write_bytes(data)
         found = faults(tmp_path)
-        assert Path(name).name in found
-        assert name == "manifest.json" or len(found) == 1
-        (folder / name).write_bytes(before[folder / name])
+        assert re.sub(r"-[0-9a-f]{8}", "", path.name) in found
+        assert path.name == "manifest.json" or list(found.values()) == ["is damaged"]
+        path.unlink()
+        found = faults(tmp_path)
+        assert path.name == "manifest.json" or list(found.values()) == ["is missing"]
+        path.write_bytes(before[path])
+    record = segment(tmp_path, "04", ".mp4.json")
+    record.unlink()
+    assert faults(tmp_path)["04.mp4"] == "is damaged, or its record is"
+    record.write_bytes(before[record])
     assert faults(tmp_path) == {}
-    assert {p: p.read_bytes() for p in before} == before  # nothing was rendered, nothing mended
-    assert len(faults(tmp_path, seed=5)) == 15
+    assert {p: p.read_bytes() for p in (tmp_path / "foxes").rglob("*") if p.is_file()} == before
+    other = faults(tmp_path, seed=5)
+    assert other["01.mp4"] == "is not rendered: what is there differs (seed 0 -> 5)"
+    assert other["foxes.mp4"] == "is of another film (seed 0 -> 5)"
+    assert len(other) == 15
     (fake_model.weights / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
     assert faults(tmp_path) == {"model.safetensors": "is damaged or missing"}
 
 
+@pytest.mark.usefixtures("ffmpeg")
+def test_verify_writes_nothing_and_waits_for_nobody(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "foxes" / ".lock").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert faults(tmp_path) == {}
+    assert sorted(tmp_path.rglob("*")) == before
+    with FilmFolder(tmp_path / "foxes", "foxes"), pytest.raises(LockedError, match="another storyreel"):
+        faults(tmp_path)
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_verify_says_what_is_not_rendered_yet(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, engine=raising(FakeEngine(), 12))
+    found = faults(tmp_path)
+    assert found["06.mp4"] == "is not rendered yet"
+    assert "01.mp4" not in found
+    assert found["foxes.mp4"] == "is missing"
+
+
+@pytest.mark.usefixtures("ffmpeg")
 def test_verify_counts_the_frames_that_a_recorded_film_has(tmp_path: Path) -> None:
     """A shorter film with a hash of its own, as an older version may have recorded it."""
     make(tmp_path)
-    with FilmFolder(tmp_path / "foxes", "foxes") as folder:
-        with video.SegmentWriter(folder.video("02"), 96, 64, 12, 1) as writer:
-            writer.write(bytes(5 * 96 * 64 * 3))
-        folder.record_video("02", folder.records["02"].video_key, 0.0)
-        plan = plan_of(story())
-        folder.write_manifest(about_film(plan), about_scenes(plan))
+    path, store = segment(tmp_path, "02", ".mp4"), Store(tmp_path / "foxes" / "segments")
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    with video.SegmentWriter(path, 96, 64, 12, 1) as writer:
+        writer.write(bytes(5 * 96 * 64 * 3))
+    store.keep("video", "02", manifest["segments"][1]["video_key"], "cpu")
     assert faults(tmp_path)["02.mp4"] == "has 5 frames instead of 6"
 
 
@@ -728,21 +982,7 @@ class Disk:
         return done
 
 
-@pytest.fixture
-def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Films are their frames; without ffmpeg hundreds of renders take seconds."""
-
-    def join(segments: list[Path], path: Path, *arguments: object) -> None:
-        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
-
-    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.video.join", join)
-    monkeypatch.setattr("storyreel.render.versions", dict)
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)  # windows are written after every forward
-
-
 @pytest.mark.parametrize("spoil", ["disk full", "killed in it", "killed after it"])
-@pytest.mark.usefixtures("plain_films")
 def test_nothing_that_happens_to_a_write_spoils_the_film(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
@@ -750,6 +990,7 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
 
     In between, every file is as it is in the end, or absent.
     """
+    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)  # windows are written after every forward
     text, ended = story(SCENES[:2]), []
     make(tmp_path / "whole", text, steps=2)
     whole = contents(tmp_path / "whole")
@@ -763,10 +1004,10 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
                 ended.append(type(error))
         if disk.count < nth:
             break
-        names = {name for name in contents(out) if not Path(name).name.startswith((".", "window"))}
+        names = {n for n in contents(out) if not Path(n).name.startswith(".") and ".window." not in n}
         assert {name: contents(out)[name] for name in names} == {name: whole[name] for name in names}, nth
-        if (manifest := out / "foxes" / "manifest.json").exists():
-            json.loads(manifest.read_text())
+        for path in out.rglob("*.json"):
+            assert path.name.startswith(".") or json.loads(path.read_text()), nth
         make(out, text, steps=2)
         assert contents(out) == whole, nth
         assert not list(out.rglob(".*.part*")), nth
@@ -787,6 +1028,7 @@ DYING = {
 }
 
 
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
 @pytest.mark.parametrize("death", DYING)
 def test_when_ffmpeg_dies_what_is_finished_stays(
@@ -806,4 +1048,4 @@ def test_when_ffmpeg_dies_what_is_finished_stays(
     assert type(caught.value) is kind
     assert finished(tmp_path / "torn")[1] == {"01", "02"}
     assert make(tmp_path / "torn")[0].rendered == 4
-    assert contents(tmp_path / "torn" / "foxes") == contents(tmp_path / "whole" / "foxes")
+    assert film(tmp_path / "torn") == film(tmp_path / "whole")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyreel.checkpoint import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Plan, Segment
 from storyreel.stream import HELD, FilmStream
@@ -70,23 +69,28 @@ def films(
     """The greys of every segment's film, and the segments that were told to be written."""
     told: list[int] = []
     everything = range(len(plan.segments))
-    with FilmFolder(path, "film") as folder:
-        adapter = FakeAdapter(plan.spec)
-        wanted = everything if wanted is None else wanted
-        with FilmStream(plan, folder, adapter, wanted, lambda s, _: told.append(s.index)) as stream:
-            for segment in plan.segments:
-                if pushed is None or segment.index in pushed:
-                    stream.push(segment, latents(segment))
-            stream.finish()
-        found = {}
+    path.mkdir()
+    adapter = FakeAdapter(plan.spec)
+    wanted = everything if wanted is None else wanted
+    with FilmStream(plan, adapter, wanted, placed(path), lambda s, _: told.append(s.index)) as stream:
         for segment in plan.segments:
-            if folder.video(segment.number).exists():
-                raw = np.frombuffer(folder.video(segment.number).read_bytes(), np.uint8)
-                pictures = raw.reshape(-1, plan.settings.height, plan.settings.width, 3)
-                assert (pictures == pictures[:, :1, :1, :1]).all()
-                found[segment.index] = pictures[:, 0, 0, 0].tolist()
-        assert not list(folder.segments.glob(".*"))
+            if pushed is None or segment.index in pushed:
+                stream.push(segment, latents(segment))
+        stream.finish()
+    found = {}
+    for segment in plan.segments:
+        if placed(path)(segment).exists():
+            raw = np.frombuffer(placed(path)(segment).read_bytes(), np.uint8)
+            pictures = raw.reshape(-1, plan.settings.height, plan.settings.width, 3)
+            assert (pictures == pictures[:, :1, :1, :1]).all()
+            found[segment.index] = pictures[:, 0, 0, 0].tolist()
+    assert not list(path.glob(".*"))
     return found, told
+
+
+def placed(folder: Path) -> Callable[[Segment], Path]:
+    """Say where a segment's film goes."""
+    return lambda segment: folder / f"{segment.number}.mp4"
 
 
 def decoded(plan: Plan, segment: Segment) -> tuple[list[int], list[int]]:
@@ -180,18 +184,18 @@ def test_segments_that_nobody_needs_can_be_left_out(fake_model: ModelSpec, tmp_p
 
 def test_a_film_of_the_wrong_length_is_a_bug(fake_model: ModelSpec, tmp_path: Path) -> None:
     plan = film_plan("b")
-    with FilmFolder(tmp_path / "film", "film") as folder:
-        stream = FilmStream(plan, folder, FakeAdapter(plan.spec), {0}, lambda s, _: None)
-        with pytest.raises(RuntimeError, match="scene 01 has 21 frames, planned were 24"), stream:
-            stream.push(plan.segments[0], latents(plan.segments[0])[:, :, :-1])
-            stream.finish()
+    stream = FilmStream(plan, FakeAdapter(plan.spec), {0}, placed(tmp_path), lambda s, _: None)
+    with pytest.raises(RuntimeError, match="scene 01 has 21 frames, planned were 24"), stream:
+        stream.push(plan.segments[0], latents(plan.segments[0])[:, :, :-1])
+        stream.finish()
 
 
 def test_an_interrupt_leaves_no_half_film(fake_model: ModelSpec, tmp_path: Path) -> None:
     plan = film_plan("b")
-    with FilmFolder(tmp_path / "film", "film") as folder:
-        stream = FilmStream(plan, folder, FakeAdapter(plan.spec), {0, 1}, lambda s, _: None)
-        with pytest.raises(KeyboardInterrupt), stream:
-            stream.push(plan.segments[0], latents(plan.segments[0]))
-            raise KeyboardInterrupt
-        assert list(folder.segments.iterdir()) == []
+    folder = tmp_path / "film"
+    folder.mkdir()
+    stream = FilmStream(plan, FakeAdapter(plan.spec), {0, 1}, placed(folder), lambda s, _: None)
+    with pytest.raises(KeyboardInterrupt), stream:
+        stream.push(plan.segments[0], latents(plan.segments[0]))
+        raise KeyboardInterrupt
+    assert list(folder.iterdir()) == []
