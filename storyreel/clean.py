@@ -11,7 +11,9 @@ from storyreel.checkpoint import FilmFolder, Manifest, writing
 from storyreel.errors import OutputError, StoryreelError, UsageError
 from storyreel.store import RECORD, Kind, Store, file_name
 
-OF_SEGMENT: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("window", "key"), ("video", "video_key"))
+# What belongs to a segment, and under which of its keys; a finished film has no window.
+OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
+OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("window", "key"))
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Unused:
     def size(self) -> int:
         """How many bytes these are."""
         return sum(self.files.values())
+
+
+def size_words(size: int) -> str:
+    """Return bytes as people say them."""
+    return (
+        f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
+    )
 
 
 def film_folders(places: Iterable[Path]) -> Iterator[Path]:
@@ -94,6 +103,6 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
 def _names(manifest: Manifest) -> Iterator[str]:
     """Yield the names of all files of segments that a film needs, or will."""
     for segment in manifest.segments:
-        for kind, key in OF_SEGMENT:
+        for kind, key in OF_FINISHED if manifest.film else OF_UNFINISHED:
             name = file_name(kind, str(segment.get("number")), str(segment.get(key)))
             yield from (name, f"{name}{RECORD}")

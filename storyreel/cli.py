@@ -407,7 +407,7 @@ def clean(
 
     What the present film needs stays, and so does the work of a render that was not finished.
     """
-    from storyreel.clean import film_folders, remove_unused, unused
+    from storyreel.clean import film_folders, remove_unused, size_words, unused
 
     done = "removed" if yes else "would be removed"
     rows = [(remove_unused if yes else unused)(path) for path in film_folders(out or [Path("out")])]
@@ -428,9 +428,9 @@ def clean(
         if row.reason:
             _complain(printable(f"{row.folder}: {row.reason}"))
         elif row.files:
-            print(printable(f"{row.folder}: {len(row.files)} files, {row.size / 1e6:.1f} MB {done}"))
+            print(printable(f"{row.folder}: {len(row.files)} files, {size_words(row.size)} {done}"))
     count, size = sum(len(row.files) for row in rows), sum(row.size for row in rows)
-    print(f"{count} files, {size / 1e6:.1f} MB {done}" + ("" if yes or not count else ": add --yes"))
+    print(f"{count} files, {size_words(size)} {done}" + ("" if yes or not count else ": add --yes"))
 
 
 def _check_out(out: Path) -> None:

@@ -151,20 +151,22 @@ def _write(node: ast.AST, words: list[str]) -> None:
         words.append(name)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, ast.AST):
-                if not _is_text_alone(item):
+                if not _is_nothing(item, node):
                     _write(item, words)
             else:
                 words.append(repr(item))
     words.append(")")
 
 
-def _is_text_alone(node: ast.AST) -> bool:
-    """Tell whether a statement is a text that nobody uses, as a docstring."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+def _is_nothing(node: ast.AST, parent: ast.AST) -> bool:
+    """Tell whether a node is a text that nobody uses: a docstring, or an empty part of an f-string.
+
+    Some versions of Python have such parts and some do not.
+    """
+    if isinstance(parent, ast.JoinedStr):
+        return isinstance(node, ast.Constant) and node.value == ""
+    text = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(text, ast.Constant) and isinstance(text.value, str)
 
 
 def _by_file(digests: dict[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from storyreel import __version__, video
 from storyreel.checkpoint import FilmFolder, Manifest, file_hash, replacing, write_atomically, writing
-from storyreel.clean import unneeded
+from storyreel.clean import size_words, unneeded
 from storyreel.differences import differences
 from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
 from storyreel.inventory import Inventory, look
@@ -221,17 +221,12 @@ def _look(
 
 def _tell_differences(folder: FilmFolder, wanted: Manifest, made: int, progress: Progress) -> None:
     """Say what the film is to be that the one that is there is not."""
+    stays = "; what is there stays until the new film is complete" if made else ""
     before = folder.present or folder.unfinished
-    if before is None:
-        if made and folder.film_path.exists():
-            progress.said(
-                "nothing tells what the film that is there was made from, or it is of an earlier version: "
-                "it stays until the new one is complete"
-            )
-        return
-    if found := differences(before, wanted):
+    if folder.present is None and folder.film_path.exists() and made:
+        progress.said(f"the film that is there is of an earlier version, or its manifest is damaged{stays}")
+    elif before is not None and (found := differences(before, wanted)):
         what = "the film that is there" if folder.present else "the film that was begun"
-        stays = "; what is there stays until the new film is complete" if made else ""
         progress.said(f"other than {what}: {'; '.join(found)}{stays}")
 
 
@@ -299,7 +294,7 @@ def _tell_unused(folder: FilmFolder, progress: Progress) -> None:
     """Say what is kept of former films, and how to be rid of it."""
     if size := sum(unneeded(folder).values()):
         progress.said(
-            f"{size / 1e6:.1f} MB of former scenes are kept: to go back to them costs nothing. To remove "
+            f"{size_words(size)} of former scenes are kept: to go back to them costs nothing. To remove "
             f"them: storyreel clean --yes {folder.path}"
         )
 
@@ -324,7 +319,7 @@ def _join(about: dict[str, Any], there: Inventory, store: Store, folder: FilmFol
     else:
         with writing(folder.film_path), replacing(folder.film_path) as part:
             pictures = [store.folder / there.video[segment.index].file for segment in plan.segments]
-            video.join(pictures, part, plan.spec.fps, film_chapters(plan), film_tags(plan))
+            video.join(pictures, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
         film["storyreel"] = __version__
     page = film_page_of(folder.name, film, there)
@@ -332,6 +327,8 @@ def _join(about: dict[str, Any], there: Inventory, store: Store, folder: FilmFol
         with writing(folder.page_path):
             write_atomically(folder.page_path, page)
     folder.publish(wanted_film(about, there, film))
+    for segment, latents_key in zip(plan.segments, there.keys.latents, strict=True):
+        store.drop("window", segment.number, latents_key)  # of a render that was killed just then
 
 
 def film_page_of(name: str, film: dict[str, str], there: Inventory) -> str:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     warnings.simplefilter("ignore")
     from tests.tiny import CPU, FAMILIES, TINY, mochi
 
-from storyreel import bench
+from storyreel import bench, keys
 from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
+from storyreel.recipe import Recipe, recipe_of
 from storyreel.render import Engine
 from storyreel.story import parse_story
 
@@ -222,7 +224,14 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     (weights / "model.safetensors").write_bytes(b"weights")
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
     monkeypatch.setitem(MODELS, "fake", spec)
+    monkeypatch.setattr(keys, "recipe_of", known_recipe)
     return spec
+
+
+@cache
+def known_recipe(adapter: str) -> Recipe:
+    """The recipe, read once for all tests: nobody edits the package meanwhile."""
+    return recipe_of(adapter)
 
 
 @pytest.fixture
