@@ -31,7 +31,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     ]
     if len(found) > MOST_TOLD:
         found[MOST_TOLD:] = [f"and {len(found) - MOST_TOLD} more"]
-    return [printable(words) for words in found]
+    return [printable(" ".join(words.split())) for words in found]
 
 
 def _part(about: Mapping[str, Any], name: str) -> dict[str, Any]:

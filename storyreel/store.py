@@ -91,8 +91,8 @@ def read_record(path: Path) -> Record | None:
     try:
         if path.stat().st_size > MOST_BYTES:
             return None
-        content = json.loads(path.read_bytes())
-        record = _RECORD.validate_python(content)
+        text = path.read_bytes()
+        record, content = _RECORD.validate_json(text, strict=True), json.loads(text)
         whole = {"format": FORMAT, **asdict(record)}
         sealed = content["seal"] == digest(whole) and content["format"] == FORMAT
     except (OSError, ValueError, ValidationError, TypeError, KeyError, RecursionError):

@@ -21,8 +21,9 @@ from storyreel.cli import run
 from storyreel.errors import NumericsError, StoppedError
 from storyreel.models.specs import ModelSpec
 from storyreel.options import RenderOptions, SlurmOptions
-from storyreel.plan import Overrides, Plan
+from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.status import FilmStatus, film_status
+from storyreel.story import parse_story
 from tests.conftest import FakeEngine
 
 STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 3
@@ -386,6 +387,30 @@ def test_a_film_is_done_only_as_it_is_asked_for(batch: Batch, capsys: pytest.Cap
     assert film_status(batch.out, "a") == FilmStatus(
         "stopped", 3, 3, "its film is damaged or has been removed"
     )
+    (batch.out / "a" / "manifest.json").write_text('{"format": 3, "segments": [], "film": {}}')
+    reason = "its manifest is damaged, or of an earlier version"
+    assert film_status(batch.out, "a") == FilmStatus("stopped", 0, None, reason)
+
+
+def test_a_film_and_a_render_that_is_not_finished_are_told_apart(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    passes = fake_engine.adapter(fake_model).predicted
+    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 8)
+    assert batch.run(story, "--seed", "7") == 75
+    parsed = parse_story("a.yaml", STORY.encode())
+    one, other, third = (make_plan(parsed, "a", Overrides(seed=seed)) for seed in (0, 7, 9))
+    assert film_status(batch.out, "a", one) == FilmStatus("done", 3, 3)
+    assert film_status(batch.out, "a", other) == FilmStatus("stopped", 1, 3)
+    assert film_status(batch.out, "a", third).state == "waiting"
+    assert film_status(batch.out, "a") == FilmStatus("stopped", 1, 3)
+    assert batch.run(story) == 0  # back to what is there
+    assert film_status(batch.out, "a") == FilmStatus("done", 3, 3)
+    assert film_status(batch.out, "a", other) == FilmStatus("stopped", 1, 3)
+    assert batch.run(story, "--seed", "7") == 0
+    assert film_status(batch.out, "a", other) == FilmStatus("done", 3, 3)
 
 
 def test_a_look_at_a_running_render_keeps_nobody_out(
@@ -417,8 +442,11 @@ def test_a_look_at_a_running_render_keeps_nobody_out(
     [
         "",
         "[]",
-        '{"format": 2, "segments": 3, "film": []}',
-        '{"format": 2, "model": 1, "segments": [], "film": {}}',
+        '{"format": 4, "segments": 3, "film": []}',
+        '{"format": 4, "model": 1, "segments": [], "film": {}}',
+        '{"format": 4, "model": 1, "segments": [{}, {"number": {}, "video_key": []}], "film": {}}',
+        '{"format": 4, "seconds": NaN, "segments": [], "film": {}}',
+        '{"format": 4, "title": "\\ud800", "segments": [], "film": {}}',
     ],
 )
 @pytest.mark.parametrize("events", ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n'])
@@ -426,6 +454,7 @@ def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: s
     story, folder = batch.story("a.yaml"), batch.out / "a"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(manifest)
+    (folder / "unfinished.json").write_text(manifest)
     (folder / "events.jsonl").write_text(events)
     assert batch.run("--status", story) == 0
     assert batch.run("--status") == 0

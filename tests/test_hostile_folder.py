@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from storyreel.checkpoint import SegmentRecord, digest
+from storyreel.checkpoint import digest
 from storyreel.errors import OutputError, StoryreelError
-from tests.test_render import contents, make, story
+from storyreel.store import Record
+from tests.test_render import encode_nothing, film, make, segment, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 
@@ -26,8 +27,9 @@ STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output with a finished film of two scenes."""
+    encode_nothing(monkeypatch)
     make(tmp_path / "out", STORY)
     return tmp_path / "out"
 
@@ -56,14 +58,10 @@ def changed(data: Any, path: tuple[str | int, ...], value: object) -> Any:
     return data
 
 
-def seal(manifest: Any) -> Any:
-    """Sign every record as ours, as whoever reads the code can."""
-    manifest = copy.deepcopy(manifest)
-    fields = {field.name for field in dataclasses.fields(SegmentRecord)}
-    for entry in manifest["segments"]:
-        if isinstance(entry, dict):
-            entry["sha256"] = digest({key: value for key, value in entry.items() if key in fields})
-    return manifest
+def seal(content: Any) -> Any:
+    """Sign a record as ours, as whoever reads the code can."""
+    fields = {"format", *(field.name for field in dataclasses.fields(Record))}
+    return content | {"seal": digest({key: value for key, value in content.items() if key in fields})}
 
 
 STRANGE: list[object] = [None, True, -1, 1e308, "", "../../x", [], {}, [[]], {"": []}, "<script>"]
@@ -71,22 +69,21 @@ STRANGE: list[object] = [None, True, -1, 1e308, "", "../../x", [], {}, [[]], {""
 
 @pytest.mark.parametrize("sealed", [False, True], ids=["changed", "changed and signed"])
 def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> None:
-    before = contents(out)
-    path = out / "foxes" / "manifest.json"
+    before = film(out)
+    path = segment(out, "02", ".safetensors.json")
     whole = json.loads(path.read_text())
-    record = whole["segments"][1]
-    places = [place for place in values(record) if place and place[0] in ("number", "files", "decided")]
-    assert len(places) > 12
+    parts = ("kind", "number", "key", "sha256", "device", "begun", "decided")
+    places = [place for place in values(whole) if place and place[0] in parts]
+    assert len(places) > 15
     for number, place in enumerate(places):
-        value = STRANGE[number % len(STRANGE)]
-        manifest = changed(whole, ("segments", 1, *place), value)
-        path.write_text(json.dumps(seal(manifest) if sealed else manifest))
+        content = changed(whole, place, STRANGE[number % len(STRANGE)])
+        path.write_text(json.dumps(seal(content) if sealed else content))
         again = rendered(out)
         if not sealed:
             assert again == 1, place  # a record that was changed vouches for nothing
-            assert contents(out) == before
-            assert json.loads(path.read_text())["segments"][1]["decided"] == record["decided"]
-        assert contents(out)["foxes/foxes.mp4"] == before["foxes/foxes.mp4"]
+            assert film(out) == before
+            assert json.loads(path.read_text())["decided"] == whole["decided"]
+        assert film(out)["foxes.mp4"] == before["foxes.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -106,13 +103,13 @@ def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> 
     ids=["cut", "number", "title", "film", "1e400", "NaN", "deep", "huge", "twice", "surrogate"],
 )
 def test_a_spoilt_manifest_is_mended(out: Path, spoil: Callable[[str], str]) -> None:
-    before = contents(out)
+    before = film(out)
     path = out / "foxes" / "manifest.json"
     text = path.read_text()
     assert spoil(text) != text
     path.write_text(spoil(text))
-    rendered(out)
-    assert contents(out) == before
+    assert rendered(out) == 0  # what is known of segments is elsewhere
+    assert film(out) == before
     mended = json.loads(path.read_text())
     assert mended["film"] == json.loads(text)["film"]
     assert mended["title"] == "Foxes"
@@ -126,27 +123,27 @@ def test_a_spoilt_manifest_is_mended(out: Path, spoil: Callable[[str], str]) -> 
 )
 def test_forged_latents_are_one_clear_error(out: Path, data: bytes) -> None:
     """Signed and with the right hash, so that only what they hold tells."""
-    folder = out / "foxes"
-    before = contents(out)
-    (folder / "segments" / "01.safetensors").write_bytes(data)
-    (folder / "segments" / "02.safetensors").unlink()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["segments"][0]["files"]["01.safetensors"] = hashlib.sha256(data).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(seal(manifest)))
+    before = film(out)
+    segment(out, "01", ".safetensors").write_bytes(data)
+    segment(out, "02", ".safetensors").unlink()
+    path = segment(out, "01", ".safetensors.json")
+    content = json.loads(path.read_text()) | {"sha256": hashlib.sha256(data).hexdigest()}
+    path.write_text(json.dumps(seal(content)))
     with pytest.raises(StoryreelError, match="holds no segment") as caught:
         rendered(out)
     assert "--overwrite" in caught.value.remedy
     make(out, STORY, overwrite=True)
-    assert contents(out) == before
+    assert film(out) == before
 
 
-NAMES = ["manifest.json", "events.jsonl", "index.html", "foxes.mp4", ".lock", "segments/01.mp4"]
+NAMES = ["manifest.json", "unfinished.json", "events.jsonl", "index.html", "foxes.mp4", ".lock"]
+NAMES += ["segments/01.mp4", "segments/01-abababab.mp4.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link to a file", "link to nothing", "endless"])
 def test_what_is_no_plain_file_is_refused_unread(out: Path, tmp_path: Path, name: str, kind: str) -> None:
-    path, outside = out / "foxes" / name, tmp_path / "outside"
+    path, outside, before = out / "foxes" / name, tmp_path / "outside", film(out)
     path.unlink(missing_ok=True)
     outside.write_text("not ours")
     match kind:
@@ -166,6 +163,7 @@ def test_what_is_no_plain_file_is_refused_unread(out: Path, tmp_path: Path, name
     assert not (tmp_path / "nothing").exists()
     shutil.rmtree(path) if kind == "folder" else path.unlink()
     rendered(out)  # what the message says to do helps
+    assert film(out) == before
 
 
 @pytest.mark.parametrize("name", [".", "segments"])

@@ -93,7 +93,7 @@ def test_a_signal_while_denoising_is_75_after_that_forward(
 
 
 WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "video.SegmentWriter.write", "video._finish"]
-WHERE += ["video.join", "render.segment_keys", "checkpoint.write_atomically", "stored.write_atomically"]
+WHERE += ["video.join", "render.film_keys", "checkpoint.write_atomically", "stored.write_atomically"]
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -109,7 +109,7 @@ def test_a_signal_anywhere_and_another_behind_it_is_75(
     path, name = (prefix + where).rsplit(".", 1)
     owner = pkgutil.resolve_name(path)
     original, calls = getattr(owner, name), 0
-    nth = 1 if name in ("scorer", "join", "segment_keys") else 2
+    nth = 1 if name in ("scorer", "join", "film_keys") else 2
 
     def signalled(*arguments: object, **named: object) -> object:
         nonlocal calls
@@ -131,7 +131,7 @@ def test_a_signal_anywhere_and_another_behind_it_is_75(
         patch.setattr(owner, name, signalled)
         assert render("torn") == 75
     assert calls == nth
-    if where != "render.segment_keys":  # before there is anything to tell
+    if where != "render.film_keys":  # before there is anything to tell
         assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
@@ -188,9 +188,9 @@ def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "storyreel", "render", str(story), "--out", str(tmp_path / "out")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        manifest = tmp_path / "out" / "foxes" / "manifest.json"  # written just before
+        begun = tmp_path / "out" / "foxes" / "unfinished.json"  # written just before
         deadline = time.monotonic() + 60
-        while not manifest.exists() and time.monotonic() < deadline:
+        while not begun.exists() and time.monotonic() < deadline:
             assert process.poll() is None
             time.sleep(0.01)
         time.sleep(0.5)
