@@ -7,9 +7,11 @@ segments of both, and of earlier ones, are in a `store.Store`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -35,6 +37,31 @@ def digest(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises OSError; ValueError for what cannot be written as JSON again.
+
+    That is NaN and numbers that are infinite, which no JSON has, and half a character, which no text has;
+    and what is nested too deep to be read.
+    """
+
+    def refuse(word: str) -> float:
+        raise ValueError(f"{word} is no number")
+
+    def finite(digits: str) -> float:
+        return number if math.isfinite(number := float(digits)) else refuse(digits)
+
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
+    data = path.read_bytes()
+    try:
+        value = json.loads(data, parse_constant=refuse, parse_float=finite)
+        if re.search(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]", data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return value
 
 
 def file_hash(path: Path) -> str:
@@ -128,22 +155,15 @@ class Manifest:
     def read(cls, path: Path) -> Manifest | None:
         """Read a file; None if it is not there, of another format, or nothing that was written so."""
         try:
-            if not path.is_file():
-                return None
-            manifest = json.loads(path.read_bytes(), parse_constant=_no_number)
-            digest(manifest)  # which only text that can be written has
+            manifest = read_json(path)
             if manifest.pop("format") != FORMAT:
                 return None
             segments, film = list(map(dict, manifest.pop("segments"))), dict(manifest.pop("film"))
             if not all(isinstance(value, str) for value in film.values()):
                 return None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         return cls(manifest, segments, film)
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 @dataclass
@@ -270,12 +290,12 @@ class FilmFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened, oldest first; a line that was cut short is left out."""
-        events = []
+        events, path = [], self.path / "events.jsonl"
+        if not path.is_file():
+            return []
         try:
-            for line in (
-                (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-            ):
-                with suppress(ValueError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):
                     events.append(json.loads(line))
         except OSError:
             pass
@@ -332,7 +352,7 @@ class FilmFolder:
 def matches(path: Path, value: str) -> bool:
     """Tell whether a file is there and has this SHA-256."""
     try:
-        return file_hash(path) == value
+        return path.is_file() and file_hash(path) == value  # a pipe would never end
     except OSError:
         return False
 

@@ -117,5 +117,6 @@ def _scene(number: int, old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
             yield f"scene {number}'s {part} prompt"
     if old.get("frames") != new.get("frames"):
         yield f"scene {number}'s length"
-    if old.get("blended") != new.get("blended"):
+    # Before a film's first scene there is none, whatever it is told to be.
+    if old.get("index") and new.get("index") and old.get("blended") != new.get("blended"):
         yield f"scene {number}'s transition"

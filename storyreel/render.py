@@ -106,13 +106,14 @@ class Engine:
         return pick_device(self.device).type
 
     def device_words(self, adapter: Adapter) -> str:
-        """Return what computes, as records name it: a film's scenes may come from several machines."""
-        kind = adapter.device.type
-        if kind == "cuda":
-            import torch
+        """Return what computes, as records name it: it decides the last digits of a picture."""
+        import torch
 
-            kind = torch.cuda.get_device_name(adapter.device)
-        return f"{kind}, compiled" if self.compiled else kind
+        if adapter.device.type == "cuda":
+            words = torch.cuda.get_device_name(adapter.device)
+        else:
+            words = f"{adapter.device.type} with OMP_NUM_THREADS={torch.get_num_threads()}"
+        return f"{words}, compiled" if self.compiled else words
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model."""
@@ -305,8 +306,8 @@ def _tell_other_devices(there: Inventory, device: str, progress: Progress) -> No
     if others:
         progress.said(
             f"{len(there.latents)} scenes that are kept were computed on {' and '.join(others)}, the others "
-            f"will be on {device}: the film may differ in its last digits from one that is made on either "
-            "alone. --overwrite makes all of it here."
+            f"will be on {device}: that makes another film than either alone, in its last digits "
+            "(--overwrite makes all of it as here)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads all of a film back: what is whole, and what is not. Nothing is written, not even a lock."""
+"""Reads all of a film back: what is whole, what is not, and why. It writes nothing and takes no lock."""
 
 from __future__ import annotations
 
@@ -13,68 +13,72 @@ from storyreel.keys import about_film, film_key, film_keys, ingredients, weight_
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Plan
 from storyreel.render import DEVICES, film_page_of, wanted_film
-from storyreel.store import Record, Store
+from storyreel.store import RECORD, Record, Store
 
-DAMAGED, MISSING = "is damaged", "is missing"
+MISSING = "is missing"
+DAMAGED = "is damaged: it is not what was recorded"
+UNFINISHED = "is not finished"
+UNRECORDED = "has no record, or a damaged one"
+UNKNOWN = "cannot be checked: the manifest, or the record of a scene, is damaged or missing"
 
 
 def verify(plan: Plan, name: str, out: Path) -> dict[str, str]:
     """Read back all of a film in ``out/name``, and its model; return what is wrong with each file, or "".
 
-    Hashes are compared and films decoded. Raises StoryreelError if that cannot be done.
+    Hashes are compared and films decoded. Raises StoryreelError if that cannot be done, LockedError while
+    somebody renders into the folder.
     """
     found = {str(path): fault for path, fault in weight_faults(plan.spec).items()}
     folder = FilmFolder(out / name, name)
-    if not (folder.manifest_path.exists() or folder.unfinished_path.exists()):
+    folder.refuse_strange_files()
+    if not folder.segments.is_dir():
         return found | {str(folder.path): "not rendered"}
     if folder.is_in_use():
         raise folder.locked()
-    folder.refuse_strange_files()
     folder.load()
     return found | {str(path): fault for path, fault in film_faults(plan, folder).items()}
 
 
 def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
     """Return what is wrong with each file of a film, or ""."""
-    store, recorded_as = Store(folder.segments), folder.present or folder.unfinished
-    device = recorded_as.about.get("device") if recorded_as else None
+    store, recorded = Store(folder.segments), folder.present or folder.unfinished
+    device = recorded.about.get("device") if recorded else None
     about = about_film(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
     there = look(plan, film_keys(plan, about), store.record)
-    wanted = wanted_film(about, there)
-    changed = "; ".join(differences(recorded_as, wanted)) if recorded_as else ""
-    absent = f"is not rendered: what is there differs ({changed})" if changed else "is not rendered yet"
-    other = f"is of another film ({changed})" if changed else DAMAGED
+    changed = "; ".join(differences(recorded, wanted_film(about, there))) if recorded else ""
+    other = f"belongs to another film ({changed})" if changed else ""
     found: dict[Path, str] = {}
 
     def check(path: Path, record: Record | None, frames: int | None = None) -> None:
-        """Hold a segment's file against its record; it decodes to so many frames, if it is pictures."""
-        if record is None:
-            found[path] = f"{DAMAGED}, or its record is" if path.exists() else absent
-        elif not store.is_whole(record):
-            found[path] = DAMAGED if path.exists() else MISSING
-        else:
+        """Hold a segment's file against its record; if it is pictures, it decodes to so many frames."""
+        if record is not None and store.is_whole(record):
             found[path] = "" if frames is None else _length_fault(path, frames)
+        elif path.exists():
+            found[path] = DAMAGED if record else UNRECORDED
+        else:
+            recorded = record or path.with_name(f"{path.name}{RECORD}").exists()
+            found[path] = MISSING if recorded else other or UNFINISHED
 
     for segment, key, video_key in zip(plan.segments, there.keys.latents, there.keys.video, strict=True):
         check(store.path("latents", segment.number, key), there.latents.get(segment.index))
         path = store.path("video", segment.number, video_key)
         check(path, there.video.get(segment.index), segment.frames)
     around = folder.film_path, folder.page_path, folder.manifest_path
-    if there.without_video:  # so that nobody knows what they should be
-        unknown = other if changed else "cannot be checked: records of scenes are missing"
-        return found | {path: unknown if path.exists() else MISSING for path in around}
-    film = folder.present.film if folder.present else {}
-    key = film_key(plan, about, [there.video[segment.index].sha256 for segment in plan.segments])
-    page, manifest = film_page_of(folder.name, film, there), wanted_film(about, there, film).text()
-    whole = folder.film_is_complete(key), folder.holds(around[1], page), folder.holds(around[2], manifest)
+    if folder.present is None and not folder.manifest_path.exists():
+        return found | dict.fromkeys(around, UNFINISHED)
     if folder.present is None:
-        other = "cannot be checked: there is no manifest of it, or a damaged one"
-    found |= {
-        path: "" if is_whole else other if path.exists() else MISSING
-        for path, is_whole in zip(around, whole, strict=True)
-    }
-    if whole[0]:
-        found[folder.film_path] = _length_fault(folder.film_path, plan.frames)
+        why = [UNKNOWN, UNKNOWN, "is damaged, or of an earlier version"]
+    elif there.without_video:
+        why = [other or UNKNOWN] * 3
+    else:
+        film = folder.present.film
+        key = film_key(plan, about, [there.video[segment.index].sha256 for segment in plan.segments])
+        texts = film_page_of(folder.name, film, there), wanted_film(about, there, film).text()
+        whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
+        other = "" if whole[0] else other  # a manifest that tells of another film is damaged then
+        why = ["" if is_whole else other or DAMAGED for is_whole in whole]
+        why[0] = why[0] or _length_fault(folder.film_path, plan.frames)
+    found |= {path: words if path.exists() else MISSING for path, words in zip(around, why, strict=True)}
     return found
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from storyreel.checkpoint import FilmFolder
 from storyreel.cli import run
+from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
 from tests.test_render import encode_nothing, film, make, raising, story
 
-pytestmark = pytest.mark.usefixtures("fake_model")
 SHORT = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture(autouse=True)
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_model: ModelSpec) -> Path:
     """A finished film of seed 0, where that of seed 1 was before."""
     encode_nothing(monkeypatch)
     out = tmp_path / "out"

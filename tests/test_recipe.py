@@ -8,14 +8,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from storyreel import ablation, keys
 from storyreel.errors import MissingError
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.plan import Overrides
 from storyreel.recipe import NO_PART, Recipe, closure, fingerprint, recipe_of, source
-from tests.conftest import ROOT
+from storyreel.story import parse_story
+from tests.conftest import ROOT, FakeEngine, Silent
+from tests.test_render import encode_nothing, make
 
 MINI, WAN = MODELS["mini"].adapter, MODELS["wan-14b"].adapter
 
@@ -231,3 +237,46 @@ def test_an_edited_copy_of_the_package(tmp_path: Path) -> None:
     after = read()
     changed = {name for name in after.latents if after.latents[name] != before.latents.get(name)}
     assert changed == {"method/blending.py"}
+
+
+def blending(text: str) -> str:
+    return text.replace("0.5", "0.6", 1)
+
+
+def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
+    tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_nothing(monkeypatch)
+    make(tmp_path)
+    cli = partial(recipe_of, read=edited("storyreel.cli", lambda text: text + "# edited\n"))
+    monkeypatch.setattr(keys, "recipe_of", cli)
+    assert make(tmp_path)[0].rendered == 0
+    changed = edited("storyreel.method.blending", blending)
+    monkeypatch.setattr(keys, "recipe_of", partial(recipe_of, read=changed))
+    result, progress, _ = make(tmp_path)
+    assert result.rendered == 6
+    assert "the recipe has changed: method/blending.py;" in progress.heard[0]
+    assert make(tmp_path)[0].rendered == 0
+
+
+def test_an_edited_formula_is_ablated_anew(
+    tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_nothing(monkeypatch)
+    scores = {"motion": 1.0, "segments": [], "seams": []}
+    monkeypatch.setattr(ablation, "score", lambda *_: scores)
+    text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
+    films = ablation.plan_films(
+        parse_story("foxes.yaml", text.encode()), "foxes", 1, ablation.pick_variants("full"), Overrides()
+    )
+
+    def ablated() -> str:
+        said: list[str] = []
+        ablation.ablate(films, tmp_path, FakeEngine(), lambda label: nullcontext(Silent()), said.append)
+        return said[0]
+
+    assert "2 of 2 scenes rendered" in ablated()
+    assert "0 of 2 scenes rendered" in ablated()
+    changed = edited("storyreel.method.blending", blending)
+    monkeypatch.setattr(keys, "recipe_of", partial(recipe_of, read=changed))
+    assert "2 of 2 scenes rendered" in ablated()

@@ -9,8 +9,10 @@ import pkgutil
 import re
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import av
@@ -20,7 +22,6 @@ import torch
 from storyreel import checkpoint, keys, video
 from storyreel.checkpoint import FilmFolder
 from storyreel.errors import (
-    LockedError,
     MissingError,
     NumericsError,
     OutputError,
@@ -30,9 +31,8 @@ from storyreel.errors import (
 from storyreel.keys import about_plan, film_tags
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.plan import Segment
 from storyreel.render import Engine, Rendered, render
-from storyreel.store import Store
-from storyreel.verify import verify
 from tests.conftest import FakeAdapter, FakeEngine, FakeScorer, Silent, plan_of
 from tests.test_stream import FakeWriter
 
@@ -719,6 +719,58 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     assert long_others - short_others < 24 * 6 * (96 * 64 * 3) / 4
 
 
+class Costs(Silent):
+    """Counts, of two spells of ten scenes each, the calls of any function and the bytes that are written."""
+
+    SPELLS = (10, 980)
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.calls, self.bytes = Counter[int](), Counter[int]()
+        self._spell: int | None = None
+        write, log = checkpoint._write, FilmFolder.log
+
+        def counted(path: Path, data: bytes) -> None:
+            self.bytes[self._spell or 0] += len(data)
+            write(path, data)
+
+        def logged(folder: FilmFolder, event: str, **details: object) -> None:
+            self.bytes[self._spell or 0] += len(event + repr(details))
+            log(folder, event, **details)
+
+        patch.setattr(checkpoint, "_write", counted)
+        patch.setattr(FilmFolder, "log", logged)
+
+    def segment_finished(self, segment: Segment) -> None:
+        if segment.index in self.SPELLS:
+            self._spell = segment.index
+            sys.setprofile(self._count)
+        elif self._spell is not None and segment.index == self._spell + 10:
+            sys.setprofile(None)
+            self._spell = None
+        super().segment_finished(segment)
+
+    def _count(self, frame: FrameType, event: str, argument: object) -> None:
+        if event in ("call", "c_call"):
+            self.calls[self._spell or 0] += 1
+
+
+def test_a_scene_costs_the_same_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is counted instead of timed: a machine may be busy."""
+    costs = Costs(monkeypatch)
+    text = story([SCENES[index % 6] for index in range(1000)])
+    result = render(plan_of(text, steps=1, seconds=0.25), "foxes", tmp_path, FakeEngine(), costs)
+    assert result.rendered == 1000
+    early, late = Costs.SPELLS
+    assert costs.calls[early] > 1000
+    assert costs.calls[late] == pytest.approx(costs.calls[early], rel=0.02)
+    assert costs.bytes[early] > 10 * 1000
+    assert costs.bytes[late] == pytest.approx(costs.bytes[early], rel=0.02)
+    assert (
+        costs.bytes[0] < 1000 * costs.bytes[early] / 10 * 1.2
+    )  # at the beginning and the end, a little more
+
+
 @pytest.mark.parametrize("weighting", [True, False])
 def test_page_and_manifest_say_what_was_decided(tmp_path: Path, weighting: bool) -> None:
     make(tmp_path, story(cut=3), steps=8, method=(f"weighting={weighting}",))
@@ -880,84 +932,6 @@ def test_a_lost_gpu_is_said_and_costs_nothing_finished(tmp_path: Path) -> None:
     engine.adapter(MODELS["fake"]).on_predict = bug
     with pytest.raises(RuntimeError, match="shapes differ"):
         make(tmp_path / "bug", engine=engine)
-
-
-def faults(out: Path, **options: object) -> dict[str, str]:
-    """What `verify` finds wrong, by the names of files without their keys."""
-    found = verify(plan_of(story(), **options), "foxes", out)
-    return {re.sub(r"-[0-9a-f]{8}", "", Path(path).name): fault for path, fault in found.items() if fault}
-
-
-@pytest.mark.usefixtures("ffmpeg")
-def test_verify_reads_everything_back(tmp_path: Path, fake_model: ModelSpec) -> None:
-    assert faults(tmp_path) == {"foxes": "not rendered"}
-    make(tmp_path)
-    files = verify(plan_of(story()), "foxes", tmp_path)
-    assert {re.sub(r"-[0-9a-f]{8}", "", Path(path).name) for path in files} == {
-        "model.safetensors",
-        *(f"{n:02d}{suffix}" for n in range(1, 7) for suffix in (".mp4", ".safetensors")),
-        *("foxes.mp4", "index.html", "manifest.json"),
-    }
-    assert not any(files.values())
-    before = {p: p.read_bytes() for p in (tmp_path / "foxes").rglob("*") if p.is_file()}
-    folder = tmp_path / "foxes"
-    paths = [segment(tmp_path, "02", ".mp4"), segment(tmp_path, "03", ".safetensors")]
-    for path in (*paths, *(folder / name for name in ("foxes.mp4", "index.html", "manifest.json"))):
-        data = bytearray(path.read_bytes())
-        data[len(data) // 3] ^= 1
-        path.write_bytes(data)
-        found = faults(tmp_path)
-        assert re.sub(r"-[0-9a-f]{8}", "", path.name) in found
-        assert path.name == "manifest.json" or list(found.values()) == ["is damaged"]
-        path.unlink()
-        found = faults(tmp_path)
-        assert path.name == "manifest.json" or list(found.values()) == ["is missing"]
-        path.write_bytes(before[path])
-    record = segment(tmp_path, "04", ".mp4.json")
-    record.unlink()
-    assert faults(tmp_path)["04.mp4"] == "is damaged, or its record is"
-    record.write_bytes(before[record])
-    assert faults(tmp_path) == {}
-    assert {p: p.read_bytes() for p in (tmp_path / "foxes").rglob("*") if p.is_file()} == before
-    other = faults(tmp_path, seed=5)
-    assert other["01.mp4"] == "is not rendered: what is there differs (seed 0 -> 5)"
-    assert other["foxes.mp4"] == "is of another film (seed 0 -> 5)"
-    assert len(other) == 15
-    (fake_model.weights / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
-    assert faults(tmp_path) == {"model.safetensors": "is damaged or missing"}
-
-
-@pytest.mark.usefixtures("ffmpeg")
-def test_verify_writes_nothing_and_waits_for_nobody(tmp_path: Path) -> None:
-    make(tmp_path)
-    (tmp_path / "foxes" / ".lock").unlink()
-    before = sorted(tmp_path.rglob("*"))
-    assert faults(tmp_path) == {}
-    assert sorted(tmp_path.rglob("*")) == before
-    with FilmFolder(tmp_path / "foxes", "foxes"), pytest.raises(LockedError, match="another storyreel"):
-        faults(tmp_path)
-
-
-@pytest.mark.usefixtures("ffmpeg")
-def test_verify_says_what_is_not_rendered_yet(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path, engine=raising(FakeEngine(), 12))
-    found = faults(tmp_path)
-    assert found["06.mp4"] == "is not rendered yet"
-    assert "01.mp4" not in found
-    assert found["foxes.mp4"] == "is missing"
-
-
-@pytest.mark.usefixtures("ffmpeg")
-def test_verify_counts_the_frames_that_a_recorded_film_has(tmp_path: Path) -> None:
-    """A shorter film with a hash of its own, as an older version may have recorded it."""
-    make(tmp_path)
-    path, store = segment(tmp_path, "02", ".mp4"), Store(tmp_path / "foxes" / "segments")
-    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
-    with video.SegmentWriter(path, 96, 64, 12, 1) as writer:
-        writer.write(bytes(5 * 96 * 64 * 3))
-    store.keep("video", "02", manifest["segments"][1]["video_key"], "cpu")
-    assert faults(tmp_path)["02.mp4"] == "has 5 frames instead of 6"
 
 
 class KilledError(BaseException):
