@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storyreel.checkpoint import FilmFolder, Manifest, writing
-from storyreel.errors import OutputError, StoryreelError, UsageError
+from storyreel.errors import LockedError, OutputError, StoryreelError, UsageError
 from storyreel.store import RECORD, Kind, Store, file_name
 
+IN_USE = "in use: left alone"
 # What belongs to a segment, and under which of its keys; a finished film has no window.
 OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
 OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("window", "key"))
@@ -52,21 +53,25 @@ def unused(path: Path) -> Unused:
     """Return what neither a folder's film needs nor a render that was not finished; nothing is written."""
     folder = FilmFolder(path, path.name)
     if folder.is_in_use():
-        return Unused(path, reason="in use: left alone")
+        return Unused(path, reason=IN_USE)
     folder.load()
     return _unused(folder)
 
 
 def remove_unused(path: Path) -> Unused:
     """Remove what `unused` returns, and return it. Raises OutputError if that cannot be done."""
-    if unused(path).reason:
-        return unused(path)
-    with FilmFolder(path, path.name) as folder:
-        found = _unused(folder)
-        for file in found.files:
-            with writing(file):
-                file.unlink()
-    return found
+    found = unused(path)
+    if found.reason or not found.files:
+        return found
+    try:
+        with FilmFolder(path, path.name) as folder:
+            found = _unused(folder)  # again, since nobody renders into it from here on
+            for file in found.files:
+                with writing(file):
+                    file.unlink()
+            return found
+    except LockedError:
+        return Unused(path, reason=IN_USE)
 
 
 def _unused(folder: FilmFolder) -> Unused:

@@ -6,6 +6,7 @@ story looks at hashes and is done.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -295,15 +296,15 @@ def _tell_unused(folder: FilmFolder, progress: Progress) -> None:
     """Say what is kept of former films, and how to be rid of it."""
     if size := sum(unneeded(folder).values()):
         progress.said(
-            f"{size_words(size)} of former scenes are kept: to go back to them costs nothing. To remove "
-            f"them: storyreel clean --yes {folder.path}"
+            f"{size_words(size)} of former scenes are kept: to go back to them renders nothing. What no film "
+            f"uses can go: storyreel clean {shlex.quote(str(folder.path))}"
         )
 
 
 def _tell_other_devices(there: Inventory, device: str, progress: Progress) -> None:
     """Say if a film goes on on another machine: its last digits are not as from one alone."""
     others = sorted({record.device for record in there.latents.values()} - {device})
-    if others:
+    if others and len(there.latents) < len(there.plan.segments):
         progress.said(
             f"{len(there.latents)} scenes that are kept were computed on {' and '.join(others)}, the others "
             f"will be on {device}: that makes another film than either alone, in its last digits "
