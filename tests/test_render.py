@@ -572,7 +572,7 @@ def test_a_film_survives_whatever_happens_to_its_successor(
                     make(tmp_path, engine=engine, seed=77)
             assert film(tmp_path) == before
             kept.append(len(finished(tmp_path, but=before)[0]))
-    assert kept == [0, 1, 2, 3, 4, 5, 5, 5, 6, 6]
+    assert kept == [0, 1, 2, 3, 4, 5, 5, 5, 5, 6]
     assert looked > 12
     result, progress, engine = make(tmp_path)
     assert (result.rendered, progress.forwards, engine.asked) == (0, 0, 0)
@@ -643,11 +643,11 @@ def test_scenes_of_several_machines_are_said(tmp_path: Path, monkeypatch: pytest
     engine = FakeEngine()
     engine.compiled = True
     _, progress, _ = make(tmp_path, engine=engine)
-    assert [
-        words for words in progress.heard if "computed on cpu, the others will be on cpu, compiled" in words
-    ]
+    here = f"cpu with OMP_NUM_THREADS={torch.get_num_threads()}"
+    words = f"computed on {here}, the others will be on {here}, compiled: that makes another film"
+    assert any(words in heard for heard in progress.heard)
     manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
-    assert {segment["device"] for segment in manifest["segments"]} == {"cpu", "cpu, compiled"}
+    assert {segment["device"] for segment in manifest["segments"]} == {here, f"{here}, compiled"}
 
 
 def test_other_weights_are_another_film(tmp_path: Path, fake_model: ModelSpec) -> None:
@@ -691,6 +691,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
     assert engine.asked == 0
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     """Living tensors are counted at every forward: they are a window's, not the story's."""
 
