@@ -280,6 +280,11 @@ class FilmFolder:
             return False
         return False
 
+    def threads(self) -> list[int]:
+        """Return the numbers of threads with which a CPU has computed what is there, as far as recorded."""
+        recorded = self.about.get("threads")
+        return [n for n in recorded if isinstance(n, int)] if isinstance(recorded, list) else []
+
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened, oldest first; a line that was cut short is left out."""
         events = []

@@ -147,6 +147,7 @@ def render(
         )
         try:
             if made:
+                video.temporary_file().close()  # ffmpeg's messages will need one, an hour later
                 folder.begin([plan.segments[index].number for index in sorted(work.with_latents)])
                 folder.write_manifest(about, about_scenes(plan))
                 with telling_lost_devices():
@@ -201,6 +202,7 @@ class Work:
         if overwrite:
             folder.window = {}
         self._look(overwrite)
+        about["threads"] = folder.threads() if self.with_latents or folder.window else []
 
     def _look(self, overwrite: bool = False) -> None:
         """See what of the film is there; with ``overwrite``, nothing is."""
@@ -265,6 +267,8 @@ class Work:
         from storyreel.prompts import all_prompts
 
         adapter, scorer = engine.adapter(self.plan.spec), engine.scorer(self.plan.spec)
+        if adapter.device.type == "cpu":
+            self._note_threads(progress)
         if adapter.device.type == "cuda" and engine.memory == "auto":
             progress.said(f"memory mode: {adapter.memory}{self._lighter(adapter.memory)}")
         while True:
@@ -281,6 +285,18 @@ class Work:
             self.folder.log("memory", mode=mode)
             progress.said(f"out of memory: going on with --memory {mode}{self._lighter(mode)}")
             self._look()
+
+    def _note_threads(self, progress: Progress) -> None:
+        """Record how many threads compute; say so if it was another number before, which rounds otherwise."""
+        from torch import get_num_threads
+
+        threads, before = get_num_threads(), self.about["threads"]
+        if before and before != [threads]:
+            progress.said(
+                f"begun with {' and '.join(map(str, before))} threads, going on with {threads}: on a CPU "
+                f"that makes another film than either (OMP_NUM_THREADS={before[0]} goes on as it was begun)"
+            )
+        self.about["threads"] = [*before, *({threads} - set(before))]
 
     def _lighter(self, mode: str) -> str:
         """Return what could be done instead of a lower memory mode.

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import pkgutil
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -65,7 +66,8 @@ class Stopping(Silent):
 
     def forward(self) -> None:
         super().forward()
-        self._engine.stop.asked = self.forwards >= self._after
+        if self.forwards >= self._after:
+            self._engine.stop.ask(signal.SIGTERM, None)
 
 
 pytestmark = pytest.mark.usefixtures("fake_model")
