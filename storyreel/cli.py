@@ -325,6 +325,7 @@ def _render_batch(
                 except StoryreelError as error:
                     failed[name] = error
                     _complain(f"{name}: {error}")
+                    engine.stop.check()
     for name, failure in failed.items():
         results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
     _complain(f"batch: {len(results) - len(failed)} of {len(results)} films done")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storyreel.errors import StoppedError
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
-SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SIGNALS: list[signal.Signals] = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 AGAIN = "Run the same command again."
 KEPT = f"What is finished is kept. {AGAIN[:-1]} to go on."
 SAME = 0.1  # seconds in which two interrupts are one: timeout(1) sends it to the process and to its group
@@ -153,5 +153,5 @@ def deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in dict.fromkeys(came):
-            signal.raise_signal(number)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)

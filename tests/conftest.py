@@ -233,6 +233,20 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
     return engine
 
 
+@pytest.fixture
+def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are their frames: starts of ffmpeg take most of such a render."""
+
+    from tests.test_stream import FakeWriter
+
+    def join(segments: list[Path], path: Path, *arguments: object) -> None:
+        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+
+    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.video.join", join)
+    monkeypatch.setattr("storyreel.video.encoder_version", str)
+
+
 def plan_of(text: str, **overrides: object) -> Plan:
     story = parse_story("story.yaml", text.encode())
     return make_plan(story, "story", Overrides(**overrides))  # type: ignore[arg-type]

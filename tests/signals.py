@@ -35,7 +35,7 @@ RIGHT = "as it must be"
 EXEMPT = {"before it listened", "finished first", "finished all the same"}
 
 
-def code_of(number: int) -> int:
+def code_of(number: signal.Signals) -> int:
     """Return the exit code of what a signal has stopped."""
     return InterruptError.exit_code if number == signal.SIGINT else StoppedError.exit_code
 
@@ -68,7 +68,7 @@ def listens(process: subprocess.Popen[str]) -> bool:
 
 
 def strike(
-    process: subprocess.Popen[str], number: int, moment: Callable[[], bool], again: bool = False
+    process: subprocess.Popen[str], number: signal.Signals, moment: Callable[[], bool], again: bool = False
 ) -> tuple[str, str]:
     """Send a signal once it is the ``moment``; return what came of it in a word or two, and its stderr.
 
@@ -97,7 +97,7 @@ def strike(
 class Sweep:
     """One story, stopped again and again, and what came of it."""
 
-    def __init__(self, folder: Path, number: int, seed: int) -> None:
+    def __init__(self, folder: Path, number: signal.Signals, seed: int) -> None:
         self.figures: Counter[str] = Counter()
         self._number, self._random = number, random.Random(seed)
         self._story, self._out = folder / "short.yaml", folder / "torn"
