@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.render import Engine
+from storyreel.stopping import SIGNALS
 from storyreel.story import parse_story
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,15 @@ ROOT = Path(__file__).parent.parent
 def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here; a sync is still asked for at its place, and may fail there."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """A stopped command no longer minds signals: its process is on its way out. Ours is not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

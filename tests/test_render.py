@@ -10,6 +10,7 @@ import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,52 @@ def test_an_interrupted_render_goes_on_to_the_same_film(
     assert result.rendered == 6 - len(pictures)
     assert progress.forwards == progress.promised <= 18 - 3 * len(latents)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+def test_the_number_of_threads_is_recorded_and_a_change_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU it shapes the last bits: a film of two numbers is that of neither."""
+
+    def going_on(threads: int, after: int = 1000) -> list[str]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        engine = FakeEngine()
+        progress = Stopping(engine, after)
+        with suppress(StoppedError):
+            render(plan_of(story()), "foxes", tmp_path, engine, progress)
+        return [line for line in progress.heard if "threads" in line]
+
+    def recorded() -> object:
+        return json.loads((tmp_path / "foxes" / "manifest.json").read_text())["threads"]
+
+    assert going_on(2, after=5) == []
+    assert recorded() == [2]
+    assert going_on(2, after=5) == []
+    (line,) = going_on(1)
+    assert line.startswith("begun with 2 threads, going on with 1")
+    assert recorded() == [2, 1]
+    assert going_on(4) == []  # nothing is left to do
+    assert recorded() == [2, 1]
+    make(tmp_path, engine=FakeEngine(), overwrite=True)
+    assert recorded() == [4]
+
+
+def test_nowhere_to_put_temporary_files_is_told_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    film = contents(tmp_path)
+
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    engine = FakeEngine()
+    with pytest.raises(OutputError, match=r"No usable temporary directory found in \['/tmp'\]") as told:
+        make(tmp_path, engine=engine, overwrite=True)
+    assert "TMPDIR" in told.value.remedy
+    assert engine.asked == 0
+    assert contents(tmp_path) == film
 
 
 METHODS: list[dict[str, Any]] = [

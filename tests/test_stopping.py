@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -33,15 +33,6 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 SCENES = ["a fox sits", "it walks", "it looks", "it sleeps", "it swims", "it runs"]
 STORY = "render: {model: fake}\nscenes:\n" + "".join(f"  - [a park, {action}]\n" for action in SCENES)
-
-
-@pytest.fixture(autouse=True)
-def own_handlers() -> Iterator[None]:
-    """A stopped command no longer minds signals: its process is on its way out. Ours is not."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
