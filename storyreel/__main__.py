@@ -16,15 +16,14 @@ def main() -> None:
         with stopping():
             from storyreel.cli import main as command
 
-            code = command()
+            leave(command())
     except Exception as error:
         from storyreel.errors import StoppedError
 
         if not isinstance(error, StoppedError):
             raise
         print(error, file=sys.stderr)
-        code = error.exit_code
-    leave(code)
+        leave(error.exit_code)
 
 
 if __name__ == "__main__":
