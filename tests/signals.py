@@ -75,7 +75,7 @@ def strike(
     That is what must be, or one of `EXEMPT`, or a traceback or an exit code.
     """
     while process.poll() is None and not moment():
-        time.sleep(0.001)
+        time.sleep(0.002)
     early, running = False, process.poll() is None
     if running:
         early = not listens(process)
