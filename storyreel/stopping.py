@@ -129,7 +129,7 @@ def leave(code: int) -> NoReturn:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if code in (StoppedError.exit_code, InterruptError.exit_code):
-        # The signal may have come anywhere, also within the import of a library in C++, which has no good end then.
+        # The signal may have come anywhere, also while a library in C++ was imported: nothing is tidied up.
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)

@@ -325,6 +325,17 @@ cli.story_schema = lambda: __import__("signalling")
 sys.argv[1:] = ["schema"]
 main()
 """
+# One that ends as any program does.
+ORDINARY = """
+import sys
+from storyreel.errors import StoppedError
+from storyreel.stopping import stopping
+try:
+    with stopping():
+        import signalling
+except StoppedError as error:
+    sys.exit(error.exit_code)
+"""
 
 
 def told(folder: Path, *command: str) -> tuple[int, str]:
@@ -346,6 +357,8 @@ def test_a_signal_inside_exec_has_its_exit_code_under_python_m(
     (tmp_path / "signalling.py").write_text(STOPPING.format(name=number.name))
     (tmp_path / "command.py").write_text(COMMAND)
     assert told(tmp_path, "-m", "command") == expected
+    (tmp_path / "command.py").write_text(ORDINARY)
+    assert told(tmp_path, "-m", "command") == (code_of(number), "")
     (tmp_path / "signalling.py").rename(tmp_path / "yaml.py")  # which the command line imports
     assert told(tmp_path, "-m", "storyreel", "schema") == expected
 
