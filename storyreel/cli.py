@@ -126,10 +126,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _refuse_optimized() -> None:
-    """Raise UsageError where Python leaves docstrings out: transformers makes functions of them."""
+    """Raise UsageError where Python leaves docstrings out."""
     if sys.flags.optimize > 1:
         remedy = "Leave out -OO, or unset PYTHONOPTIMIZE; -O will do."
-        raise UsageError("Python leaves out docstrings (-OO), and the models' library needs them", remedy)
+        raise UsageError(
+            "Python leaves out docstrings (-OO), without which transformers does not load", remedy
+        )
 
 
 def _give_large_blocks_back() -> None:

@@ -41,7 +41,11 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
     story = tmp_path / "foxes.yaml"
     story.write_text(STORY)
 
-    def command(name: str, on_predict: Callable[[int], None] = lambda count: None) -> int:
+    def command(
+        name: str,
+        on_predict: Callable[[int], None] = lambda count: None,
+        words: tuple[str, ...] = ("render",),
+    ) -> int:
         engine = FakeEngine()
         engine.adapter(fake_model).on_predict = on_predict
 
@@ -50,7 +54,7 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
             return engine
 
         monkeypatch.setattr("storyreel.render.Engine", made)
-        return run(["render", str(story), "--out", str(tmp_path / name)])
+        return run([*words, str(story), "--out", str(tmp_path / name)])
 
     return command
 
@@ -128,6 +132,21 @@ def test_ctrl_c_again_stops_at_once(
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
+    tmp_path: Path, render: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "another.yaml").write_text(STORY)
+
+    def fail(count: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OutputError("no room for the window")
+
+    assert render("out", fail, ("batch", str(tmp_path / "another.yaml"))) == 75
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["another"]
+    assert "another: error: no room for the window" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("plain_films")
