@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import io
 import json
 import os
 import re
@@ -19,8 +18,16 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
 import typer
 
-from storyreel import __version__
-from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError, printable
+from storyreel import __version__, streams
+from storyreel.errors import (
+    InterruptError,
+    OutputError,
+    ScriptError,
+    StoppedError,
+    StoryreelError,
+    UsageError,
+    printable,
+)
 from storyreel.options import (
     Device,
     FilmOptions,
@@ -32,7 +39,7 @@ from storyreel.options import (
     with_options,
 )
 from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.stopping import stopping
+from storyreel.stopping import AGAIN, KEPT, deferred, stopping
 from storyreel.story import Story, load_story, story_schema
 
 if TYPE_CHECKING:
@@ -43,7 +50,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INTERRUPTED = 130
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 LARGE, SPARE = 8 << 20, 64 << 20  # bytes
 
@@ -81,43 +87,51 @@ render:
 """
 
 
-def main() -> None:
-    """Run the command line; the one place where errors become exit codes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows only ASCII shows the rest as \u
-            stream.reconfigure(errors="backslashreplace")
+def main() -> int:
+    """Run the command line and return its exit code; the one place where errors become exit codes."""
     _give_large_blocks_back()
     if _crew_rank():  # the first process speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of its life
-    try:
-        code = run(sys.argv[1:])
-        sys.stdout.flush()
-    except OSError as error:  # of our own printing: whoever read it has gone, or its disk is full
-        if not isinstance(error, BrokenPipeError):
-            _complain(f"error: cannot write the result: {error.strerror}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush
-        code = 1 if isinstance(error, BrokenPipeError) else OutputError.exit_code
-    sys.exit(code)
+    code = run(sys.argv[1:])
+    if failure := streams.finish():
+        _complain(f"error: cannot write the result: {failure.strerror}")
+        code = code or OutputError.exit_code
+    return code
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        code = app(list(arguments), prog_name="storyreel", standalone_mode=False)
+        with stopping() as stop:
+            _refuse_optimized()
+            code = app(list(arguments), prog_name="storyreel", standalone_mode=False)
+            if code == InterruptError.exit_code:  # as some versions of typer have it for a KeyboardInterrupt
+                raise stop.error()
     except StoryreelError as error:
         _complain(str(error))
         return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):  # by no signal
+        _complain(str(InterruptError("interrupted", AGAIN)))
+        return InterruptError.exit_code
+    except OSError as error:  # that nobody foresaw
+        _complain(printable(f"error: {error.filename or 'the system'}: {error.strerror or error}"))
+        return StoryreelError.exit_code
     except Exception as error:
         # Only click's own errors can show themselves; anything else is a bug.
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
         error.show()
         return int(error.exit_code)
-    if code == INTERRUPTED:  # some versions of typer turn the interrupt into this code themselves
-        _complain("interrupted; finished scenes are kept. Run the same command again to go on.")
     return code if isinstance(code, int) else 0
+
+
+def _refuse_optimized() -> None:
+    """Raise UsageError where Python leaves docstrings out."""
+    if sys.flags.optimize > 1:
+        remedy = "Leave out -OO, or unset PYTHONOPTIMIZE; -O will do."
+        raise UsageError(
+            "Python leaves out docstrings (-OO), without which transformers does not load", remedy
+        )
 
 
 def _give_large_blocks_back() -> None:
@@ -192,7 +206,7 @@ def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engin
     from storyreel.render import Engine
 
     mode = cast("MemoryMode", options.memory)
-    with stopping() as stop:
+    with stopping(KEPT) as stop:
         if _crew_rank() is None:
             yield Engine(options.device, mode, False, options.compile, stop)
             return
@@ -313,6 +327,7 @@ def _render_batch(
                 except StoryreelError as error:
                     failed[name] = error
                     _complain(f"{name}: {error}")
+                    engine.stop.check()
     for name, failure in failed.items():
         results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
     _complain(f"batch: {len(results) - len(failed)} of {len(results)} films done")
@@ -337,9 +352,15 @@ def _submit(
     if dry_run:
         print(script, end="")
         return
-    submission = slurm.submit(script, options.out, films)
-    _complain(f"{len(films)} stories submitted; scripts and logs are in {options.out / slurm.FOLDER}")
-    print(json.dumps(asdict(submission), indent=2) if as_json else submission.job)
+    if slurm.cannot_requeue():
+        _complain(
+            "there is no scontrol here: where a job's node has none either, a story whose time is up is not "
+            "queued again; its log says so, and the same command submits it again"
+        )
+    with stopping("What has a number is submitted: storyreel batch --status tells how it is."), deferred():
+        submission = slurm.submit(script, options.out, films)
+        _complain(f"{len(films)} stories submitted; scripts and logs are in {options.out / slurm.FOLDER}")
+        print(json.dumps(asdict(submission), indent=2) if as_json else submission.job)
 
 
 def _print_status(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
@@ -385,7 +406,7 @@ def ablate(
     from storyreel.render import Engine
 
     films = [film for group in planned.values() for film in group]
-    with stopping() as stop:
+    with stopping(KEPT) as stop:
         engine = Engine(options.device, stop=stop)
         report = ablation.ablate(films, out, engine, RenderDisplay, stderr.print)
     if as_json:
@@ -714,11 +735,12 @@ def pull(
     from storyreel.console import stderr
     from storyreel.models import hub
 
-    for spec in specs:
-        print(hub.pull(spec, stderr.print, update))
-    for judge in WEIGHTS.values() if "eval" in models else ():
-        if judge.hub is not None:
-            print(hub.fetch(judge.name, judge.hub, hub.at_the_top, stderr.print, update))
+    with stopping(KEPT):
+        for spec in specs:
+            print(hub.pull(spec, stderr.print, update))
+        for judge in WEIGHTS.values() if "eval" in models else ():
+            if judge.hub is not None:
+                print(hub.fetch(judge.name, judge.hub, hub.at_the_top, stderr.print, update))
 
 
 @app.command()

@@ -34,8 +34,13 @@ PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 
+def has_cursor(console: Console) -> bool:
+    """Tell whether bars can be drawn: in a log FORCE_COLOR asks for colours, not for what moves a cursor."""
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
 class RenderDisplay:
-    """Bars for scenes and steps with the time left; in a log, a plain line now and then."""
+    """Bars for scenes and steps with the time left; in a log, or on a dumb terminal, plain lines."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -61,7 +66,7 @@ class RenderDisplay:
             stderr.print(f"{self._name}: {done} of {self._scenes} scenes are there already")
         if done == self._scenes:
             return
-        if stderr.is_terminal:
+        if has_cursor(stderr):
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -113,7 +118,7 @@ class RenderDisplay:
 def results() -> Console:
     """Return what tables are printed on: stdout, of one width where it is no terminal."""
     stdout = Console(highlight=False, markup=False)
-    return stdout if stdout.is_terminal else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+    return stdout if stdout.file.isatty() else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
 def print_ablation(report: Mapping[str, Any]) -> None:
@@ -210,7 +215,7 @@ class FilmBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=stderr,
-            disable=not stderr.is_terminal,
+            disable=not has_cursor(stderr),
             transient=True,
         )
         self._task = self._bar.add_task(label, total=frames)

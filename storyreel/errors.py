@@ -104,9 +104,18 @@ class LockedError(StoryreelError):
 
 
 class StoppedError(StoryreelError):
-    """A signal has stopped a render; the same command goes on."""
+    """A signal has stopped a command; the same command goes on."""
 
     exit_code = 75
+
+    def __str__(self) -> str:  # it is no error
+        return printable(f"{self.message}\n{self.remedy}".rstrip())
+
+
+class InterruptError(StoppedError):
+    """Ctrl-C has."""
+
+    exit_code = 130
 
 
 class NumericsError(StoryreelError):

@@ -174,6 +174,7 @@ def render(
         )
         try:
             if made:
+                video.temporary_file().close()  # ffmpeg's messages will need one, an hour later
                 folder.begin(wanted)
                 with telling_lost_devices():
                     _make(there, store, folder, engine, progress)

@@ -52,15 +52,15 @@ while [ "$again" ]; do # a signal ends this wait, not the render
     code=$?
 done
 
-case "$stopping$code" in
-175 | 1138 | 1143) # stopped, or ended by USR1 or TERM before it could listen
+if [ "$stopping" ] && [ "$code" != 0 ]; then # whatever ends a render that was told to stop, it is to go on
     element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     # What Slurm has ended itself, it puts back into the queue itself, or does not want there.
-    if [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]; then
+    if ! command -v scontrol >/dev/null; then
+        echo "there is no scontrol on this node: the story is not queued again; submit it again" >&2
+    elif [[ "$(scontrol show job "$element")" == *JobState=RUNNING* ]]; then
         scontrol requeue "$element"
     fi
-    ;;
-esac
+fi
 exit "$code"
 """
 
@@ -139,6 +139,11 @@ def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
         message = f"job {job} is submitted, but its record cannot be written: {error.strerror}"
         raise OutputError(message, f"It will render, if it can write. scancel {job} ends it.") from None
     return submission
+
+
+def cannot_requeue() -> bool:
+    """Tell whether this machine lacks what a job's node needs to put a story back into the queue."""
+    return shutil.which("scontrol") is None
 
 
 def last_submission(out: Path) -> Submission | None:

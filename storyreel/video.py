@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from storyreel.errors import MissingError, OutputError, StoryreelError
 from storyreel.stopping import deferred
@@ -69,6 +69,15 @@ def encoder_version() -> str:
         return str(imageio_ffmpeg.get_ffmpeg_version())
     except (OSError, subprocess.SubprocessError) as error:
         raise MissingError(f"ffmpeg does not start: {error}", "Check IMAGEIO_FFMPEG_EXE.") from None
+
+
+def temporary_file() -> IO[bytes]:
+    """Open a file without a name. Raises OutputError."""
+    try:
+        return tempfile.TemporaryFile()
+    except OSError as error:  # which names the folders that were tried, if it is about them all
+        remedy = "Set TMPDIR to a folder on a disk with room, then run again: finished segments are kept."
+        raise OutputError(f"cannot write a temporary file: {error.strerror}", remedy) from None
 
 
 def _argument(path: Path) -> str:
@@ -154,7 +163,7 @@ class SegmentWriter:
 
     def __enter__(self) -> SegmentWriter:
         with ExitStack() as stack:
-            self._errors = stack.enter_context(tempfile.TemporaryFile())
+            self._errors = stack.enter_context(temporary_file())
             self._process = stack.enter_context(
                 _running(self._arguments, self._errors, stdin=subprocess.PIPE)
             )
@@ -231,7 +240,7 @@ def join(
         for name, text in texts.items():
             helpers[name].write_text(text, "utf-8")
         with (
-            tempfile.TemporaryFile() as errors,
+            temporary_file() as errors,
             _running(arguments, errors, stdin=subprocess.DEVNULL) as process,
         ):
             if (code := _finish(process)) != 0:
@@ -362,7 +371,7 @@ def count_frames(path: Path) -> int:
     """Return how many frames a film has, by decoding it. Raises StoryreelError for no whole film."""
     arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:v:0"]
     arguments += ["-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
+    with temporary_file() as errors, temporary_file() as output:
         with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
             code = _finish(process)
         output.seek(0)
@@ -402,7 +411,7 @@ def read_frames(path: Path, width: int, height: int, matrix: str = "bt709") -> I
         *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
     ]
     with (
-        tempfile.TemporaryFile() as errors,
+        temporary_file() as errors,
         _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process,
     ):
         assert process.stdout is not None
@@ -430,7 +439,7 @@ def _described(path: Path) -> str:
 
 def _output(arguments: Sequence[str], path: Path) -> bytes:
     """Return what ffmpeg prints about a film. Raises StoryreelError if that is none."""
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
+    with temporary_file() as errors, temporary_file() as output:
         with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
             code = _finish(process)
         if code:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.recipe import Recipe, recipe_of
 from storyreel.render import Engine
+from storyreel.stopping import SIGNALS
 from storyreel.story import parse_story
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,15 @@ ROOT = Path(__file__).parent.parent
 def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here; a sync is still asked for at its place, and may fail there."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """A stopped command no longer minds signals: its process is on its way out. Ours is not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -240,6 +251,20 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
     engine = FakeEngine()
     monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
     return engine
+
+
+@pytest.fixture
+def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are their frames: starts of ffmpeg take most of such a render."""
+
+    from tests.test_stream import FakeWriter
+
+    def join(segments: list[Path], path: Path, *arguments: object) -> None:
+        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+
+    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.video.join", join)
+    monkeypatch.setattr("storyreel.video.encoder_version", str)
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

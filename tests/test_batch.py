@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def job(stories: list[Path], folder: Path, python: str = "", **environment: str)
     (folder / "job.sh").write_bytes(os.fsencode(script))
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
     pipe = subprocess.PIPE
-    command = ["bash", str(folder / "job.sh")]
+    command = [shutil.which("bash") or "bash", str(folder / "job.sh")]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd="/")
 
 
@@ -210,7 +211,10 @@ LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 
         (LISTENING.format(code=75), ["USR1", "TERM"], "RUNNING", 75, True),
         (LISTENING.format(code=75), ["TERM"], "COMPLETING", 75, False),  # cancelled: it must not come back
         (LISTENING.format(code=75), ["TERM"], "", 75, False),
-        (LISTENING.format(code=1), ["USR1"], "RUNNING", 1, False),
+        (LISTENING.format(code=0), ["USR1"], "RUNNING", 0, False),  # there was nothing left to do
+        # Whatever ends a render that was told to stop, it is to go on.
+        (LISTENING.format(code=130), ["USR1"], "RUNNING", 130, True),
+        (LISTENING.format(code=1), ["TERM"], "RUNNING", 1, True),
         ("echo ready; exec sleep 60", ["USR1"], "RUNNING", 138, True),  # as a python that still starts
         ("echo ready; exit 75", [], "RUNNING", 75, False),
         ("echo ready; exit 65", [], "RUNNING", 65, False),
@@ -220,8 +224,9 @@ LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 
 def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
     tmp_path: Path, python: str, signals: list[str], state: str, code: int, requeued: bool
 ) -> None:
-    tool(tmp_path / "scontrol", f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}')
-    tool(tmp_path / "squeue", f'[ "$2" = --jobs=12_3 ] && echo {state}')
+    asked = shlex.quote(str(tmp_path / "asked"))
+    says = f'[ "$*" = "show job 12_3" ] && echo "JobState={state} Reason=None" || echo "$@" >> {asked}'
+    tool(tmp_path / "scontrol", says)
     numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
     with job([tmp_path / f"{n}.yaml" for n in range(4)], tmp_path, python, **numbers) as process:
         assert process.stdout is not None
@@ -230,8 +235,21 @@ def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
             process.send_signal(getattr(signal, f"SIG{name}"))
         process.communicate()
     assert process.returncode == code
-    asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 12_3\n" if requeued else "")
+    found = [path.read_text() for path in tmp_path.glob("asked")]
+    assert found == (["requeue 12_3\n"] if requeued else [])
+
+
+def test_a_node_without_scontrol_says_so(tmp_path: Path) -> None:
+    """What is on its PATH are the commands of this folder alone."""
+    numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0", "PATH": str(tmp_path)}
+    listening = LISTENING.format(code=75).replace("sleep 0.02", "read -t 0.02 <> <(:)")
+    with job([tmp_path / "a.yaml"], tmp_path, listening, **numbers) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        words = process.communicate()[1]
+    assert process.returncode == 75
+    assert "there is no scontrol on this node" in words
 
 
 def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,9 +305,12 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool(tools / "sbatch", 'cat > given; echo "$@" "$PWD" > arguments; echo "42;cluster"')
+    tool(tools / "scontrol", "")
     stories = [batch.story("a.yaml"), batch.story("it's.yaml", OTHER)]
     assert batch.run(*stories, "--slurm") == 0
-    assert capsys.readouterr().out == "42\n"
+    printed = capsys.readouterr()
+    assert printed.out == "42\n"
+    assert "scontrol" not in printed.err
     folder = batch.out / "slurm"
     assert (folder / "42.sh").read_bytes() == (folder / "given").read_bytes()
     assert (folder / "arguments").read_text() == f"--parsable {folder}\n"
@@ -299,6 +320,17 @@ def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.Capt
     assert list(submission.films.values()) == stories
     (folder / "43.json").write_text("{}")  # not ours
     assert slurm.last_submission(batch.out) == submission
+
+
+def test_a_place_without_scontrol_is_told_of_what_it_means(
+    batch: Batch, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool(tools / "sbatch", "echo 42")
+    monkeypatch.setenv("PATH", str(tools))
+    assert batch.run(batch.story("a.yaml"), "--slurm") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "42\n"
+    assert "there is no scontrol here" in printed.err
 
 
 @pytest.mark.parametrize(

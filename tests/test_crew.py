@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -24,32 +26,58 @@ render: {seconds: 0.5, steps: 2, quantize: fp8}
 """
 
 
-def rendered(folder: Path, launcher: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+def started(folder: Path, launcher: list[str], *options: str) -> subprocess.Popen[str]:
     stories = [folder / "story.yaml", folder / "fp8.yaml"]
     for story, text in zip(stories, (STORY, IN_FP8), strict=True):
         story.write_text(text)
     command = [sys.executable, *launcher, "-m", "storyreel", "render", *map(str, stories), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
+    return subprocess.Popen(
         [*command, "--out", str(folder / "out"), "--device", "cpu"],
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
         env=environment,
         cwd=folder,
     )
 
 
+def rendered(folder: Path, launcher: list[str], *options: str) -> tuple[int, str]:
+    """Render; return the exit code and stderr."""
+    with started(folder, launcher, *options) as process:
+        words = process.communicate(timeout=300)[1]
+    return process.returncode, words
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
 def test_two_processes_make_the_same_film_as_one(tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """Those of the two are stopped once on the way."""
     films = []
-    for name, launcher in (("one", []), ("two", torchrun)):
+    for name, launcher in (("one", []), ("two", TORCHRUN)):
         folder = tmp_path / name
         folder.mkdir()
-        done = rendered(folder, launcher, "--method", "memory=0.2")
-        assert done.returncode == 0, done.stderr
+        if launcher:
+            stop(folder)
+        code, words = rendered(folder, launcher, "--method", "memory=0.2")
+        assert code == 0, words
         films.append([(folder / "out" / name / f"{name}.mp4").read_bytes() for name in ("story", "fp8")])
     assert films[0] == films[1]
-    again = rendered(tmp_path / "two", torchrun, "--method", "memory=0.2")
-    assert again.returncode == 0
-    assert "0 of 3 scenes rendered" in again.stderr
+    code, words = rendered(tmp_path / "two", TORCHRUN, "--method", "memory=0.2")
+    assert code == 0
+    assert "0 of 3 scenes rendered" in words
+
+
+def stop(folder: Path) -> None:
+    """Interrupt torchrun when the first segment is there: it passes that on, and the first process saves."""
+    with started(folder, TORCHRUN, "--method", "memory=0.2") as process:
+        segments = folder / "out" / "story" / "segments"
+        while process.poll() is None and not (segments / "01.safetensors").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        words = process.communicate(timeout=60)[1]
+    assert process.returncode == 1  # torchrun's own
+    assert "interrupted\nWhat is finished is kept." in words
+    events = (folder / "out" / "story" / "events.jsonl").read_text().splitlines()
+    assert '"reason": "StoppedError"' in events[-1]

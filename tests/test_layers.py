@@ -45,7 +45,7 @@ LAYERS: list[set[str]] = [
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
     {"storyreel.recipe"},
-    {"storyreel.errors", "storyreel.meter", "storyreel"},
+    {"storyreel.errors", "storyreel.meter", "storyreel.streams", "storyreel"},
 ]
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
 

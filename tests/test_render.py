@@ -7,6 +7,7 @@ import gc
 import json
 import pkgutil
 import re
+import signal
 import sys
 import tracemalloc
 from collections import Counter
@@ -88,7 +89,8 @@ class Stopping(Silent):
 
     def forward(self) -> None:
         super().forward()
-        self._engine.stop.asked = self.forwards >= self._after
+        if self.forwards >= self._after:
+            self._engine.stop.ask(signal.SIGTERM, None)
 
 
 pytestmark = pytest.mark.usefixtures("fake_model")
@@ -221,6 +223,24 @@ def test_an_interrupted_render_goes_on_to_the_same_film(
     assert result.rendered == 6 - len(pictures)
     assert progress.forwards == progress.promised <= 18 - 3 * len(latents)
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+
+
+def test_nowhere_to_put_temporary_files_is_told_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+    film = contents(tmp_path)
+
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    engine = FakeEngine()
+    with pytest.raises(OutputError, match=r"No usable temporary directory found in \['/tmp'\]") as told:
+        make(tmp_path, engine=engine, overwrite=True)
+    assert "TMPDIR" in told.value.remedy
+    assert engine.asked == 0
+    assert contents(tmp_path) == film
 
 
 METHODS: list[dict[str, Any]] = [

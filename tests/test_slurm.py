@@ -62,7 +62,7 @@ PartitionName=urgent Nodes={host} MaxTime=60 PriorityTier=2
 """
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
     """Wait until something is true, and fail if it never is."""
     deadline = time.monotonic() + seconds
     while not what():

@@ -5,21 +5,26 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.file_download import http_get
 
 from storyreel.checkpoint import content_hash
-from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
 from storyreel.models import hub
 from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
+from storyreel.stopping import stopping
 
 REPOSITORY = "someone/tiny-model"
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -222,6 +227,26 @@ def test_a_broken_transfer_is_resumed(
     assert (folder / name).read_bytes() == stand_in.files[name]
     assert stand_in.served.count(name) == 2
     assert any(not wanted.startswith("bytes=0-") for wanted in stand_in.ranges)
+
+
+def test_a_stop_keeps_what_was_fetched(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+
+    def stopped(url: str, target: BinaryIO, displayed_filename: str, **options: Any) -> None:
+        if displayed_filename == name:
+            target.write(stand_in.files[name][:300_000])
+            os.kill(os.getpid(), signal.SIGTERM)
+        http_get(url, target, displayed_filename=displayed_filename, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "http_get", stopped)
+        with pytest.raises(StoppedError), stopping():
+            pull(spec, stand_in)
+    folder = pull(spec, stand_in)
+    assert (folder / name).read_bytes() == stand_in.files[name]
+    assert stand_in.ranges == ["bytes=300000-"]
 
 
 def test_what_was_fetched_before_a_break_is_kept(stand_in: StandIn, spec: ModelSpec) -> None:
