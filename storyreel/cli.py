@@ -465,8 +465,11 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             seam = "" if segment.index == 0 else "  blended" if segment.blended else "  cut"
             start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
             print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
-            print(f"      scene:  {segment.scene}")
-            print(f"      action: {segment.action}")
+            if segment.scene == segment.action:
+                print(f"      prompt: {segment.scene}")
+            else:
+                print(f"      scene:  {segment.scene}")
+                print(f"      action: {segment.action}")
         facts = _plan_facts(plan)
         print(
             f"  model {plan.spec.label}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "

@@ -410,7 +410,8 @@ def film_page_of(plan: Plan, folder: FilmFolder) -> str:
 def film_chapters(plan: Plan) -> list[video.Chapter]:
     """Return a chapter per scene: its scene prompt as title, both prompts as subtitle."""
     return [
-        video.Chapter(s.start, s.start + s.frames, s.scene, f"{s.scene}\n{s.action}") for s in plan.segments
+        video.Chapter(s.start, s.start + s.frames, s.scene, "\n".join(dict.fromkeys([s.scene, s.action])))
+        for s in plan.segments
     ]
 
 
