@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from storyreel import __version__
-from storyreel.errors import OutputError, ScriptError, StoppedError, StoryreelError, UsageError, printable
+from storyreel.errors import (
+    OutputError,
+    ScriptError,
+    StoppedError,
+    StoryreelError,
+    UsageError,
+    counted,
+    printable,
+)
 from storyreel.options import (
     Device,
     FilmOptions,
@@ -31,7 +39,7 @@ from storyreel.options import (
     check_device,
     with_options,
 )
-from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.plan import Overrides, Plan, make_plan, uncounted_prompts
 from storyreel.stopping import stopping
 from storyreel.story import Story, load_story, story_schema
 
@@ -219,10 +227,8 @@ def _render(
 
     with RenderDisplay(name) as display:
         result = render_film(plan, name, options.out, engine, display, options.overwrite)
-    stderr.print(
-        f"{name}: {plan.seconds:g} s of film, {result.rendered} of {result.segments} scenes rendered "
-        f"in {result.seconds:.1f} s"
-    )
+    scenes = f"{result.rendered} of {counted(result.segments, 'scene')} rendered"
+    stderr.print(f"{name}: {plan.seconds:g} s of film, {scenes} in {result.seconds:.1f} s")
     if not as_json:
         print(result.film, flush=True)
     return {**asdict(result), "film": str(result.film)}
@@ -243,7 +249,8 @@ def _verify_all(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
         for name, files in found.items():
             for path, fault in wrong[name].items():
                 print(f"{path} {fault}")
-            print(f"{name}: {len(files) - len(wrong[name])} of {len(files)} files are whole")
+            whole = len(files) - len(wrong[name])
+            print(f"{name}: {whole} of {counted(len(files), 'file')} are whole")
     if any(wrong.values()):
         raise StoryreelError(
             f"not whole: {', '.join(name for name in found if wrong[name])}",
@@ -315,7 +322,7 @@ def _render_batch(
                     _complain(f"{name}: {error}")
     for name, failure in failed.items():
         results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
-    _complain(f"batch: {len(results) - len(failed)} of {len(results)} films done")
+    _complain(f"batch: {len(results) - len(failed)} of {counted(len(results), 'film')} done")
     for name, failure in failed.items():
         _complain(f"batch: failed with {failure.exit_code}: {name}")
     if as_json:
@@ -338,7 +345,8 @@ def _submit(
         print(script, end="")
         return
     submission = slurm.submit(script, options.out, films)
-    _complain(f"{len(films)} stories submitted; scripts and logs are in {options.out / slurm.FOLDER}")
+    stories = counted(len(films), "story", "stories")
+    _complain(f"{stories} submitted; scripts and logs are in {options.out / slurm.FOLDER}")
     print(json.dumps(asdict(submission), indent=2) if as_json else submission.job)
 
 
@@ -350,10 +358,10 @@ def _print_status(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for name, row in rows.items():
-        total = "?" if row["total"] is None else row["total"]
+        total = "? scenes" if row["total"] is None else counted(row["total"], "scene")
         slurm_says = f", Slurm {row['job']} {row['slurm']}" if row.get("slurm") else ""
         reason = f": {row['reason']}" if row["reason"] else ""
-        print(f"{name}: {row['state']}, {row['scenes']} of {total} scenes{slurm_says}{reason}")
+        print(f"{name}: {row['state']}, {row['scenes']} of {total}{slurm_says}{reason}")
 
 
 @app.command()
@@ -455,7 +463,14 @@ def slug(stem: str) -> str:
     )
 
 
+def _tell_uncounted(name: str, plan: Plan) -> None:
+    for note in uncounted_prompts(plan):
+        _complain(printable(f"{name}: {note}"))
+
+
 def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
+    for name, plan in plans.items():
+        _tell_uncounted(name, plan)
     if as_json:
         print(json.dumps({name: _plan_facts(plan) for name, plan in plans.items()}, indent=2))
         return
@@ -476,8 +491,8 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             f"guidance {plan.settings.guidance_words}"
         )
         print(
-            f"  {len(plan.segments)} segments, {plan.frames} frames at {plan.spec.fps} per second, "
-            f"{plan.seconds:g} s of film"
+            f"  {counted(len(plan.segments), 'segment')}, {plan.frames} frames at {plan.spec.fps} per second"
+            f", {plan.seconds:g} s of film"
         )
         print(
             f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
@@ -618,7 +633,8 @@ def validate(stories: Stories) -> None:
     """Check stories without loading a model; print every fault with its place."""
     plans, errors = _read(stories, make_plan, str)
     for path, plan in plans.items():
-        print(printable(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film"))
+        print(printable(f"{path}: {counted(len(plan.segments), 'scene')}, {plan.seconds:g} s of film"))
+        _tell_uncounted(path, plan)
     _raise_all(errors.values())
 
 

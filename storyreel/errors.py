@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str, many: str = "") -> str:
+    """Return a number with its noun, as in "1 scene" and "2 scenes"; ``many`` is a plural of another form."""
+    return f"{number} {noun if number == 1 else many or noun + 's'}"
+
+
 class StoryreelError(Exception):
     """Base of the tree; exit code 1."""
 
@@ -75,7 +80,7 @@ class ScriptError(StoryreelError):
     exit_code = 65
 
     def __init__(self, path: str, faults: list[Fault]) -> None:
-        super().__init__(f"{path}: {len(faults)} fault(s)")
+        super().__init__(f"{path}: {counted(len(faults), 'fault')}")
         self.path = path
         self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
 

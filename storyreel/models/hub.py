@@ -23,7 +23,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
 from storyreel.checkpoint import file_hash, write_atomically, writing
-from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
 from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
@@ -86,7 +86,7 @@ def fetch(
         with FileLock(repository / "blobs" / ".storyreel.lock"):  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
-            tell(f"{name}: {len(files)} files, {gigabytes:.1f} GB, {hub} at {commit}")
+            tell(f"{name}: {counted(len(files), 'file')}, {gigabytes:.1f} GB, {hub} at {commit}")
             for file in files:
                 url = huggingface_hub.hf_hub_url(hub, file.name, revision=commit, endpoint=endpoint)
                 _fetch(repository, commit, file, url)
