@@ -57,7 +57,12 @@ if os.getppid() == int(parent):
 
 @cache
 def ffmpeg() -> str:
-    """Return the whole path of ffmpeg: of the package, or what IMAGEIO_FFMPEG_EXE names. Raises MissingError.
+    """Return the whole path of ffmpeg. Raises MissingError."""
+    return _found_ffmpeg()
+
+
+def _found_ffmpeg() -> str:
+    """Return the path of the package's ffmpeg, or of what IMAGEIO_FFMPEG_EXE names.
 
     A name without a folder is looked for on PATH, which is where the package ends too if it brings none.
     """
@@ -75,12 +80,13 @@ def ffmpeg() -> str:
 
 def encoder_version() -> str:
     """Return ffmpeg's version, for keys and manifests. Raises MissingError."""
+    program = _found_ffmpeg()
     try:
-        done = subprocess.run([ffmpeg(), "-version"], capture_output=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run([program, "-version"], capture_output=True, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise MissingError(f"ffmpeg does not start: {error.strerror}", _FFMPEG_REMEDY) from None
     if (found := re.match(rb"ffmpeg version (\S+)", done.stdout)) is None:
-        words = f"{ffmpeg()} is no ffmpeg: it does not say its version (exit code {done.returncode})"
+        words = f"{program} is no ffmpeg: it does not say its version (exit code {done.returncode})"
         raise MissingError(words, _FFMPEG_REMEDY)
     return found[1].decode(errors="replace")
 

@@ -19,6 +19,7 @@ import transformers
 from torch import Tensor
 
 from storyreel.checkpoint import file_hash
+from storyreel.device_errors import lacks_memory
 from storyreel.errors import DamagedError, MissingError
 from storyreel.models.specs import ModelSpec
 
@@ -214,6 +215,8 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
     try:
         return load(folder)
     except Exception as error:  # the libraries raise everything from KeyError to their own
+        if lacks_memory(error):  # which says nothing of the folder
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DamagedError(f"{folder} cannot be read: {reason}", _restore(folder)) from error
 
