@@ -7,11 +7,11 @@ its files match, and that of its record. Everything else is absent and is render
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
+import math
 import os
-import platform
 import re
 import secrets
 from collections.abc import Collection, Iterator
@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
 from storyreel.errors import LockedError, OutputError
+from storyreel.lock import Lock
 
 LOOK = 0.5  # seconds in which a mere look at the lock is surely over
 FORMAT = 3  # of the manifest; another number is another film
@@ -36,6 +36,31 @@ def digest(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises OSError; ValueError for what cannot be written as JSON again.
+
+    That is NaN and numbers that are infinite, which no JSON has, and half a character, which no text has;
+    and what is nested too deep to be read.
+    """
+
+    def refuse(word: str) -> float:
+        raise ValueError(f"{word} is no number")
+
+    def finite(digits: str) -> float:
+        return number if math.isfinite(number := float(digits)) else refuse(digits)
+
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
+    data = path.read_bytes()
+    try:
+        value = json.loads(data, parse_constant=refuse, parse_float=finite)
+        if re.search(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]", data):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return value
 
 
 def file_hash(path: Path) -> str:
@@ -50,15 +75,52 @@ def content_hash(path: Path) -> str:
     return name if re.fullmatch(r"[0-9a-f]{64}", name) else file_hash(path)
 
 
+KEPT = "Then run the same command again: finished scenes are kept."
+_FIRST_AID = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make it writable"),
+    errno.EIO: "Check the disk",
+    errno.ENAMETOOLONG: "Shorten the name",
+}
+_ABOUT_FOLDERS = (errno.EEXIST, errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
+_PATH = (str, bytes, os.PathLike)
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into OutputError."""
+def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str = KEPT) -> Iterator[None]:
+    """Turn the system's refusal to write ``path``, or into it, into OutputError.
+
+    ``elsewhere`` and ``afterwards`` are what else helps, and what to do then.
+    """
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        remedy = "Make room or choose another --out, then run again: finished segments are kept."
-        raise OutputError(f"cannot write {where}: {error.strerror or error}", remedy) from None
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, _PATH) else path
+        if not _concerns(named, path, error.errno):
+            raise
+        where = path if ".part" in named.name else named  # of a temporary file nobody knows
+        first = _FIRST_AID.get(error.errno or 0)
+        advice = f"{first}, or {elsewhere}" if first else elsewhere[:1].upper() + elsewhere[1:]
+        words = _obstacle(path) if error.errno in _ABOUT_FOLDERS else None
+        message = f"cannot write {where}: {words or error.strerror or error}"
+        raise OutputError(message, f"{advice}. {afterwards}".strip()) from error
+
+
+def _concerns(named: Path, path: Path, code: int | None) -> bool:
+    """Tell whether an error that names one file is of writing another: beside it, nothing is read."""
+    beside = path.parent in named.parents and code != errno.ENOENT
+    return beside or path in named.parents or named in (path, *path.parents)
+
+
+def _obstacle(path: Path) -> str | None:
+    """Return what stands where a path wants a folder; None if nothing does."""
+    for parent in reversed((path, *path.parents)):
+        with suppress(OSError):
+            if parent.is_symlink() and not parent.exists():
+                return f"{parent} is a link that leads nowhere"
+            if parent != path and parent.exists() and not parent.is_dir():
+                return f"{parent} is no folder"
+    return None
 
 
 @contextmanager
@@ -165,55 +227,37 @@ class FilmFolder:
     window: dict[str, str] = field(default_factory=dict)  # segments under way, if their state was saved
     about: dict[str, Any] = field(default_factory=dict)
     planned: int = 0  # segments of the film that ``about`` is about
+    damaged: set[str] = field(default_factory=set)  # segments whose records are no longer what was written
+
+    def __post_init__(self) -> None:
+        self._lock = Lock(self.path / ".lock")
 
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
-            self._refuse_strange_files()
+            self.refuse_strange_files()
             self.segments.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self._lock_path, timeout=LOOK, poll_interval=LOOK / 10)
-            try:
-                self._lock.acquire()
-            except Timeout:
-                remedy = "Wait for it, or choose another --out."
-                words = f"another storyreel{self._holder()} is rendering into {self.path}"
-                raise LockedError(words, remedy) from None
+            if not self._lock.acquire(LOOK):
+                raise self.locked()
             with ExitStack() as stack:
                 stack.callback(self._lock.release)
-                self._sign()
                 for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
                     part.unlink()
                 stack.pop_all()
         self.load()
         return self
 
-    def _sign(self) -> None:
-        """Say who holds the lock. That is beside it: who only tries to lock a file empties it."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with suppress(OSError):  # a note, and no reason to fail
-            self._holder_path.write_text(json.dumps([os.getpid(), platform.node(), now]))
-
-    def _holder(self) -> str:
-        """Return who holds the lock, as far as is known."""
-        try:
-            process, host, since = json.loads(self._holder_path.read_bytes())
-        except (OSError, ValueError, TypeError, RecursionError):
-            return ""
-        return f" (process {process} on {host}, since {since})"
+    def locked(self) -> LockedError:
+        """Return the error for a folder that another process holds."""
+        remedy = f"Wait for it, or choose another --out.{self._lock.hint()}"
+        words = f"another storyreel{self._lock.holder()} is rendering into {self.path}"
+        return LockedError(words, remedy)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with suppress(OSError):
-                self._holder_path.unlink()
-        finally:
-            self._lock.release()
+        self._lock.release()
 
-    @property
-    def _holder_path(self) -> Path:
-        return self.path / ".lock.json"
-
-    def _refuse_strange_files(self) -> None:
+    def refuse_strange_files(self) -> None:
         """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
         folders = (self.path, self.segments)
         ours = (
@@ -243,10 +287,6 @@ class FilmFolder:
         return self.path / f"{self.name}.mp4"
 
     @property
-    def _lock_path(self) -> Path:
-        return self.path / ".lock"
-
-    @property
     def manifest_path(self) -> Path:
         """The manifest."""
         return self.path / "manifest.json"
@@ -271,23 +311,16 @@ class FilmFolder:
 
     def is_in_use(self) -> bool:
         """Tell whether somebody renders into the folder; nothing is written, and nobody is kept out."""
-        try:
-            with self._lock_path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no lock, or no locks in this file system
-            return False
-        return False
+        return self._lock.is_held()
 
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened, oldest first; a line that was cut short is left out."""
-        events = []
+        events, path = [], self.path / "events.jsonl"
+        if not path.is_file():
+            return []
         try:
-            for line in (
-                (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-            ):
-                with suppress(ValueError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, RecursionError):
                     events.append(json.loads(line))
         except OSError:
             pass
@@ -296,12 +329,14 @@ class FilmFolder:
     def load(self) -> None:
         """Read what a former run recorded; a manifest that is not ours counts as none."""
         try:
-            manifest = json.loads(self.manifest_path.read_bytes())
+            manifest = read_json(self.manifest_path)
             if manifest["format"] != FORMAT:
                 return
             for entry in manifest["segments"]:
                 if record := _record(entry):
                     self.records[record.number] = record
+                elif "key" in entry:
+                    self.damaged.add(str(entry.get("number")))
             self.film, self.window = dict(manifest["film"]), dict(manifest.get("window", {}))
             own = {"format", "segments", "film", "window"}
             self.about = {key: manifest[key] for key in manifest.keys() - own}
@@ -422,6 +457,6 @@ class FilmFolder:
 def matches(path: Path, value: str) -> bool:
     """Tell whether a file is there and has this SHA-256."""
     try:
-        return file_hash(path) == value
+        return path.is_file() and file_hash(path) == value  # a pipe would never end
     except OSError:
         return False

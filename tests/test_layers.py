@@ -40,7 +40,15 @@ LAYERS: list[set[str]] = [
     {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
-    {"storyreel.errors", "storyreel.quoting", "storyreel.tokens", "storyreel.meter", "storyreel"},
+    {"storyreel.device_errors"},
+    {
+        "storyreel.errors",
+        "storyreel.quoting",
+        "storyreel.tokens",
+        "storyreel.lock",
+        "storyreel.meter",
+        "storyreel",
+    },
 ]
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
 

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
 from storyreel.checkpoint import file_hash, write_atomically, writing
 from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
+from storyreel.lock import Lock
 from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
@@ -83,7 +83,7 @@ def fetch(
             remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
             raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
-        with FileLock(repository / "blobs" / ".storyreel.lock"):  # of two at once, one waits
+        with Lock(repository / "blobs" / ".storyreel.lock").waited_for():  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
             tell(f"{name}: {counted(len(files), 'file')}, {gigabytes:.1f} GB, {hub} at {commit}")
