@@ -99,9 +99,9 @@ def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str
         if not _concerns(named, path, error.errno):
             raise
         where = path if ".part" in named.name else named  # of a temporary file nobody knows
-        first = _FIRST_AID.get(error.errno or 0)
+        words = obstacle(path) if error.errno in _ABOUT_FOLDERS else None
+        first = "Remove it" if words else _FIRST_AID.get(error.errno or 0)
         advice = f"{first}, or {elsewhere}" if first else elsewhere[:1].upper() + elsewhere[1:]
-        words = _obstacle(path) if error.errno in _ABOUT_FOLDERS else None
         message = f"cannot write {where}: {words or error.strerror or error}"
         raise OutputError(message, f"{advice}. {afterwards}".strip()) from error
 
@@ -112,7 +112,7 @@ def _concerns(named: Path, path: Path, code: int | None) -> bool:
     return beside or path in named.parents or named in (path, *path.parents)
 
 
-def _obstacle(path: Path) -> str | None:
+def obstacle(path: Path) -> str | None:
     """Return what stands where a path wants a folder; None if nothing does."""
     for parent in reversed((path, *path.parents)):
         with suppress(OSError):

@@ -247,8 +247,8 @@ def joined_prompt(scene: str, action: str) -> str:
 def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Plan:
     """Plan a story. ``name`` is its title if it has none.
 
-    Raises MissingError for an unknown model, UsageError for what the command line cannot
-    have, ScriptError for what the script cannot, each with the nearest legal value.
+    Raises UsageError for what the command line cannot have, ScriptError for what the script cannot, each
+    with the nearest legal value.
     """
     wished = story.render
     if overrides.model is None and wished.model is not None and wished.model not in MODELS:
@@ -460,7 +460,7 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     longest = spec.max_latents - 1
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds makes no sense; give a finite number"
-    latents = seconds / unit
+    latents = min(seconds / unit, 1e9)
     if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
         return None
     nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}

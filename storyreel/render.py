@@ -28,7 +28,7 @@ from storyreel.checkpoint import (
     writing,
 )
 from storyreel.device_errors import device_error, lacks_memory
-from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
@@ -463,7 +463,10 @@ def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (".safetensors", ".json"))
     if not files:
         raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
-    return {path.relative_to(spec.weights).as_posix(): content_hash(path) for path in files}
+    try:
+        return {path.relative_to(spec.weights).as_posix(): content_hash(path) for path in files}
+    except OSError as error:
+        raise DamagedError(f"{error.filename} cannot be read: {error.strerror}", spec.remedy) from error
 
 
 def versions() -> dict[str, str]:

@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
     {"storyreel.models.base"},
+    {"storyreel.models.inventory"},
     {"storyreel.models.specs"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
@@ -46,6 +47,7 @@ LAYERS: list[set[str]] = [
         "storyreel.quoting",
         "storyreel.tokens",
         "storyreel.lock",
+        "storyreel.origin",
         "storyreel.meter",
         "storyreel",
     },

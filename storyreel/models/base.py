@@ -18,10 +18,11 @@ import torch
 import transformers
 from torch import Tensor
 
+from storyreel import origin
 from storyreel.checkpoint import file_hash
 from storyreel.device_errors import lacks_memory
 from storyreel.errors import DamagedError, MissingError
-from storyreel.models.specs import ModelSpec
+from storyreel.models.specs import MINI_WEIGHTS, ModelSpec
 
 Loaded = TypeVar("Loaded")
 
@@ -222,10 +223,9 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
 
 
 def _restore(folder: Path) -> str:
-    return (
-        f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel; "
-        "for others: storyreel pull MODEL"
-    )
+    if MINI_WEIGHTS in (folder, *folder.parents):
+        return f"Restore {folder}: {origin.again(folder)}"
+    return f"Restore {folder}; what came from a hub, with: storyreel pull MODEL"
 
 
 def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:

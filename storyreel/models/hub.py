@@ -24,9 +24,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from storyreel.checkpoint import file_hash, write_atomically, writing
 from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
 from storyreel.lock import Lock
+from storyreel.models.inventory import COMPONENTS
 from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 SPARE = 1 << 30  # bytes that stay free on the disk
