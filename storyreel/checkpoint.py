@@ -159,7 +159,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(handle: int) -> None:
-    os.fsync(handle)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot be asked for there
+            raise
 
 
 def _rename(path: Path, target: Path) -> None:

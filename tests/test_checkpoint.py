@@ -348,3 +348,19 @@ def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:
     with second.waited_for():
         assert first.is_held()
     assert not first.is_held()
+
+
+def test_where_nothing_can_be_synced_it_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        write_atomically(tmp_path / "a", f"{code}")
+        assert (tmp_path / "a").read_text() == f"{code}"
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomically(tmp_path / "a", "lost")
+    assert (tmp_path / "a").read_text() != "lost"

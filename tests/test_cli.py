@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from storyreel import __version__, cli
+from storyreel import __version__, cli, console
 from storyreel.cli import run, slug
 from storyreel.errors import NumericsError
 from storyreel.models.specs import MODELS, ModelSpec
@@ -641,3 +643,12 @@ def test_eval_names_its_report_where_it_cannot_be_written(
     assert [path.name for path in page.parent.iterdir()] == ["eval.html"]
     assert run(["eval", str(page.parent), "--report", str(tmp_path / "mine.html"), "--json"]) == 0
     assert (tmp_path / "mine.html").read_text() == "page"
+
+
+def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets mean something to rich."""
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(console, "stderr", screen)
+    with console.FilmBar("take [/red] [bold]2/nyc", 3) as tell:
+        tell(3)
+    assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]
