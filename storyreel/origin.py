@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 
 def with_extra(extra: str) -> str:
@@ -30,6 +30,13 @@ def again(path: Path) -> str:
     return f"{forced} " + (shlex.quote(f"storyreel @ {address}") if address else ". in a clone of storyreel")
 
 
+def _unquoted(path: str) -> str:
+    """Return a path that an address holds, where %20 is a blank."""
+    return re.sub(rb"%([0-9a-fA-F]{2})", lambda code: bytes.fromhex(code[1].decode()), path.encode()).decode(
+        errors="replace"
+    )
+
+
 def _source() -> tuple[Path | None, str, bool]:
     """Return the folder that pip installed from, if it is still there; an address, if it was one.
 
@@ -41,7 +48,7 @@ def _source() -> tuple[Path | None, str, bool]:
         if not isinstance(url, str):
             return None, "", False
         if url.startswith("file://"):
-            folder = Path(unquote(urlsplit(url).path))
+            folder = Path(_unquoted(url.removeprefix("file://")))
             is_editable = bool(facts.get("dir_info", {}).get("editable"))
             return (folder if (folder / "pyproject.toml").is_file() else None), "", is_editable
         if isinstance(vcs, dict):

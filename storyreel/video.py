@@ -240,8 +240,8 @@ def join(
     arguments = [
         *["-protocol_whitelist", "file,pipe"],
         *["-f", "concat", "-safe", "1", "-i", f"file:{helpers['list.txt'].name}"],
-        *["-f", "srt", "-i", f"file:{helpers['scenes.srt'].name}"],
-        *["-f", "ffmetadata", "-i", f"file:{helpers['meta.txt'].name}"],
+        *["-f", "srt", "-i", _argument(helpers["scenes.srt"])],
+        *["-f", "ffmetadata", "-i", _argument(helpers["meta.txt"])],
         *["-map", "0:v", "-map", "1:s", "-map_metadata", "2", "-map_chapters", "2"],
         *["-c:v", "copy", "-c:s", "mov_text"],
         *["-metadata:s:s:0", "language=eng", "-disposition:s:0", "0"],
@@ -401,10 +401,10 @@ def _blank(text: bytes) -> bytes:
 def _shown(text: str) -> bytes:
     r"""Return a subtitle as it lies in the film: as it is written, for a track of plain text.
 
-    Players that decode it with ffmpeg take \N, \n, \h and {\ for commands all the same; a word joiner,
-    which shows nothing, keeps these signs apart.
+    Players that decode it with ffmpeg take \N, \n and \h for blanks all the same; a word joiner, which
+    shows nothing, keeps these signs apart. (What stands in braces, some of these players hide.)
     """
-    return re.sub(r"(?<=\\)(?=[Nnh{}])|(?<=\{)(?=\\)", "\u2060", text).encode()
+    return re.sub(r"(?<=\\)(?=[Nnh])", "\u2060", text).encode()
 
 
 @dataclass(frozen=True)
