@@ -29,6 +29,7 @@ from storyreel.checkpoint import (
 )
 from storyreel.device_errors import device_error, lacks_memory
 from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
+from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment, forwards_left
@@ -459,10 +460,8 @@ def about_scenes(plan: Plan) -> list[dict[str, Any]]:
 
 
 def weight_hashes(spec: ModelSpec) -> dict[str, str]:
-    """Return the SHA-256 of each file of a model. Raises MissingError if there are none."""
-    files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (".safetensors", ".json"))
-    if not files:
-        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    """Return the SHA-256 of each file of a model. Raises MissingError or DamagedError."""
+    files = weight_files(spec)
     try:
         return {path.relative_to(spec.weights).as_posix(): content_hash(path) for path in files}
     except OSError as error:

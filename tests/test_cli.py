@@ -473,7 +473,7 @@ def test_json_tells_what_was_done_before_a_later_story_failed(
             raise failures[0]
 
     fake_engine.adapter(fake_model).on_predict = fail
-    for command, codes in (("render", (1, 130)), ("batch", (1, 130))):
+    for command, codes in (("render", (1, 130)), ("batch", (1,))):
         for code in codes:
             out = tmp_path / f"{command}-{code}"
             assert run([command, str(story), str(second), "--out", str(out), "--json"]) == code
@@ -563,7 +563,7 @@ def test_other_bad_values_are_2_too(
     assert not any(tmp_path.iterdir())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(option=st.sampled_from([*BAD_VALUES]), value=st.floats().map(str) | st.text(max_size=9))
 def test_no_value_of_an_option_is_a_traceback(option: str, value: str) -> None:
     assert run(["render", NYC, "--dry-run", f"{option}={value}"]) in (0, 2)

@@ -16,8 +16,8 @@ INDEX = ".safetensors.index.json"
 def check_inventory(spec: ModelSpec) -> None:
     """Raise MissingError or DamagedError if a part of a model, or of its scorer, is not there."""
     folder = spec.weights
-    if not folder.is_dir() or not any(folder.rglob("*.safetensors")):
-        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    if not any(path.suffix == ".safetensors" for path in weight_files(spec)):
+        raise MissingError(f"there are no weights in {folder}", spec.remedy)
     wanted = [
         name for name, kind in _json(spec, folder / "model_index.json").items() if _is_named(name, kind)
     ]
@@ -26,6 +26,17 @@ def check_inventory(spec: ModelSpec) -> None:
             raise MissingError(f"there is no {part.name} in {folder}", spec.remedy)
         if part.name not in _WITHOUT_WEIGHTS:
             _check_weights(spec, part)
+
+
+def weight_files(spec: ModelSpec) -> list[Path]:
+    """Return the files of a model. Raises MissingError without any, DamagedError for what is no file."""
+    files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (".safetensors", ".json"))
+    if not files:
+        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    for path in files:
+        if not path.is_file():  # a pipe would never end
+            raise DamagedError(f"{path} is no file, or a link that leads nowhere", spec.remedy)
+    return files
 
 
 def _is_named(name: str, kind: object) -> bool:
