@@ -320,9 +320,9 @@ class FilmFolder:
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened, oldest first; a line that was cut short is left out."""
         events, path = [], self.path / "events.jsonl"
-        if not path.is_file():
-            return []
         try:
+            if not path.is_file():
+                return []
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, RecursionError):
                     events.append(json.loads(line))

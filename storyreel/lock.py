@@ -59,9 +59,9 @@ class Lock:
 
     def is_held(self) -> bool:
         """Tell whether anybody holds it; nothing is written, and nobody is kept out."""
-        if not self._path.is_file():  # a pipe would never open
-            return False
         try:
+            if not self._path.is_file():  # a pipe would never open
+                return False
             with self._path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

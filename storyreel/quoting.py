@@ -50,10 +50,15 @@ def lost_behind(line: str, text_end: int) -> int | None:
     return None if found is None else found.end() - 1
 
 
-def lost_in(line: str) -> int | None:
-    """Return where such a sign stands in a line, wherever its texts end."""
+def cut_at(line: str, goes_on: bool) -> int | None:
+    """Return where such a sign cuts off a list, or a plain text if one ``goes_on`` in a later line."""
     found = _NO_COMMENT.search(line, len(line) - len(line.lstrip()) + 1)
-    return None if found is None else found.end() - 1
+    if found is None or line.lstrip().startswith("#"):
+        return None
+    before = line[: found.start()]
+    is_open = sum(map(before.count, "[{")) > sum(map(before.count, "]}"))
+    may_go_on = goes_on and before[-1].isalnum() and "'" not in before and '"' not in before
+    return found.end() - 1 if is_open or may_go_on else None
 
 
 def reason(line: str) -> str:

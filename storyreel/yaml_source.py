@@ -235,10 +235,10 @@ def _read(path: str, text: _Text) -> Source:
     except yaml.MarkedYAMLError as error:
         marks = [mark for mark in (error.problem_mark, error.context_mark) if mark is not None]
         fault = reading.fault(_in_plain_words(error), marks[0] if marks else None)
+        goes_on = any(sign in (error.problem or "") for sign in ("expected ':'", "'<scalar>'"))
         for index in range(fault.line - 1, max(-1, fault.line - 4), -1):
-            line = reading.lines[index]
-            if not set(line[: line.find("#")]) & set("'\"") and (at := quoting.lost_in(line)) is not None:
-                fault = Fault(LOST, index + 1, at + 1, line)
+            if (at := quoting.cut_at(reading.lines[index], goes_on)) is not None:
+                fault = Fault(LOST, index + 1, at + 1, reading.lines[index])
         in_brackets = "flow" in (error.context or "") and len({mark.line for mark in marks}) > 1
         raise _UnreadableError([*reading.faults, fault], [mark.line for mark in marks], in_brackets) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # such as the escape "\UFFFFFFFF"
@@ -276,6 +276,7 @@ _PLAIN_WORDS = {
     "mapping values are not allowed": "a colon where no key can be; quote a text that holds one",
     "expected ',' or ']'": "a list in brackets without its comma or its ]; quote a text that holds signs",
     "expected ',' or '}'": "a mapping in braces without its comma or its }; quote a text that holds signs",
+    "but found '<scalar>'": "a text where none can be; quote it together with what is before it",
     "but found '<block": "a line that is not indented as those that it belongs to",
     "expected a single document": "a story is one document; take out '---'",
 }

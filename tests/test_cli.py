@@ -652,3 +652,21 @@ def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     with console.FilmBar("take [/red] [bold]2/nyc", 3) as tell:
         tell(3)
     assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_any_legal_path_holds_stories_and_films(
+    tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "take#2 100%d" / "why?a=b:[c] 'd\" {e}\n-y 猫 é"
+    place.mkdir(parents=True)
+    story = place / "#1? 猫%.yaml"
+    story.write_text(STORY)
+    for out in (place / "out", place / "-out"):
+        assert run(["render", str(story), f"--out={out}"]) == 0
+        assert run(["render", str(story), f"--out={out}", "--verify"]) == 0
+        assert "10 of 10 files are whole" in capsys.readouterr().out
+        (film,) = out.iterdir()
+        assert film.name.startswith("1-猫-")
+        assert run(["inspect", str(film / f"{film.name}.mp4")]) == 0
+    assert run(["batch", "--status", f"--out={place / 'out'}"]) == 0
+    assert "done, 3 of 3 scenes" in capsys.readouterr().out

@@ -399,6 +399,14 @@ def test_a_text_over_several_lines_is_cut_off_by_no_number_sign() -> None:
         assert "number sign" in fault.message
 
 
+def test_a_comment_is_not_blamed_for_what_is_wrong_beside_it() -> None:
+    for line in ("  - [a, b] #first\n", '  - {scene: "a", action: b} #1\n', "  # [a #1\n", '  - "a" #1\n'):
+        with pytest.raises(ScriptError) as caught:
+            parse_story("s.yaml", f"scenes:\n{line}  - [c, d\n".encode())
+        assert "comment" not in caught.value.faults[-1].message
+        assert caught.value.faults[-1].line >= 3
+
+
 @pytest.mark.parametrize(
     ("text", "places"),
     [
