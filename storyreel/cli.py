@@ -215,7 +215,8 @@ def render(
     if dry_run:
         _print_plans(plans, as_json)
         return
-    _check_weights(options.weights)
+    if plans:
+        _check_weights(options.weights)
     if verify:
         _verify_all(plans, options.out, as_json)
         return

@@ -434,13 +434,14 @@ def prompt_problem(
 def uncounted_prompts(plan: Plan) -> Iterator[str]:
     """Yield a note for every scene whose prompts may be too long, if no tokenizer is here to count them."""
     spec = plan.spec
-    if token_counter(spec.weights / "tokenizer") is None:
-        for segment in plan.segments:
-            if (count := estimated_tokens(segment.prompt)) > spec.text_length:
-                yield (
-                    f"scene {segment.index + 1} may be too long: model {spec.name} reads {spec.text_length} "
-                    f"tokens, and it has {count} by an estimate (the model's tokenizer is not here)"
-                )
+    counts = {s.number: estimated_tokens(s.prompt) for s in plan.segments}
+    long = {number: count for number, count in counts.items() if count > spec.text_length}
+    if long and token_counter(spec.weights / "tokenizer") is None:
+        for number, count in long.items():
+            yield (
+                f"scene {int(number)} may be too long: model {spec.name} reads {spec.text_length} tokens, "
+                f"and it has {count} by an estimate (the model's tokenizer is not here)"
+            )
 
 
 def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:

@@ -225,7 +225,7 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
 def _restore(folder: Path) -> str:
     if MINI_WEIGHTS in (folder, *folder.parents):
         return f"Restore {folder}: {origin.again(folder)}"
-    return f"Restore {folder}; what came from a hub, with: storyreel pull MODEL"
+    return f"Restore {folder}; the embedded model's: {origin.again(folder)}; a hub's: storyreel pull MODEL"
 
 
 def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
