@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyreel import video
 from storyreel.checkpoint import digest, file_hash, write_atomically, writing
-from storyreel.errors import StoryreelError, UsageError
+from storyreel.errors import StoryreelError, UsageError, counted
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.render import Engine, Progress, render
@@ -162,7 +162,7 @@ def ablate(
             }
         )
         say(
-            f"{film.label}: {rendered.rendered} of {rendered.segments} scenes rendered in "
+            f"{film.label}: {rendered.rendered} of {counted(rendered.segments, 'scene')} rendered in "
             f"{rendered.seconds:.1f} s, scored in {time.monotonic() - began:.1f} s"
         )
     return {"films": scored, **compare(scored)}

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from storyreel.device_errors import lacks_memory
 from storyreel.errors import MissingError, UsageError
 from storyreel.meter import Meter
 from storyreel.models.base import adapter_class, load_adapter
@@ -144,7 +145,9 @@ def enough_memory(spec: ModelSpec) -> Iterator[None]:
     """Turn a lack of the device's memory into MissingError."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
         lighter = "--quantize fp8, " if spec.quantize == "none" else ""
         remedy = f"Use {lighter}fewer --frames, a smaller --size or model, or a GPU with more memory."
         raise MissingError(f"the device has too little memory for {spec.label}", remedy) from error

@@ -8,12 +8,10 @@ segments of both, and of earlier ones, are in a `store.Store`.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
-import platform
 import re
 import secrets
 from collections.abc import Iterator
@@ -24,9 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from storyreel.errors import LockedError, OutputError
+from storyreel.lock import Lock
 
 LOOK = 0.5  # seconds in which a mere look at the lock is surely over
 FORMAT = 4  # of manifests and of records; another number is another film
@@ -80,15 +77,52 @@ def is_named_by_hash(path: Path) -> bool:
     return path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", Path(os.readlink(path)).name) is not None
 
 
+KEPT = "Then run the same command again: finished scenes are kept."
+_FIRST_AID = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Make it writable"),
+    errno.EIO: "Check the disk",
+    errno.ENAMETOOLONG: "Shorten the name",
+}
+_ABOUT_FOLDERS = (errno.EEXIST, errno.ELOOP, errno.ENOENT, errno.ENOTDIR)
+_PATH = (str, bytes, os.PathLike)
+
+
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into OutputError."""
+def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str = KEPT) -> Iterator[None]:
+    """Turn the system's refusal to write ``path``, or into it, into OutputError.
+
+    ``elsewhere`` and ``afterwards`` are what else helps, and what to do then.
+    """
     try:
         yield
     except OSError as error:
-        where = error.filename or path
-        remedy = "Make room or choose another --out, then run again: finished segments are kept."
-        raise OutputError(f"cannot write {where}: {error.strerror or error}", remedy) from None
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, _PATH) else path
+        if not _concerns(named, path, error.errno):
+            raise
+        where = path if ".part" in named.name else named  # of a temporary file nobody knows
+        words = obstacle(path) if error.errno in _ABOUT_FOLDERS else None
+        first = "Remove it" if words else _FIRST_AID.get(error.errno or 0)
+        advice = f"{first}, or {elsewhere}" if first else elsewhere[:1].upper() + elsewhere[1:]
+        message = f"cannot write {where}: {words or error.strerror or error}"
+        raise OutputError(message, f"{advice}. {afterwards}".strip()) from error
+
+
+def _concerns(named: Path, path: Path, code: int | None) -> bool:
+    """Tell whether an error that names one file is of writing another: beside it, nothing is read."""
+    beside = path.parent in named.parents and code != errno.ENOENT
+    return beside or path in named.parents or named in (path, *path.parents)
+
+
+def obstacle(path: Path) -> str | None:
+    """Return what stands where a path wants a folder; None if nothing does."""
+    for parent in reversed((path, *path.parents)):
+        with suppress(OSError):
+            if parent.is_symlink() and not parent.exists():
+                return f"{parent} is a link that leads nowhere"
+            if parent != path and parent.exists() and not parent.is_dir():
+                return f"{parent} is no folder"
+    return None
 
 
 @contextmanager
@@ -127,7 +161,11 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(handle: int) -> None:
-    os.fsync(handle)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot be asked for there
+            raise
 
 
 def _rename(path: Path, target: Path) -> None:
@@ -178,55 +216,33 @@ class FilmFolder:
     present: Manifest | None = None
     unfinished: Manifest | None = None
 
+    def __post_init__(self) -> None:
+        self._lock = Lock(self.path / ".lock")
+
     def __enter__(self) -> FilmFolder:
         with writing(self.path):
             self.refuse_strange_files()
             self.segments.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(self._lock_path, timeout=LOOK, poll_interval=LOOK / 10)
-            try:
-                self._lock.acquire()
-            except Timeout:
-                raise self.locked() from None
+            if not self._lock.acquire(LOOK):
+                raise self.locked()
             with ExitStack() as stack:
                 stack.callback(self._lock.release)
-                self._sign()
                 for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
                     part.unlink()
                 stack.pop_all()
         self.load()
         return self
 
-    def _sign(self) -> None:
-        """Say who holds the lock. That is beside it: who only tries to lock a file empties it."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with suppress(OSError):  # a note, and no reason to fail
-            self._holder_path.write_text(json.dumps([os.getpid(), platform.node(), now]))
-
     def locked(self) -> LockedError:
         """Return the error for a folder that another process holds."""
-        remedy = "Wait for it, or choose another --out."
-        return LockedError(f"another storyreel{self._holder()} is rendering into {self.path}", remedy)
-
-    def _holder(self) -> str:
-        """Return who holds the lock, as far as is known."""
-        try:
-            process, host, since = json.loads(self._holder_path.read_bytes())
-        except (OSError, ValueError, TypeError, RecursionError):
-            return ""
-        return f" (process {process} on {host}, since {since})"
+        remedy = f"Wait for it, or choose another --out.{self._lock.hint()}"
+        words = f"another storyreel{self._lock.holder()} is rendering into {self.path}"
+        return LockedError(words, remedy)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            with suppress(OSError):
-                self._holder_path.unlink()
-        finally:
-            self._lock.release()
-
-    @property
-    def _holder_path(self) -> Path:
-        return self.path / ".lock.json"
+        self._lock.release()
 
     def refuse_strange_files(self) -> None:
         """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
@@ -259,10 +275,6 @@ class FilmFolder:
         return self.path / f"{self.name}.mp4"
 
     @property
-    def _lock_path(self) -> Path:
-        return self.path / ".lock"
-
-    @property
     def manifest_path(self) -> Path:
         """The manifest of the film."""
         return self.path / "manifest.json"
@@ -279,21 +291,14 @@ class FilmFolder:
 
     def is_in_use(self) -> bool:
         """Tell whether somebody renders into the folder; nothing is written, and nobody is kept out."""
-        try:
-            with self._lock_path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no lock, or no locks in this file system
-            return False
-        return False
+        return self._lock.is_held()
 
     def events(self) -> list[dict[str, Any]]:
         """Return what has happened, oldest first; a line that was cut short is left out."""
         events, path = [], self.path / "events.jsonl"
-        if not path.is_file():
-            return []
         try:
+            if not path.is_file():
+                return []
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with suppress(ValueError, RecursionError):
                     events.append(json.loads(line))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import math
 import os
 import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 import typer
 
 from storyreel import __version__, streams
+from storyreel.device_errors import device_error
 from storyreel.errors import (
     InterruptError,
     OutputError,
@@ -26,6 +29,7 @@ from storyreel.errors import (
     StoppedError,
     StoryreelError,
     UsageError,
+    counted,
     printable,
 )
 from storyreel.options import (
@@ -38,7 +42,7 @@ from storyreel.options import (
     check_device,
     with_options,
 )
-from storyreel.plan import Overrides, Plan, make_plan
+from storyreel.plan import Overrides, Plan, make_plan, uncounted_prompts
 from storyreel.stopping import AGAIN, KEPT, deferred, stopping
 from storyreel.story import Story, load_story, story_schema
 
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+DEBUG = "STORYREEL_DEBUG"  # the variable that asks for tracebacks
+INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # letters and marks that show nothing
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 LARGE, SPARE = 8 << 20, 64 << 20  # bytes
 
@@ -108,20 +114,18 @@ def run(arguments: Sequence[str]) -> int:
             if code == InterruptError.exit_code:  # as some versions of typer have it for a KeyboardInterrupt
                 raise stop.error()
     except StoryreelError as error:
-        _complain(str(error))
-        return error.exit_code
+        return _told(error)
     except (KeyboardInterrupt, typer.Abort):  # by no signal
-        _complain(str(InterruptError("interrupted", AGAIN)))
-        return InterruptError.exit_code
-    except OSError as error:  # that nobody foresaw
-        _complain(printable(f"error: {error.filename or 'the system'}: {error.strerror or error}"))
-        return StoryreelError.exit_code
+        return _told(InterruptError("interrupted", AGAIN))
     except Exception as error:
-        # Only click's own errors can show themselves; anything else is a bug.
-        if not hasattr(error, "show") or not hasattr(error, "exit_code"):
-            raise
-        error.show()
-        return int(error.exit_code)
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own can show themselves
+            error.show()
+            return int(error.exit_code)
+        if isinstance(error, OSError):
+            return _told(_of_the_system(error))
+        if (told := device_error(error)) is not None:
+            return _told(told)
+        raise  # anything else is a bug, and keeps its traceback
     return code if isinstance(code, int) else 0
 
 
@@ -132,6 +136,21 @@ def _refuse_optimized() -> None:
         raise UsageError(
             "Python leaves out docstrings (-OO), without which transformers does not load", remedy
         )
+
+
+def _told(error: StoryreelError) -> int:
+    """Tell an error, with where it came from if that is asked for; return its exit code."""
+    if os.environ.get(DEBUG, "") not in ("", "0"):
+        traceback.print_exc()
+    _complain(str(error))
+    return error.exit_code
+
+
+def _of_the_system(error: OSError) -> StoryreelError:
+    """Return what the system refused where nobody had thought of it: what is known, and no advice."""
+    words = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    names = [os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)]
+    return StoryreelError(": ".join([*names, words]), f"{DEBUG}=1 shows where that happened.")
 
 
 def _give_large_blocks_back() -> None:
@@ -184,20 +203,53 @@ def render(
 
     The options win over what the story's own render settings say.
     """
-    # Every script is read before the first is rendered: a fault costs no work.
+    _exclude("--verify", verify, {"--dry-run": dry_run, "--overwrite": options.overwrite})
+    # Every script, and all weights, are looked at before the first is rendered: a fault costs no work.
     plans, errors = _read(stories, partial(make_plan, overrides=options.overrides()), _film_name)
     _raise_all(errors.values())
     _check_out(options.out)
     if dry_run:
         _print_plans(plans, as_json)
         return
+    if plans:
+        _check_weights(options.weights)
     if verify:
         _verify_all(plans, options.out, as_json)
         return
-    with _engine(options, plans) as engine:
-        results = {name: _render(name, plan, options, engine, as_json) for name, plan in plans.items()}
-    if as_json:
-        print(json.dumps(results, indent=2))
+    _raise_all(_incomplete(plans).values())
+    results: dict[str, object] = {}
+    try:
+        with _engine(options, plans) as engine:
+            for name, plan in plans.items():
+                results[name] = _render(name, plan, options, engine, as_json)
+    finally:
+        if as_json and results:  # what was done is told whatever happens to the next
+            print(json.dumps(results, indent=2))
+
+
+def _exclude(option: str, given: bool, others: Mapping[str, bool]) -> None:
+    """Raise UsageError if an option is given together with one that contradicts it."""
+    if given and (against := [other for other, is_given in others.items() if is_given]):
+        raise UsageError(f"{option} and {' and '.join(against)} exclude each other", "Give one of them.")
+
+
+def _check_weights(weights: Path | None) -> None:
+    if weights is not None and not weights.is_dir():
+        words = f"--weights {weights} is not a folder"
+        raise UsageError(words, "Name the folder that holds the model's parts: transformer, vae and so on.")
+
+
+def _incomplete(plans: Mapping[str, Plan]) -> dict[str, StoryreelError]:
+    """Return what is missing of the models of plans, by their names."""
+    from storyreel.models.inventory import check_inventory
+
+    errors: dict[str, StoryreelError] = {}
+    for name, plan in plans.items():
+        try:
+            check_inventory(plan.spec)
+        except StoryreelError as error:
+            errors[name] = error
+    return errors
 
 
 @contextmanager
@@ -233,10 +285,8 @@ def _render(
 
     with RenderDisplay(name) as display:
         result = render_film(plan, name, options.out, engine, display, options.overwrite)
-    stderr.print(
-        f"{name}: {plan.seconds:g} s of film, {result.rendered} of {result.segments} scenes rendered "
-        f"in {result.seconds:.1f} s"
-    )
+    scenes = f"{result.rendered} of {counted(result.segments, 'scene')} rendered"
+    stderr.print(f"{name}: {plan.seconds:g} s of film, {scenes} in {result.seconds:.1f} s")
     if not as_json:
         print(result.film, flush=True)
     return {**asdict(result), "film": str(result.film)}
@@ -257,7 +307,8 @@ def _verify_all(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
         for name, files in found.items():
             for path, fault in wrong[name].items():
                 print(f"{path} {fault}")
-            print(f"{name}: {len(files) - len(wrong[name])} of {len(files)} files are whole")
+            whole = len(files) - len(wrong[name])
+            print(f"{name}: {whole} of {counted(len(files), 'file')} are whole")
     if any(wrong.values()):
         raise StoryreelError(
             f"not whole: {', '.join(name for name in found if wrong[name])}",
@@ -292,8 +343,7 @@ def batch(
     """
     if not slurm and resources != SlurmOptions():
         raise UsageError("there are options for Slurm, but not --slurm", "Add --slurm, or leave them out.")
-    if slurm and status:
-        raise UsageError("--slurm and --status exclude each other", "Submit first, then ask.")
+    _exclude("--status", status, {"--slurm": slurm, "--dry-run": dry_run, "--overwrite": options.overwrite})
     if not stories and not status:
         raise UsageError("no story is named", "Name the stories to render: storyreel batch STORY…")
     plans, errors = _read(stories or (), partial(make_plan, overrides=options.overrides()), _film_name)
@@ -307,6 +357,7 @@ def batch(
     elif dry_run:
         _print_plans(plans, as_json)
     else:
+        _check_weights(options.weights)
         _render_batch(plans, errors, options, as_json)
 
 
@@ -314,27 +365,31 @@ def _render_batch(
     plans: dict[str, Plan], errors: dict[str, StoryreelError], options: RenderOptions, as_json: bool
 ) -> None:
     """Render what can be rendered; ``errors`` are those of scripts, by their path."""
-    failed = dict(errors)
+    incomplete = _incomplete(plans)
+    failed = {**errors, **incomplete}
     _tell(failed.values())
+    plans = {name: plan for name, plan in plans.items() if name not in incomplete}
     results: dict[str, dict[str, object]] = {}
-    if plans:
-        with _engine(options, plans) as engine:
-            for name, plan in plans.items():
-                try:
-                    results[name] = {"state": "done", **_render(name, plan, options, engine, as_json)}
-                except StoppedError:
-                    raise
-                except StoryreelError as error:
-                    failed[name] = error
-                    _complain(f"{name}: {error}")
-                    engine.stop.check()
-    for name, failure in failed.items():
-        results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
-    _complain(f"batch: {len(results) - len(failed)} of {len(results)} films done")
+    try:
+        if plans:
+            with _engine(options, plans) as engine:
+                for name, plan in plans.items():
+                    try:
+                        results[name] = {"state": "done", **_render(name, plan, options, engine, as_json)}
+                    except StoppedError:
+                        raise
+                    except StoryreelError as error:
+                        failed[name] = error
+                        _complain(f"{name}: {error}")
+                        engine.stop.check()
+    finally:
+        for name, failure in failed.items():
+            results[name] = {"state": "failed", "error": failure.message, "exit_code": failure.exit_code}
+        if as_json and results:  # what was done is told whatever ends the batch
+            print(json.dumps(results, indent=2))
+    _complain(f"batch: {len(results) - len(failed)} of {counted(len(results), 'film')} done")
     for name, failure in failed.items():
         _complain(f"batch: failed with {failure.exit_code}: {name}")
-    if as_json:
-        print(json.dumps(results, indent=2))
     if failed:
         raise typer.Exit(_worst(failed.values()).exit_code)
 
@@ -359,7 +414,8 @@ def _submit(
         )
     with stopping("What has a number is submitted: storyreel batch --status tells how it is."), deferred():
         submission = slurm.submit(script, options.out, films)
-        _complain(f"{len(films)} stories submitted; scripts and logs are in {options.out / slurm.FOLDER}")
+        stories = counted(len(films), "story", "stories")
+        _complain(f"{stories} submitted; scripts and logs are in {options.out / slurm.FOLDER}")
         print(json.dumps(asdict(submission), indent=2) if as_json else submission.job)
 
 
@@ -371,10 +427,10 @@ def _print_status(plans: dict[str, Plan], out: Path, as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for name, row in rows.items():
-        total = "?" if row["total"] is None else row["total"]
+        total = "? scenes" if row["total"] is None else counted(row["total"], "scene")
         slurm_says = f", Slurm {row['job']} {row['slurm']}" if row.get("slurm") else ""
         reason = f": {row['reason']}" if row["reason"] else ""
-        print(f"{name}: {row['state']}, {row['scenes']} of {total} scenes{slurm_says}{reason}")
+        print(printable(f"{name}: {row['state']}, {row['scenes']} of {total}{slurm_says}{reason}"))
 
 
 @app.command()
@@ -406,6 +462,8 @@ def ablate(
     from storyreel.render import Engine
 
     films = [film for group in planned.values() for film in group]
+    _check_weights(options.weights)
+    _raise_all(_incomplete({film.label: film.plan for film in films}).values())
     with stopping(KEPT) as stop:
         engine = Engine(options.device, stop=stop)
         report = ablation.ablate(films, out, engine, RenderDisplay, stderr.print)
@@ -455,14 +513,25 @@ def clean(
 
 
 def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
+    from storyreel.checkpoint import obstacle, writing
+
+    with writing(out):
+        if (why := obstacle(out)) is not None:
+            raise OutputError(f"cannot write into {out}: {why}", "Mend that, or choose another --out.")
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
 
 
 def _read(
-    stories: Sequence[Path], plan: Callable[[Story, str], T], name_of: Callable[[Path], str]
+    stories: Sequence[Path],
+    plan: Callable[[Story, str], T],
+    name_of: Callable[[Path], str],
+    once: bool = True,
 ) -> tuple[dict[str, T], dict[str, StoryreelError]]:
-    """Read and plan all stories; return the plans by name, and what is wrong with the others by path."""
+    """Read and plan all stories; return the plans by name, and what is wrong with the others by path.
+
+    With ``once``, two of one name are an error.
+    """
     plans: dict[str, T] = {}
     errors: dict[str, StoryreelError] = {}
     taken: set[str] = set()
@@ -470,7 +539,7 @@ def _read(
         try:
             story = load_story(path)
             name = name_of(path)
-            if name.casefold() in taken:
+            if once and name.casefold() in taken:
                 remedy = "Rename one of the stories: the file's name is the film's."
                 raise UsageError(f"two stories would be written to {name!r}", remedy)
             taken.add(name.casefold())
@@ -503,19 +572,36 @@ def _film_name(path: Path) -> str:
 
 
 def slug(stem: str) -> str:
-    """Return a file's name as a folder's: ASCII letters, digits, dot, dash, underscore.
+    """Return a file's name as a folder's: letters and digits of any script, dot, dash, underscore.
 
     Nothing that a slug names lies outside its parent.
     """
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:80] or "story"
+    name = "".join(char if _is_plain(char) else "-" for char in unicodedata.normalize("NFC", stem))
+    name = name.strip(".-")
+    while name and unicodedata.category(name[0])[0] == "M":  # which would change what stands before it
+        name = name[1:].lstrip(".-")
+    # Other files of a film add to its name, which has at most 255 bytes.
+    if name and name == stem and len(name) <= 80 and len(name.encode()) <= 160:
+        return name
     # What was lost tells stories apart: two of them must never share a folder.
-    return (
-        name if name == stem else f"{name}-{hashlib.sha256(stem.encode('utf-8', 'replace')).hexdigest()[:8]}"
-    )
+    lost = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = re.sub("-+", "-", name)[:71].encode()[:151].decode(errors="ignore")
+    return f"{short.rstrip('.-') or 'story'}-{lost}"
+
+
+def _is_plain(char: str) -> bool:
+    """Tell whether a character shows, and means nothing to a shell, a file system or an address."""
+    return char in "._-" or (unicodedata.category(char)[0] in "LMN" and char not in INVISIBLE)
+
+
+def _tell_uncounted(name: str, plan: Plan) -> None:
+    for note in uncounted_prompts(plan):
+        _complain(printable(f"{name}: {note}"))
 
 
 def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
+    for name, plan in plans.items():
+        _tell_uncounted(name, plan)
     if as_json:
         print(json.dumps({name: _plan_facts(plan) for name, plan in plans.items()}, indent=2))
         return
@@ -525,16 +611,19 @@ def _print_plans(plans: dict[str, Plan], as_json: bool) -> None:
             seam = "" if segment.index == 0 else "  blended" if segment.blended else "  cut"
             start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
             print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
-            print(f"      scene:  {segment.scene}")
-            print(f"      action: {segment.action}")
+            if segment.scene == segment.action:
+                print(f"      prompt: {segment.scene}")
+            else:
+                print(f"      scene:  {segment.scene}")
+                print(f"      action: {segment.action}")
         facts = _plan_facts(plan)
         print(
             f"  model {plan.spec.label}, {facts['size']}, seed {facts['seed']}, {facts['steps']} steps, "
             f"guidance {plan.settings.guidance_words}"
         )
         print(
-            f"  {len(plan.segments)} segments, {plan.frames} frames at {plan.spec.fps} per second, "
-            f"{plan.seconds:g} s of film"
+            f"  {counted(len(plan.segments), 'segment')}, {plan.frames} frames at {plan.spec.fps} per second"
+            f", {plan.seconds:g} s of film"
         )
         print(
             f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
@@ -625,6 +714,8 @@ def evaluate(
         raise UsageError("--story and --video belong together", "Give as many of one as of the other.")
     if not out and not videos:
         raise UsageError("there is nothing to score", "Name a rendered folder, or --story and --video.")
+    if fps is not None and not math.isfinite(fps):
+        raise UsageError(f"--fps {fps} makes no sense", "Give the frames of a second, as in 23.976.")
     if unknown := set(require or ()) - set(METRICS):
         raise UsageError(f"there is no metric {min(unknown)!r}", f"Known: {', '.join(METRICS)}")
     if weights_dir is not None and not weights_dir.is_dir():
@@ -665,7 +756,7 @@ def _score(
     else:
         print_evaluation(evaluation)
     if evaluation.films:
-        with writing(page):
+        with writing(page, "name another file: --report FILE", ""):
             write_atomically(page, report_page(evaluation))
         stderr.print(f"report: {page}")
 
@@ -673,9 +764,10 @@ def _score(
 @app.command()
 def validate(stories: Stories) -> None:
     """Check stories without loading a model; print every fault with its place."""
-    plans, errors = _read(stories, make_plan, str)
+    plans, errors = _read(stories, make_plan, str, once=False)
     for path, plan in plans.items():
-        print(printable(f"{path}: {len(plan.segments)} scenes, {plan.seconds:g} s of film"))
+        print(printable(f"{path}: {counted(len(plan.segments), 'scene')}, {plan.seconds:g} s of film"))
+        _tell_uncounted(path, plan)
     _raise_all(errors.values())
 
 
@@ -776,6 +868,9 @@ def bench(
     With --calculate, what they would take: without weights, without a GPU.
     """
     check_device(device)
+    _exclude(
+        "--random-weights", random_weights, {"--weights": weights is not None, "--calculate": calculated}
+    )
     from storyreel.models.specs import find_model
 
     spec = find_model(model)
@@ -797,6 +892,7 @@ def bench(
         report = calculate(spec, overrides, chosen or CALCULABLE)
         print(json.dumps(report, indent=2)) if as_json else print_calculation(report)
         return
+    _check_weights(weights)
     report = benches.bench(
         spec,
         pick_device(device),

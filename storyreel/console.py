@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from storyreel.ablation import table_metrics
+from storyreel.errors import counted
 from storyreel.evaluation.registry import METRICS
 from storyreel.evaluation.statistics import difference_cell, spread_cell
 from storyreel.plan import Plan, Segment
@@ -63,12 +64,13 @@ class RenderDisplay:
         self._scenes, self._done, self._total = len(plan.segments), done, forwards
         self._began = self._spoke = time.monotonic()
         if done:
-            stderr.print(f"{self._name}: {done} of {self._scenes} scenes are there already")
+            are = "is" if self._scenes == 1 else "are"
+            stderr.print(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
         if done == self._scenes:
             return
         if has_cursor(stderr):
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -82,7 +84,9 @@ class RenderDisplay:
             )
             self._bars.start()
         else:
-            stderr.print(f"{self._name}: rendering {self._scenes - done} scenes with {plan.spec.name}")
+            stderr.print(
+                f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}"
+            )
 
     def forward(self) -> None:
         """One forward pass of the transformer is over."""
@@ -138,7 +142,7 @@ def print_ablation(report: Mapping[str, Any]) -> None:
             table.add_row(Text(metric.title), *map(Text, cells))
         stdout.print(table)
 
-    show(f"Mean ± standard deviation of {films} films", report["summary"], differences=False)
+    show(f"Mean ± standard deviation of {counted(films, 'film')}", report["summary"], differences=False)
     if report["differences"]:
         show("Difference to full, 95 % interval", report["differences"], differences=True)
 
@@ -210,7 +214,7 @@ class FilmBar:
 
     def __init__(self, label: str, frames: int) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -237,7 +241,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     stdout = results()
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
     count = len(evaluation.films)
-    title = f"Mean ± standard deviation of {count} film{'s' if count != 1 else ''}"
+    title = f"Mean ± standard deviation of {counted(count, 'film')}"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("kind")

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from storyreel import __version__, video
 from storyreel.checkpoint import digest
-from storyreel.errors import MissingError
+from storyreel.errors import DamagedError
+from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Plan
 from storyreel.recipe import recipe_of
@@ -32,7 +32,6 @@ NO_FACTS = {
 }
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
-WEIGHTS = (".safetensors", ".json", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,13 @@ class Keys:
     video: tuple[str, ...]
 
 
-def weight_files(spec: ModelSpec) -> list[Path]:
-    """Return the files of a model, in order. Raises MissingError if there are none."""
-    files = sorted(p for p in spec.weights.rglob("*") if p.suffix in WEIGHTS and p.is_file())
-    if not any(path.suffix in WEIGHTS[:2] for path in files):
-        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
-    return files
-
-
 def weight_hashes(spec: ModelSpec) -> dict[str, str]:
-    """Return the SHA-256 of each file of a model. Raises MissingError if there are none."""
-    hashes = RememberedHashes().of(weight_files(spec))
+    """Return the SHA-256 of each file of a model. Raises MissingError or DamagedError."""
+    files = weight_files(spec)
+    try:
+        hashes = RememberedHashes().of(files)
+    except OSError as error:
+        raise DamagedError(f"{error.filename} cannot be read: {error.strerror}", spec.remedy) from error
     return {path.relative_to(spec.weights).as_posix(): value for path, value in hashes.items()}
 
 
@@ -129,7 +124,8 @@ def film_keys(plan: Plan, about: Mapping[str, Any]) -> Keys:
 def film_chapters(plan: Plan) -> list[video.Chapter]:
     """Return a chapter per scene: its scene prompt as title, both prompts as subtitle."""
     return [
-        video.Chapter(s.start, s.start + s.frames, s.scene, f"{s.scene}\n{s.action}") for s in plan.segments
+        video.Chapter(s.start, s.start + s.frames, s.scene, "\n".join(dict.fromkeys([s.scene, s.action])))
+        for s in plan.segments
     ]
 
 

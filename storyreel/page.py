@@ -52,9 +52,10 @@ def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str,
         start, end = segment.start / fps, (segment.start + segment.frames) / fps
         made: Decided = decided.get(segment.number, {})
         note = f" <small>({_seam(seam)})</small>" if (seam := made.get("seam")) else ""
+        action = "" if segment.action == segment.scene else f"<br><small>{escape(segment.action)}</small>"
         rows.append(
             f'<li data-start="{start:g}" data-end="{end:g}"><button>{_clock(start)}</button>'
-            f"<div>{escape(segment.scene)}{note}<br><small>{escape(segment.action)}</small></div>"
+            f"<div>{escape(segment.scene)}{note}{action}</div>"
             f"{_curve(made.get('prompt_weights') or [])}</li>"
         )
     facts = "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in tags.items())

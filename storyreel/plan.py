@@ -25,6 +25,7 @@ from storyreel.method.similarity import seam_overlap, seam_strength, shared_star
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.speed import EXACT, SPEEDS, Speed, find_speed
 from storyreel.story import MAX_PROMPT, SIZE_PATTERN, Story, Transition
+from storyreel.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
 
@@ -247,8 +248,8 @@ def joined_prompt(scene: str, action: str) -> str:
 def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Plan:
     """Plan a story. ``name`` is its title if it has none.
 
-    Raises MissingError for an unknown model, UsageError for what the command line cannot
-    have, ScriptError for what the script cannot, each with the nearest legal value.
+    Raises UsageError for what the command line cannot have, ScriptError for what the script cannot, each
+    with the nearest legal value.
     """
     wished = story.render
     if overrides.model is None and wished.model is not None and wished.model not in MODELS:
@@ -275,7 +276,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     usual = _first(overrides.seconds, wished.seconds, spec.seconds)
     if (problem := seconds_problem(spec, usual)) is not None:
         refuse(problem, overrides.seconds is not None, "render", "seconds")
-    count_tokens = token_counter(spec)
+    count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
     seed = _first(overrides.seed, wished.seed, 0)
     chosen = wished.guidance if overrides.guidance is None else overrides.guidance
@@ -411,35 +412,37 @@ def parse_size(size: str) -> tuple[int, int]:
     raise UsageError(f"{size!r} is no size; write WIDTHxHEIGHT, as in 96x64")
 
 
-def token_counter(spec: ModelSpec) -> Callable[[str], int] | None:
-    """Return what counts a text's tokens as the model does; None if its tokenizer is not there."""
-    path = spec.weights / "tokenizer" / "tokenizer.json"
-    if not path.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # a damaged one, in the library's own words: loading the model says which
-        return None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return lambda text: len(tokenizer.encode(text).ids)
-
-
 def prompt_problem(
     spec: ModelSpec, scene: str, action: str, count_tokens: Callable[[str], int] | None
 ) -> str | None:
-    """Say why a model cannot read a scene's prompts whole; None if it can."""
+    """Say why a model cannot read a scene's prompts whole; None if it can, or if nothing here can tell."""
     prompt = joined_prompt(scene, action)
     if max(len(scene), len(action)) > MAX_PROMPT:
         return f"a prompt is longer than {MAX_PROMPT} characters with the names filled in"
+    if count_tokens is None and (count := fewest_tokens(prompt)) > spec.text_length:
+        return (
+            f"scene and action have {count} tokens together at the least, model {spec.name} reads "
+            f"{spec.text_length}; use fewer words"
+        )
     if count_tokens is not None and (count := count_tokens(prompt)) > spec.text_length:
         return (
             f"scene and action have {count} tokens together, model {spec.name} reads {spec.text_length}; "
             "use fewer or commoner words"
         )
     return None
+
+
+def uncounted_prompts(plan: Plan) -> Iterator[str]:
+    """Yield a note for every scene whose prompts may be too long, if no tokenizer is here to count them."""
+    spec = plan.spec
+    counts = {s.number: estimated_tokens(s.prompt) for s in plan.segments}
+    long = {number: count for number, count in counts.items() if count > spec.text_length}
+    if long and token_counter(spec.weights / "tokenizer") is None:
+        for number, count in long.items():
+            yield (
+                f"scene {int(number)} may be too long: model {spec.name} reads {spec.text_length} tokens, "
+                f"and it has {count} by an estimate (the model's tokenizer is not here)"
+            )
 
 
 def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:
@@ -459,7 +462,7 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     longest = spec.max_latents - 1
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds makes no sense; give a finite number"
-    latents = seconds / unit
+    latents = min(seconds / unit, 1e9)
     if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
         return None
     nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}

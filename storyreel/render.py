@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Protocol
 
 from storyreel import __version__, video
 from storyreel.checkpoint import FilmFolder, Manifest, file_hash, replacing, write_atomically, writing
 from storyreel.clean import size_words, unneeded
+from storyreel.device_errors import device_error, lacks_memory
 from storyreel.differences import differences
 from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
 from storyreel.inventory import Inventory, look
@@ -28,8 +30,8 @@ from storyreel.keys import (
     film_keys,
     film_tags,
     ingredients,
-    weight_files,
 )
+from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
 from storyreel.page import film_page
 from storyreel.plan import Plan, Segment
@@ -119,17 +121,7 @@ class Engine:
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model."""
         if spec.label not in self._adapters:
-            from torch import OutOfMemoryError
-
-            from storyreel.models.base import load_adapter, pick_device
-
-            try:
-                adapter: Adapter = load_adapter(spec, pick_device(self.device), self.memory)
-            except OutOfMemoryError as error:
-                message = f"the device has too little memory for model {spec.label} in mode {self.memory}"
-                lighter = "--quantize fp8, " if spec.quantize == "none" else ""
-                remedy = f"Use --memory balanced or low, {lighter}or another --device."
-                raise MissingError(message, remedy) from error
+            adapter = self._loaded(spec)
             if self.compiled:
                 adapter.compile()
             if self.crewed:
@@ -138,6 +130,36 @@ class Engine:
                 adapter = Crew(adapter)
             self._adapters[spec.label] = adapter
         return self._adapters[spec.label]
+
+    def _loaded(self, spec: ModelSpec) -> Adapter:
+        """Load a model; what fits is an estimate, so that where it does not do, a lower mode is tried."""
+        import torch
+
+        from storyreel.models.base import load_adapter, pick_device
+
+        device = pick_device(self.device)
+        tries: list[MemoryMode] = [self.memory]
+        if self.memory == "auto" and device.type == "cuda":
+            tries += ["balanced", "low"]
+        for mode in tries:
+            try:
+                return load_adapter(spec, device, mode)
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                if mode == tries[-1]:
+                    raise self._too_large(spec, mode) from error
+                clear_frames(error.__traceback__)
+            torch.cuda.empty_cache()  # of what was half loaded
+        raise AssertionError("there is always a mode to try")
+
+    @staticmethod
+    def _too_large(spec: ModelSpec, mode: MemoryMode) -> MissingError:
+        message = f"the device has too little memory for model {spec.label} in mode {mode}"
+        lighter = "--quantize fp8, " if spec.quantize == "none" else ""
+        lower = {"low": "", "balanced": "--memory low, "}.get(mode, "--memory balanced or low, ")
+        pinned = " (mode low also wants all weights in the machine's own memory)" if mode == "low" else ""
+        return MissingError(message, f"Use {lower}{lighter}a smaller model or another --device{pinned}.")
 
     def scorer(self, spec: ModelSpec) -> Scorer | None:
         """Return the loaded text-image encoder that lies with a model's weights; None if none does."""
@@ -235,22 +257,17 @@ def _tell_differences(folder: FilmFolder, wanted: Manifest, made: int, progress:
 
 @contextmanager
 def telling_lost_devices() -> Iterator[None]:
-    """Turn what torch says of a GPU that no longer answers into MissingError."""
+    """Turn what torch says of a GPU that no longer answers, or is full, into MissingError."""
     try:
         yield
-    except RuntimeError as error:
-        # Of CUDA itself it is a torch.AcceleratorError, of cuBLAS and its like only these words.
-        if "CUDA error" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if (told := device_error(error)) is None:
             raise
-        reason = str(error).partition("\n")[0]
-        remedy = "See what the driver says (nvidia-smi, dmesg), then run the same command again."
-        raise MissingError(f"the GPU is lost ({reason}); finished scenes are kept", remedy) from error
+        raise told from error
 
 
 def _make(there: Inventory, store: Store, folder: FilmFolder, engine: Engine, progress: Progress) -> None:
     """Make what is missing; where the device's memory does not do, try again with less of it."""
-    from torch import OutOfMemoryError
-
     from storyreel.making import Making
     from storyreel.prompts import all_prompts
 
@@ -272,7 +289,10 @@ def _make(there: Inventory, store: Store, folder: FilmFolder, engine: Engine, pr
             )
             making.run()
             return
-        except OutOfMemoryError as error:
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            clear_frames(error.__traceback__)  # of what the failed step held
             mode = adapter.economise()
             if mode is None:
                 remedy = "Use a smaller --size, shorter scenes, or a GPU with more memory."

@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storyreel.checkpoint import write_atomically, writing
+from pydantic import TypeAdapter
+
+from storyreel.checkpoint import read_json, write_atomically, writing
 from storyreel.errors import MissingError, OutputError, SlurmError, UsageError
 
 FOLDER = "slurm"  # of scripts, records and logs, in the films' folder
@@ -72,6 +74,9 @@ class Submission:
     job: str
     submitted: str
     films: dict[str, str]
+
+
+_SUBMISSION = TypeAdapter(Submission)
 
 
 def job_script(stories: Iterable[Path], arguments: Iterable[str], directives: Iterable[str]) -> str:
@@ -151,11 +156,17 @@ def last_submission(out: Path) -> Submission | None:
     found = []
     for path in (out / FOLDER).glob("*.json"):
         try:
-            record = json.loads(path.read_bytes())
-            found.append(Submission(record["job"], record["submitted"], dict(record["films"])))
-        except (OSError, ValueError, TypeError, KeyError):  # not ours, or gone
+            record = _SUBMISSION.validate_python(read_json(path))
+        except (OSError, ValueError):  # not ours, or gone
             continue
+        # What names another folder is not ours either.
+        if re.fullmatch("[0-9]{1,18}", record.job) and all(map(_is_name, record.films)):
+            found.append(record)
     return max(found, key=lambda submission: (submission.submitted, int(submission.job)), default=None)
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0")
 
 
 def log_of(out: Path, job: str, element: int) -> Path:
@@ -182,8 +193,8 @@ def element_states(job: str) -> dict[int, str]:
 def _ask(*command: str) -> str | None:
     """Return what one of Slurm's commands prints, "" if it fails, None if it is not here."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    except FileNotFoundError:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+    except OSError:  # it is not here, or not for us
         return None
     except subprocess.TimeoutExpired:
         raise SlurmError("Slurm does not answer", "Ask again later.") from None

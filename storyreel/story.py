@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,8 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.method.settings import Method, legal_values
-from storyreel.yaml_source import MAX_BYTES, Source, parse
+from storyreel.quoting import ODD_BLANKS
+from storyreel.yaml_source import MAX_BYTES, Source, character, parse
 
 MAX_PROMPT = 2000  # characters, with the names filled in
 MAX_SCENES = 1000
@@ -35,6 +37,7 @@ HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 _FIELDS = ("name", "noun", "possessive")
+_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of what is written in one's own words
 
 
 def _one_line(value: object) -> object:
@@ -80,10 +83,10 @@ class Character(_Strict):
 
 
 class Scene(_Strict):
-    """One scene: the setting, and what the character does in it."""
+    """One scene: the setting, and what the character does in it. One prompt alone is both."""
 
     scene: Prompt = Field(description="The setting, with who is there.")
-    action: Prompt = Field(description="What the character does.")
+    action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
     seconds: Seconds | None = Field(default=None, description="Length in the film; else the story's.")
     transition: Transition = Field(
         default="blend", description="How the scene begins: blended with the one before, or a hard cut."
@@ -104,21 +107,31 @@ class Scene(_Strict):
             "minItems": 2,
             "description": "Short form: [scene prompt, action prompt].",
         }
-        return {"anyOf": [pair, handler(schema)]}
+        one = prompt | {"title": "prompt", "description": "Shortest form: one prompt for scene and action."}
+        long = handler(schema)
+        long["required"] = ["scene"]
+        return {"anyOf": [one, pair, long]}
 
 
 def _long_form(value: object) -> object:
-    """Turn the short form of a scene, a pair of prompts, into the long one."""
+    """Turn the short forms of a scene, a pair of prompts or one for both, into the long one."""
+    if isinstance(value, str):
+        return {"scene": value, "action": value}
     if isinstance(value, list):
         if len(value) != 2:
-            raise PydanticCustomError(
-                "pair", "a scene is a pair [scene prompt, action prompt], not {n} items", {"n": len(value)}
-            )
+            hint = "; quote a prompt that holds a comma" if len(value) > 2 else ""
+            words = "a scene is a pair [scene prompt, action prompt], not {n} items{hint}"
+            raise PydanticCustomError("pair", words, {"n": len(value), "hint": hint})
         return {"scene": value[0], "action": value[1]}
     if not isinstance(value, dict):
         raise PydanticCustomError(
-            "scene", "a scene is a pair [scene prompt, action prompt] or has the keys scene and action"
+            "scene", "a scene is a pair [scene prompt, action prompt], one prompt, or has the key scene"
         )
+    if value and not value.keys() & Scene.model_fields.keys():
+        words = "a scene has the keys {known}, none of them is here; quote it if it is text with a colon"
+        raise PydanticCustomError("scene", words, {"known": ", ".join(Scene.model_fields)})
+    if "scene" in value and "action" not in value:
+        return value | {"action": value["scene"]}
     return value
 
 
@@ -207,22 +220,43 @@ def load_story(path: Path) -> Story:
 def parse_story(path: str, raw: bytes) -> Story:
     """Check the text of a story. Raises ScriptError with all its faults."""
     source = parse(path, raw)
+    try:
+        return _checked(source)
+    except ScriptError:
+        if (plain := source.with_plain_blanks()) is None:
+            raise
+        return _checked(plain)  # which raises too
+
+
+def _checked(source: Source) -> Story:
+    path = source.path
     if not isinstance(source.data, dict):
         fault = source.fault("a story is a mapping with the key scenes")
         raise ScriptError(path, [*source.faults, fault])
     # What YAML refused is missing for the checks after it: they are silent on its place.
     refused = {(fault.line, fault.column) for fault in source.faults}
-    faults = [*_prompt_faults(source)]
+    faults = [*_prompt_faults(source), *source.lost_texts(_TEXTS)]
     try:
         story = Story.model_validate(source.data)
     except ValidationError as error:
-        faults += [_located(source, item) for item in error.errors(include_url=False)[:MAX_ERRORS]]
+        told = (item for item in error.errors(include_url=False) if not _is_told_already(source, item))
+        faults += [_located(source, item) for item in islice(told, MAX_ERRORS)]
     else:
         story._source = source
         if not faults and not refused:
             return story
-    faults = [fault for fault in faults if (fault.line, fault.column) not in refused]
+    mended = {fault.line for fault in source.faults if fault.mended}
+    faults = [f for f in faults if (f.line, f.column) not in refused and f.line not in mended]
     raise ScriptError(path, [*source.faults, *dict.fromkeys(faults)])
+
+
+def _is_told_already(source: Source, error: Any) -> bool:
+    """Tell whether an error is of an action that is the scene prompt, of which the same is said."""
+    match error["loc"]:
+        case ("scenes", int(index), "action"):
+            scene = source.data["scenes"][index]
+            return isinstance(scene, dict) and "action" not in scene and "scene" in scene
+    return False
 
 
 def _located(source: Source, error: Any) -> Fault:
@@ -248,7 +282,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
         case _ if names_character:
             return f"{name!r} cannot name a character: small letters, digits and _ only"
         case "extra_forbidden":
-            return f"unknown key {name!r}; allowed: {_allowed_keys(location)}"
+            hint = "; quote it if it is text" if " " in str(name) and location[:1] == ["scenes"] else ""
+            return f"unknown key {name!r}; allowed: {_allowed_keys(location)}{hint}{_odd_blank(name)}"
         case "missing":
             return f"the key {name!r} is missing"
         case _ if location[:2] == ["render", "method"] and name in Method.model_fields:
@@ -260,9 +295,9 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
         case "string_pattern_mismatch":
             return f"{shown} is no size; write WIDTHxHEIGHT, as in 96x64"
         case "model_type" | "dict_type":
-            return f"expected a mapping with {_allowed_keys([*location, ''])}, not {shown}"
+            return f"expected a mapping with {_allowed_keys([*location, ''])}, not {shown}{_odd_blank(given)}"
         case "list_type":
-            return f"expected a list of scenes, not {shown}"
+            return f"expected a list of scenes, not {shown}{_odd_blank(given)}"
         case "too_short":
             return "a story has at least one scene"
         case "too_long":
@@ -272,6 +307,12 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"expected {kind}, not {shown}; write it plainly, as in 10"
         case _:
             return str(error["msg"][0]).lower() + str(error["msg"][1:])
+
+
+def _odd_blank(text: object) -> str:
+    """Say which blank a text holds that separates nothing in YAML; "" without any."""
+    found = re.search(f"[{ODD_BLANKS}]", text) if isinstance(text, str) else None
+    return f"; {character(found[0])} is no blank to YAML: type a plain one" if found else ""
 
 
 def _allowed_keys(location: list[str | int]) -> str:
@@ -291,8 +332,10 @@ def _prompt_faults(source: Source) -> Iterator[Fault]:
     scenes, cast = source.data.get("scenes"), source.data.get("cast")
     known = list(cast) if isinstance(cast, dict) else []
     for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):
-        if isinstance(scene, dict):
-            prompts: list[tuple[str | int, object]] = [(key, scene.get(key)) for key in ("scene", "action")]
+        if isinstance(scene, str):
+            prompts: list[tuple[str | int, object]] = [("scene", scene)]
+        elif isinstance(scene, dict):
+            prompts = [(key, scene.get(key)) for key in ("scene", "action")]
         else:
             prompts = list(enumerate(scene)) if isinstance(scene, list) else []
         for place, prompt in prompts:

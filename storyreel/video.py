@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -22,10 +24,15 @@ from storyreel.errors import MissingError, OutputError, StoryreelError
 from storyreel.stopping import deferred
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
+LINE = 1000  # bytes: ffmpeg breaks longer lines of SubRip itself, in the middle of a character too
 READ_AT_ONCE = 4 << 20  # bytes of frames
 # What a film may come in. None of these can name another file to be read, as a playlist does.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 _INPUT = ["-protocol_whitelist", "file,pipe", "-format_whitelist", CONTAINERS]
+_FFMPEG_REMEDY = (
+    "Reinstall it (pip install --force-reinstall imageio-ffmpeg), or let IMAGEIO_FFMPEG_EXE name one."
+)
+_RUN_AGAIN = "Run again; finished segments are kept."
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 # The thread count changes x264's bytes, so it is fixed.
@@ -50,25 +57,38 @@ if os.getppid() == int(parent):
 
 @cache
 def ffmpeg() -> str:
-    """Return the path of ffmpeg. Raises MissingError."""
+    """Return the whole path of ffmpeg. Raises MissingError."""
+    return _found_ffmpeg()
+
+
+def _found_ffmpeg() -> str:
+    """Return the path of the package's ffmpeg, or of what IMAGEIO_FFMPEG_EXE names.
+
+    A name without a folder is looked for on PATH, which is where the package ends too if it brings none.
+    """
     import imageio_ffmpeg
 
     try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
+        named = str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
-        remedy = "Reinstall it (pip install --force-reinstall imageio-ffmpeg), or set IMAGEIO_FFMPEG_EXE."
-        raise MissingError(f"ffmpeg is missing: {error}", remedy) from None
+        raise MissingError(f"ffmpeg is missing: {error}", _FFMPEG_REMEDY) from None
+    if (found := shutil.which(named)) is None:
+        where = "on PATH" if os.path.basename(named) == named else "there, or no program"
+        raise MissingError(f"ffmpeg does not start: {named} is not {where}", _FFMPEG_REMEDY)
+    return os.path.abspath(found)
 
 
 def encoder_version() -> str:
-    """Return ffmpeg's version, for keys and manifests."""
-    import imageio_ffmpeg
-
-    ffmpeg()
+    """Return ffmpeg's version, for keys and manifests. Raises MissingError."""
+    program = _found_ffmpeg()
     try:
-        return str(imageio_ffmpeg.get_ffmpeg_version())
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MissingError(f"ffmpeg does not start: {error}", "Check IMAGEIO_FFMPEG_EXE.") from None
+        done = subprocess.run([program, "-version"], capture_output=True, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise MissingError(f"ffmpeg does not start: {error.strerror}", _FFMPEG_REMEDY) from None
+    if (found := re.match(rb"ffmpeg version (\S+)", done.stdout)) is None:
+        words = f"{program} is no ffmpeg: it does not say its version (exit code {done.returncode})"
+        raise MissingError(words, _FFMPEG_REMEDY)
+    return found[1].decode(errors="replace")
 
 
 def temporary_file() -> IO[bytes]:
@@ -81,7 +101,7 @@ def temporary_file() -> IO[bytes]:
 
 
 def _argument(path: Path) -> str:
-    """Name a file so that ffmpeg takes it for nothing else."""
+    """Name a file so that ffmpeg takes it for nothing else: not an option, an address or a pattern."""
     return f"file:{path.resolve()}"
 
 
@@ -92,8 +112,7 @@ def _start(arguments: Sequence[str], errors: Any, **options: Any) -> subprocess.
         # A session of its own: Ctrl-C is for storyreel, which then ends ffmpeg itself.
         return start(command, stderr=errors, start_new_session=True, **options)
     except OSError as error:
-        remedy = "Check IMAGEIO_FFMPEG_EXE."
-        raise MissingError(f"ffmpeg does not start: {error.strerror}", remedy) from None
+        raise MissingError(f"ffmpeg does not start: {error.strerror}", _FFMPEG_REMEDY) from None
 
 
 def _tied(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
@@ -139,7 +158,7 @@ def _failed(code: int, errors: Any) -> StoryreelError:
         return OutputError(
             f"ffmpeg cannot write: {last}", "Make room or choose another --out, then run again."
         )
-    return StoryreelError(f"ffmpeg failed: {last}", "Run again; finished segments are kept.")
+    return StoryreelError(f"ffmpeg failed: {last}", _RUN_AGAIN)
 
 
 class SegmentWriter:
@@ -212,9 +231,12 @@ def join(
 ) -> None:
     """Join segments of one folder without encoding again, with chapters, subtitles and tags.
 
-    The subtitles are off by default. What a story says reaches ffmpeg only inside files. These
-    lie beside the segments, hidden, since the concat demuxer safely reads only plain names.
+    The subtitles are off by default. Titles and tags reach ffmpeg only inside files, and subtitles not
+    at all. The files lie beside the segments, hidden, since the concat demuxer safely reads only plain
+    names; and ffmpeg works in that folder, since to this demuxer a path is an address, in which # and ?
+    end the folders' names.
     """
+    folder = segments[0].parent
     lines = ["ffconcat version 1.0"]
     for segment, chapter in zip(segments, chapters, strict=True):
         lines += [f"file {segment.name}", f"duration {(chapter.end - chapter.start) / fps:.9f}"]
@@ -223,10 +245,10 @@ def join(
         "meta.txt": _metadata(chapters, fps, tags),
         "scenes.srt": _subtitles(chapters, fps),
     }
-    helpers = {name: segments[0].parent / f".join.part.{name}" for name in texts}
+    helpers = {name: folder / f".join.part.{name}" for name in texts}
     arguments = [
         *["-protocol_whitelist", "file,pipe"],
-        *["-f", "concat", "-safe", "1", "-i", _argument(helpers["list.txt"])],
+        *["-f", "concat", "-safe", "1", "-i", f"file:{helpers['list.txt'].name}"],
         *["-f", "srt", "-i", _argument(helpers["scenes.srt"])],
         *["-f", "ffmetadata", "-i", _argument(helpers["meta.txt"])],
         *["-map", "0:v", "-map", "1:s", "-map_metadata", "2", "-map_chapters", "2"],
@@ -241,14 +263,14 @@ def join(
             helpers[name].write_text(text, "utf-8")
         with (
             temporary_file() as errors,
-            _running(arguments, errors, stdin=subprocess.DEVNULL) as process,
+            _running(arguments, errors, stdin=subprocess.DEVNULL, cwd=folder) as process,
         ):
             if (code := _finish(process)) != 0:
                 raise _failed(code, errors)
     finally:
         for helper in helpers.values():
             helper.unlink(missing_ok=True)
-    _switch_off_subtitles(path)
+    _write_subtitles(path, [_shown(chapter.subtitle) for chapter in chapters])
     check_length(path, sum(chapter.end - chapter.start for chapter in chapters), fps)
 
 
@@ -269,19 +291,57 @@ def check_length(path: Path, frames: int, fps: int) -> None:
             found.append((*struct.unpack_from(">I", data, stsz + 8), duration / scale))
     if found != [(frames, frames / fps)]:
         words = f"{path.name} has {found} frames and seconds, not {(frames, frames / fps)}"
-        raise StoryreelError(f"ffmpeg failed: {words}", "Run again; finished segments are kept.")
+        raise StoryreelError(f"ffmpeg failed: {words}", _RUN_AGAIN)
 
 
-def _switch_off_subtitles(path: Path) -> None:
-    """Clear the enabled flag of subtitle tracks, which ffmpeg's muxer sets on the first one.
+def _write_subtitles(path: Path, texts: Sequence[bytes]) -> None:
+    """Put the texts in place of `_subtitles`' blanks, and clear the track's enabled flag.
 
-    ISO/IEC 14496-12: tkhd starts with version (1 byte) and flags (3 bytes), of which bit 0 is
-    track_enabled.
+    ffmpeg's muxer sets that on the first track of its kind. ISO/IEC 14496-12: tkhd starts with version
+    (1 byte) and flags (3 bytes), of which bit 0 is track_enabled. 3GPP TS 26.245: a sample is the text's
+    length (2 bytes) and the text; an empty one fills a gap.
     """
     with _mapped(path, mmap.ACCESS_WRITE) as data:
         for track in _tracks(data, b"sbtl"):
             for tkhd, _ in _boxes(data, track, b"tkhd"):
                 data[tkhd + 3] &= 0xFE
+            waiting = iter(texts)
+            for at, size in _samples(data, track):
+                (length,) = struct.unpack_from(">H", data, at)
+                if length:
+                    text = next(waiting, b"")
+                    if data[at + 2 : at + size] != _blank(text):
+                        raise StoryreelError(f"ffmpeg failed: {path.name} has other subtitles", _RUN_AGAIN)
+                    data[at + 2 : at + size] = text
+            if next(waiting, None) is not None:
+                raise StoryreelError(f"ffmpeg failed: {path.name} lacks subtitles", _RUN_AGAIN)
+
+
+def _samples(data: mmap.mmap, track: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield where a track's samples begin, and their sizes.
+
+    ISO/IEC 14496-12: stsc says how many samples the chunks from a number on hold, stco or co64 where the
+    chunks begin, stsz how large all samples are, or each. Entries follow version, flags and a count.
+    """
+    tables = (b"mdia", b"minf", b"stbl")
+
+    def table(name: bytes, form: str) -> list[tuple[int, ...]]:
+        for start, _ in _boxes(data, track, *tables, name):
+            (count,) = struct.unpack_from(">I", data, start + 4)
+            size = struct.calcsize(form)
+            return [struct.unpack_from(form, data, start + 8 + size * i) for i in range(count)]
+        return []
+
+    ((stsz, _),) = _boxes(data, track, *tables, b"stsz")
+    same, count = struct.unpack_from(">II", data, stsz + 4)
+    sizes = [same] * count if same else list(struct.unpack_from(f">{count}I", data, stsz + 12))
+    runs = table(b"stsc", ">III")
+    chunks = table(b"stco", ">I") or table(b"co64", ">Q")
+    for (first, held, _), (following, *_) in pairwise([*runs, (len(chunks) + 1,)]):
+        for (at,) in chunks[first - 1 : following - 1]:
+            for _ in range(held):
+                yield at, (size := sizes.pop(0))
+                at += size
 
 
 @contextmanager
@@ -326,16 +386,34 @@ def _metadata(chapters: Sequence[Chapter], fps: int, tags: dict[str, str]) -> st
 
 
 def _subtitles(chapters: Sequence[Chapter], fps: int) -> str:
+    r"""Return cues in SubRip, each with as many meaningless bytes as its text has.
+
+    ffmpeg would read the texts themselves as markup: <b>, {\an8}, \N for a line's end.
+    """
+
     def clock(frame: int) -> str:
         ms = round(1000 * frame / fps)
         return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
 
     cues = []
     for number, chapter in enumerate(chapters, 1):
-        # SubRip knows <b>, {\an8} and times with -->: a prompt is shown as it is written.
-        text = chapter.subtitle.replace("<", "‹").replace("{", "(").replace("-->", "--›")
-        cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{text}\n")
+        blank = _blank(_shown(chapter.subtitle)).decode()
+        cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{blank}\n")
     return "\n".join(cues)
+
+
+def _blank(text: bytes) -> bytes:
+    """Return lines without a meaning, as long as a text altogether."""
+    return b"".join(b"\n" if n % LINE == 0 and n < len(text) else b"x" for n in range(1, len(text) + 1))
+
+
+def _shown(text: str) -> bytes:
+    r"""Return a subtitle as it lies in the film: as it is written, for a track of plain text.
+
+    Players that decode it with ffmpeg take \N, \n and \h for blanks all the same; a word joiner, which
+    shows nothing, keeps these signs apart. (What stands in braces, some of these players hide.)
+    """
+    return re.sub(r"(?<=\\)(?=[Nnh])", "\u2060", text).encode()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import pytest
 from storyreel import slurm
 from storyreel.checkpoint import FilmFolder
 from storyreel.cli import run
-from storyreel.errors import NumericsError, StoppedError
+from storyreel.errors import MissingError, NumericsError, StoppedError
 from storyreel.models.specs import ModelSpec
 from storyreel.options import RenderOptions, SlurmOptions
 from storyreel.plan import Overrides, Plan, make_plan
@@ -320,6 +320,37 @@ def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.Capt
     assert list(submission.films.values()) == stories
     (folder / "43.json").write_text("{}")  # not ours
     assert slurm.last_submission(batch.out) == submission
+    (folder / "44.json").mkdir()
+    os.mkfifo(folder / "45.json")
+    ours = json.loads((folder / "42.json").read_text())
+    for change in NOT_OURS:
+        text = json.dumps(ours | {"submitted": "9999"} | change)
+        (folder / "46.json").write_text(text)
+        assert slurm.last_submission(batch.out) == submission, change
+        assert batch.run("--status") == 0
+    for text in ("[" * 100_000, "9" * 5000, '{"job": NaN}', '"\\ud800"', "", "null"):
+        (folder / "46.json").write_text(text)
+        assert slurm.last_submission(batch.out) == submission, text[:9]
+    (folder / "46.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ours | {"job": "46"}).encode())
+    assert slurm.last_submission(batch.out) == replace(submission, job="46")  # as other programs write it
+
+
+NOT_OURS: list[dict[str, object]] = [
+    {"job": "x"},
+    {"job": 7},
+    {"job": "-1"},
+    {"job": "9" * 5000},
+    {"job": "٤٢"},
+    {"submitted": 1},
+    {"submitted": None},
+    {"submitted": [1]},
+    {"films": []},
+    {"films": None},
+    {"films": {"a": 1}},
+    {"films": {"../a": "a"}},
+    {"films": {"a\0": "a"}},
+    {"films": {"\ud800": "a"}},
+]
 
 
 def test_a_place_without_scontrol_is_told_of_what_it_means(
@@ -481,7 +512,11 @@ def test_a_look_at_a_running_render_keeps_nobody_out(
         '{"format": 4, "title": "\\ud800", "segments": [], "film": {}}',
     ],
 )
-@pytest.mark.parametrize("events", ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n'])
+@pytest.mark.parametrize(
+    "events",
+    ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n', "[" * 100_000, '{"event": NaN}\n'],
+    ids=lambda text: text[:20],
+)
 def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: str) -> None:
     story, folder = batch.story("a.yaml"), batch.out / "a"
     folder.mkdir(parents=True)
@@ -490,6 +525,78 @@ def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: s
     (folder / "events.jsonl").write_text(events)
     assert batch.run("--status", story) == 0
     assert batch.run("--status") == 0
+
+
+NONSENSE: list[tuple[tuple[str | int, ...], str]] = [
+    (("seconds",), "NaN"),
+    (("seconds",), "-Infinity"),
+    (("seconds",), "1e999"),
+    (("title",), '"\\ud800"'),
+    (("settings", "seed"), "9" * 4000),
+    (("settings", "seed"), "9" * 5000),
+    (("settings",), "[[]]"),
+    (("model",), "[1]"),
+    (("model", "name"), "{}"),
+    (("versions",), "7"),
+    (("story",), "null"),
+    (("film",), "[[1, 2]]"),
+    (("film", "sha256"), "[]"),
+    (("window",), '{"key": []}'),
+    (("segments",), '{"a": 1}'),
+    (("segments", 0), "null"),
+    (("segments", 0, "number"), "[]"),
+    (("segments", 0, "key"), "NaN"),
+    (("segments", 0, "files"), '{"01.mp4": {}}'),
+    (("segments", 0, "decided", "prompt_weights"), '[["\\ud800"]]'),
+]
+
+
+def test_a_manifest_of_nonsense_is_no_traceback(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever reads it takes it for none, or for another film's."""
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    path = batch.out / "a" / "manifest.json"
+    whole = path.read_text()
+    for place, value in NONSENSE:
+        manifest = inner = json.loads(whole)
+        for part in place[:-1]:
+            inner = inner[part]
+        inner[place[-1]] = "PLACE"
+        path.write_text(json.dumps(manifest).replace('"PLACE"', value))
+        assert batch.run("--status", story) == 0, place
+        assert batch.run("--status", "--json") == 0, place
+    for value in ("NaN", '"\\ud800"'):
+        path.write_text(whole.replace('"seconds": 1.5', f'"seconds": {value}'))
+        assert path.read_text() != whole
+        assert run(["render", story, "--out", str(batch.out), "--verify"]) == 1
+    assert batch.run(story) == 0
+    capsys.readouterr()
+    assert batch.run("--status", story) == 0
+    assert capsys.readouterr().out == "a: done, 3 of 3 scenes\n"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "events.jsonl", "a.mp4", ".lock", "segments/01.mp4"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_the_status_of_what_is_no_file_comes_at_once(batch: Batch, name: str, kind: str) -> None:
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    path = batch.out / "a" / name
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    assert batch.run("--status", story) == 0
+    assert batch.run("--status") == 0
+
+
+def test_a_command_that_may_not_be_run_is_not_there(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tools))
+    (tools / "squeue").mkdir()
+    with pytest.raises(MissingError, match="no squeue"):
+        slurm.element_states("42")
+    (tools / "squeue").rmdir()
+    monkeypatch.setenv("PATH", usual)
+    tool(tools / "squeue", "printf '42_0|\\377\\n42_1|RUNNING\\n'")
+    assert slurm.element_states("42") == {1: "RUNNING"}
 
 
 def test_what_slurm_says_is_told_too(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,31 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.checkpoint import FORMAT, FilmFolder, Manifest, digest, replacing, write_atomically, writing
+from storyreel.checkpoint import (
+    FORMAT,
+    FilmFolder,
+    Manifest,
+    digest,
+    read_json,
+    replacing,
+    write_atomically,
+    writing,
+)
 from storyreel.errors import LockedError, OutputError
+from storyreel.lock import Lock
 
 SEGMENTS = [{"number": "01", "key": "k", "video_key": "v"}, {"number": "02", "key": "l", "video_key": "w"}]
 
@@ -172,3 +185,151 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
 def test_digest_ignores_order_and_nothing_else() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2}) != digest({"a": "2"})
+
+
+def test_what_is_no_json_of_ours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for text in ("NaN", "[-Infinity]", "1e400", '"\\ud800"', "[" * 100_000, "9" * 5000, "", '{"a": \xff}'):
+        path.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"."):
+            read_json(path)
+    path.write_bytes('"\ud800"'.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ValueError, match=r"."):
+        read_json(path)
+    for data in (b'\xef\xbb\xbf{"a": 1e9}\r\n', '{"a": 1e9}'.encode("utf-16"), b' {"a":1000000000}\n\n'):
+        path.write_bytes(data)  # as other programs write it
+        assert read_json(path) == {"a": 1e9}
+    path.write_text('"\\ud83e\\udd8a \ud83e"'.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    assert read_json(path).startswith("🦊")
+    with pytest.raises(OSError, match="no file"):
+        read_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "Make room, or choose another --out."),
+        (errno.EDQUOT, "Make room, or"),
+        (errno.EACCES, "Make it writable, or"),
+        (errno.EROFS, "Make it writable, or"),
+        (errno.EIO, "Check the disk, or"),
+        (errno.ENAMETOOLONG, "Shorten the name, or"),
+        (errno.EINVAL, "Choose another --out."),
+    ],
+)
+def test_the_remedy_is_true(tmp_path: Path, code: int, advice: str) -> None:
+    path = tmp_path / "film.mp4"
+    with pytest.raises(OutputError) as caught, writing(path):
+        raise OSError(code, os.strerror(code), str(tmp_path / ".film-0123.part.mp4"))
+    assert caught.value.message == f"cannot write {path}: {os.strerror(code)}"
+    assert caught.value.remedy.startswith(advice)
+    assert caught.value.remedy.endswith("finished scenes are kept.")
+    with pytest.raises(OutputError) as caught, writing(path, "choose another --report", ""):
+        raise OSError(code, os.strerror(code))
+    assert "--out" not in caught.value.remedy
+    assert caught.value.remedy.endswith("hoose another --report.")
+
+
+def test_what_cannot_be_read_is_not_called_unwritable(tmp_path: Path) -> None:
+    for name in ("weights/model.json", "film/01.safetensors"):
+        with pytest.raises(FileNotFoundError), writing(tmp_path / "film" / "02.mp4"):
+            raise FileNotFoundError(2, "No such file", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "link to itself", "file"])
+def test_what_stands_in_the_way_is_named(tmp_path: Path, kind: str) -> None:
+    block = tmp_path / "out"
+    if kind == "file":
+        block.write_text("")
+    else:
+        block.symlink_to("out" if kind == "link to itself" else tmp_path / "nothing")
+    for path in (block / "film", block / "deep" / "film"):
+        with pytest.raises(OutputError) as caught, FilmFolder(path, "film"):
+            pass
+        words = "no folder" if kind == "file" else "a link that leads nowhere"
+        assert caught.value.message.endswith(f": {block} is {words}")
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks, as some networks have."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_one_folder_one_process_where_there_are_no_locks(finished: Path) -> None:
+    outside = FilmFolder(finished, "film")
+    assert not outside.is_in_use()
+    with FilmFolder(finished, "film") as folder:
+        assert folder.film_is_complete("f")
+        assert outside.is_in_use()
+        words = rf"another storyreel \(process {os.getpid()} on "
+        with pytest.raises(LockedError, match=words) as caught, FilmFolder(finished, "film"):
+            pass
+        assert f"delete {finished / '.lock.json'}" in caught.value.remedy
+    assert not outside.is_in_use()
+    assert not (finished / ".lock.json").exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize(
+    ("note", "counts"),
+    [
+        ("[{dead}, {here}, 1]", False),
+        ('[{dead}, "elsewhere", 1]', True),
+        ("[{alive}, {here}, 1]", True),
+        ("", True),  # just being written
+        ("[1]", True),
+        ("[-1e99, {here}, 1]", True),
+        ("[" * 100_000, True),
+    ],
+    ids=["dead", "elsewhere", "alive", "empty", "short", "huge", "deep"],
+)
+def test_the_note_of_a_dead_process_counts_for_nothing(finished: Path, note: str, counts: bool) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    facts = {"{dead}": str(process.pid), "{alive}": str(os.getppid()), "{here}": json.dumps(platform.node())}
+    for name, value in facts.items():
+        note = note.replace(name, value)
+    (finished / ".lock.json").write_text(note)
+    assert FilmFolder(finished, "film").is_in_use() == counts
+    if counts:
+        with pytest.raises(LockedError, match="another storyreel"), FilmFolder(finished, "film"):
+            pass
+    else:
+        assert is_there(finished)
+
+
+def test_a_look_writes_nothing(tmp_path: Path) -> None:
+    assert not FilmFolder(tmp_path / "nothing", "film").is_in_use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:
+    first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    assert first.acquire(0)
+    assert not second.acquire(0)
+    threading.Timer(0.1, first.release).start()
+    with second.waited_for():
+        assert first.is_held()
+    assert not first.is_held()
+
+
+def test_where_nothing_can_be_synced_it_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    for code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        write_atomically(tmp_path / "a", f"{code}")
+        assert (tmp_path / "a").read_text() == f"{code}"
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomically(tmp_path / "a", "lost")
+    assert (tmp_path / "a").read_text() != "lost"

@@ -1,22 +1,28 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
-from storyreel import __version__, cli
+from storyreel import __version__, cli, console
 from storyreel.cli import run, slug
-from storyreel.models.specs import ModelSpec
+from storyreel.errors import NumericsError
+from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import ROOT, FakeEngine
 
 NYC = str(ROOT / "stories" / "nyc.yaml")
@@ -104,7 +110,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
         (["render", NYC, "--guidance", "nan"], 2, "guidance"),
         (["render", NYC, "--seed", "-1"], 2, "seed"),
         (["render", NYC, "--device", "tpu"], 2, "no device 'tpu'"),
-        (["render", NYC, "--model", "sora"], 69, "Known models: mini"),
+        (["render", NYC, "--model", "sora"], 2, "Known models: mini"),
         (["inspect", "nowhere.mp4"], 2, "not a file"),
     ],
     ids=lambda value: " ".join(Path(v).name for v in value) if isinstance(value, list) else None,
@@ -194,17 +200,26 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_slugs_stay_inside_their_folder(stem: str) -> None:
     name = slug(stem)
     assert name
-    assert name.isascii()
-    assert not set(name) & set('/\\:*?"<>|\0 \n')
+    assert not set(name) & set("/\\:*?\"<>|\0 \n#%'&;$`(){}[]!")
+    assert name.isprintable()
     assert not name.startswith((".", "-"))
-    assert len(name) <= 100
+    assert len(name) <= 80
+    assert len(name.encode()) <= 160
     assert slug(name) == name
 
 
 def test_slugs_tell_stories_apart() -> None:
-    stems = ["猫", "犬", "é", "e", "a b", "a-b", "x" * 200, "x" * 201, "..", "story"]
-    assert len({slug(stem) for stem in stems}) == len(stems)
+    stems = ["猫", "犬", "é", "e\u0301", "e", "a b", "a-b", "a--b", "x" * 200, "x" * 201, "..", "story"]
+    stems += ["\udcff", "\udcfe", "?", "a\u3164", "a", "\u0301a", "ａ", "x" * 80, "猫" * 84, "猫" * 85]
+    names = {slug(stem) for stem in stems}
+    assert len({unicodedata.normalize("NFKC", name).casefold() for name in names}) == len(stems) - 1
     assert slug("my_story-2.final") == "my_story-2.final"
+
+
+@pytest.mark.parametrize("stem", ["猫が走る", "Лиса", "ثعلب", "सियार", "Füchse", "여우", "x_1.2", "①"])
+def test_a_films_folder_keeps_the_letters_of_any_script(stem: str) -> None:
+    assert slug(stem) == unicodedata.normalize("NFC", stem)
+    assert slug(f"{stem} 2").startswith(f"{stem}-2-")
 
 
 @pytest.mark.parametrize(
@@ -365,3 +380,293 @@ def test_large_blocks_go_back_to_the_system() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "/w/x.json"),
+            "/w/x.json: No such file or directory",
+        ),
+        (PermissionError(13, "Permission denied", b"/w/\xff"), "/w/\\udcff: Permission denied"),
+        (OSError(18, "Invalid cross-device link", "/a", None, "/b"), "/a: /b: Invalid cross-device link"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (OSError("a library's words\nand more"), "a library's words"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_its_file_and_no_invented_remedy(
+    error: OSError, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "story_schema", refused)
+    monkeypatch.delenv("STORYREEL_DEBUG", raising=False)
+    assert run(["schema"]) == 1
+    told = f"error: {words}\nSTORYREEL_DEBUG=1 shows where that happened.\n"
+    assert capsys.readouterr().err == told
+    monkeypatch.setenv("STORYREEL_DEBUG", "1")
+    assert run(["schema"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    assert "in refused" in err
+    assert err.endswith(told)
+
+
+def test_a_full_gpu_is_no_traceback_in_any_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full() -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+    monkeypatch.setattr(cli, "story_schema", full)
+    assert run(["schema"]) == 69
+    assert "too little memory" in capsys.readouterr().err
+
+
+@pytest.fixture
+def two(story: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two stories, the second for a model of which a part is missing."""
+    weights = story.parent / "other-weights"
+    (weights / "transformer").mkdir(parents=True)
+    (weights / "transformer" / "model.safetensors").write_bytes(b"weights")
+    (weights / "model_index.json").write_text(
+        '{"transformer": ["diffusers", "X"], "vae": ["diffusers", "Y"]}'
+    )
+    monkeypatch.setitem(MODELS, "other", replace(fake_model, name="other", weights=weights))
+    second = story.with_name("wolves.yaml")
+    second.write_text(STORY.replace("fake", "other"))
+    return [str(story), str(second)]
+
+
+def test_all_weights_are_looked_at_before_the_first_story_is_rendered(
+    two: list[str], tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    for command in (["render", *two, *out, "--json"], ["ablate", *two, *out]):
+        assert run(command) == 69
+        printed = capsys.readouterr()
+        assert "there is no vae in" in printed.err
+        assert printed.out == ""
+    assert fake_engine.asked == 0
+    assert not (tmp_path / "out").exists()
+    assert run(["batch", *two, *out, "--json"]) == 69  # one that fails does not stop the others
+    results = json.loads(capsys.readouterr().out)
+    assert (results["foxes"]["state"], results["wolves"]["exit_code"]) == ("done", 69)
+
+
+def test_json_tells_what_was_done_before_a_later_story_failed(
+    story: Path,
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    fake_model: ModelSpec,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    second = story.with_name("wolves.yaml")
+    second.write_text(STORY.replace("park", "street"))
+    failures: list[BaseException] = [NumericsError("no picture"), KeyboardInterrupt()]
+
+    def fail(count: int) -> None:
+        if count >= 9:
+            raise failures[0]
+
+    fake_engine.adapter(fake_model).on_predict = fail
+    for command, codes in (("render", (1, 130)), ("batch", (1,))):
+        for code in codes:
+            out = tmp_path / f"{command}-{code}"
+            assert run([command, str(story), str(second), "--out", str(out), "--json"]) == code
+            results = json.loads(capsys.readouterr().out)
+            assert Path(results["foxes"]["film"]).exists()
+            failures.reverse()
+            fake_engine.adapter(fake_model).predicted.clear()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["render", NYC, "--dry-run", "--verify", "--overwrite"],
+        ["render", NYC, "--dry-run", "--verify"],
+        ["render", NYC, "--verify", "--overwrite"],
+        ["batch", NYC, "--slurm", "--status"],
+        ["batch", NYC, "--status", "--dry-run"],
+        ["batch", NYC, "--status", "--overwrite"],
+        ["batch", NYC, "--slurm", "--overwrite"],
+        ["bench", "--random-weights", "--calculate"],
+        ["bench", "--random-weights", "--weights", str(ROOT)],
+    ],
+    ids=" ".join,
+)
+def test_modes_that_contradict_each_other_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+BAD_VALUES = {
+    "--model": ["sora", "", "../mini", "MINI"],
+    "--seed": ["-1", "x", "1e9", "9223372036854775808", ""],
+    "--size": ["big", "0x0", "96x64x2", "-96x64", "97x64", "99999x99999"],
+    "--seconds": ["nan", "inf", "-1", "0", "1e308", "1e-308", "2.1", "x"],
+    "--steps": ["0", "1001", "1.5", "x"],
+    "--guidance": ["nan", "inf", "0.5", "x", "-1"],
+    "--method": ["window", "=", "window=0", "temperature=nan", "temperature=1e999", "x=1", "blending=all"],
+    "--speed": ["warp", "", "EXACT"],
+    "--quantize": ["int3", ""],
+    "--device": ["tpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1000", "CPU", ""],
+    "--memory": ["tiny", "", "HIGH"],
+    "--without": ["clip", "dipw;twb"],
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option, values in BAD_VALUES.items() for value in values]
+)
+def test_every_bad_value_of_an_option_is_2(
+    option: str, value: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for command in (["render", NYC, "--dry-run"], ["batch", NYC, "--dry-run"]):
+        assert run([*command, f"{option}={value}", "--out", str(tmp_path / "out")]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(" ".join(err.split())) > 20
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pull", "sora"],
+        ["bench", "--model", "sora"],
+        ["bench", "--variants", "nonsense"],
+        ["bench", "--weights", "nowhere"],
+        ["bench", "--size", "97x64"],
+        ["ablate", NYC, "--variants", "nonsense"],
+        ["ablate", NYC, "--weights", "nowhere"],
+        ["render", NYC, "--weights", "nowhere"],
+        ["render", NYC, "--weights", NYC],
+        ["batch", NYC, "--weights", "nowhere"],
+        ["eval", "out", "--require", "nonsense"],
+        ["eval", "--story", NYC, "--video", NYC, "--fps", "nan"],
+        ["eval", "out", "--weights-dir", "nowhere"],
+        ["eval", "out", "--device", "tpu"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(NYC, "nyc"),
+)
+def test_other_bad_values_are_2_too(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    assert capsys.readouterr().out == ""
+    assert not any(tmp_path.iterdir())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(option=st.sampled_from([*BAD_VALUES]), value=st.floats().map(str) | st.text(max_size=9))
+def test_no_value_of_an_option_is_a_traceback(option: str, value: str) -> None:
+    assert run(["render", NYC, "--dry-run", f"{option}={value}"]) in (0, 2)
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_a_story_may_be_validated_twice(story: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = story.with_name("FOXES.yaml")
+    one.write_text("scenes:\n  - a fox in the park\n")
+    assert run(["validate", str(story), str(story), str(one)]) == 0
+    assert capsys.readouterr().out == (f"{story}: 3 scenes, 1.5 s of film\n{one}: 1 scene, 2 s of film\n")
+    assert run(["render", str(story), str(one), "--dry-run"]) == 2  # their films would be one file
+
+
+def test_stories_whose_names_differ_by_case_or_form_alone_are_not_one_film(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pair in (("é", "É"), ("straße", "STRASSE")):
+        paths = [tmp_path / f"{name}.yaml" for name in pair]
+        for path in paths:
+            path.write_text("scenes:\n  - a fox in the park\n")
+        assert run(["render", *map(str, paths), "--dry-run"]) == 2
+    assert slug("e\u0301") != slug("é")
+    assert slug("e\u0301").startswith("é-")
+
+
+@pytest.mark.parametrize("command", [["render"], ["batch"], ["ablate"], ["render", "--dry-run"]])
+@pytest.mark.parametrize("kind", ["link to nothing", "link to itself", "link into nothing", "long", "file"])
+def test_an_out_that_cannot_be_is_named(
+    command: list[str],
+    kind: str,
+    story: Path,
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / ("x" * 256 if kind == "long" else "out")
+    match kind:
+        case "file":
+            out.write_text("")
+        case "link to nothing":
+            out.symlink_to(tmp_path / "nothing")
+        case "link to itself":
+            out.symlink_to(out.name)
+        case "link into nothing":
+            (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+            out = tmp_path / "gone" / "deep" / "out"
+    assert run([command[0], str(story), *command[1:], "--out", str(out)]) == 73
+    err = capsys.readouterr().err
+    assert "File exists" not in err
+    words = {"long": "File name too long", "file": "not a folder"}.get(kind, "link that leads nowhere")
+    assert words in err
+    assert "hoose another --out" in err
+    assert fake_engine.asked == 0
+
+
+def test_eval_names_its_report_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores are printed all the same."""
+    film, page = SimpleNamespace(label="f"), tmp_path / "film" / "eval.html"
+    evaluation = SimpleNamespace(films=[film], plain=lambda: {"films": []})
+    for name, value in (
+        ("storyreel.evaluation.films.collect", lambda *_: ([film], [])),
+        ("storyreel.evaluate.Evaluator", lambda *_: SimpleNamespace(require=lambda names: None)),
+        ("storyreel.evaluate.evaluate", lambda *_: (evaluation, [])),
+        ("storyreel.evaluation.report.report_page", lambda *_: "page"),
+    ):
+        monkeypatch.setattr(name, value)
+    page.mkdir(parents=True)  # no file can be written there
+    assert run(["eval", str(page.parent), "--json"]) == 73
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"films": []}
+    assert f"cannot write {page}: " in err
+    assert "--report" in err
+    assert "--out" not in err
+    assert [path.name for path in page.parent.iterdir()] == ["eval.html"]
+    assert run(["eval", str(page.parent), "--report", str(tmp_path / "mine.html"), "--json"]) == 0
+    assert (tmp_path / "mine.html").read_text() == "page"
+
+
+def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets mean something to rich."""
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(console, "stderr", screen)
+    with console.FilmBar("take [/red] [bold]2/nyc", 3) as tell:
+        tell(3)
+    assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_any_legal_path_holds_stories_and_films(
+    tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "take#2 100%d" / "why?a=b:[c] 'd\" {e}\n-y 猫 é"
+    place.mkdir(parents=True)
+    story = place / "#1? 猫%.yaml"
+    story.write_text(STORY)
+    for out in (place / "out", place / "-out"):
+        assert run(["render", str(story), f"--out={out}"]) == 0
+        assert run(["render", str(story), f"--out={out}", "--verify"]) == 0
+        assert "10 of 10 files are whole" in capsys.readouterr().out
+        (film,) = out.iterdir()
+        assert film.name.startswith("1-猫-")
+        assert run(["inspect", str(film / f"{film.name}.mp4")]) == 0
+    assert run(["batch", "--status", f"--out={place / 'out'}"]) == 0
+    assert "done, 3 of 3 scenes" in capsys.readouterr().out

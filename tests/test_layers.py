@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
     {"storyreel.models.base"},
+    {"storyreel.models.inventory"},
     {"storyreel.models.specs", "storyreel.clean"},
     {"storyreel.store", "storyreel.remembered", "storyreel.differences"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
@@ -44,8 +45,17 @@ LAYERS: list[set[str]] = [
     {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
-    {"storyreel.recipe"},
-    {"storyreel.errors", "storyreel.meter", "storyreel.streams", "storyreel"},
+    {"storyreel.recipe", "storyreel.device_errors"},
+    {
+        "storyreel.errors",
+        "storyreel.quoting",
+        "storyreel.tokens",
+        "storyreel.lock",
+        "storyreel.origin",
+        "storyreel.meter",
+        "storyreel.streams",
+        "storyreel",
+    },
 ]
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
 

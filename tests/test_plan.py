@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storyreel.cli import run
-from storyreel.errors import MissingError, ScriptError, UsageError
+from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
 from storyreel.plan import (
@@ -290,7 +290,7 @@ def test_the_nearest_lengths_are_legal(seconds: float) -> None:
         ({"seconds": -1.0}, UsageError, "nearest it can: 0.25"),
         ({"seconds": 0.0}, UsageError, "nearest it can: 0.25"),
         ({"guidance": float("nan")}, UsageError, "guidance"),
-        ({"model": "sora"}, MissingError, "Known models: mini"),
+        ({"model": "sora"}, UsageError, "Known models: mini"),
         ({"method": ("window",)}, UsageError, "KEY=VALUE"),
         ({"without": frozenset({"clip"})}, UsageError, "Known parts: dipw, twb, sar, all"),
     ],

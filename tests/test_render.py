@@ -888,6 +888,68 @@ def test_a_lack_of_memory_names_fp8_where_it_would_help(
     assert "fp8" not in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be …"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+    ids=["pinned", "cuBLAS"],
+)
+def test_a_lack_of_memory_is_known_by_its_words(tmp_path: Path, error: RuntimeError) -> None:
+    engine = FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+
+    def fail_once(count: int) -> None:
+        if count == 12 and len(adapter.modes) == 2:
+            raise error
+
+    adapter.on_predict = fail_once
+    result, progress, _ = make(tmp_path, engine=engine)
+    assert progress.heard[0].startswith("out of memory: going on with --memory balanced")
+    assert result.rendered == 6
+
+    def full() -> str:  # as when no memory can be pinned
+        raise error
+
+    adapter.on_predict, adapter.economise = fail_once, full  # type: ignore[method-assign]
+    adapter.modes, adapter.predicted = ["balanced", "low"], []
+    with pytest.raises(MissingError, match="the device has too little memory") as caught:
+        make(tmp_path, engine=engine, overwrite=True)
+    assert "lost" not in str(caught.value)
+
+
+def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    fits = ["low"]
+
+    def load(spec: ModelSpec, device: torch.device, mode: str) -> FakeAdapter:
+        tried.append(mode)
+        if mode not in fits:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+        return FakeAdapter(spec)
+
+    monkeypatch.setattr("storyreel.models.base.load_adapter", load)
+    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda", 0))
+    Engine("cuda").adapter(MODELS["fake"])
+    assert tried == ["auto", "balanced", "low"]
+    fits.clear()
+    for asked, last, words in (
+        ("auto", "low", "machine's own memory"),
+        ("balanced", "balanced", "--memory low"),
+    ):
+        with pytest.raises(MissingError, match=f"too little memory for model fake in mode {last}") as caught:
+            Engine("cuda", asked).adapter(MODELS["fake"])  # type: ignore[arg-type]
+        assert words in caught.value.remedy
+
+    def bug(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("storyreel.models.base.load_adapter", bug)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Engine("cuda").adapter(MODELS["fake"])
+
+
 def test_weights_in_fp8_are_recorded_and_make_another_film(tmp_path: Path) -> None:
     make(tmp_path)
     assert make(tmp_path, quantize="none")[0].rendered == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -91,8 +92,15 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "blank prompt": ('scenes:\n  - [a, "  "]\n', 2, "empty text"),
     "three items": ("scenes:\n  - [a, b, c]\n", 2, "not 3 items"),
     "one item": ("scenes:\n  - [a]\n", 2, "not 1 items"),
-    "scene is text": ("scenes:\n  - a fox walks\n", 2, "a scene is a pair"),
-    "scene without action": ("scenes:\n  - scene: a\n", 2, "'action' is missing"),
+    "scene is a number": ("scenes:\n  - 7\n", 2, "a scene is a pair"),
+    "scene is an empty text": ("scenes:\n  - ''\n", 2, "empty text"),
+    "action without scene": ("scenes:\n  - action: a\n", 2, "'scene' is missing"),
+    "scene is a mapping by chance": ("scenes:\n  - Close-up: a fox\n", 2, "quote it if it is text"),
+    "a comma in a prompt": (
+        "scenes:\n  - [a fox, in a park, it sits]\n",
+        2,
+        "quote a prompt that holds a comma",
+    ),
     "duplicate key": ("title: A\ntitle: B\n" + PAIR, 2, "duplicate key 'title'; first on line 1"),
     "duplicate character": ("cast:\n  a: {name: b}\n  a: {name: c}\n" + PAIR, 3, "duplicate key"),
     "alias bomb": (
@@ -297,12 +305,139 @@ def test_schema_agrees_with_the_reader() -> None:
         "unknown key",
         "three items",
         "one item",
-        "scene is text",
+        "scene is a number",
+        "action without scene",
         "numbers as prompts",
         "seconds 0",
     ):
         text = BROKEN[name][0]
         assert not validator.is_valid(yaml.safe_load(text)), name
+
+
+def test_a_scene_may_have_one_prompt_which_is_both() -> None:
+    short = "scenes:\n  - a fox in the park\n  - {scene: a fox sleeps, seconds: 2, transition: cut}\n"
+    story = parse_story("s.yaml", short.encode())
+    assert [(s.scene, s.action, s.transition) for s in story.scenes] == [
+        ("a fox in the park", "a fox in the park", "blend"),
+        ("a fox sleeps", "a fox sleeps", "cut"),
+    ]
+    long = 'scenes:\n  - ["a fox in the park", "a fox in the park"]\n'
+    assert parse_story("s.yaml", long.encode()).scenes[0] == story.scenes[0]
+    jsonschema.Draft202012Validator(story_schema()).validate(yaml.safe_load(short))
+    with pytest.raises(ScriptError) as caught:
+        parse_story("s.yaml", b"scenes:\n  - '{first} x'\n  - {scene: 7}\n  - {scene: ''}\n")
+    assert [(fault.line, fault.column) for fault in caught.value.faults] == [(2, 5), (3, 13), (4, 13)]
+
+
+# A line that lacks quotes, where the fault is, and the line as it was meant.
+UNQUOTED = [
+    ("  - scene: Close-up: a fox in Central Park", 20, '- scene: "Close-up: a fox in Central Park"'),
+    ('  - scene: "Wait" says a fox', 19, "- scene: '\"Wait\" says a fox'"),
+    ('  - scene: "Run!", says a fox', 18, "- scene: '\"Run!\", says a fox'"),
+    ("  - scene: {first} is in the park", 20, '- scene: "{first} is in the park"'),
+    ("  - {first} is in the park", 13, '- "{first} is in the park"'),
+    ("  - [{first} walks, {first} sits]", 14, '- ["{first} walks", "{first} sits"]'),
+    ("  - scene: 'It's a fox'", 16, '- scene: "It\'s a fox"'),
+    ('  - ["a "red" fox", it sits]', 10, "- ['a \"red\" fox', it sits]"),
+    ("  - {scene: Close-up: a fox, action: it sits}", 21, '- {scene: "Close-up: a fox", action: it sits}'),
+    ("  - [a fox at gate #7, it sits]", 20, '- ["a fox at gate #7", it sits]'),
+    ("  - scene: @night, a fox", 12, '- scene: "@night, a fox"'),
+    ("  - scene: [sigh] a fox", 19, '- scene: "[sigh] a fox"'),
+    ("  - scene: > a fox", 14, '- scene: "> a fox"'),
+    ("  - scene: *star* fox", 17, '- scene: "*star* fox"'),
+    ("  - scene: *star fox", 12, '- scene: "*star fox"'),
+    ("  - scene: 50% - a fox: the film # the first", 23, '- scene: "50% - a fox: the film" # the first'),
+    ("  - scene: a fox at gate #7 of the station", 26, '- scene: "a fox at gate #7 of the station"'),
+    ("  - a fox at gate # 7", 19, '- "a fox at gate # 7"'),
+    ('  - scene: a "red" fox #7', 24, "- scene: 'a \"red\" fox #7'"),
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize(("line", "column", "meant"), UNQUOTED)
+def test_text_that_lacks_quotes_is_refused_and_shown_with_them(
+    line: str, column: int, meant: str, end: str
+) -> None:
+    """With what is wrong behind it; and written so it is read."""
+    rest = "render: {sed: 7}\n"
+    text = f"{CAST}scenes:\n{line}\n{rest}".replace("\n", end)
+    with pytest.raises(ScriptError) as caught:
+        parse_story("s.yaml", text.encode())
+    fault, following = caught.value.faults
+    assert (fault.line, fault.column, fault.mended) == (4, column, meant)
+    assert "quote it" in fault.message
+    assert fault.source == line
+    assert str(caught.value).splitlines()[3] == f"write | {meant}"
+    assert (following.line, following.message[:17]) == (5, "unknown key 'sed'")
+    indent = line[: len(line) - len(line.lstrip())]
+    parse_story("s.yaml", f"{CAST}scenes:\n{indent}{meant}\n".replace("\n", end).encode())
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["# the first", "#  the first", "# é", "#\tthe first", "# (7)", "#"],
+)
+def test_comments_stay_comments(comment: str) -> None:
+    text = f"{CAST}scenes: {comment}\n  - scene: a fox {comment if len(comment) > 1 else '# x'}\n"
+    text += f'    transition: cut #or blend\n    action: "it sits" {comment}7\n  - [a, b] {comment}7\n'
+    text += "  #- a fox at gate #7\n  - |\n    at gate #7\nrender: {seed: 7} #7\n"
+    assert [scene.scene for scene in parse_story("s.yaml", text.encode()).scenes] == [
+        "a fox",
+        "a",
+        "at gate #7",
+    ]
+
+
+def test_a_text_over_several_lines_is_cut_off_by_no_number_sign() -> None:
+    lists = b"scenes:\n  - [a fox at gate #7,\n     it sits]\n"
+    lines = b"scenes:\n  - scene: a fox at gate #7\n      of the station\n    action: b\n"
+    for text, column in ((lists, 20), (lines, 26)):
+        with pytest.raises(ScriptError) as caught:
+            parse_story("s.yaml", text)
+        (fault,) = caught.value.faults
+        assert (fault.line, fault.column, fault.mended) == (2, column, "")
+        assert "number sign" in fault.message
+
+
+def test_a_comment_is_not_blamed_for_what_is_wrong_beside_it() -> None:
+    for line in ("  - [a, b] #first\n", '  - {scene: "a", action: b} #1\n', "  # [a #1\n", '  - "a" #1\n'):
+        with pytest.raises(ScriptError) as caught:
+            parse_story("s.yaml", f"scenes:\n{line}  - [c, d\n".encode())
+        assert "comment" not in caught.value.faults[-1].message
+        assert caught.value.faults[-1].line >= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("title: t\nscenes:\n\u00a0\u00a0- [a, b]\n", [(3, 1)]),
+        ("scenes:\n  -\u00a0[a, b]\n  -\u3000[c, d]\nrender:\u202f{seed: 1}\n", [(2, 4), (3, 4), (4, 8)]),
+        ("scenes:\n  - scene: a\n\u2007   action: b: c\n", [(3, 1), (3, 14)]),
+        ("scenes:\n  - scene:\u200ba fox\n    action: b\n", [(2, 11)]),
+    ],
+)
+def test_a_blank_that_is_none_is_named_where_it_is(text: str, places: list[tuple[int, int]]) -> None:
+    with pytest.raises(ScriptError) as caught:
+        parse_story("s.yaml", text.encode())
+    assert [(fault.line, fault.column) for fault in caught.value.faults] == places
+    assert re.match(r"U\+[0-9A-F]{4} \(.*(space|SPACE).*\) is no blank", caught.value.faults[0].message)
+
+
+def test_a_blank_that_is_none_is_named_in_keys_and_lists_too() -> None:
+    for text in ("scenes:\n  \u00a0- [a, b]\n", PAIR + "render: {seed:\u00a07}\n"):
+        with pytest.raises(ScriptError, match=r"U\+00A0 \(no-break space\) is no blank"):
+            parse_story("s.yaml", text.encode())
+
+
+def test_other_blanks_inside_a_text_are_text() -> None:
+    story = parse_story("s.yaml", "scenes:\n  - [　猫が走る, 'Qui\u00a0? Lui\u00a0!']\n".encode())
+    assert (story.scenes[0].scene, story.scenes[0].action) == ("猫が走る", "Qui ? Lui !")
+
+
+def test_many_lines_that_lack_quotes_are_told_in_one_run() -> None:
+    with pytest.raises(ScriptError) as caught:
+        parse_story("s.yaml", (CAST + "scenes:\n" + "  - {first} sits: here\n" * 30).encode())
+    assert [fault.line for fault in caught.value.faults] == list(range(4, 34))
 
 
 def test_the_schema_beside_the_examples_is_this_one() -> None:

