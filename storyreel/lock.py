@@ -51,11 +51,13 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock back."""
-        with suppress(OSError):
-            self._note.unlink()
-        if self._handle is not None:
-            handle, self._handle = self._handle, None
-            os.close(handle)
+        try:
+            with suppress(OSError):
+                self._note.unlink()
+        finally:
+            if self._handle is not None:
+                handle, self._handle = self._handle, None
+                os.close(handle)
 
     def is_held(self) -> bool:
         """Tell whether anybody holds it; nothing is written, and nobody is kept out."""

@@ -145,8 +145,8 @@ class Chaos:
         return count
 
     def interrupt(self, kills: int) -> None:
-        """Render story after story, killing each at random until it is finished, ``kills`` times in all."""
-        while self.figures["kills"] < kills:
+        """Render two stories or more, killing each at random until it is finished, ``kills`` times in all."""
+        while self.figures["kills"] < kills or self.figures["stories"] < 2:
             index, out = self.figures["stories"] % len(SEEDS), self._out / "torn"
             before = (index + 1) % len(SEEDS) if self.figures["stories"] % 2 else None
             films = [index] if before is None else [before, index]

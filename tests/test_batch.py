@@ -575,12 +575,12 @@ def test_a_manifest_of_nonsense_is_no_traceback(batch: Batch, capsys: pytest.Cap
     assert capsys.readouterr().out == "a: done, 3 of 3 scenes\n"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "events.jsonl", "a.mp4", ".lock", "segments/01.mp4"])
+@pytest.mark.parametrize("name", ["manifest.json", "events.jsonl", "a.mp4", ".lock", "segments/01-*.mp4"])
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_the_status_of_what_is_no_file_comes_at_once(batch: Batch, name: str, kind: str) -> None:
     story = batch.story("a.yaml")
     assert batch.run(story) == 0
-    path = batch.out / "a" / name
+    (path,) = (batch.out / "a").glob(name)
     path.unlink()
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     assert batch.run("--status", story) == 0

@@ -280,17 +280,6 @@ def test_without_docstrings_is_refused_plainly() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_the_first_answers_come_within_half_a_second() -> None:
-    """The best of five: other processes may be busy, but the work itself must be small."""
-    for arguments in (["--help"], ["validate", NYC]):
-        spent = []
-        for _ in range(5):
-            began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "storyreel", *arguments], check=True, capture_output=True)
-            spent.append(time.perf_counter() - began)
-        assert min(spent) < 0.5
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_a_real_render(tmp_path: Path) -> None:
     """SIGINT to the real command with the embedded model, then the same command again."""
@@ -649,6 +638,7 @@ def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brackets mean something to rich."""
     screen = Console(file=io.StringIO(), force_terminal=True, width=80)
     monkeypatch.setattr(console, "stderr", screen)
+    monkeypatch.setattr(console, "has_cursor", lambda _: True)
     with console.FilmBar("take [/red] [bold]2/nyc", 3) as tell:
         tell(3)
     assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]

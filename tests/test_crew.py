@@ -73,7 +73,7 @@ def stop(folder: Path) -> None:
     """Interrupt torchrun when the first segment is there: it passes that on, and the first process saves."""
     with started(folder, TORCHRUN, "--method", "memory=0.2") as process:
         segments = folder / "out" / "story" / "segments"
-        while process.poll() is None and not (segments / "01.safetensors").exists():
+        while process.poll() is None and not any(segments.glob("01-*.safetensors")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         words = process.communicate(timeout=60)[1]

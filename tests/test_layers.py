@@ -57,6 +57,8 @@ LAYERS: list[set[str]] = [
         "storyreel",
     },
 ]
+FIRST = {"annotated_doc", "annotated_types", "click", "cython_runtime", "pydantic", "pydantic_core", "rich"}
+FIRST |= {"shellingham", "tokenizers", "typer", "typing_extensions", "typing_inspection", "yaml"}
 WHOLE = ("storyreel.mini.world", "storyreel.mini.training")  # packages that count as one module
 
 
@@ -137,6 +139,14 @@ def test_answers_without_torch(arguments: list[str]) -> None:
     loaded = loaded_by(*arguments)
     assert "typer" in loaded
     assert not loaded & {"torch", "diffusers", "transformers", "numpy", "PIL"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "stories/nyc.yaml"]], ids=" ".join)
+def test_the_first_answers_load_little(arguments: list[str]) -> None:
+    """They come within half a second, which is a matter of what is imported: no clock can fail here."""
+    loaded = {name for name in loaded_by(*arguments) if not name.startswith(("_", "sitecustomize"))}
+    foreign = loaded - sys.stdlib_module_names - {"storyreel"}
+    assert foreign <= FIRST, foreign - FIRST
 
 
 def test_the_method_is_pure() -> None:

@@ -49,7 +49,8 @@ def test_the_largest_files_are_read_in_no_time(name: str) -> None:
     assert 0.75 * MAX_BYTES < len(raw) <= MAX_BYTES
     began = time.process_time()
     assert fuzz.check(raw) == "refused"
-    assert time.process_time() - began < fuzz.MOST_SECONDS  # the machine may be busy, so it is our own time
+    # What takes ever longer, the larger a file is, takes minutes here; a busy machine only makes it twice.
+    assert time.process_time() - began < 5 * fuzz.MOST_SECONDS
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

@@ -180,7 +180,7 @@ class Stories:
         return rows
 
     def has_begun(self, name: str) -> bool:
-        return (self.out / name / "segments" / "01.mp4").exists()
+        return any((self.out / name / "segments").glob("01-*.mp4"))
 
     def log(self, element: str) -> str:
         return (self.out / "slurm" / f"{element}.log").read_text()
