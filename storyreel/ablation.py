@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -200,12 +200,14 @@ def scores_key(spec: ModelSpec, manifest: Mapping[str, Any]) -> str:
     """
     weights = manifest["model"]["weights"]
     scorer = {name: value for name, value in weights.items() if name.startswith("scorer/")}
-    code = {path.name: file_hash(path) for path in [Path(__file__), *_files(registry.__file__, "*.py")]}
-    return digest([code, manifest["film"]["sha256"], scorer, _judge_hashes(spec)])
+    package = Path(__file__).parent
+    code = [package / name for name in ("ablation.py", "video.py", "models/scorer.py")]
+    code += sorted((package / "evaluation").rglob("*.py"))
+    return digest([_hashes(package, code), manifest["film"]["sha256"], scorer, _judge_hashes(spec)])
 
 
-def _files(beside: str | None, pattern: str) -> list[Path]:
-    return sorted(Path(beside or "").parent.rglob(pattern))
+def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
 
 def _judge_hashes(spec: ModelSpec) -> dict[str, str]:
@@ -216,8 +218,7 @@ def _judge_hashes(spec: ModelSpec) -> dict[str, str]:
     if found is None or found.origin is None:
         raise ImportError(f"there is no judge {spec.judge}")
     folder = Path(found.origin).parent
-    judge = [folder / "judge.safetensors", *_files(found.origin, "*.py")]
-    return {path.relative_to(folder).as_posix(): file_hash(path) for path in judge}
+    return _hashes(folder, [*sorted(folder.glob("*.safetensors")), *sorted(folder.rglob("*.py"))])
 
 
 def score(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -389,7 +390,8 @@ class Frames:
 def survey(path: Path) -> Frames:
     """Return when a film's frames are shown, by decoding all of it. Raises StoryreelError for no whole film.
 
-    Times count from the file's own beginning, which sound may make earlier than the first frame.
+    Times count from the file's own beginning, which sound may make earlier than the first frame. They never
+    fall: a frame whose time lies before that of the frame before is shown right after it.
     """
     # scdet notes the change in percent; AVTB is a millionth of a second.
     filters = "scale=64:36:flags=area,format=gray,scdet=t=100,settb=AVTB,metadata=mode=print:file=-"
@@ -404,8 +406,9 @@ def survey(path: Path) -> Frames:
         changes = [2.55 * float(share) for share in re.findall(r"^lavfi\.scd\.mafd=([\d.]+)", words, re.M)]
         if code or not times or len(times) != len(changes):
             errors.seek(0)
-            raise _unreadable(path, errors.read(), "it has no frames")
-    return Frames(tuple(times), tuple(changes))
+            otherwise = "its frames have no times" if changes else "it has no frames"
+            raise _unreadable(path, errors.read(), otherwise)
+    return Frames(tuple(accumulate(times, max)), tuple(changes))
 
 
 def count_frames(path: Path) -> int:

@@ -151,6 +151,23 @@ def test_when_frames_are_shown(film: Path) -> None:
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_times_never_fall_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ffmpeg"
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
+
+    def says(*times: str) -> None:
+        lines = "".join(f"frame:{i} pts:{t} pts_time:?\\nlavfi.scd.mafd=2.0\\n" for i, t in enumerate(times))
+        script.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        script.chmod(0o755)
+
+    says("0", "200000", "100000", "-5", "300000")
+    assert video.survey(tmp_path / "any.avi").times == (0, 0.2, 0.2, 0.2, 0.3)
+    says("0", "NOPTS")
+    with pytest.raises(StoryreelError, match="its frames have no times"):
+        video.survey(tmp_path / "any.avi")
+
+
 @pytest.mark.parametrize("name", ["matroska", "webm", "mp4"])
 def test_a_format_without_a_length(film: Path, tmp_path: Path, name: str) -> None:
     """As they come out of a pipe or a browser."""

@@ -26,6 +26,7 @@ from storyreel.plan import DEFAULT_MODEL
 from storyreel.story import Character, Story, load_story
 
 MANIFEST = "manifest.json"
+MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames
 SEEDS = "seed-*"  # folders in a run that `storyreel ablate` made
 # Who might have been drawn instead of whom the prompt names.
 OTHERS = ("a man", "a woman", "a corgi dog", "a siamese cat", "a panda", "a fox")
@@ -55,7 +56,8 @@ class Film:
     Films of the same ``name`` in different runs are compared; several may tell the same ``story``, each with
     a seed of its own. It takes ``seconds``; ``times`` are when its own frames are shown, ``picks`` which of
     them is seen at every look, ``spans`` its scenes in looks. ``model`` is what rendered it, if that is
-    known; ``hdr`` is as in `video.Facts`; ``notes`` are what a reader of its scores should know.
+    known, ``kind`` all that it was rendered with but for the seed; ``hdr`` is as in `video.Facts`; ``notes``
+    are what a reader of its scores should know.
     """
 
     run: str
@@ -71,6 +73,7 @@ class Film:
     times: tuple[float, ...] = ()
     picks: tuple[int, ...] = ()
     hdr: str = ""
+    kind: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -97,7 +100,8 @@ class _Segment(_Part):
     frames: int = Field(ge=1)
 
 
-class _Settings(_Part):
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
     fps: int = Field(ge=1)
 
 
@@ -147,7 +151,10 @@ def _make(makers: Iterable[Callable[[], Film]], films: list[Film], errors: list[
 
 
 def _told_apart(films: Sequence[Film], errors: list[StoryreelError]) -> list[Film]:
-    """Return every film once, each with its own run and name, and a note where two only seem to be a pair."""
+    """Return every film once, each with its own run and name.
+
+    There is a note where two only seem to be a pair, and where films of one run were not made alike.
+    """
     once: list[Film] = []
     for film in films:
         if any((film.run, film.name, film.path) == (f.run, f.name, f.path) for f in once):
@@ -156,14 +163,21 @@ def _told_apart(films: Sequence[Film], errors: list[StoryreelError]) -> list[Fil
             once.append(film)
     count = Counter((film.run, film.name) for film in once)
     first: dict[str, Film] = {}
+    leading: dict[str, Film] = {}
     found = []
     for film in once:
         if count[film.run, film.name] > 1:
             film = replace(film, run=str(film.path))  # film.mp4 and film.mkv are two
+        notes = []
         if first.setdefault(film.name, film).told != film.told:
-            note = f"its prompts are not those of {first[film.name].label}: the two are not compared"
-            film = replace(film, notes=(*film.notes, note))
-        found.append(film)
+            notes.append(f"its prompts are not those of {first[film.name].label}: the two are not compared")
+        other = leading.setdefault(film.run, film)
+        if unlike := sorted(n for n in {*film.kind, *other.kind} if film.kind.get(n) != other.kind.get(n)):
+            notes.append(
+                f"it was not made as {other.label} of the same run was: other {', '.join(unlike)}; "
+                "means over the run mix both"
+            )
+        found.append(replace(film, notes=(*film.notes, *notes)))
     return found
 
 
@@ -262,7 +276,7 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
         raise StoryreelError(f"{path} is no manifest of a render: its segments do not join", again)
     ends = [(s.start, s.start + s.frames) for s in segments]
     told = replace(_told(story, ends), run=run, name=name, story=story_name)
-    told = replace(told, path=film, title=manifest.title, model=manifest.model.name)
+    told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
     fps, count = manifest.settings.fps, ends[-1][1]
     if file_hash(film) == manifest.film.get("sha256"):  # it has the frames that were planned
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
@@ -274,6 +288,14 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
         raise StoryreelError(f"{film} has {len(frames.times)} frames, its scenes {count}", again)
     changed = "this is not the film that was rendered: its file has been changed"
     return _timed(replace(told, notes=(changed,)), facts, frames)
+
+
+def _kind(manifest: _Manifest) -> dict[str, Any]:
+    """Return the model and every setting but the seed, those of the method by their own names."""
+    settings = dict(manifest.settings.model_extra or {})
+    method = settings.pop("method", None)
+    settings.pop("seed", None)
+    return {"model": manifest.model.name, **settings, **(method if isinstance(method, dict) else {})}
 
 
 def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
@@ -315,6 +337,11 @@ def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
     """Return a film with its frames' times and its rate, and what is to be said of them."""
     rate, notes = usual_rate(frames.times, facts.fps), list(film.notes)
     length = frames.times[-1] + 1 / rate
+    if length * rate > 2 * len(frames.times) + MOST_REPEATED:
+        raise StoryreelError(
+            f"{film.path} has {len(frames.times)} frames for {length / 3600:.0f} hours, by their times",
+            "They are damaged, or it stands still for hours: cut it, and score it again.",
+        )
     pictures = picture_rate(frames.changes, rate)
     if looks(frames.times, length, rate) != list(range(len(frames.times))):
         pictures = rate

@@ -235,13 +235,14 @@ def film_frames(film: Film) -> Iterator[Tensor]:
 def picked(frames: Iterable[Tensor], picks: Sequence[int]) -> Iterator[Tensor]:
     """Yield the frames that ``picks`` names, in its rising order; one may be named again or not at all.
 
-    ``frames`` are chunks (T, H, W, 3). What is behind the last of them is not read.
+    ``frames`` are chunks (T, H, W, 3); no more than a chunk's are yielded at once, however long a picture
+    stands. What is behind the last of them is not read.
     """
     first = done = 0
     for chunk in frames:
         here = bisect_left(picks, first + len(chunk))
-        if here > done:
-            yield chunk[torch.tensor(picks[done:here]) - first]
+        for start in range(done, here, len(chunk)):
+            yield chunk[torch.tensor(picks[start : min(here, start + len(chunk))]) - first]
         first, done = first + len(chunk), here
         if done == len(picks):
             return

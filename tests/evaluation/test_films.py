@@ -28,7 +28,7 @@ scenes:
 FPS, SCENE = 12, 24
 
 
-def rendered(folder: Path, story: str = STORY, fps: int = FPS) -> Path:
+def rendered(folder: Path, story: str = STORY, fps: int = FPS, **settings: Any) -> Path:
     """Write what a render leaves of a story, but for a picture."""
     folder.mkdir(parents=True)
     film = folder / "film.mp4"
@@ -39,7 +39,7 @@ def rendered(folder: Path, story: str = STORY, fps: int = FPS) -> Path:
         "title": "Foxes",
         "story": parsed.model_dump(mode="json"),
         "model": {"name": "mini"},
-        "settings": {"fps": fps},
+        "settings": {"fps": fps, **settings},
         # Without any blending: the story wants it all the same.
         "segments": [{"start": SCENE * i, "frames": SCENE, "blended": False} for i in range(count)],
         "film": {"file": film.name, "sha256": hashlib.sha256(film.read_bytes()).hexdigest()},
@@ -248,6 +248,30 @@ class TestForeignRuns:
         films, _ = collect([folder], [lambda: foreign(tmp_path, story=other)])
         assert films[0].told != films[1].told
         assert films[1].notes == (f"its prompts are not those of {films[0].label}: the two are not compared",)
+
+
+def test_a_run_of_films_that_were_not_made_alike_is_told(tmp_path: Path) -> None:
+    """Other seeds are the same kind; other models, steps or parts of the method are not."""
+    out = tmp_path / "out"
+    rendered(out / "a", seed=0, steps=16, method={"blending": "joint", "window": 4})
+    rendered(out / "b", seed=1, steps=16, method={"blending": "joint", "window": 4})
+    rendered(out / "c", seed=0, steps=8, method={"blending": "none", "window": 4})
+    rendered(tmp_path / "other" / "c", seed=0, steps=8)
+    films, errors = collect([out, tmp_path / "other"], [])
+    assert errors == []
+    assert [film.notes for film in films if film.name != "c" or film.run != str(out)] == [(), (), ()]
+    assert films[2].notes == (
+        f"it was not made as {films[0].label} of the same run was: other blending, steps; "
+        "means over the run mix both",
+    )
+
+
+def test_times_of_many_hours_are_not_filled_with_pictures(tmp_path: Path, clip: dict[str, Any]) -> None:
+    clip["times"] = (*clip["times"][:-1], 1e6)
+    with pytest.raises(StoryreelError, match="has 72 frames for 278 hours, by their times"):
+        foreign(tmp_path)
+    clip["times"] = (*clip["times"][:-1], 3600.0)
+    assert looked_at(foreign(tmp_path), 12).frames == 43201
 
 
 def test_films_of_unlike_rates_are_looked_at_alike(tmp_path: Path, clip: dict[str, Any]) -> None:
