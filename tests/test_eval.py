@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from storyreel import video
 from storyreel.cli import run
 from storyreel.evaluation.encoders import Encoders
 from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
+from tests.evaluation.test_films import rendered
 
 W, H, FPS = 96, 64, 12
 SCENE = 2 * FPS
@@ -257,6 +259,23 @@ def test_a_required_metric_without_weights_is_69(place: Path, capsys: pytest.Cap
     assert run(["eval", str(place / "out"), "--require", "beauty"]) == 2
     assert run(["eval"]) == 2
     assert run(["eval", "--story", str(place / "walk.yaml")]) == 2
+
+
+def test_a_report_that_cannot_be_written_costs_no_numbers_and_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that is read only."""
+    scored = SimpleNamespace(films=[None], plain=lambda: {"films": ["scored"]})
+    monkeypatch.setattr("storyreel.evaluate.evaluate", lambda *options: (scored, []))
+    monkeypatch.setattr("storyreel.evaluation.report.report_page", lambda evaluation: "page")
+    folder = rendered(tmp_path / "foxes")
+    (folder / "eval.html").mkdir()  # where the report would go
+    assert run(["eval", str(folder), "--json"]) == 73
+    printed, said = capsys.readouterr()
+    assert json.loads(printed) == {"films": ["scored"]}
+    assert "--report FILE.html" in said
+    assert run(["eval", str(folder), "--json", "--report", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text() == "page"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
