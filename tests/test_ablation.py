@@ -203,12 +203,14 @@ def test_only_what_changed_is_scored_again(
         assert scored_again() == {full}
     full.with_name("scores.json").write_bytes(plain.with_name("scores.json").read_bytes())
     assert scored_again() == {full}  # the scores of another film
-    hashed = file_hash
-    changed = "seams.py"
-    monkeypatch.setattr(
-        ablation, "file_hash", lambda path: "another" if path.name == changed else hashed(path)
-    )
-    assert scored_again() == {full, plain}  # how seams are measured has been edited
+    for changed in ("evaluation/seams.py", "video.py", "models/scorer.py"):  # how films are looked at
+        edited = ROOT / "storyreel" / changed
+
+        def hashed(path: Path, edited: Path = edited) -> str:
+            return "another" if path == edited else file_hash(path)
+
+        monkeypatch.setattr(ablation, "file_hash", hashed)
+        assert scored_again() == {full, plain}
     monkeypatch.setattr(ablation, "_judge_hashes", lambda spec: {"judge.safetensors": "other"})
     assert scored_again() == {full, plain}
     assert scored_again() == set()
