@@ -6,11 +6,10 @@ command renders, loads and decodes nothing.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from storyreel import video
 from storyreel.checkpoint import digest, file_hash, write_atomically, writing
-from storyreel.errors import StoryreelError, UsageError, counted
+from storyreel.errors import UsageError, counted
+from storyreel.evaluation import registry
+from storyreel.evaluation.films import looked_at, rendered_film
+from storyreel.evaluation.statistics import Row
+from storyreel.evaluation.statistics import compare as compare_rows
 from storyreel.models.specs import ModelSpec
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.render import Engine, Progress, render
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
 
     from storyreel.evaluation.verdicts import FilmVerdict
 
-SCORING = 1  # raise it when the same film comes to have other scores
 SCORES = "scores.json"
 MAX_SEED = 2**63 - 1
 
@@ -68,19 +70,25 @@ class Metric:
     digits: int
 
 
+def _of_eval(name: str) -> Metric:
+    """Return a number that `storyreel eval` gives too: what has one name is one thing."""
+    metric = registry.METRICS[name]
+    return Metric(name, metric.title, metric.digits)
+
+
 METRICS = (
     Metric("characters", "right characters, % of scenes", 1),
     Metric("place", "right place, % of scenes", 1),
     Metric("action", "right action, % of scenes", 1),
     Metric("transition_characters", "right characters, % of transitions", 1),
     Metric("seam_ratio_same_place", "seam ratio, place stays", 2),
-    Metric("seam_ratio", "seam ratio, all seams", 2),
-    Metric("largest_step_place_change", "largest step, place changes", 2),
-    Metric("largest_step", "largest step, all seams", 2),
-    Metric("largest_step_max", "largest step, worst seam", 2),
-    Metric("motion", "motion, 0 to 255 a frame", 2),
-    Metric("scene_fit", "scene fit, model's own encoder", 3),
-    Metric("action_fit", "action fit, model's own encoder", 3),
+    _of_eval("seam_ratio"),
+    Metric("largest_step_place_change", "largest step near the seam, place changes", 2),
+    _of_eval("largest_step"),
+    Metric("largest_step_max", "largest step near the worst seam", 2),
+    _of_eval("motion"),
+    _of_eval("scene_fit"),
+    _of_eval("action_fit"),
     Metric("latents", "latent frames denoised", 0),
     Metric("forwards", "transformer forwards", 0),
     Metric("seconds", "seconds of rendering", 1),
@@ -158,7 +166,8 @@ def ablate(
                 "variant": film.variant.name,
                 "film": str(rendered.film),
                 "metrics": film_metrics(scores) | film_cost(film.plan, rendered.film),
-                **scores,
+                "scenes": scores["scenes"],
+                "seams": scores["seams"],
             }
         )
         say(
@@ -175,7 +184,7 @@ def film_scores(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:
     try:
         kept: dict[str, Any] = json.loads(path.read_bytes())
         if kept["key"] == key:
-            return {part: kept[part] for part in ("motion", "segments", "seams")}
+            return {part: kept[part] for part in ("film", "scenes", "seams")}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):  # none, or not ours: score it again
         pass
     scores = score(plan, film, engine)
@@ -185,64 +194,62 @@ def film_scores(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:
 
 
 def scores_key(spec: ModelSpec, manifest: Mapping[str, Any]) -> str:
-    """Return what covers all that shapes a film's scores.
+    """Return what covers all that shapes a film's scores, the code that makes them too.
 
     The film holds its story's hash, so its bytes cover prompts and transitions too.
     """
     weights = manifest["model"]["weights"]
     scorer = {name: value for name, value in weights.items() if name.startswith("scorer/")}
-    return digest([SCORING, manifest["film"]["sha256"], scorer, _judge_hashes(spec)])
+    package = Path(__file__).parent
+    code = [package / name for name in ("ablation.py", "video.py", "models/scorer.py")]
+    code += sorted((package / "evaluation").rglob("*.py"))
+    return digest([_hashes(package, code), manifest["film"]["sha256"], scorer, _judge_hashes(spec)])
+
+
+def _hashes(folder: Path, files: Iterable[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in files}
 
 
 def _judge_hashes(spec: ModelSpec) -> dict[str, str]:
-    """Return the SHA-256 of the weights that lie beside a model's judge; nothing is loaded."""
+    """Return the SHA-256 of a model's judge, code and weights; nothing is loaded."""
     if spec.judge is None:
         return {}
     found = importlib.util.find_spec(spec.judge.partition(":")[0])
     if found is None or found.origin is None:
         raise ImportError(f"there is no judge {spec.judge}")
-    return {path.name: file_hash(path) for path in sorted(Path(found.origin).parent.glob("*.safetensors"))}
+    folder = Path(found.origin).parent
+    return _hashes(folder, [*sorted(folder.glob("*.safetensors")), *sorted(folder.rglob("*.py"))])
 
 
 def score(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:
-    """Look at a film and return what it shows: motion, and values of every segment and smooth seam.
+    """Look at a film as `storyreel eval` does, and ask the model's judge; return what both say.
 
-    Each measure reads the film anew, which costs little and holds only a few frames at a time.
+    These are the film's own numbers and those of every scene and border, by the names that `eval` has, but
+    for metrics that need further weights.
     """
-    from storyreel.evaluation.seams import frame_steps, smoothness
+    from storyreel.evaluation.encoders import Encoders
+    from storyreel.evaluation.look import look_at
+    from storyreel.evaluation.score import film_scores
+    from storyreel.evaluation.verdicts import asked
+    from storyreel.models.base import pick_device
 
-    # The seams that the story wants smooth are measured in every variant, also where nothing blends.
-    scenes = plan.story["scenes"]
-    seams = [s.index for s in plan.segments[1:] if scenes[s.index]["transition"] == "blend"]
-    steps = frame_steps(_frames(plan, film))
-    if len(steps) != plan.frames - 1:
-        raise StoryreelError(
-            f"{film} has {len(steps) + 1} frames, planned were {plan.frames}", "Delete it and run again."
-        )
-    smooth = smoothness(steps, [s.start for s in plan.segments], seams, plan.spec.fps)
+    folder = film.parent
+    looked = looked_at(rendered_film(str(folder.parent), folder.name, folder.name, folder), plan.spec.fps)
+    own: Any = engine.scorer(plan.spec)
+    encoders = Encoders(pick_device(engine.device))
+    strangeness = asked(plan.spec.strangeness) if own is not None else None
+    look = look_at(looked, encoders, set(), own, strangeness, lambda frames: None)
+    scores = film_scores(looked, look, {registry.OWN: own} if own is not None else {})
+    seams = [seam["after"] for seam in scores["seams"] if seam["blended"]]
     verdict = _verdict(plan, seams, film)
-    fits = _fits(plan, film, engine)
-    nothing = {"characters": None, "place": None, "action": None}
-    segments = [
-        {
-            "number": segment.number,
-            **(asdict(verdict.scenes[segment.index]) if verdict else nothing),
-            "scene_fit": fits[segment.index][0] if fits else None,
-            "action_fit": fits[segment.index][1] if fits else None,
-        }
-        for segment in plan.segments
-    ]
-    borders = [
-        {
-            "into": plan.segments[seam.after].number,
-            "ratio": seam.ratio,
-            "largest_step": seam.largest,
-            "characters": verdict.seams[i].characters if verdict else None,
-            "same_place": verdict.seams[i].same_place if verdict else None,
-        }
-        for i, seam in enumerate(smooth.seams)
-    ]
-    return {"motion": smooth.motion, "segments": segments, "seams": borders}
+    nothing = dict.fromkeys(("characters", "place", "action"))
+    for index, scene in enumerate(scores["scenes"]):
+        scene |= asdict(verdict.scenes[index]) if verdict else nothing
+    judged = {seam.after: seam for seam in verdict.seams} if verdict else {}
+    for seam in scores["seams"]:
+        said = judged.get(seam["after"])
+        seam |= {"characters": said and said.characters, "same_place": said and said.same_place}
+    return {part: scores[part] for part in ("film", "scenes", "seams")}
 
 
 def _frames(plan: Plan, film: Path) -> Iterator[Tensor]:
@@ -256,26 +263,14 @@ def _frames(plan: Plan, film: Path) -> Iterator[Tensor]:
 
 def _verdict(plan: Plan, seams: Sequence[int], film: Path) -> FilmVerdict | None:
     """Ask the model's judge; None if it has none, or the story's truth is not known."""
-    if plan.spec.judge is None:
-        return None
-    module, _, name = plan.spec.judge.partition(":")
-    judge_film: Callable[..., FilmVerdict | None] = getattr(importlib.import_module(module), name)
-    return judge_film(plan.segments, seams, _frames(plan, film))
+    from storyreel.evaluation.verdicts import asked
 
-
-def _fits(plan: Plan, film: Path, engine: Engine) -> list[tuple[float, float]] | None:
-    """Ask the text-image encoder that lies with the model's weights; None if none does."""
-    scorer = engine.scorer(plan.spec)
-    if scorer is None:
-        return None
-    from storyreel.evaluation.fit import text_fit
-    from storyreel.models.base import pick_device
-
-    return text_fit(scorer, pick_device(engine.device), plan.segments, _frames(plan, film))
+    judge_film = asked(plan.spec.judge)
+    return judge_film and judge_film(plan.segments, seams, _frames(plan, film))
 
 
 def film_metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return a film's numbers: shares in percent of what was judged, medians over seams, mean fits."""
+    """Return a film's numbers: those of `eval`, and the judge's: shares in percent, seams by the place."""
 
     def values(part: str, name: str, **where: object) -> list[float]:
         rows = (row for row in scores[part] if all(row[key] is value for key, value in where.items()))
@@ -285,20 +280,17 @@ def film_metrics(scores: Mapping[str, Any]) -> dict[str, float | None]:
         found = values(part, name)
         return 100 * fmean(found) if found else None
 
-    def middle(found: Sequence[float]) -> float | None:
+    def middle(name: str, same_place: bool) -> float | None:
+        found = values("seams", name, blended=True, same_place=same_place)
         return median(found) if found else None
 
-    fits = {name: values("segments", name) for name in ("scene_fit", "action_fit")}
     return {
-        **{name: share("segments", name) for name in ("characters", "place", "action")},
+        **scores["film"],
+        **{name: share("scenes", name) for name in ("characters", "place", "action")},
         "transition_characters": share("seams", "characters"),
-        "seam_ratio": middle(values("seams", "ratio")),
-        "seam_ratio_same_place": middle(values("seams", "ratio", same_place=True)),
-        "largest_step": middle(values("seams", "largest_step")),
-        "largest_step_place_change": middle(values("seams", "largest_step", same_place=False)),
-        "largest_step_max": max(values("seams", "largest_step"), default=None),
-        "motion": scores["motion"],
-        **{name: fmean(found) if found else None for name, found in fits.items()},
+        "seam_ratio_same_place": middle("seam_ratio", same_place=True),
+        "largest_step_place_change": middle("largest_step", same_place=False),
+        "largest_step_max": max(values("seams", "largest_step", blended=True), default=None),
     }
 
 
@@ -324,42 +316,16 @@ def _manifest(film: Path) -> dict[str, Any]:
 def compare(films: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean and spread of every metric by variant, and each variant's differences to full.
 
-    Films are paired by story and seed; a number that one of a pair lacks leaves the pair out.
+    Films are paired by story and seed.
     """
-    import numpy as np
-
-    from storyreel.evaluation.statistics import paired_difference, spread
-
-    by_variant: dict[str, dict[tuple[str, int], Mapping[str, float | None]]] = {}
-    for film in films:
-        by_variant.setdefault(film["variant"], {})[film["story"], film["seed"]] = film["metrics"]
-    full = by_variant.get(FULL.name, {})
-
-    def numbers(name: str, key: str) -> list[float]:
-        return [value for metrics in by_variant[name].values() if (value := metrics[key]) is not None]
-
-    def beyond_full(name: str, key: str) -> list[float]:
-        pairs = ((m[key], full[film][key]) for film, m in by_variant[name].items() if film in full)
-        return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-
-    summary = {
-        name: {m.key: asdict(s) if (s := spread(numbers(name, m.key))) else None for m in METRICS}
-        for name in by_variant
-    }
-    differences = {}
-    for name in by_variant:
-        if name != FULL.name and full:
-            # The same resamples for every number, so that no row depends on those above it.
-            found = {
-                m.key: paired_difference(beyond_full(name, m.key), np.random.default_rng(0)) for m in METRICS
-            }
-            differences[name] = {key: asdict(value) if value else None for key, value in found.items()}
-    return {"summary": summary, "differences": differences}
+    rows = [Row(f["variant"], (f["story"], f["seed"]), f["story"], f["metrics"]) for f in films]
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    return compare_rows(rows, names, FULL.name)
 
 
 def table_metrics(films: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """Return the rows of the table: seams by whether the place stays, where that is known of every film."""
-    known = all(seam["same_place"] is not None for film in films for seam in film["seams"])
-    seams = any(film["seams"] for film in films)
-    hidden = {*(SPLIT if known and seams else SPLIT.values()), "largest_step_max"}
+    seams = [seam for film in films for seam in film["seams"] if seam["blended"]]
+    known = bool(seams) and all(seam["same_place"] is not None for seam in seams)
+    hidden = {*(SPLIT if known else SPLIT.values()), "largest_step_max"}
     return [metric for metric in METRICS if metric.key not in hidden]

@@ -669,7 +669,11 @@ def _plan_facts(plan: Plan) -> dict[str, object]:
 def evaluate(
     out: Annotated[
         list[Path] | None,
-        typer.Argument(help="Folders of films, or of runs to compare.", metavar="OUT…", show_default=False),
+        typer.Argument(
+            help="Folders of films, or of runs to compare; OUT/NAME are the films of a run.",
+            metavar="OUT…",
+            show_default=False,
+        ),
     ] = None,
     story: Annotated[
         list[Path] | None,
@@ -682,7 +686,11 @@ def evaluate(
     ] = "chapters",
     fps: Annotated[
         float | None,
-        typer.Option(min=0.1, max=999, help="Its frame rate, where the story's model has another."),
+        typer.Option(
+            min=0.1,
+            max=999,
+            help="How often a second films are looked at. Default: as often as suits them all.",
+        ),
     ] = None,
     own: Annotated[
         bool, typer.Option("--own/--no-own", help="Ask the text-image encoder of the film's model too.")
@@ -721,9 +729,10 @@ def evaluate(
     if weights_dir is not None and not weights_dir.is_dir():
         raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
     pairs = zip(stories, videos, strict=True)
-    films, errors = collect(out or (), [partial(foreign_film, *pair, segments, fps) for pair in pairs])
+    films, errors = collect(out or (), [partial(foreign_film, *pair, segments) for pair in pairs], fps)
     if films:
-        page = report or (out[0] if out else videos[0].parent) / "eval.html"
+        beside = out[0] if out and out[0].is_dir() else films[0].path.parent
+        page = report or beside / "eval.html"
         _score(films, errors, require or (), weights_dir, own, device, page, as_json)
     _raise_all(errors)
 

@@ -21,9 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from storyreel.ablation import table_metrics
-from storyreel.errors import counted
+from storyreel.errors import counted, printable
 from storyreel.evaluation.registry import METRICS
-from storyreel.evaluation.statistics import difference_cell, spread_cell
+from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
 from storyreel.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ def print_ablation(report: Mapping[str, Any]) -> None:
     """Print every variant's numbers on stdout, and how far they are from the full method's."""
     stdout = results()
     metrics = table_metrics(report["films"])
-    films = len({(film["story"], film["seed"]) for film in report["films"]})
 
     def show(title: str, rows: Mapping[str, Mapping[str, Any]], differences: bool) -> None:
         table = Table(title=title, title_justify="left", title_style="bold")
@@ -142,9 +141,9 @@ def print_ablation(report: Mapping[str, Any]) -> None:
             table.add_row(Text(metric.title), *map(Text, cells))
         stdout.print(table)
 
-    show(f"Mean ± standard deviation of {counted(films, 'film')}", report["summary"], differences=False)
-    if report["differences"]:
-        show("Difference to full, 95 % interval", report["differences"], differences=True)
+    show(films_words(report["summary"]), report["summary"], differences=False)
+    if differences := report["differences"]:
+        show(f"Difference to full, {interval_words(differences)}", differences, differences=True)
 
 
 def print_bench(report: Mapping[str, Any]) -> None:
@@ -236,23 +235,22 @@ class FilmBar:
 
 def print_evaluation(evaluation: Evaluation) -> None:
     """Print runs side by side on stdout, then what is wrong with each film."""
-    from storyreel.evaluation.report import ARROWS, best_runs, clock  # which needs torch
+    from storyreel.evaluation.report import ARROWS, best_runs, clock, table_words  # which needs torch
 
     stdout = results()
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
-    count = len(evaluation.films)
-    title = f"Mean ± standard deviation of {counted(count, 'film')}"
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=" ".join(table_words(evaluation)), title_justify="left", title_style="bold")
     table.add_column("")
     table.add_column("kind")
     for run in summary:
-        table.add_column(Text(run), justify="right", overflow="fold")
+        table.add_column(Text(printable(run)), justify="right", overflow="fold")
     for run in differences:
-        table.add_column(Text(f"{run} less {next(iter(summary))}"), justify="right", overflow="fold")
+        words = printable(f"{run} less {next(iter(summary))}")
+        table.add_column(Text(words), justify="right", overflow="fold")
     for metric in METRICS.values():
         if all(of[metric.name] is None for of in summary.values()):
             continue
-        best = best_runs(metric, summary)
+        best = best_runs(metric, evaluation.comparison)
         cells = [
             Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
             for run, of in summary.items()
@@ -262,9 +260,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     if summary:
         stdout.print(table)
     for scored in evaluation.films:
-        stdout.print(f"{scored.film.label}: " + ("" if scored.found else "nothing stands out"))
-        for finding in scored.found:
-            stdout.print(f"  {clock(finding.seconds)}  {finding.words}")
+        lines = [f"{scored.film.label}: " + ("" if scored.found else "nothing stands out")]
+        lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
+        lines += [printable(f"  note: {note}") for note in scored.notes]
+        stdout.print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep
     if evaluation.missing:
         stderr.print("without a value, since weights are missing:")
         for why in dict.fromkeys(evaluation.missing.values()):

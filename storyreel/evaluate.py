@@ -18,9 +18,11 @@ from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import findings
 from storyreel.evaluation.look import look_at
-from storyreel.evaluation.registry import CLIP, METRICS, OWN, WEIGHTS
+from storyreel.evaluation.registry import BLIP, CLIP, METRICS, OWN, WEIGHTS
 from storyreel.evaluation.result import Evaluation, Scored
-from storyreel.evaluation.score import compare, film_scores
+from storyreel.evaluation.score import film_scores
+from storyreel.evaluation.statistics import Row, compare
+from storyreel.evaluation.verdicts import asked
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 
@@ -57,11 +59,13 @@ class Evaluator:
     def score(self, film: Film, tell: Callable[[int], None]) -> Scored:
         """Score one film; ``tell`` hears how many frames went by."""
         own = self._scorer(film.model)
-        look = look_at(film, self._encoders, self.names, own, tell)
+        strangeness = asked(MODELS[film.model].strangeness) if own is not None and film.model else None
+        look = look_at(film, self._encoders, self.names, own, strangeness, tell)
         texts = {CLIP: self._encoders.get(CLIP)} if CLIP in self.names else {}
         if own is not None:
             texts[OWN] = own
-        scores = film_scores(film, look, texts)
+        readers = {BLIP: self._encoders.get(BLIP)} if BLIP in self.names else {}
+        scores = film_scores(film, look, texts, readers)
         return Scored(film, scores, findings(film, scores), look)
 
     def _scorer(self, model: str | None) -> Scorer | None:
@@ -103,6 +107,9 @@ def evaluate(
             errors.append(error)
             continue
         say(f"{film.label}: scored in {time.monotonic() - began:.1f} s")
-    rows = [{"run": s.film.run, "name": s.film.name, "scores": s.scores} for s in scored]
-    comparison = compare(rows) if rows else {"summary": {}, "differences": {}}
+    # A pair tells one story in the same words; seeds of a story lie in one group.
+    rows = [
+        Row(f.run, (f.name, f.told), f.story or f.name, s.scores["film"]) for s in scored for f in [s.film]
+    ]
+    comparison = compare(rows, METRICS, rows[0].run if rows else None)
     return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat()), errors

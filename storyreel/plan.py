@@ -348,11 +348,11 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
 
 def chosen_method(wished: Method, overrides: Overrides) -> Method:
     """Return the story's method with what the command line changes. Raises UsageError."""
-    values = wished.model_dump()
+    values = wished.model_dump(exclude_unset=True)  # what follows from a setting may follow from another
     for item in overrides.method:
         key, equals, text = item.partition("=")
-        if key not in values or not equals:
-            known = ", ".join(values)
+        if key not in Method.model_fields or not equals:
+            known = ", ".join(Method.model_fields)
             raise UsageError(f"--method {item!r} is no setting", f"Write KEY=VALUE with one of: {known}")
         values[key] = _plain(text)
     if unknown := overrides.without - {*PARTS, "all"}:
@@ -362,7 +362,8 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         if not fault["loc"]:  # of settings that do not go together
-            raise UsageError(f"--method: {fault['msg']}", "Set all of them.") from None
+            remedies = {"lambdas": "Set all of them.", "window": "Leave window out, or add --method window=1"}
+            raise UsageError(f"--method: {fault['msg']}", remedies.get(fault["type"], "")) from None
         key = str(fault["loc"][0])
         message = f"--method {key} must be {legal_values(key)}, not {fault['input']!r:.60}"
         raise UsageError(message, Method.model_fields[key].description or "") from None

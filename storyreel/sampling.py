@@ -137,7 +137,11 @@ def _check(takes: Sequence[Take], tick: int) -> None:
 
 
 def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
-    """Return what a segment begins with; in the published form, with some of the one before in it."""
+    """Return what a segment begins with; in the published form, with some of the one before in it.
+
+    ``before`` are the latents finished last. In the published form these are the segment's own
+    neighbour's, since its window is 1.
+    """
     noise, seam, method = segment_noise(plan, segment), plan.seam(segment), plan.settings.method
     if method.blending != "published" or seam is None or seam.strength == 0 or before is None:
         return noise

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -33,6 +33,11 @@ _FFMPEG_REMEDY = (
     "Reinstall it (pip install --force-reinstall imageio-ffmpeg), or let IMAGEIO_FFMPEG_EXE name one."
 )
 _RUN_AGAIN = "Run again; finished segments are kept."
+# Brightness coded for HDR displays (ITU-R BT.2100), by ffmpeg's names; and the way to what other films have:
+# 100 cd/m² become white, what is above is pressed together instead of cut off.
+HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
+_TO_SDR = "zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=mobius:desat=0,"
+_TO_SDR += "zscale=t=bt709:m=bt709:r=tv,format=yuv420p,"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 # The thread count changes x264's bytes, so it is fixed.
@@ -418,9 +423,10 @@ def _shown(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a film says of itself: its size in pixels, frames a second, its tags and its chapters' starts.
+    """What a film says of itself: its size, frames a second, its tags and its chapters' starts in seconds.
 
-    ``chapters`` are in seconds.
+    The size is that of a player's window: upright, in square pixels. ``fps`` is 0 where nothing is said.
+    ``hdr`` is "PQ" or "HLG" where brightness is coded for such a display, else "".
     """
 
     width: int
@@ -428,26 +434,72 @@ class Facts:
     fps: float
     tags: dict[str, str]
     chapters: tuple[float, ...]
+    hdr: str = ""
 
 
 def probe(path: Path) -> Facts:
     """Return what a film says of itself. Raises StoryreelError for what is none."""
     words = _described(path)
-    # YUV4MPEG2 begins with a line for machines, as in "YUV4MPEG2 W768 H512 F12:1 Ip A1:1".
-    picture = ["-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"]
-    head = _output([*_INPUT, "-i", _argument(path), *picture], path).partition(b"\n")[0].decode("ascii")
-    found = re.match(r"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
-    if found is None or "0" in found.groups():
+    # YUV4MPEG2 begins with a line for machines, as in "YUV4MPEG2 W768 H512 F12:1 Ip A1:1". ffmpeg has turned
+    # the picture upright by then, and V leaves out pictures of covers.
+    picture = ["-map", "0:V:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"]
+    output, said = _asked(["-loglevel", "info", *_INPUT, "-i", _argument(path), *picture], path)
+    head = output.partition(b"\n")[0].decode("ascii")
+    found = re.match(r"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) I. (?:A(\d+):(\d+) )?", head)
+    if found is None or "0" in found.groups()[:2]:
         raise _no_film(path)
-    width, height, frames, seconds = map(int, found.groups())
-    parts = [dict(re.findall(r"^(\w+)=(.*)$", part, re.M)) for part in words.split("[CHAPTER]")[1:]]
+    width, height, frames, seconds, across, down = (int(group or 0) for group in found.groups())
+    wide = across / down if across and down else 1.0  # 0:0 is unknown
+    fps = frames / seconds if seconds else 0.0
+    parts = [
+        dict(re.findall(r"^(\w+)=(.*)$", part, re.M))
+        for part in re.split(r"(?<!\\)\n\[CHAPTER\]\n", f"\n{words}")[1:]  # not one that a tag says
+    ]
     starts = (int(part["START"]) * float(Fraction(part["TIMEBASE"])) for part in parts)
-    return Facts(width, height, frames / seconds, _tags(words), tuple(starts))
+    streams = re.findall(r"^ *Stream #0:.*: Video: (.*)$", said.decode(errors="replace"), re.M)
+    film = next((stream for stream in streams if "(attached pic)" not in stream), "")
+    hdr = next((name for transfer, name in HDR.items() if transfer in film), "")
+    return Facts(max(1, round(width * wide)), height, fps, _tags(words), tuple(starts), hdr)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """When every frame of a film is shown, in seconds, and how much it changes.
+
+    ``changes`` are mean absolute differences from the frame before, 0 to 255, of small grey pictures.
+    """
+
+    times: tuple[float, ...]
+    changes: tuple[float, ...]
+
+
+def survey(path: Path) -> Frames:
+    """Return when a film's frames are shown, by decoding all of it. Raises StoryreelError for no whole film.
+
+    Times count from the file's own beginning, which sound may make earlier than the first frame. They never
+    fall: a frame whose time lies before that of the frame before is shown right after it.
+    """
+    # scdet notes the change in percent; AVTB is a millionth of a second.
+    filters = "scale=64:36:flags=area,format=gray,scdet=t=100,settb=AVTB,metadata=mode=print:file=-"
+    arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:V:0"]
+    arguments += ["-fps_mode", "passthrough", "-vf", filters, "-f", "null", "-"]
+    with temporary_file() as errors, temporary_file() as output:
+        with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
+            code = _finish(process)
+        output.seek(0)
+        words = output.read().decode("ascii", "replace")
+        times = [int(ticks) / 1e6 for ticks in re.findall(r"^frame:\d+ +pts:(-?\d+)", words, re.M)]
+        changes = [2.55 * float(share) for share in re.findall(r"^lavfi\.scd\.mafd=([\d.]+)", words, re.M)]
+        if code or not times or len(times) != len(changes):
+            errors.seek(0)
+            otherwise = "its frames have no times" if changes else "it has no frames"
+            raise _unreadable(path, errors.read(), otherwise)
+    return Frames(tuple(accumulate(times, max)), tuple(changes))
 
 
 def count_frames(path: Path) -> int:
     """Return how many frames a film has, by decoding it. Raises StoryreelError for no whole film."""
-    arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:v:0"]
+    arguments = ["-xerror", "-err_detect", "explode", *_INPUT, "-i", _argument(path), "-map", "0:V:0"]
     arguments += ["-fps_mode", "passthrough", "-f", "null", "-progress", "pipe:1", "-"]
     with temporary_file() as errors, temporary_file() as output:
         with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
@@ -470,22 +522,23 @@ def _unreadable(path: Path, words: bytes, otherwise: str) -> StoryreelError:
     return StoryreelError(f"cannot read the film {path}: {reason}", "Render it again.")
 
 
-def read_frames(path: Path, width: int, height: int, matrix: str = "bt709") -> Iterator[bytes]:
+def read_frames(path: Path, width: int, height: int, matrix: str = "bt709", hdr: str = "") -> Iterator[bytes]:
     """Yield a film's frames, rgb24 of ``width`` x ``height``, some whole frames at a time.
 
-    ``matrix`` is the film's colour matrix, ``auto`` what it says itself.
+    ``matrix`` is the film's colour matrix, ``auto`` what it says itself; of a film whose ``hdr`` is "PQ" or
+    "HLG", brightness and colours are brought to what other films have.
 
     They are scaled by the mean over areas, which takes back `SegmentWriter`'s enlargement. ffmpeg
     ends when the caller stops early. Raises StoryreelError for no film, or one that is damaged.
     """
     frame = width * height * 3
     chunk = max(1, READ_AT_ONCE // frame) * frame
-    source_range = "auto" if matrix == "auto" else "tv"
+    ranges = f"in_range={'auto' if matrix == 'auto' else 'tv'}:out_range=pc"
     scale = f"scale={width}:{height}:flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
     arguments = [
         *["-xerror", "-err_detect", "explode", *_INPUT],
-        *["-i", _argument(path), "-map", "0:v:0", "-fps_mode", "passthrough"],
-        *["-vf", f"{scale}:in_color_matrix={matrix}:in_range={source_range}:out_range=pc"],
+        *["-i", _argument(path), "-map", "0:V:0", "-fps_mode", "passthrough"],
+        *["-vf", f"{_TO_SDR if hdr else ''}{scale}:in_color_matrix={matrix}:{ranges}"],
         *["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"],
     ]
     with (
@@ -500,7 +553,11 @@ def read_frames(path: Path, width: int, height: int, matrix: str = "bt709") -> I
                 yield frames
         if process.wait() or not whole:
             errors.seek(0)
-            raise _unreadable(path, errors.read(), "it ends inside a frame")
+            words = errors.read()
+            if hdr and b"No such filter" in words:
+                remedy = "Name one that has the filters zscale and tonemap, in IMAGEIO_FFMPEG_EXE."
+                raise StoryreelError(f"{path} is HDR ({hdr}), which this ffmpeg cannot map to SDR", remedy)
+            raise _unreadable(path, words, "it ends inside a frame")
 
 
 def read_tags(path: Path) -> dict[str, str]:
@@ -510,20 +567,20 @@ def read_tags(path: Path) -> dict[str, str]:
 
 def _described(path: Path) -> str:
     """Return tags and chapters in ffmpeg's own format."""
-    return _output([*_INPUT, "-i", _argument(path), "-f", "ffmetadata", "pipe:1"], path).decode(
-        errors="replace"
-    )
+    output, _ = _asked([*_INPUT, "-i", _argument(path), "-f", "ffmetadata", "pipe:1"], path)
+    return output.decode(errors="replace")
 
 
-def _output(arguments: Sequence[str], path: Path) -> bytes:
-    """Return what ffmpeg prints about a film. Raises StoryreelError if that is none."""
+def _asked(arguments: Sequence[str], path: Path) -> tuple[bytes, bytes]:
+    """Return ffmpeg's output about a film, and what it says on it. Raises StoryreelError if that is none."""
     with temporary_file() as errors, temporary_file() as output:
         with _running(arguments, errors, stdin=subprocess.DEVNULL, stdout=output) as process:
             code = _finish(process)
         if code:
             raise _no_film(path)
         output.seek(0)
-        return output.read()
+        errors.seek(0)
+        return output.read(), errors.read()
 
 
 def _tags(words: str) -> dict[str, str]:

@@ -177,6 +177,10 @@ class FakeScorer:
     def __init__(self, favourite: str) -> None:
         self._favourite = favourite
         self.seen: list[float] = []  # the pictures' brightness
+        self.longest = 64
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        return sum(len(prompt.split()) > self.longest for prompt in prompts)
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([[1.0, 0.0] if prompt == self._favourite else [0.0, 1.0] for prompt in prompts])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,18 @@ from storyreel.ablation import (
     score,
     table_metrics,
 )
+from storyreel.checkpoint import file_hash
 from storyreel.cli import run
 from storyreel.errors import StoryreelError, UsageError
-from storyreel.models.specs import ModelSpec
+from storyreel.evaluation import registry
+from storyreel.evaluation.encoders import Encoders
+from storyreel.models.scorer import Scorer
+from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from storyreel.plan import Overrides, Plan, make_plan
 from storyreel.render import Engine
 from storyreel.story import load_story, parse_story
-from tests.conftest import ROOT, FakeEngine, FakeScorer, Silent
+from storyreel.video import Facts
+from tests.conftest import ROOT, FakeAdapter, FakeEngine, FakeScorer, Silent
 from tests.mini.test_verdicts import drawn
 
 TEXT = """\
@@ -40,6 +47,7 @@ scenes:
   - ["a street", "it walks"]
   - {scene: "a bus", action: "it looks", transition: cut}
 """
+Shows = Callable[[Plan, Tensor], Path]
 
 
 class Shown(Silent):
@@ -68,21 +76,37 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     films: list[Path] = []
     read = video.read_frames
 
-    def remembered(path: Path, width: int, height: int) -> Iterator[bytes]:
+    def remembered(path: Path, *options: Any) -> Iterator[bytes]:
         films.append(path)
-        return read(path, width, height)
+        return read(path, *options)
 
     monkeypatch.setattr(video, "read_frames", remembered)
     return films
 
 
 @pytest.fixture
-def shows(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make every film show given frames, in chunks that end anywhere."""
+def shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan, Tensor], Path]:
+    """Return a film that a plan's render might have left, and make it show given frames in odd chunks."""
 
-    def show(frames: Tensor) -> None:
+    def show(plan: Plan, frames: Tensor) -> Path:
         chunks = [chunk.contiguous().numpy().tobytes() for chunk in frames.split(7)]
-        monkeypatch.setattr(video, "read_frames", lambda path, width, height: iter(chunks))
+        monkeypatch.setattr(video, "read_frames", lambda *options: iter(chunks))
+        height, width = frames.shape[1:3]
+        facts = Facts(width, height, plan.spec.fps, {}, ())
+        monkeypatch.setattr(video, "probe", lambda path: facts)
+        film = tmp_path / "shown" / "shown.mp4"
+        film.parent.mkdir(exist_ok=True)
+        film.write_bytes(b"film")
+        manifest = {
+            "title": plan.title,
+            "story": plan.story,
+            "model": {"name": plan.spec.name},
+            "settings": {"fps": plan.spec.fps},
+            "segments": [{"start": s.start, "frames": s.frames} for s in plan.segments],
+            "film": {"file": film.name, "sha256": hashlib.sha256(b"film").hexdigest()},
+        }
+        film.with_name("manifest.json").write_text(json.dumps(manifest))
+        return film
 
     return show
 
@@ -130,10 +154,10 @@ def test_an_ablation_leaves_films_and_scores(tmp_path: Path, fake_model: ModelSp
         assert film["film"] == str(path)
         assert path.is_file()
         assert path.with_name("scores.json").is_file()
-        assert set(film["metrics"]) == {m.key for m in METRICS}
-        assert [s["number"] for s in film["segments"]] == ["01", "02", "03"]
+        assert set(film["metrics"]) == {m.key for m in METRICS} | set(registry.METRICS)
+        assert len(film["scenes"]) == 3
         # The cut is nobody's seam; the other is one even where nothing blends.
-        assert [s["into"] for s in film["seams"]] == ["02"]
+        assert [(s["after"], s["blended"]) for s in film["seams"]] == [(1, True), (2, False)]
         assert film["metrics"]["forwards"] == 3 * 3
         manifest = json.loads(path.with_name("manifest.json").read_text())
         leads = [s["decided"]["lead"] for s in manifest["segments"]]
@@ -179,48 +203,62 @@ def test_only_what_changed_is_scored_again(
         assert scored_again() == {full}
     full.with_name("scores.json").write_bytes(plain.with_name("scores.json").read_bytes())
     assert scored_again() == {full}  # the scores of another film
-    monkeypatch.setattr(ablation, "SCORING", ablation.SCORING + 1)
-    assert scored_again() == {full, plain}
+    for changed in ("evaluation/seams.py", "video.py", "models/scorer.py"):  # how films are looked at
+        edited = ROOT / "storyreel" / changed
+
+        def hashed(path: Path, edited: Path = edited) -> str:
+            return "another" if path == edited else file_hash(path)
+
+        monkeypatch.setattr(ablation, "file_hash", hashed)
+        assert scored_again() == {full, plain}
     monkeypatch.setattr(ablation, "_judge_hashes", lambda spec: {"judge.safetensors": "other"})
     assert scored_again() == {full, plain}
     assert scored_again() == set()
 
 
-def test_the_judges_weights_are_part_of_the_key(fake_model: ModelSpec) -> None:
-    assert set(ablation._judge_hashes(fake_model)) == {"judge.safetensors"}
+def test_the_judges_code_and_weights_are_part_of_the_key(fake_model: ModelSpec) -> None:
+    assert {"judge.safetensors", "judge.py", "world/places.py"} <= set(ablation._judge_hashes(fake_model))
 
 
 def greys(values: list[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 64, 96, 3)
 
 
-def test_scores_worked_by_hand(fake_model: ModelSpec, shows: Any) -> None:
-    """Segments of 6 frames of grey: rising by 2, a seam of 10, rising by 4, a cut, still."""
+def test_scores_worked_by_hand(fake_model: ModelSpec, shows: Shows) -> None:
+    """Segments of 6 frames of grey: rising by 2, a seam of 9, rising by 4, a cut, still.
+
+    All of it is near a border, so all of it counts as inside: the median step is 3.
+    """
     (film,) = planned(seeds=1, names="full")
-    first, second = [10, 12, 14, 16, 18, 20], [30, 34, 38, 42, 46, 50]
-    shows(greys([*first, *second, *[255] * 6]))
+    first, second = [10, 12, 14, 16, 18, 20], [29, 33, 37, 41, 45, 49]
+    path = shows(film.plan, greys([*first, *second, *[255] * 6]))
     engine = FakeEngine()
     engine.fake_scorer = FakeScorer("a bus")
-    scores = score(film.plan, Path("any.mp4"), engine)
-    # The transition reaches over the whole first segment and five frames of the second.
-    assert scores["motion"] == pytest.approx((4 + 0 * 5) / 6)
-    assert scores["seams"] == [
-        {"into": "02", "ratio": None, "largest_step": None, "characters": None, "same_place": None}
-    ]
-    bus = scores["segments"][2]  # white pictures: all that its scene prompt wants, nothing of its action
+    scores = score(film.plan, path, engine)
+    assert [scene["motion"] for scene in scores["scenes"]] == [2, 4, 0]
+    assert scores["film"]["motion"] == 2
+    seam, cut = scores["seams"]
+    assert seam == {
+        "after": 1,
+        "blended": True,
+        "seam_ratio": 3,
+        "largest_step": 3,
+        "characters": None,
+        "same_place": None,
+    }
+    assert cut["seam_ratio"] == pytest.approx(206 / 3)
+    assert scores["film"]["seam_ratio"] == 3  # of the seam alone
+    bus = scores["scenes"][2]  # white pictures: all that its scene prompt wants, nothing of its action
     assert (bus["scene_fit"], bus["action_fit"]) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
-    assert scores["segments"][0]["scene_fit"] > 0.9  # dark ones
-    assert len(engine.fake_scorer.seen) == 3 * 4
-    shows(greys([*first, *second, *range(100, 112, 2)]))
-    (seam,) = score(film.plan, Path("any.mp4"), engine)["seams"]
-    assert (seam["ratio"], seam["largest_step"]) == (5, 5)  # the median step is 2
+    assert scores["scenes"][0]["scene_fit"] > 0.9  # dark ones
+    assert bus["shown"] == 0  # which are none of the cartoon world's
 
 
-def test_a_film_of_another_length_is_refused(fake_model: ModelSpec, shows: Any) -> None:
+def test_a_film_that_ends_early_is_refused(fake_model: ModelSpec, shows: Shows) -> None:
     (film,) = planned(seeds=1, names="full")
-    shows(greys([0] * 17))
-    with pytest.raises(StoryreelError, match="17 frames, planned were 18"):
-        score(film.plan, Path("any.mp4"), FakeEngine())
+    path = shows(film.plan, greys([0] * 17))
+    with pytest.raises(StoryreelError, match="ends after 17 of 18 looks"):
+        score(film.plan, path, FakeEngine())
 
 
 def part_of_dc() -> Plan:
@@ -228,47 +266,54 @@ def part_of_dc() -> Plan:
     return make_plan(story.model_copy(update={"scenes": story.scenes[2:5]}), "dc")
 
 
-def test_a_known_world_is_judged(shows: Any) -> None:
-    shows(torch.cat([drawn(2), drawn(3), drawn(6)]))
-    scores = score(part_of_dc(), Path("any.mp4"), FakeEngine())
-    assert [s["characters"] for s in scores["segments"]] == [True, True, False]
-    assert [s["place"] for s in scores["segments"]] == [True] * 3
+def test_a_known_world_is_judged(shows: Shows) -> None:
+    plan = part_of_dc()
+    scores = score(plan, shows(plan, torch.cat([drawn(2), drawn(3), drawn(6)])), FakeEngine())
+    assert [s["characters"] for s in scores["scenes"]] == [True, True, False]
+    assert [s["place"] for s in scores["scenes"]] == [True] * 3
     assert [s["same_place"] for s in scores["seams"]] == [False, True]
     metrics = film_metrics(scores)
     assert metrics["characters"] == pytest.approx(200 / 3)
-    assert metrics["seam_ratio_same_place"] == scores["seams"][1]["ratio"] > 1
+    ratio = metrics["seam_ratio_same_place"]
+    assert ratio == scores["seams"][1]["seam_ratio"] != metrics["seam_ratio"]
     assert metrics["largest_step_place_change"] == scores["seams"][0]["largest_step"]
     titles = [metric.title for metric in table_metrics([scores])]
     assert "seam ratio, place stays" in titles
-    assert "seam ratio, all seams" not in titles
+    assert "seam ratio" not in titles
+
+
+def test_nothing_is_nobody(shows: Shows) -> None:
+    """Grey noise is right in no scene, though a judge would find somebody in it."""
+    plan = part_of_dc()
+    noise = torch.randint(90, 160, (72, 64, 96, 3), generator=torch.Generator().manual_seed(0))
+    scores = score(plan, shows(plan, noise.to(torch.uint8)), FakeEngine())
+    assert [(s["characters"], s["place"], s["action"]) for s in scores["scenes"]] == [(False,) * 3] * 3
+    assert [s["characters"] for s in scores["seams"]] == [False, False]
 
 
 def test_metrics_by_hand() -> None:
-    segment = {"place": True, "action": None, "scene_fit": 0.2, "action_fit": None}
-    seam = {"characters": None}
+    scene = {"place": True, "action": None}
+    seam = {"characters": None, "blended": True}
+    own = {"seam_ratio": 2.0, "motion": 1.5, "scene_fit": None}
     scores = {
-        "motion": 1.5,
-        "segments": [segment | {"characters": right} for right in (True, False, True, True)],
+        "film": own,
+        "scenes": [scene | {"characters": right} for right in (True, False, True, True)],
         "seams": [
-            seam | {"ratio": 1.0, "largest_step": 3.0, "same_place": True},
-            seam | {"ratio": 5.0, "largest_step": 4.0, "same_place": False},
-            seam | {"ratio": 2.0, "largest_step": 9.0, "same_place": True},
-            seam | {"ratio": None, "largest_step": None, "same_place": True},
+            seam | {"seam_ratio": 1.0, "largest_step": 3.0, "same_place": True},
+            seam | {"seam_ratio": 5.0, "largest_step": 4.0, "same_place": False},
+            seam | {"seam_ratio": 2.0, "largest_step": 9.0, "same_place": True},
+            seam | {"seam_ratio": None, "largest_step": None, "same_place": True},
+            seam | {"seam_ratio": 70.0, "largest_step": 70.0, "same_place": None, "blended": False},
         ],
     }
-    assert film_metrics(scores) == {
+    assert film_metrics(scores) == own | {
         "characters": 75,
         "place": 100,
         "action": None,
         "transition_characters": None,
-        "seam_ratio": 2,
         "seam_ratio_same_place": 1.5,
-        "largest_step": 4,
         "largest_step_place_change": 4,
         "largest_step_max": 9,
-        "motion": 1.5,
-        "scene_fit": pytest.approx(0.2),
-        "action_fit": None,
     }
 
 
@@ -282,14 +327,16 @@ def test_films_are_paired_by_story_and_seed() -> None:
     # In another order, one without its pair, one whose pair has no value.
     films += [entry("a", 1, "without all", 12), entry("a", 0, "without all", 21)]
     films += [entry("b", 0, "without all", 100), entry("c", 0, "without all", 100)]
+    films += [entry("d", 0, "full", 0), entry("d", 0, "without all", 5)]
     found = compare(films)
-    assert found["summary"]["full"]["motion"] == {"mean": 1.5, "std": pytest.approx(0.5**0.5), "count": 2}
+    assert found["summary"]["full"]["motion"] == {"mean": 1, "std": 1, "count": 3}
     assert found["summary"]["full"]["place"] is None
+    difference = {"mean": 35 / 3, "low": 5, "high": 15, "pairs": 3, "stories": 2}
     assert found["differences"] == {
-        "without all": {m.key: None for m in METRICS}
-        | {"motion": {"mean": 15, "low": 10, "high": 20, "pairs": 2}}
+        "without all": {m.key: None for m in METRICS} | {"motion": pytest.approx(difference)}
     }
-    assert compare(films[3:])["differences"] == {}  # nothing to compare with
+    films = [film for film in films if film["variant"] != "full"]
+    assert compare(films)["differences"] == {}  # nothing to compare with
 
 
 @pytest.fixture
@@ -313,17 +360,64 @@ def test_the_command_prints_a_table_or_json_and_nothing_else_on_stdout(
     command += ["--variants", "full,without-twb"]
     assert run(command) == 0
     printed = capsys.readouterr()
-    assert "Mean ± standard deviation of 2 films" in printed.out
-    assert "Difference to full, 95 % interval" in printed.out
+    assert "Mean ± standard deviation of 2 films a column" in printed.out
+    assert "Difference to full, 95 % interval over 2 seeds of one story" in printed.out
     rows = [line for line in printed.out.splitlines() if "right place" in line]
     assert [row.count("–") for row in rows] == [2, 1]  # unknown: of two variants, of one difference
-    assert "seam ratio, all seams" in printed.out
+    assert "│ seam ratio " in printed.out
     assert "foxes, without twb, seed 6: 3 of 3 scenes rendered" in printed.err
     assert "rendered" not in printed.out
     assert run([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert {"films", "summary", "differences"} == set(report)
+    assert {"films", "summary", "differences", "same_films"} == set(report)
     assert [film["seed"] for film in report["films"]] == [5, 5, 6, 6]
+
+
+def test_eval_and_ablate_give_the_same_numbers(
+    story: Path,
+    tmp_path: Path,
+    engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every number of the same name, of the same film: `eval OUT` compares the variants as runs."""
+    story.write_text("cast: {first: {name: a fox, possessive: its}}\n" + TEXT.replace("a fox", "{first}"))
+    decode = FakeAdapter.decode
+
+    def moving(adapter: FakeAdapter, latents: Tensor) -> Tensor:
+        frames = decode(adapter, latents)
+        return frames // 2 + 3 * torch.arange(len(frames), dtype=torch.uint8).view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(FakeAdapter, "decode", moving)
+    spec = replace(MODELS["fake"], strangeness=None)  # or nobody would be told apart in greys
+    monkeypatch.setitem(MODELS, "fake", spec)
+    (spec.weights / "scorer").symlink_to(MINI_WEIGHTS / "scorer")
+    monkeypatch.setattr(
+        engine, "scorer", lambda spec: Scorer.load(spec.weights / "scorer", torch.device("cpu"))
+    )
+    monkeypatch.setattr(Encoders, "folder", lambda self, name: None)
+    out = tmp_path / "out"
+    variants = ["--seeds", "1", "--variants", "full,without-all"]
+    assert run(["ablate", str(story), *variants, "--out", str(out), "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)
+    page = str(tmp_path / "page.html")
+    assert run(["eval", str(out), "--report", page, "--json"]) == 0
+    theirs = json.loads(capsys.readouterr().out)
+    by_file = {film["file"]: film["scores"] for film in theirs["films"]}
+    assert len(by_file) == 2
+    for film in ours["films"]:
+        scores = by_file[film["film"]]
+        assert {name: film["metrics"][name] for name in scores["film"]} == scores["film"]
+        assert film["scenes"] == [
+            s | dict.fromkeys(("characters", "place", "action")) for s in scores["scenes"]
+        ]
+        assert film["seams"] == [s | dict.fromkeys(("characters", "same_place")) for s in scores["seams"]]
+        assert min(scores["film"][name] for name in ("seam_ratio", "largest_step", "motion")) > 0
+        assert None not in (scores["film"]["scene_fit"], scores["film"]["told_apart"])
+    full, plain = str(out / "full"), str(out / "without-all")
+    assert list(theirs["summary"]) == [full, plain]
+    for name, difference in theirs["differences"][plain].items():
+        assert ours["differences"]["without all"][name] == difference
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,9 @@ import pytest
 
 from storyreel import video
 from storyreel.cli import run
-from storyreel.errors import StoryreelError
 from storyreel.evaluation.encoders import Encoders
-from storyreel.evaluation.films import foreign_film
 from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
+from tests.evaluation.test_films import rendered
 
 W, H, FPS = 96, 64, 12
 SCENE = 2 * FPS
@@ -163,6 +163,8 @@ def test_rendered_folders_are_scored_and_compared(place: Path, capsys: pytest.Ca
     assert run(both) == 0
     printed, said = capsys.readouterr()
     assert "Scene 3 stands still for 1 s" in printed
+    assert "One film a column, looked at 12 times a second." in printed
+    assert "note: this is not the film that was rendered" in printed
     assert "CLIP-add" not in printed  # a metric without weights has no row
     assert "storyreel pull eval" in said
     page = (place / "both.html").read_text()
@@ -173,7 +175,7 @@ def test_rendered_folders_are_scored_and_compared(place: Path, capsys: pytest.Ca
     assert run([*both, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     difference = report["differences"][str(other)]["frozen"]
-    assert difference == {"mean": pytest.approx(1 / 6), "low": None, "high": None, "pairs": 1}
+    assert difference == {"mean": pytest.approx(1 / 6), "low": None, "high": None, "pairs": 1, "stories": 1}
     assert report["differences"][str(other)]["clip_add"] is None
     assert "storyreel pull eval" in report["missing"]["clip_add"]
 
@@ -199,38 +201,56 @@ def test_wrong_films_are_told_and_the_others_scored(place: Path, capsys: pytest.
         "holds half a render",
         "has 143 frames, its scenes 144",
         "has 15 frames a second, by its manifest 12",
-        "nowhere is not a folder",
+        "nowhere is not there",
         "text.mp4 is not a film",
     ):
         assert said.count(words) == 1, words
     assert "walk: nothing stands out" in printed
 
 
-def test_scenes_of_a_foreign_film(place: Path) -> None:
-    story, film = place / "walk.yaml", place / "out/walk/walk.mp4"  # with chapters
-    for segments in ("chapters", "equal", "2,4,6,8,10", "0,2,4,6,8,10"):
-        spans = foreign_film(story, film, segments, None).spans
-        assert [(span.start, span.stop) for span in spans] == [(24 * i, 24 * i + 24) for i in range(6)]
-        assert not spans[0].blended
-        assert all(span.blended for span in spans[1:])
-    for segments, words in {
-        "2,4": "2 times do not fit a story of 6 scenes",
-        "2,4,6,8,30": "do not fit into its 12.00 s",
-        "4,2,6,8,10": "do not fit into its 12.00 s",
-        "2,4,6,8,nan": "times do not fit",
-        "soon": "makes no sense",
-    }.items():
-        with pytest.raises(StoryreelError, match=words):
-            foreign_film(story, film, segments, None)
-    with pytest.raises(StoryreelError, match="has 12 frames a second, by --fps 24"):
-        foreign_film(story, film, "equal", 24)
-    slow = write_film(frames_of(film), place / "slow.mp4", fps=8)
-    with pytest.raises(StoryreelError, match="has 8 frames a second, by the story's model mini 12") as caught:
-        foreign_film(story, slow, "equal", None)
-    assert "--fps 8" in caught.value.remedy
-    assert foreign_film(story, slow, "equal", 8).fps == 8
-    with pytest.raises(StoryreelError, match="has 0 chapters, the story 6 scenes"):
-        foreign_film(story, slow, "chapters", 8)
+def remade(film: Path, name: str, *options: str) -> Path:
+    """Make another film of one with ffmpeg."""
+    other = film.with_name(name)
+    command = [video.ffmpeg(), "-v", "error", "-y", "-i", str(film), "-map", "0:v", *options, str(other)]
+    subprocess.run(command, check=True)
+    return other
+
+
+def test_the_same_film_made_one_of_25_frames_a_second(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Repeated frames neither make it smoother nor make it jump: it is looked at as what it is."""
+    own = place / "out/walk/walk.mp4"
+    fast = remade(own, "fast.mp4", "-r", "25", "-c:v", "libx264", "-crf", "12")
+    story, page = str(place / "walk.yaml"), str(place / "fast.html")
+    foreign = ["--story", story, "--video", str(fast), "--segments", "equal", "--report", page, "--json"]
+    assert run(["eval", str(place / "out"), *foreign]) == 0
+    ours, theirs = json.loads(capsys.readouterr().out)["films"]
+    assert (ours["fps"], theirs["fps"]) == (12, 12)
+    assert theirs["notes"] == [
+        "52% of its 25 frames a second repeat the one before: it is looked at as a film of 12"
+    ]
+    assert theirs["findings"] == ours["findings"] == []
+    for name, value in ours["scores"]["film"].items():
+        if value is not None:
+            assert theirs["scores"]["film"][name] == pytest.approx(value, rel=0.05, abs=0.05), name
+
+
+@pytest.mark.parametrize("source", ["testsrc", "noise"])
+def test_a_test_card_shows_nobody(place: Path, source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    card = place / f"{source}.mp4"
+    drawn = "testsrc=s=768x512:r=12:d=12"
+    if source == "noise":
+        drawn = "color=gray:s=768x512:r=12:d=12,noise=alls=80:allf=t"
+    command = [video.ffmpeg(), "-v", "error", "-f", "lavfi", "-i", drawn, str(card)]
+    subprocess.run(command, check=True)
+    story, page = str(place / "walk.yaml"), str(place / "card.html")
+    foreign = ["--story", story, "--video", str(card), "--segments", "equal", "--report", page]
+    assert run(["eval", *foreign]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("No scene shows anything that the film's model knows") == 1
+    assert "another character" not in printed
+    assert "looks like scene" not in printed
 
 
 def test_a_required_metric_without_weights_is_69(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +259,23 @@ def test_a_required_metric_without_weights_is_69(place: Path, capsys: pytest.Cap
     assert run(["eval", str(place / "out"), "--require", "beauty"]) == 2
     assert run(["eval"]) == 2
     assert run(["eval", "--story", str(place / "walk.yaml")]) == 2
+
+
+def test_a_report_that_cannot_be_written_costs_no_numbers_and_names_the_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that is read only."""
+    scored = SimpleNamespace(films=[None], plain=lambda: {"films": ["scored"]})
+    monkeypatch.setattr("storyreel.evaluate.evaluate", lambda *options: (scored, []))
+    monkeypatch.setattr("storyreel.evaluation.report.report_page", lambda evaluation: "page")
+    folder = rendered(tmp_path / "foxes")
+    (folder / "eval.html").mkdir()  # where the report would go
+    assert run(["eval", str(folder), "--json"]) == 73
+    printed, said = capsys.readouterr()
+    assert json.loads(printed) == {"films": ["scored"]}
+    assert "--report FILE" in said
+    assert run(["eval", str(folder), "--json", "--report", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text() == "page"
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

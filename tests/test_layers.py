@@ -20,18 +20,17 @@ LAYERS: list[set[str]] = [
     | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
     {"storyreel.calculation"},
     {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"} | {"storyreel.slurm"},
-    {"storyreel.render", "storyreel.mini.training", "storyreel.evaluation.fit"}
-    | {"storyreel.evaluation.report"},
+    {"storyreel.render", "storyreel.mini.training"} | {"storyreel.evaluation.report"},
     {"storyreel.making"},
     {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"}
     | {"storyreel.inventory"},
     {"storyreel.sampling", "storyreel.page", "storyreel.keys", "storyreel.mini.nets"}
     | {"storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
-    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew"}
+    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew", "storyreel.mini.judge"}
     | {"storyreel.evaluation.encoders", "storyreel.evaluation.films"},
     {"storyreel.plan", "storyreel.models.mochi", "storyreel.models.wan", "storyreel.models.ltx"}
-    | {"storyreel.mini.judge", "storyreel.mini.codec", "storyreel.mini.plots"},
+    | {"storyreel.mini.known", "storyreel.mini.codec", "storyreel.mini.plots"},
     {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
@@ -41,6 +40,7 @@ LAYERS: list[set[str]] = [
     {"storyreel.store", "storyreel.remembered", "storyreel.differences"},
     {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
+    | {"storyreel.evaluation.rates"}
     | {"storyreel.evaluation.verdicts", "storyreel.evaluation.pictures", "storyreel.evaluation.registry"},
     {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
     | {"storyreel.method.blending", "storyreel.method.memory"}

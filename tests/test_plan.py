@@ -182,6 +182,24 @@ def test_whether_prompts_are_weighed_is_the_models_choice_unless_somebody_says()
     assert plan_of(text).settings.method.weighting is True
 
 
+def test_published_blending_and_its_window() -> None:
+    """It has window 1 by itself, whoever chose it; another window beside it is refused with what to type."""
+    published = STORY + "render: {method: {blending: published}}\n"
+    assert plan_of(published).settings.method.window == 1
+    assert plan_of(STORY, method=("blending=published",)).settings.method.window == 1
+    assert plan_of(published, method=("blending=joint",)).settings.method.window == 4
+    wide = STORY + "render: {method: {window: 2}}\n"
+    for text, method in ((published, ("window=4",)), (wide, ("blending=published",))):
+        with pytest.raises(UsageError, match="window must be 1 or left out, not") as caught:
+            plan_of(text, method=method)
+        assert "--method window=1" in caught.value.remedy
+    with pytest.raises(ScriptError, match=r"story\.yaml:.*published blending"):
+        plan_of(STORY + "render: {method: {blending: published, window: 2}}\n")
+    with pytest.raises(UsageError) as caught:
+        plan_of(STORY, method=("alignment=1",))
+    assert caught.value.remedy == "Set all of them."
+
+
 # what is set: words of the message
 ILLEGAL = {
     "window: 0": "window must be a whole number from 1 to 64, not 0",

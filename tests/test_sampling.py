@@ -270,7 +270,7 @@ def test_equal_prompts_make_every_weight_the_same(tiny: MochiAdapter, plan: Plan
 
 
 def test_the_published_form_pulls_the_first_noise(plan: Plan) -> None:
-    plan = plan_of(STORY, method=("blending=published", "window=1"))
+    plan = plan_of(STORY, method=("blending=published",))
     before = torch.ones(1, 12, 3, 8, 8)
     segment = plan.segments[1]
     pulled, noise = first_noise(plan, segment, before), segment_noise(plan, segment)
@@ -278,6 +278,27 @@ def test_the_published_form_pulls_the_first_noise(plan: Plan) -> None:
     assert torch.allclose(pulled, 2 * gamma + math.sqrt(1 - (2 * gamma) ** 2) * noise, atol=1e-5)
     assert torch.equal(first_noise(plan, segment, None), noise)
     assert torch.equal(first_noise(plan_of(CUTS), segment, before), noise)
+
+
+def test_the_published_form_pulls_towards_the_neighbour(plan: Plan) -> None:
+    """Each of five scenes begins with its own neighbour's latents in its noise, not with an earlier one's."""
+    begun: list[Tensor] = []
+
+    class Watched(FakeAdapter):
+        def predict(
+            self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
+        ) -> list[Tensor]:
+            if sigma == 1:
+                begun.append(x)
+            return super().predict(x, sigma, texts)
+
+    text = HEAD + "".join(f"  - [a {n}, it goes]\n" for n in ("fox", "dog", "cat", "cow", "ape"))
+    plan = plan_of(text, method=("blending=published", "gamma=0.4"))
+    latents = film(Watched(TINY), plan)
+    for segment, noise in zip(plan.segments, begun, strict=True):
+        before = latents[segment.index - 1] if segment.index else None
+        assert torch.equal(noise, first_noise(plan, segment, before))
+    assert not torch.equal(begun[4], segment_noise(plan, plan.segments[4]))
 
 
 def test_memory_reaches_the_segments_behind_and_its_weight_fades_to_nothing(

@@ -65,7 +65,14 @@ def test_every_input_of_ffmpeg_is_held_to_local_files() -> None:
     tree = ast.parse((ROOT / "storyreel" / "video.py").read_text())
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     reading = [f for f in functions if "'-i', _argument" in ast.unparse(f)]
-    assert {f.name for f in reading} == {"join", "read_frames", "probe", "count_frames", "_described"}
+    assert {f.name for f in reading} == {
+        "join",
+        "read_frames",
+        "probe",
+        "survey",
+        "count_frames",
+        "_described",
+    }
     for function in reading:
         held = "'-protocol_whitelist', 'file,pipe'" if function.name == "join" else "*_INPUT"
         words = ast.unparse(function)

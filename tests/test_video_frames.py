@@ -123,6 +123,123 @@ def test_other_containers_are_read_too(film: Path, tmp_path: Path, name: str) ->
     assert sum(map(len, video.read_frames(other, WIDTH, HEIGHT))) == 10 * WIDTH * HEIGHT * 3
 
 
+def made(film: Path, name: str, *options: str, before: tuple[str, ...] = ()) -> Path:
+    """Make another film of one with ffmpeg."""
+    other = film.with_name(name)
+    command = [video.ffmpeg(), "-v", "error", *before, "-i", str(film), *options, str(other)]
+    subprocess.run(command, check=True)
+    return other
+
+
+def mean_frames(path: Path, width: int, height: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    data = b"".join(video.read_frames(path, width, height, "auto", video.probe(path).hdr))
+    return np.frombuffer(data, np.uint8).reshape(-1, height, width, 3).astype(float)
+
+
+def test_when_frames_are_shown(film: Path) -> None:
+    frames = video.survey(film)
+    assert frames.times == pytest.approx([i / FPS for i in range(10)], abs=1e-6)
+    assert frames.changes[0] == 0
+    assert min(frames.changes[1:]) > 5
+    few = made(film, "few.mp4", "-vf", "select='not(between(n,3,5))'", "-fps_mode", "vfr")
+    assert video.survey(few).times == pytest.approx([i / FPS for i in (0, 1, 2, 6, 7, 8, 9)], abs=1e-3)
+    twice = made(film, "twice.mp4", "-r", str(2 * FPS))
+    changes = video.survey(twice).changes
+    assert len(changes) == 20
+    assert max(changes[2::2]) > 5 > 10 * max(changes[1::2]) or max(changes[1::2]) > 5 > 10 * max(
+        changes[2::2]
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_times_never_fall_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ffmpeg"
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
+
+    def says(*times: str) -> None:
+        lines = "".join(f"frame:{i} pts:{t} pts_time:?\\nlavfi.scd.mafd=2.0\\n" for i, t in enumerate(times))
+        script.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        script.chmod(0o755)
+
+    says("0", "200000", "100000", "-5", "300000")
+    assert video.survey(tmp_path / "any.avi").times == (0, 0.2, 0.2, 0.2, 0.3)
+    says("0", "NOPTS")
+    with pytest.raises(StoryreelError, match="its frames have no times"):
+        video.survey(tmp_path / "any.avi")
+
+
+@pytest.mark.parametrize("name", ["matroska", "webm", "mp4"])
+def test_a_format_without_a_length(film: Path, tmp_path: Path, name: str) -> None:
+    """As they come out of a pipe or a browser."""
+    codec = ["-c:v", "libvpx"] if name == "webm" else ["-c", "copy"]
+    flags = ["-movflags", "empty_moov+frag_keyframe"] if name == "mp4" else []
+    command = [video.ffmpeg(), "-v", "error", "-i", str(film), *codec, *flags, "-f", name, "-"]
+    piped = tmp_path / f"piped.{name}"
+    piped.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert video.probe(piped).fps == FPS
+    assert video.survey(piped).times == pytest.approx([i / FPS for i in range(10)], abs=1e-3)
+
+
+def test_a_films_cover_is_not_the_film(film: Path) -> None:
+    cover = made(film, "cover.png", "-vf", "negate,scale=64:64", "-frames:v", "1")
+    for name in ("with.mp4", "with.mkv"):
+        if name.endswith("mkv"):
+            maps = ["-map", "0", "-c", "copy", "-attach", str(cover), "-metadata:s:t", "mimetype=image/png"]
+        else:
+            maps = [
+                "-i",
+                str(cover),
+                "-map",
+                "1",
+                "-map",
+                "0",
+                "-c",
+                "copy",
+                "-disposition:v:0",
+                "attached_pic",
+            ]
+        other = made(film, name, *maps)
+        facts = video.probe(other)
+        assert (facts.width, facts.height, facts.fps) == (4 * WIDTH, 4 * HEIGHT, FPS)
+        assert len(video.survey(other).times) == video.count_frames(other) == 10
+        assert np.array_equal(mean_frames(other, WIDTH, HEIGHT), mean_frames(film, WIDTH, HEIGHT))
+
+
+def test_pictures_are_seen_as_a_player_shows_them(film: Path) -> None:
+    """In square pixels, and upright."""
+    wide = made(film, "wide.mp4", "-vf", f"scale={2 * WIDTH}:{4 * HEIGHT},setsar=2/1")
+    assert (video.probe(wide).width, video.probe(wide).height) == (4 * WIDTH, 4 * HEIGHT)
+    turned = made(film, "turned.mp4", "-c", "copy", before=("-display_rotation", "90"))
+    assert (video.probe(turned).width, video.probe(turned).height) == (4 * HEIGHT, 4 * WIDTH)
+    upright = np.rot90(mean_frames(film, WIDTH, HEIGHT), 1, (1, 2))
+    assert np.abs(mean_frames(turned, HEIGHT, WIDTH) - upright).mean() < 2
+
+
+@pytest.mark.parametrize(("transfer", "hdr"), video.HDR.items())
+def test_hdr_is_brought_to_what_other_films_have(film: Path, transfer: str, hdr: str) -> None:
+    coded = f"zscale=transfer={transfer}:primaries=bt2020:matrix=bt2020nc:range=tv:npl=100,format=yuv420p10le"
+    other = made(film, f"{hdr}.mp4", "-vf", coded, "-c:v", "libx264", "-crf", "10")
+    assert video.probe(other).hdr == hdr
+    assert video.probe(film).hdr == ""
+    true = mean_frames(film, WIDTH, HEIGHT)
+    raw = b"".join(video.read_frames(other, WIDTH, HEIGHT, "auto"))
+    unmapped = np.frombuffer(raw, np.uint8).reshape(true.shape).astype(float)
+    # Colours above half of the range are pressed together a little, so that brighter ones have room.
+    assert np.abs(mean_frames(other, WIDTH, HEIGHT) - true).mean() < 15
+    assert np.abs(unmapped - true).mean() > 2 * np.abs(mean_frames(other, WIDTH, HEIGHT) - true).mean()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
+def test_an_ffmpeg_that_cannot_map_hdr_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "ffmpeg"
+    script.write_text("#!/bin/sh\necho \"No such filter: 'zscale'\" >&2\nexit 8\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
+    with pytest.raises(StoryreelError, match=r"is HDR \(PQ\), which this ffmpeg cannot map") as caught:
+        list(video.read_frames(tmp_path / "any.mp4", WIDTH, HEIGHT, "auto", "PQ"))
+    assert "zscale" in caught.value.remedy
+
+
 def test_what_has_no_picture_is_no_film(tmp_path: Path, film: Path) -> None:
     silence, listed = tmp_path / "silence.mp4", tmp_path / "list.mp4"
     source = ["-f", "lavfi", "-i", "anullsrc", "-t", "1"]
@@ -133,3 +250,5 @@ def test_what_has_no_picture_is_no_film(tmp_path: Path, film: Path) -> None:
             video.probe(path)
         with pytest.raises(StoryreelError, match="cannot read"):
             video.count_frames(path)
+        with pytest.raises(StoryreelError, match="cannot read"):
+            video.survey(path)

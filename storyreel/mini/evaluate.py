@@ -151,7 +151,7 @@ class Studio:
             None if trial.place is None else v.place is trial.place,
             None if trial.action is None else v.action is trial.action,
         )
-        seen = f"{' and '.join(sorted(v.characters))}, {v.place}, {v.action}"
+        seen = f"{' and '.join(sorted(v.characters))}, {v.place}, {v.action}" if opinion.known else "nothing"
         return Result(trial, seen, right, likelihood(opinion, trial), frames)
 
 

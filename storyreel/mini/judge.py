@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .known import strangeness
 from .world import DUET_ACTIONS, Action, Actor, Character, Clip, Place
 
 CHARACTERS, PLACES = tuple(Character), tuple(Place)
@@ -30,24 +31,33 @@ CASTS_MATRIX = torch.tensor([[float(c in cast) for c in CHARACTERS] for cast in 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a clip shows: everybody in it, the place, and what the first character does."""
+    """What a clip shows: everybody in it, the place, and what the first character does.
+
+    Of a clip that shows nothing of the cartoon world: nobody, and None.
+    """
 
     characters: frozenset[Character]
-    place: Place
-    action: Action
+    place: Place | None
+    action: Action | None
+
+
+NOTHING = Verdict(frozenset(), None, None)
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """Log-probabilities of every cast, place and action."""
+    """Log-probabilities of every cast, place and action, if the clip is ``known`` to be of their world."""
 
     casts: Tensor
     places: Tensor
     actions: Tensor
+    known: bool = True
 
     @property
     def verdict(self) -> Verdict:
-        """The likeliest of each."""
+        """The likeliest of each; of a clip that is of another world, none of them."""
+        if not self.known:
+            return NOTHING
         return Verdict(
             CASTS[int(self.casts.argmax())],
             PLACES[int(self.places.argmax())],
@@ -96,11 +106,15 @@ class Judge(nn.Module):
     @torch.inference_mode()
     def judge(self, clip: Tensor) -> Opinion:
         """Judge a clip, uint8 (T, H, W, 3) at 12 frames per second."""
-        video = clip[::STRIDE][:LONGEST].permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        looked_at = clip[::STRIDE][:LONGEST]
+        video = looked_at.permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         characters, places, actions = (scores[0].float() for scores in self(video))
         # A scene has one or two characters: scores of such casts only.
         return Opinion(
-            (CASTS_MATRIX @ characters).log_softmax(0), places.log_softmax(0), actions.log_softmax(0)
+            (CASTS_MATRIX @ characters).log_softmax(0),
+            places.log_softmax(0),
+            actions.log_softmax(0),
+            strangeness(looked_at) <= 1,
         )
 
 

@@ -43,8 +43,9 @@ class ModelSpec:
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
-    tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
-    alone.
+    tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says how
+    unlike anything in that world some pictures are (`mini.known.strangeness`), so that nobody is found in
+    them who cannot be. Both are for measuring alone.
     """
 
     name: str
@@ -84,6 +85,7 @@ class ModelSpec:
     memory_gb: dict[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     judge: str | None = None
+    strangeness: str | None = None
 
     @property
     def label(self) -> str:
@@ -176,6 +178,7 @@ MODELS: dict[str, ModelSpec] = {
             memory_mb=850,
             measured_on="two CPU cores",
             judge="storyreel.mini.verdicts:judge_film",
+            strangeness="storyreel.mini.known:strangeness",
         ),
         ModelSpec(
             name="mochi",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
 
 from storyreel.mini.evaluate import FRAMES, SEED, of_clip, true_clips
-from storyreel.mini.judge import CASTS, WEIGHTS, Judge, Opinion, load_judge, loosened, truth
+from storyreel.mini.judge import CASTS, NOTHING, WEIGHTS, Judge, Opinion, load_judge, loosened, truth
 from storyreel.mini.lessons import sample_example
 from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
+from tests.mini.test_known import nothings
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,13 @@ def test_probabilities_are_of_one_or_two_characters(judge: Judge) -> None:
     assert len(CASTS) == 6 + 15
     for part in (opinion.casts, opinion.places, opinion.actions):
         assert float(part.exp().sum()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("nothing", sorted(nothings(1)))
+def test_it_finds_nobody_in_what_shows_nothing(judge: Judge, nothing: str) -> None:
+    opinion = judge.judge(nothings(1)[nothing])
+    assert opinion.verdict == NOTHING
+    assert replace(opinion, known=True).verdict.characters  # whom it would have chosen
 
 
 def test_loosening_keeps_the_truth() -> None:

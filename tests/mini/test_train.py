@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from storyreel.mini import train
-from storyreel.mini.judge import load_judge
+from storyreel.mini.judge import ACTIONS, load_judge
 from storyreel.mini.training import clips, judge, transformer
 from storyreel.mini.world import Place
 from storyreel.models.base import load_adapter
@@ -55,12 +55,8 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
     assert velocity.isfinite().all()
     scorer = Scorer.load(target / "scorer", torch.device("cpu"))
     assert scorer.embed_texts(["a corgi dog is sitting", ""]).shape == (2, 128)
-    verdict = (
-        load_judge(tmp_path / "judge.safetensors")
-        .judge(torch.zeros(25, 64, 96, 3, dtype=torch.uint8))
-        .verdict
-    )
-    assert verdict.place in Place
+    opinion = load_judge(tmp_path / "judge.safetensors").judge(torch.zeros(25, 64, 96, 3, dtype=torch.uint8))
+    assert (len(opinion.places), len(opinion.actions)) == (len(Place), len(ACTIONS))
 
 
 def test_training_goes_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
