@@ -24,7 +24,7 @@ from storyreel.remembered import RememberedHashes
 
 # Facts of a model that shape none of its pictures, or are said elsewhere: in settings or in scenes.
 NO_FACTS = {
-    *("name", "title", "licence", "weights", "hub", "revision", "judge"),
+    *("name", "title", "licence", "weights", "hub", "revision", "judge", "strangeness"),
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("quantize", "weighting", "fps", "upscale"),
     *("architecture", "boundary_ratio"),  # of random weights
