@@ -263,7 +263,7 @@ def test_an_edited_formula_is_ablated_anew(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode_nothing(monkeypatch)
-    scores = {"film": {}, "scenes": [], "seams": []}
+    scores: dict[str, object] = {"film": {}, "scenes": [], "seams": []}
     monkeypatch.setattr(ablation, "score", lambda *_: scores)
     text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
     films = ablation.plan_films(
