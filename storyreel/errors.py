@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(number: int, noun: str, many: str = "") -> str:
+    """Return a number with its noun, as in "1 scene" and "2 scenes"; ``many`` is a plural of another form."""
+    return f"{number} {noun if number == 1 else many or noun + 's'}"
+
+
 class StoryreelError(Exception):
     """Base of the tree; exit code 1."""
 
@@ -39,26 +44,34 @@ class UsageError(StoryreelError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with a script. Lines and columns count from 1; ``source`` is the line."""
+    """One thing wrong with a script. Lines and columns count from 1; ``source`` is the line.
+
+    ``mended`` is the line as it may have been meant, "" if that is not known.
+    """
 
     message: str
     line: int = 1
     column: int = 1
     source: str = ""
+    mended: str = ""
 
     def saying(self, message: str) -> Fault:
         """Return a fault at the same place."""
         return replace(self, message=message)
 
     def format(self, path: str, kind: str = "error") -> str:
-        """Return ``path:line:column: error: …``, the source line and a caret under the place."""
+        """Return ``path:line:column: error: …``, the line, a caret under the place, and the mended line.
+
+        ``kind`` stands for the word error.
+        """
         # Long lines are shown around the place; anything that does not print shows as a dot.
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
         before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
         head = printable(f"{path}:{self.line}:{self.column}: {kind}: {self.message}")
         margin = f"{self.line:5d} | "
-        return f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
+        text = f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
+        return text + (f"\nwrite | {printable(self.mended)}" if self.mended else "")
 
 
 def _cells(char: str) -> int:
@@ -74,7 +87,7 @@ class ScriptError(StoryreelError):
     exit_code = 65
 
     def __init__(self, path: str, faults: list[Fault]) -> None:
-        super().__init__(f"{path}: {len(faults)} fault(s)")
+        super().__init__(f"{path}: {counted(len(faults), 'fault')}")
         self.path = path
         self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
 
@@ -108,9 +121,18 @@ class LockedError(StoryreelError):
 
 
 class StoppedError(StoryreelError):
-    """A signal has stopped a render; the same command goes on."""
+    """A signal has stopped a command; the same command goes on."""
 
     exit_code = 75
+
+    def __str__(self) -> str:  # it is no error
+        return printable(f"{self.message}\n{self.remedy}".rstrip())
+
+
+class InterruptError(StoppedError):
+    """Ctrl-C has."""
+
+    exit_code = 130
 
 
 class NumericsError(StoryreelError):

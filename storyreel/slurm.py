@@ -19,8 +19,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from storyreel.checkpoint import write_atomically, writing
+from pydantic import TypeAdapter
+
 from storyreel.errors import MissingError, OutputError, SlurmError, UsageError
+from storyreel.film.folder import read_json, write_atomically, writing
 
 FOLDER = "slurm"  # of scripts, records and logs, in the films' folder
 PATIENCE = 30.0  # seconds for Slurm to say how its jobs are
@@ -52,15 +54,15 @@ while [ "$again" ]; do # a signal ends this wait, not the render
     code=$?
 done
 
-case "$stopping$code" in
-175 | 1138 | 1143) # stopped, or ended by USR1 or TERM before it could listen
+if [ "$stopping" ] && [ "$code" != 0 ]; then # whatever ends a render that was told to stop, it is to go on
     element="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     # What Slurm has ended itself, it puts back into the queue itself, or does not want there.
-    if [ "$(squeue --noheader --jobs="$element" --format=%T)" = RUNNING ]; then
+    if ! command -v scontrol >/dev/null; then
+        echo "there is no scontrol on this node: the story is not queued again; submit it again" >&2
+    elif [[ "$(scontrol show job "$element")" == *JobState=RUNNING* ]]; then
         scontrol requeue "$element"
     fi
-    ;;
-esac
+fi
 exit "$code"
 """
 
@@ -72,6 +74,9 @@ class Submission:
     job: str
     submitted: str
     films: dict[str, str]
+
+
+_SUBMISSION = TypeAdapter(Submission)
 
 
 def job_script(stories: Iterable[Path], arguments: Iterable[str], directives: Iterable[str]) -> str:
@@ -141,16 +146,27 @@ def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
     return submission
 
 
+def cannot_requeue() -> bool:
+    """Tell whether this machine lacks what a job's node needs to put a story back into the queue."""
+    return shutil.which("scontrol") is None
+
+
 def last_submission(out: Path) -> Submission | None:
     """Return the latest of the submissions that are recorded in ``out``, None if there is none."""
     found = []
     for path in (out / FOLDER).glob("*.json"):
         try:
-            record = json.loads(path.read_bytes())
-            found.append(Submission(record["job"], record["submitted"], dict(record["films"])))
-        except (OSError, ValueError, TypeError, KeyError):  # not ours, or gone
+            record = _SUBMISSION.validate_python(read_json(path))
+        except (OSError, ValueError):  # not ours, or gone
             continue
+        # What names another folder is not ours either.
+        if re.fullmatch("[0-9]{1,18}", record.job) and all(map(_is_name, record.films)):
+            found.append(record)
     return max(found, key=lambda submission: (submission.submitted, int(submission.job)), default=None)
+
+
+def _is_name(text: str) -> bool:
+    return text not in ("", ".", "..") and not set(text) & set("/\\\0")
 
 
 def log_of(out: Path, job: str, element: int) -> Path:
@@ -177,8 +193,8 @@ def element_states(job: str) -> dict[int, str]:
 def _ask(*command: str) -> str | None:
     """Return what one of Slurm's commands prints, "" if it fails, None if it is not here."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    except FileNotFoundError:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE)
+    except OSError:  # it is not here, or not for us
         return None
     except subprocess.TimeoutExpired:
         raise SlurmError("Slurm does not answer", "Ask again later.") from None

@@ -1,33 +1,72 @@
-"""SIGTERM and SIGUSR1 ask a render to stop, as batch systems do when they need the machine."""
+"""Signals that ask a command to stop, as from Ctrl-C, a batch system that needs the machine, a lost line.
+
+What is imported here is small: nothing is listened to before.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import time
+from contextlib import contextmanager, suppress
 
-from storyreel.errors import StoppedError
+TYPE_CHECKING = False  # typing itself takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import NoReturn
 
-WORDS = "stopped by a signal", "What is finished is kept. Run the same command again to go on."
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    from storyreel.errors import StoppedError
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+SIGNALS: list[signal.Signals] = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+AGAIN = "Run the same command again."
+KEPT = f"What is finished is kept. {AGAIN[:-1]} to go on."
+SAME = 0.1  # seconds in which two interrupts are one: timeout(1) sends it to the process and to its group
+
+
+class Stopped(KeyboardInterrupt):
+    """What a signal raises, wherever the program is: libraries let a KeyboardInterrupt through.
+
+    A class of its own, since CPython remembers if KeyboardInterrupt itself comes out of ``exec`` of a string,
+    as it may while any dataclass is imported. ``python -m`` then dies of SIGINT, whatever its exit code.
+    """
 
 
 class Stop:
-    """Whether a signal has asked to stop. Only the first counts: preemption sends one after the other."""
+    """Whether a signal has asked to stop. Only the first counts: preemption sends one after the other.
 
-    def __init__(self) -> None:
-        self.asked = False
+    But Ctrl-C pressed again ends what is still being saved. ``remedy`` is what to do after a stop.
+    """
+
+    def __init__(self, remedy: str = AGAIN) -> None:
+        self.remedy = remedy
+        self._signal: int | None = None
+        self._interrupted: float | None = None  # when the first Ctrl-C came
         self._held = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has come."""
+        return self._signal is not None
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: leave at once, unless what is under way is to be saved first."""
-        if self.asked:
-            return
-        self.asked = True
-        if not self._held:
-            raise KeyboardInterrupt  # which libraries let through, whatever they are doing
+        first, again = not self.asked, False
+        if first:
+            self._signal = number
+        if number == signal.SIGINT:
+            again = self._interrupted is not None and time.monotonic() - self._interrupted > SAME
+            self._interrupted = self._interrupted or time.monotonic()
+        if again:
+            self._signal = number
+        if again or (first and not self._held):
+            raise Stopped
+        if first and number == signal.SIGINT:
+            with suppress(Exception):  # it may have come within another print
+                print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -42,26 +81,59 @@ class Stop:
     def check(self) -> None:
         """Raise StoppedError if a signal has come."""
         if self.asked:
-            raise StoppedError(*WORDS)
+            raise self.error()
+
+    def error(self) -> StoppedError:
+        """Return what a stop is at the command line."""
+        from storyreel.errors import InterruptError, StoppedError
+
+        if self._signal in (None, signal.SIGINT):
+            return InterruptError("interrupted", self.remedy)
+        return StoppedError(f"stopped by {signal.Signals(self._signal).name}", self.remedy)
 
 
 @contextmanager
-def stopping() -> Iterator[Stop]:
+def stopping(remedy: str = AGAIN) -> Iterator[Stop]:
     """Listen for signals. Raises StoppedError once one has come, and then ignores others.
 
-    The process is on its way out then: another signal must not take its exit code away.
+    The process is on its way out then: another signal must not take its exit code away. Whatever else is
+    raised after a signal comes of it: it may have broken off an import. Only that something could not be
+    written is told as it is. A signal that is ignored stays ignored: SIGHUP is, under nohup.
     """
-    stop = Stop()
-    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    stop = Stop(remedy)
+    in_main = threading.current_thread() is threading.main_thread()  # no other handles signals
+    before = {number: signal.getsignal(number) for number in SIGNALS if in_main}
+    before = {number: was for number, was in before.items() if was not in (signal.SIG_IGN, None)}
     try:
+        for number in before:
+            signal.signal(number, stop.ask)
         yield stop
-    except KeyboardInterrupt:
-        stop.check()
+    except BaseException as error:
+        from storyreel.errors import OutputError, StoppedError
+
+        if stop.asked and not isinstance(error, OutputError | StoppedError):
+            raise stop.error() from error
         raise
     finally:
-        for number, handler in before.items():
-            # Ours would not do: Python takes handlers away some time before its end.
-            signal.signal(number, signal.SIG_IGN if stop.asked else handler)
+        for number, was in before.items():
+            if stop.asked:  # our own handler would not do: Python takes it away some time before its end
+                signal.signal(number, signal.SIG_IGN)
+            elif signal.getsignal(number) == stop.ask:  # and not yet ignored
+                signal.signal(number, was)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code that no signal takes away any more."""
+    from storyreel.errors import InterruptError, StoppedError
+
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if code in (StoppedError.exit_code, InterruptError.exit_code):
+        # The signal may have come anywhere, also while a library in C++ was imported: nothing is tidied up.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
@@ -74,12 +146,12 @@ def deferred() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other handles signals
-        handled = [number for number in (signal.SIGINT, *SIGNALS) if callable(signal.getsignal(number))]
+        handled = [number for number in SIGNALS if callable(signal.getsignal(number))]
         before = {number: signal.signal(number, note) for number in handled}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in dict.fromkeys(came):
-        signal.raise_signal(number)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)

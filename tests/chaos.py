@@ -2,7 +2,9 @@
 
 The embedded model is loaded once, then every render is a fork of this process, which is killed
 after a random time. It is rendered again until it ends by itself; its film must be that of a
-render that nobody disturbed. One interruption in five is a SIGTERM, which must end with 75.
+render that nobody disturbed. One interruption in five is a SIGTERM, which must end with 75. Every second
+story is rendered where the film of another seed is: that must be whole after every kill, and
+to go back to it must render nothing.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from typing import Any
 import torch
 
 from storyreel import render as rendering
+from storyreel.denoise.prompts import all_prompts
 from storyreel.errors import StoppedError
 from storyreel.models.specs import MODELS
-from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.prompts import all_prompts
 from storyreel.stopping import SIGNALS, stopping
-from storyreel.story import parse_story
+from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.schema import parse_story
 
 NAME = "short"
 PAIRS = [("a park", "a corgi dog is sitting"), ("a street", "a corgi dog is walking")]
@@ -107,24 +109,33 @@ class Chaos:
 
     @staticmethod
     def _hashes(out: Path) -> dict[str, str]:
-        """Return what every finished file of a film holds: of the manifest, all but times."""
+        """Return what every finished file of a folder holds: of records and manifest, all but times."""
         found = {}
         for path in sorted((out / NAME).rglob("*")):
-            if path.suffix in (".mp4", ".safetensors", ".html") and not path.name.startswith("."):
+            if path.name.startswith(".") or ".window." in path.name or not path.is_file():
+                continue
+            if path.suffix == ".json":
+                found[path.name] = json.dumps(timeless(json.loads(path.read_text())))
+            elif path.suffix in (".mp4", ".safetensors", ".html"):
                 found[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        found["manifest.json"] = json.dumps(timeless(json.loads((out / NAME / "manifest.json").read_text())))
         return found
 
-    def _torn(self, index: int, out: Path) -> int:
+    def _is_whole(self, index: int, out: Path) -> bool:
+        """Tell whether all of a film is there, whatever lies beside it."""
+        found = self._hashes(out)
+        return {name: found.get(name) for name in self._whole[index]} == self._whole[index]
+
+    def _torn(self, films: Sequence[int], out: Path) -> int:
         """Count files with a finished file's name that are not what they are in the end."""
         try:
             found = self._hashes(out)
-        except FileNotFoundError:
-            return 0  # before the first manifest
         except ValueError:
             return 1
-        whole = self._whole[index]
-        return sum(found[name] != whole[name] for name in found.keys() & whole.keys() - {"manifest.json"})
+        wholes = [self._whole[index] for index in films]
+        return sum(
+            any(name in whole for whole in wholes) and not any(whole.get(name) == value for whole in wholes)
+            for name, value in found.items()
+        )
 
     def _orphans(self, out: Path) -> int:
         """Count the processes that still work on a killed render's files after `ORPHANED` seconds."""
@@ -134,9 +145,13 @@ class Chaos:
         return count
 
     def interrupt(self, kills: int) -> None:
-        """Render story after story, killing each at random until it is finished, ``kills`` times in all."""
-        while self.figures["kills"] < kills:
+        """Render two stories or more, killing each at random until it is finished, ``kills`` times in all."""
+        while self.figures["kills"] < kills or self.figures["stories"] < 2:
             index, out = self.figures["stories"] % len(SEEDS), self._out / "torn"
+            before = (index + 1) % len(SEEDS) if self.figures["stories"] % 2 else None
+            films = [index] if before is None else [before, index]
+            if before is not None:
+                shutil.copytree(self.reference(before), out)
             while True:
                 process = self._start(index, out)
                 gentle = self._random.random() < 0.2
@@ -147,11 +162,19 @@ class Chaos:
                 code = self._wait(process)
                 self.figures["stops" if gentle else "kills"] += 1
                 self.figures["stops that did not end with 75"] += gentle and code not in (0, 75)
-                self.figures["windows kept"] += (out / NAME / "segments" / "window.safetensors").exists()
-                self.figures["torn files"] += self._torn(index, out)
+                kept = (out / NAME / "segments").glob("*.window.safetensors")
+                self.figures["windows kept"] += any(True for _ in kept)
+                self.figures["torn files"] += self._torn(films, out)
+                self.figures["films gone"] += before is not None and not (out / NAME / f"{NAME}.mp4").exists()
                 self.figures["orphans"] += self._orphans(out)
             self.figures["stories"] += 1
-            self.figures["identical films"] += self._hashes(out) == self._whole[index]
+            self.figures["identical films"] += self._is_whole(index, out)
+            if before is not None:
+                code = self._wait(self._start(before, out))
+                events = (out / NAME / "events.jsonl").read_text().splitlines()
+                free = json.loads(events[-1]).get("rendered") == 0
+                self.figures["ways back"] += 1
+                self.figures["ways back for nothing"] += free and code == 0 and self._is_whole(before, out)
             shutil.rmtree(out)
 
     def _wait_for(self, process: int, seconds: float) -> bool:
@@ -175,6 +198,7 @@ class Chaos:
             lambda: sorted((out / NAME / "segments").glob("*.safetensors")),
             lambda: [out / NAME / "manifest.json"],
             lambda: [out / NAME / "index.html"],
+            lambda: sorted((out / NAME / "segments").glob("*.json")),
         ]
         for count in range(flips):
             path = self._random.choice(kinds[count % len(kinds)]())
@@ -195,10 +219,11 @@ class Chaos:
 
 
 def timeless(value: Any) -> Any:
-    """Return a manifest without what differs from one render to the next: times, and seals over them."""
+    """Return a manifest or a record without what differs from one render to the next: times, and seals."""
     if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if not ("decided" in value and k in ("seconds", "sha256"))}
-        return {k: timeless(v) for k, v in kept.items() if k != "window"}
+        own = "decided" in value and "device" in value  # of a segment, whose length in seconds is not meant
+        kept = {k: v for k, v in value.items() if not (own and k in ("seconds", "seal"))}
+        return {k: timeless(v) for k, v in kept.items()}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
@@ -234,8 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(figures, indent=2))
     else:
         print("\n".join(f"{count:6d} {name}" for name, count in figures.items()))
-    bad = ("torn files", "orphans", "stops that did not end with 75")
+    bad = ("torn files", "films gone", "orphans", "stops that did not end with 75")
     lost = figures["stories"] - figures["identical films"]
+    lost += figures.get("ways back", 0) - figures.get("ways back for nothing", 0)
     lost += figures.get("flips", 0) - figures.get("flips found and mended", 0)
     return int(lost > 0 or any(figures.get(name) for name in bad))
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import os
+import signal
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,16 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     warnings.simplefilter("ignore")
     from tests.tiny import CPU, FAMILIES, TINY, mochi
 
-from storyreel import bench
+from storyreel.benchmark import run as bench
+from storyreel.film import keys
+from storyreel.film.recipe import Recipe, recipe_of
 from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.plan import Overrides, Plan, Segment, make_plan
 from storyreel.render import Engine
-from storyreel.story import parse_story
+from storyreel.stopping import SIGNALS
+from storyreel.story.plan import Overrides, Plan, Segment, make_plan
+from storyreel.story.schema import parse_story
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,6 +38,15 @@ ROOT = Path(__file__).parent.parent
 def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here; a sync is still asked for at its place, and may fail there."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """A stopped command no longer minds signals: its process is on its way out. Ours is not."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -164,6 +178,10 @@ class FakeScorer:
     def __init__(self, favourite: str) -> None:
         self._favourite = favourite
         self.seen: list[float] = []  # the pictures' brightness
+        self.longest = 64
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        return sum(len(prompt.split()) > self.longest for prompt in prompts)
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         return torch.tensor([[1.0, 0.0] if prompt == self._favourite else [0.0, 1.0] for prompt in prompts])
@@ -223,7 +241,14 @@ def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
     spec = replace(spec, vocabulary=None, gallery=None)
     monkeypatch.setitem(MODELS, "fake", spec)
+    monkeypatch.setattr(keys, "recipe_of", known_recipe)
     return spec
+
+
+@cache
+def known_recipe(adapter: str) -> Recipe:
+    """The recipe, read once for all tests: nobody edits the package meanwhile."""
+    return recipe_of(adapter)
 
 
 @pytest.fixture
@@ -232,6 +257,20 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
     engine = FakeEngine()
     monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
     return engine
+
+
+@pytest.fixture
+def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Films are their frames: starts of ffmpeg take most of such a render."""
+
+    from tests.film.test_decode import FakeWriter
+
+    def join(segments: list[Path], path: Path, *arguments: object) -> None:
+        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+
+    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.video.join", join)
+    monkeypatch.setattr("storyreel.film.video.encoder_version", str)
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

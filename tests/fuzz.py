@@ -22,11 +22,12 @@ from typing import Any
 
 import yaml
 
-from storyreel.checkpoint import FilmFolder, SegmentRecord
 from storyreel.errors import ScriptError, StoryreelError
-from storyreel.plan import make_plan
-from storyreel.story import MAX_PROMPT, parse_story
-from storyreel.yaml_source import forbidden_character
+from storyreel.film.folder import FilmFolder, Manifest
+from storyreel.film.store import RECORD, Record, read_record
+from storyreel.story.plan import make_plan
+from storyreel.story.schema import MAX_PROMPT, parse_story
+from storyreel.story.yaml_source import forbidden_character
 
 ROOT = Path(__file__).parent.parent
 NASTY = sorted((ROOT / "tests" / "nasty").glob("*.yaml"))
@@ -261,24 +262,20 @@ def _check_words(error: StoryreelError) -> None:
 
 
 _RECORDS = [
-    SegmentRecord(
-        f"{number:02d}",
-        "ab" * 32,
-        {f"{number:02d}.mp4": "cd" * 32, f"{number:02d}.safetensors": "ef" * 32},
-        "cpu",
-        1.5,
-        {"lead": 2, "seam": None, "prompt_weights": [(0.25, 0.75)] * 4},
-        "01" * 32,
-    )
-    for number in (1, 2, 3)
+    Record("latents", "01", "ab" * 32, "cd" * 32, "cpu", 1.5, (4, 2), {"lead": 2, "seam": None}),
+    Record("latents", "02", "ab" * 32, "cd" * 32, "cpu", 1.5, (), {"prompt_weights": [(0.25, 0.75)] * 4}),
+    Record("video", "01", "01" * 32, "ef" * 32, "a GPU", 0.5),
+    Record("window", "03", "01" * 32, "ef" * 32, "cpu", 0.0, (12, 8, 4)),
 ]
 
 
 def hostile_manifest(draw: random.Random) -> bytes:
-    """Return the bytes of a manifest of three finished segments that something has happened to."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = FilmFolder(Path(place), "film", {record.number: record for record in _RECORDS})
-        text = folder.manifest({"title": "Foxes", "story": {}}, [{"number": r.number} for r in _RECORDS])
+    """Return the bytes of a manifest, or of a segment's record, that something has happened to."""
+    if draw.random() < 0.3:
+        film = {"file": "film.mp4", "key": "ab" * 32, "sha256": "cd" * 32}
+        text = Manifest({"title": "Foxes", "story": {}}, [{"number": "01", "key": "ab"}], film).text()
+    else:
+        text = draw.choice(_RECORDS).text()
     if draw.random() < 0.5:
         return _mutated(draw, text.encode())
     data = json.loads(text)
@@ -288,17 +285,26 @@ def hostile_manifest(draw: random.Random) -> bytes:
 
 
 def check_manifest(raw: bytes) -> str:
-    """Have a manifest read as `render` reads it; return what came of it.
+    """Have a manifest or a record read as `render` reads it; return what came of it.
 
-    Raises AssertionError where anything is believed that was not written.
+    Raises AssertionError where anything is believed of a segment that was not written.
     """
     with tempfile.TemporaryDirectory() as place:
         folder = FilmFolder(Path(place), "film")
         folder.manifest_path.write_bytes(raw)
         folder.load()
-    for number, record in folder.records.items():
-        assert record == next((known for known in _RECORDS if known.number == number), None), record
-    return f"with {len(folder.records)} segments"
+        believed = []
+        for known in _RECORDS:
+            path = Path(place) / f"{known.file}{RECORD}"
+            path.write_bytes(raw)
+            if (record := read_record(path)) is not None:
+                assert record == known, record
+                believed.append(record)
+    if folder.present is not None:
+        assert not folder.film_is_complete()
+        folder.present.text().encode()  # as status and the next render do
+        return "a manifest"
+    return f"{len(believed)} records"
 
 
 def run(

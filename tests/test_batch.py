@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,14 @@ from pathlib import Path
 import pytest
 
 from storyreel import slurm
-from storyreel.checkpoint import FilmFolder
-from storyreel.cli import run
-from storyreel.errors import NumericsError, StoppedError
+from storyreel.cli.app import run
+from storyreel.cli.options import RenderOptions, SlurmOptions
+from storyreel.errors import MissingError, NumericsError, StoppedError
+from storyreel.film.folder import FilmFolder
+from storyreel.film.status import FilmStatus, film_status
 from storyreel.models.specs import ModelSpec
-from storyreel.options import RenderOptions, SlurmOptions
-from storyreel.plan import Overrides, Plan
-from storyreel.status import FilmStatus, film_status
+from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.schema import parse_story
 from tests.conftest import FakeEngine
 
 STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 3
@@ -169,7 +171,7 @@ def job(stories: list[Path], folder: Path, python: str = "", **environment: str)
     (folder / "job.sh").write_bytes(os.fsencode(script))
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
     pipe = subprocess.PIPE
-    command = ["bash", str(folder / "job.sh")]
+    command = [shutil.which("bash") or "bash", str(folder / "job.sh")]
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd="/")
 
 
@@ -209,7 +211,10 @@ LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 
         (LISTENING.format(code=75), ["USR1", "TERM"], "RUNNING", 75, True),
         (LISTENING.format(code=75), ["TERM"], "COMPLETING", 75, False),  # cancelled: it must not come back
         (LISTENING.format(code=75), ["TERM"], "", 75, False),
-        (LISTENING.format(code=1), ["USR1"], "RUNNING", 1, False),
+        (LISTENING.format(code=0), ["USR1"], "RUNNING", 0, False),  # there was nothing left to do
+        # Whatever ends a render that was told to stop, it is to go on.
+        (LISTENING.format(code=130), ["USR1"], "RUNNING", 130, True),
+        (LISTENING.format(code=1), ["TERM"], "RUNNING", 1, True),
         ("echo ready; exec sleep 60", ["USR1"], "RUNNING", 138, True),  # as a python that still starts
         ("echo ready; exit 75", [], "RUNNING", 75, False),
         ("echo ready; exit 65", [], "RUNNING", 65, False),
@@ -219,8 +224,9 @@ LISTENING = "trap 'echo heard; exit {code}' USR1; echo ready; while :; do sleep 
 def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
     tmp_path: Path, python: str, signals: list[str], state: str, code: int, requeued: bool
 ) -> None:
-    tool(tmp_path / "scontrol", f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}')
-    tool(tmp_path / "squeue", f'[ "$2" = --jobs=12_3 ] && echo {state}')
+    asked = shlex.quote(str(tmp_path / "asked"))
+    says = f'[ "$*" = "show job 12_3" ] && echo "JobState={state} Reason=None" || echo "$@" >> {asked}'
+    tool(tmp_path / "scontrol", says)
     numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
     with job([tmp_path / f"{n}.yaml" for n in range(4)], tmp_path, python, **numbers) as process:
         assert process.stdout is not None
@@ -229,8 +235,21 @@ def test_a_job_passes_signals_on_and_goes_back_into_the_queue(
             process.send_signal(getattr(signal, f"SIG{name}"))
         process.communicate()
     assert process.returncode == code
-    asked = tmp_path / "asked"
-    assert (asked.read_text() if asked.exists() else "") == ("requeue 12_3\n" if requeued else "")
+    found = [path.read_text() for path in tmp_path.glob("asked")]
+    assert found == (["requeue 12_3\n"] if requeued else [])
+
+
+def test_a_node_without_scontrol_says_so(tmp_path: Path) -> None:
+    """What is on its PATH are the commands of this folder alone."""
+    numbers = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0", "PATH": str(tmp_path)}
+    listening = LISTENING.format(code=75).replace("sleep 0.02", "read -t 0.02 <> <(:)")
+    with job([tmp_path / "a.yaml"], tmp_path, listening, **numbers) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        words = process.communicate()[1]
+    assert process.returncode == 75
+    assert "there is no scontrol on this node" in words
 
 
 def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,7 +283,7 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(plan.keywords["overrides"])
         return {}, {}
 
-    monkeypatch.setattr("storyreel.cli._read", read)
+    monkeypatch.setattr("storyreel.cli.app._read", read)
     monkeypatch.chdir(tmp_path)
     assert run(["render", "x.yaml", *given.arguments()]) == 0
     assert seen == [replace(given.overrides(), weights=tmp_path / "w")]
@@ -286,9 +305,12 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool(tools / "sbatch", 'cat > given; echo "$@" "$PWD" > arguments; echo "42;cluster"')
+    tool(tools / "scontrol", "")
     stories = [batch.story("a.yaml"), batch.story("it's.yaml", OTHER)]
     assert batch.run(*stories, "--slurm") == 0
-    assert capsys.readouterr().out == "42\n"
+    printed = capsys.readouterr()
+    assert printed.out == "42\n"
+    assert "scontrol" not in printed.err
     folder = batch.out / "slurm"
     assert (folder / "42.sh").read_bytes() == (folder / "given").read_bytes()
     assert (folder / "arguments").read_text() == f"--parsable {folder}\n"
@@ -298,6 +320,48 @@ def test_a_submission_is_recorded(batch: Batch, tools: Path, capsys: pytest.Capt
     assert list(submission.films.values()) == stories
     (folder / "43.json").write_text("{}")  # not ours
     assert slurm.last_submission(batch.out) == submission
+    (folder / "44.json").mkdir()
+    os.mkfifo(folder / "45.json")
+    ours = json.loads((folder / "42.json").read_text())
+    for change in NOT_OURS:
+        text = json.dumps(ours | {"submitted": "9999"} | change)
+        (folder / "46.json").write_text(text)
+        assert slurm.last_submission(batch.out) == submission, change
+        assert batch.run("--status") == 0
+    for text in ("[" * 100_000, "9" * 5000, '{"job": NaN}', '"\\ud800"', "", "null"):
+        (folder / "46.json").write_text(text)
+        assert slurm.last_submission(batch.out) == submission, text[:9]
+    (folder / "46.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(ours | {"job": "46"}).encode())
+    assert slurm.last_submission(batch.out) == replace(submission, job="46")  # as other programs write it
+
+
+NOT_OURS: list[dict[str, object]] = [
+    {"job": "x"},
+    {"job": 7},
+    {"job": "-1"},
+    {"job": "9" * 5000},
+    {"job": "٤٢"},
+    {"submitted": 1},
+    {"submitted": None},
+    {"submitted": [1]},
+    {"films": []},
+    {"films": None},
+    {"films": {"a": 1}},
+    {"films": {"../a": "a"}},
+    {"films": {"a\0": "a"}},
+    {"films": {"\ud800": "a"}},
+]
+
+
+def test_a_place_without_scontrol_is_told_of_what_it_means(
+    batch: Batch, tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool(tools / "sbatch", "echo 42")
+    monkeypatch.setenv("PATH", str(tools))
+    assert batch.run(batch.story("a.yaml"), "--slurm") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "42\n"
+    assert "there is no scontrol here" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -386,6 +450,30 @@ def test_a_film_is_done_only_as_it_is_asked_for(batch: Batch, capsys: pytest.Cap
     assert film_status(batch.out, "a") == FilmStatus(
         "stopped", 3, 3, "its film is damaged or has been removed"
     )
+    (batch.out / "a" / "manifest.json").write_text('{"format": 3, "segments": [], "film": {}}')
+    reason = "its manifest is damaged, or of an earlier version"
+    assert film_status(batch.out, "a") == FilmStatus("stopped", 0, None, reason)
+
+
+def test_a_film_and_a_render_that_is_not_finished_are_told_apart(
+    batch: Batch, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    passes = fake_engine.adapter(fake_model).predicted
+    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 8)
+    assert batch.run(story, "--seed", "7") == 75
+    parsed = parse_story("a.yaml", STORY.encode())
+    one, other, third = (make_plan(parsed, "a", Overrides(seed=seed)) for seed in (0, 7, 9))
+    assert film_status(batch.out, "a", one) == FilmStatus("done", 3, 3)
+    assert film_status(batch.out, "a", other) == FilmStatus("stopped", 1, 3)
+    assert film_status(batch.out, "a", third).state == "waiting"
+    assert film_status(batch.out, "a") == FilmStatus("stopped", 1, 3)
+    assert batch.run(story) == 0  # back to what is there
+    assert film_status(batch.out, "a") == FilmStatus("done", 3, 3)
+    assert film_status(batch.out, "a", other) == FilmStatus("stopped", 1, 3)
+    assert batch.run(story, "--seed", "7") == 0
+    assert film_status(batch.out, "a", other) == FilmStatus("done", 3, 3)
 
 
 def test_a_look_at_a_running_render_keeps_nobody_out(
@@ -417,18 +505,98 @@ def test_a_look_at_a_running_render_keeps_nobody_out(
     [
         "",
         "[]",
-        '{"format": 2, "segments": 3, "film": []}',
-        '{"format": 2, "model": 1, "segments": [], "film": {}}',
+        '{"format": 4, "segments": 3, "film": []}',
+        '{"format": 4, "model": 1, "segments": [], "film": {}}',
+        '{"format": 4, "model": 1, "segments": [{}, {"number": {}, "video_key": []}], "film": {}}',
+        '{"format": 4, "seconds": NaN, "segments": [], "film": {}}',
+        '{"format": 4, "title": "\\ud800", "segments": [], "film": {}}',
     ],
 )
-@pytest.mark.parametrize("events", ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n'])
+@pytest.mark.parametrize(
+    "events",
+    ["", "{", "[1]\n", '{"event": ["x"]}\n', '{"event": "stopped"}\n', "[" * 100_000, '{"event": NaN}\n'],
+    ids=lambda text: text[:20],
+)
 def test_damaged_records_are_no_traceback(batch: Batch, manifest: str, events: str) -> None:
     story, folder = batch.story("a.yaml"), batch.out / "a"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text(manifest)
+    (folder / "unfinished.json").write_text(manifest)
     (folder / "events.jsonl").write_text(events)
     assert batch.run("--status", story) == 0
     assert batch.run("--status") == 0
+
+
+NONSENSE: list[tuple[tuple[str | int, ...], str]] = [
+    (("seconds",), "NaN"),
+    (("seconds",), "-Infinity"),
+    (("seconds",), "1e999"),
+    (("title",), '"\\ud800"'),
+    (("settings", "seed"), "9" * 4000),
+    (("settings", "seed"), "9" * 5000),
+    (("settings",), "[[]]"),
+    (("model",), "[1]"),
+    (("model", "name"), "{}"),
+    (("versions",), "7"),
+    (("story",), "null"),
+    (("film",), "[[1, 2]]"),
+    (("film", "sha256"), "[]"),
+    (("window",), '{"key": []}'),
+    (("segments",), '{"a": 1}'),
+    (("segments", 0), "null"),
+    (("segments", 0, "number"), "[]"),
+    (("segments", 0, "key"), "NaN"),
+    (("segments", 0, "files"), '{"01.mp4": {}}'),
+    (("segments", 0, "decided", "prompt_weights"), '[["\\ud800"]]'),
+]
+
+
+def test_a_manifest_of_nonsense_is_no_traceback(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever reads it takes it for none, or for another film's."""
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    path = batch.out / "a" / "manifest.json"
+    whole = path.read_text()
+    for place, value in NONSENSE:
+        manifest = inner = json.loads(whole)
+        for part in place[:-1]:
+            inner = inner[part]
+        inner[place[-1]] = "PLACE"
+        path.write_text(json.dumps(manifest).replace('"PLACE"', value))
+        assert batch.run("--status", story) == 0, place
+        assert batch.run("--status", "--json") == 0, place
+    for value in ("NaN", '"\\ud800"'):
+        path.write_text(whole.replace('"seconds": 1.5', f'"seconds": {value}'))
+        assert path.read_text() != whole
+        assert run(["render", story, "--out", str(batch.out), "--verify"]) == 1
+    assert batch.run(story) == 0
+    capsys.readouterr()
+    assert batch.run("--status", story) == 0
+    assert capsys.readouterr().out == "a: done, 3 of 3 scenes\n"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "events.jsonl", "a.mp4", ".lock", "segments/01-*.mp4"])
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_the_status_of_what_is_no_file_comes_at_once(batch: Batch, name: str, kind: str) -> None:
+    story = batch.story("a.yaml")
+    assert batch.run(story) == 0
+    (path,) = (batch.out / "a").glob(name)
+    path.unlink()
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    assert batch.run("--status", story) == 0
+    assert batch.run("--status") == 0
+
+
+def test_a_command_that_may_not_be_run_is_not_there(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tools))
+    (tools / "squeue").mkdir()
+    with pytest.raises(MissingError, match="no squeue"):
+        slurm.element_states("42")
+    (tools / "squeue").rmdir()
+    monkeypatch.setenv("PATH", usual)
+    tool(tools / "squeue", "printf '42_0|\\377\\n42_1|RUNNING\\n'")
+    assert slurm.element_states("42") == {1: "RUNNING"}
 
 
 def test_what_slurm_says_is_told_too(batch: Batch, tools: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from storyreel import errors
-from storyreel.cli import app, run
+from storyreel.cli.app import app, run
+from storyreel.film import video
 from storyreel.method.settings import Method
-from storyreel.story import parse_story
+from storyreel.story.schema import parse_story
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -71,3 +76,19 @@ def test_every_setting_of_the_method_is_in_the_table_with_its_default() -> None:
     for name, field in Method.model_fields.items():
         default = "the model's" if field.default is None else json.dumps(field.default).strip('"')
         assert f"| `{name}` | {default} |" in README
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a shell's command")
+def test_the_picture_is_made_by_the_command_that_is_said_to(tmp_path: Path) -> None:
+    """In an environment that is active and has no ffmpeg but the package's."""
+    (block,) = (block for block in re.findall(r"```sh\n(.*?)```", README, re.S) if "imageio_ffmpeg" in block)
+    for folder in ("out/nyc", "stories", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    with video.SegmentWriter(tmp_path / "out" / "nyc" / "nyc.mp4", 96, 64, 12, 2) as writer:
+        writer.write(bytes(48 * 96 * 64 * 3))
+    environment = {"PATH": f"{tmp_path / 'bin'}", "PYTHONPATH": os.pathsep.join(sys.path)}
+    bash = shutil.which("bash") or "bash"
+    done = subprocess.run([bash, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "stories" / "nyc.png").read_bytes().startswith(b"\x89PNG")

@@ -62,7 +62,7 @@ PartitionName=urgent Nodes={host} MaxTime=60 PriorityTier=2
 """
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
     """Wait until something is true, and fail if it never is."""
     deadline = time.monotonic() + seconds
     while not what():
@@ -180,7 +180,7 @@ class Stories:
         return rows
 
     def has_begun(self, name: str) -> bool:
-        return (self.out / name / "segments" / "01.mp4").exists()
+        return any((self.out / name / "segments").glob("01-*.mp4"))
 
     def log(self, element: str) -> str:
         return (self.out / "slurm" / f"{element}.log").read_text()

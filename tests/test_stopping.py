@@ -1,41 +1,38 @@
-"""Signals stop a render wherever it is; the same command goes on to the same film."""
+"""Signals stop a command wherever it is; the same command goes on to the same film."""
 
 from __future__ import annotations
 
 import json
 import os
 import pkgutil
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from storyreel import video
-from storyreel.checkpoint import FilmFolder
-from storyreel.cli import run
-from storyreel.errors import StoppedError
+from storyreel import stopping as stops
+from storyreel.cli.app import run
+from storyreel.errors import DamagedError, OutputError, StoppedError
+from storyreel.film import video
+from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
-from storyreel.stopping import SIGNALS, Stop, stopping
-from tests.conftest import FakeEngine
+from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
+from tests.conftest import ROOT, FakeEngine
+from tests.signals import EXEMPT, RIGHT, code_of, start, strike
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
 SCENES = ["a fox sits", "it walks", "it looks", "it sleeps", "it swims", "it runs"]
 STORY = "render: {model: fake}\nscenes:\n" + "".join(f"  - [a park, {action}]\n" for action in SCENES)
-
-
-@pytest.fixture(autouse=True)
-def own_handlers() -> Iterator[None]:
-    """A stopped command no longer minds signals: its process is on its way out. Ours is not."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -44,7 +41,11 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
     story = tmp_path / "foxes.yaml"
     story.write_text(STORY)
 
-    def command(name: str, on_predict: Callable[[int], None] = lambda count: None) -> int:
+    def command(
+        name: str,
+        on_predict: Callable[[int], None] = lambda count: None,
+        words: tuple[str, ...] = ("render",),
+    ) -> int:
         engine = FakeEngine()
         engine.adapter(fake_model).on_predict = on_predict
 
@@ -53,9 +54,17 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
             return engine
 
         monkeypatch.setattr("storyreel.render.Engine", made)
-        return run(["render", str(story), "--out", str(tmp_path / name)])
+        return run([*words, str(story), "--out", str(tmp_path / name)])
 
     return command
+
+
+def words_of(number: signal.Signals) -> str:
+    return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+
+
+def keeps_window(out: Path) -> bool:
+    return any((out / "foxes" / "segments").glob("*.window.safetensors"))
 
 
 def films(tmp_path: Path, *names: str) -> list[bytes]:
@@ -67,10 +76,15 @@ def last_event(out: Path) -> dict[str, str]:
     return event
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.usefixtures("plain_films")
+@pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
 @pytest.mark.parametrize("at", [0, 4, 8, 17])
-def test_a_signal_while_denoising_is_75_after_that_forward(
-    tmp_path: Path, render: Callable[..., int], capsys: pytest.CaptureFixture[str], number: int, at: int
+def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
+    tmp_path: Path,
+    render: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    at: int,
 ) -> None:
     seen = []
 
@@ -79,37 +93,117 @@ def test_a_signal_while_denoising_is_75_after_that_forward(
         if count == at:
             os.kill(os.getpid(), number)
 
-    assert render("torn", send) == 75
+    assert render("torn", send) == code_of(number)
     assert seen[-1] == at
+    assert keeps_window(tmp_path / "torn")
     assert last_event(tmp_path / "torn") | {"time": ""} == {
         "time": "",
         "event": "stopped",
         "reason": "StoppedError",
     }
-    assert "Run the same command again" in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert words_of(number) in words
+    assert "What is finished is kept. Run the same command again to go on." in words
+    assert ("Ctrl-C again" in words) == (number == signal.SIGINT)
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole
 
 
+@pytest.mark.usefixtures("plain_films")
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
+def test_ctrl_c_again_stops_at_once(
+    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, first: signal.Signals
+) -> None:
+    monkeypatch.setattr(stops, "SAME", 0)
+
+    def send(count: int) -> None:
+        if count == 4:
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append(count)
+
+    seen: list[int] = []
+    assert render("torn", send) == 130
+    assert not seen
+    assert not keeps_window(tmp_path / "torn")
+    assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
+    assert render("torn") == render("whole") == 0
+    torn, whole = films(tmp_path, "torn", "whole")
+    assert torn == whole
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
+    tmp_path: Path, render: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "another.yaml").write_text(STORY)
+
+    def fail(count: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OutputError("no room for the window")
+
+    assert render("out", fail, ("batch", str(tmp_path / "another.yaml"))) == 75
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["another"]
+    assert "another: error: no room for the window" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_an_interrupt_sent_twice_is_one(
+    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As timeout(1) sends it: to the process, and to its group."""
+    monkeypatch.setattr(stops, "SAME", 60)
+
+    def send(count: int) -> None:
+        if count == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert render("torn", send) == 130
+    assert keeps_window(tmp_path / "torn")
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int]) -> None:
+    """SIGHUP under nohup, SIGINT in the background of a script."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+    def send(count: int) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert render("whole", send) == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "video.SegmentWriter.write", "video._finish"]
-WHERE += ["video.join", "render.segment_keys", "checkpoint.write_atomically", "stored.write_atomically"]
+WHERE += ["video.join", "render.film_keys", "checkpoint.write_atomically", "stored.write_atomically"]
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("first", SIGNALS, ids=lambda number: number.name)
-def test_a_signal_anywhere_and_another_behind_it_is_75(
-    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, where: str, first: int
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
+def test_a_signal_anywhere_and_others_behind_it(
+    tmp_path: Path,
+    render: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    where: str,
+    first: signal.Signals,
 ) -> None:
     """While something is at work for the second time; for the first where there is but one.
 
     The others come while the render leaves.
     """
+    if not where.startswith("video."):
+        request.getfixturevalue("plain_films")
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)
     owner = pkgutil.resolve_name(path)
     original, calls = getattr(owner, name), 0
-    nth = 1 if name in ("scorer", "join", "segment_keys") else 2
+    nth = 1 if name in ("scorer", "join", "film_keys") else 2
 
     def signalled(*arguments: object, **named: object) -> object:
         nonlocal calls
@@ -122,23 +216,26 @@ def test_a_signal_anywhere_and_another_behind_it_is_75(
 
     def interrupted_log(folder: FilmFolder, event: str, **details: object) -> None:
         if event == "stopped":
-            for number in SIGNALS:
+            for number in set(SIGNALS) - {signal.SIGINT}:
                 os.kill(os.getpid(), number)
         log(folder, event, **details)
 
     with monkeypatch.context() as patch:
         patch.setattr(FilmFolder, "log", interrupted_log)
         patch.setattr(owner, name, signalled)
-        assert render("torn") == 75
+        assert render("torn") == code_of(first)
     assert calls == nth
-    if where != "render.segment_keys":  # before there is anything to tell
+    if where != "render.film_keys":  # before there is anything to tell
         assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole
 
 
-def test_ctrl_c_stays_130_and_handlers_are_as_before(tmp_path: Path, render: Callable[..., int]) -> None:
+@pytest.mark.usefixtures("plain_films")
+def test_an_interrupt_by_no_signal_is_130_and_handlers_are_as_before(
+    tmp_path: Path, render: Callable[..., int]
+) -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
 
     def interrupt(count: int) -> None:
@@ -157,6 +254,55 @@ def test_what_is_held_is_finished_first() -> None:
             done.append("this")
         done.append("not this")
     assert done == ["this"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ImportError("half a module"), StoppedError),  # what a signal within an import may leave
+        (RuntimeError("wrapped"), StoppedError),
+        (DamagedError("a library of weights broke off"), StoppedError),
+        (SystemExit(1), StoppedError),
+        (OutputError("no room for the window"), OutputError),
+    ],
+)
+def test_what_is_raised_after_a_signal_is_a_stop(error: BaseException, expected: type[Exception]) -> None:
+    with pytest.raises(type(error)), stopping():
+        raise error
+    with pytest.raises(expected), stopping():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped:
+            raise error from None
+
+
+def test_a_signal_is_not_forgotten_when_what_defers_it_fails() -> None:
+    with pytest.raises(StoppedError), stopping(), deferred():
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise OutputError("no room")
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_a_command_runs_in_any_thread(tmp_path: Path, render: Callable[..., int]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(render("whole")))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_a_submitted_job_is_told_of_whatever_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fake_model: ModelSpec
+) -> None:
+    (tmp_path / "foxes.yaml").write_text(STORY)
+    (tmp_path / "sbatch").write_text("#!/bin/bash\nkill -TERM $PPID; cat > script; echo 42\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert run(["batch", str(tmp_path / "foxes.yaml"), "--slurm", "--out", str(tmp_path / "out")]) == 75
+    printed = capsys.readouterr()
+    assert printed.out == "42\n"
+    assert "What has a number is submitted" in printed.err
+    assert (tmp_path / "out" / "slurm" / "42.json").exists()
 
 
 def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
@@ -181,25 +327,106 @@ def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
     assert torn == whole
 
 
-def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
-    """The real command, at once; signals that come while it leaves do not take its exit code away."""
-    story = tmp_path / "foxes.yaml"
-    story.write_text(STORY.replace("fake", "mini"))
-    command = [sys.executable, "-m", "storyreel", "render", str(story), "--out", str(tmp_path / "out")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        manifest = tmp_path / "out" / "foxes" / "manifest.json"  # written just before
-        deadline = time.monotonic() + 60
-        while not manifest.exists() and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGUSR1)
-        while process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.01)
-        assert process.stderr is not None
-        words = process.stderr.read()
-    assert process.returncode == 75, words
+# The real command
+
+
+# What stops itself when it is imported, inside the exec of a string, of which dataclasses are made.
+STOPPING = """
+import os, signal
+exec("os.kill(os.getpid(), signal.{name}); list(range(100))")
+"""
+# A command that does so when it runs; it is no render, which would listen for itself.
+COMMAND = """
+import sys
+from storyreel.cli import app as cli
+from storyreel.__main__ import main
+cli.story_schema = lambda: __import__("signalling")
+sys.argv[1:] = ["schema"]
+main()
+"""
+# One that ends as any program does.
+ORDINARY = """
+import sys
+from storyreel.errors import StoppedError
+from storyreel.stopping import stopping
+try:
+    with stopping():
+        import signalling
+except StoppedError as error:
+    sys.exit(error.exit_code)
+"""
+
+
+def told(folder: Path, *command: str) -> tuple[int, str]:
+    """Run Python on a command, with a folder's modules before all others; return its exit code and stderr."""
+    path = os.pathsep.join((str(folder), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
+def test_a_signal_inside_exec_has_its_exit_code_under_python_m(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """CPython remembers a KeyboardInterrupt that comes out of exec, and dies of SIGINT in the end."""
+    expected = (code_of(number), f"{words_of(number)}\nRun the same command again.\n")
+    (tmp_path / "signalling.py").write_text(STOPPING.format(name=number.name))
+    (tmp_path / "command.py").write_text(COMMAND)
+    assert told(tmp_path, "-m", "command") == expected
+    (tmp_path / "command.py").write_text(ORDINARY)
+    assert told(tmp_path, "-m", "command") == (code_of(number), "")
+    (tmp_path / "signalling.py").rename(tmp_path / "yaml.py")  # which the command line imports
+    assert told(tmp_path, "-m", "storyreel", "schema") == expected
+
+
+def test_what_this_guards_against(tmp_path: Path) -> None:
+    """If it fails one day, what is raised for a signal may be KeyboardInterrupt itself."""
+    for name, expected in (("KeyboardInterrupt", -signal.SIGINT), ("Own", 75)):
+        (tmp_path / "guard.py").write_text(
+            "import sys\nclass Own(KeyboardInterrupt): pass\n"
+            f"try: exec('raise {name}')\nexcept KeyboardInterrupt: sys.exit(75)\n"
+        )
+        assert told(tmp_path, "-m", "guard") == (expected, "")
+
+
+def test_a_decided_exit_code_is_not_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "command.py").write_text(
+        "import atexit, os, sys\n"
+        "from storyreel.__main__ import main\n"
+        "from storyreel.stopping import SIGNALS\n"
+        "atexit.register(lambda: [os.kill(os.getpid(), number) for number in SIGNALS])\n"
+        "sys.argv[1:] = ['validate', 'nowhere.yaml']\n"
+        "main()\n"
+    )
+    code, words = told(tmp_path, "-m", "command")
+    assert code == 2
     assert "Traceback" not in words
-    assert last_event(tmp_path / "out")["reason"] == "StoppedError"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
+def test_a_signal_at_any_moment_of_a_small_command(number: signal.Signals) -> None:
+    """The short form of ``python -m tests.signals``, without torch."""
+    moments = random.Random(number)
+    for _ in range(3):
+        process = start("validate", str(ROOT / "stories" / "nyc.yaml"))
+        at = time.monotonic() + moments.random() * 0.3
+        came, words = strike(process, number, partial(has_come, at))
+        assert came in {RIGHT, *EXEMPT}, words
+
+
+def has_come(moment: float) -> bool:
+    return time.monotonic() >= moment
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
+    story, out = tmp_path / "foxes.yaml", tmp_path / "out"
+    story.write_text(STORY.replace("fake", "mini"))
+    process = start("render", str(story), "--out", str(out))
+    came, words = strike(process, signal.SIGUSR1, (out / "foxes" / "events.jsonl").exists)
+    assert came == RIGHT, words
+    assert last_event(out)["reason"] == "StoppedError"

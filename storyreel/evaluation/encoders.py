@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor, Dinov2Model, ViTModel
 
-from storyreel.checkpoint import content_hash
 from storyreel.errors import DamagedError
 from storyreel.evaluation.pictures import AlexNetFeatures, lpips
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
+from storyreel.film.folder import content_hash
 from storyreel.models.base import load_component, read_component
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import pulled_folder
@@ -116,10 +116,24 @@ class TextMatcher:
         self._model = model.eval()
         self._processor = processor
 
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text it reads."""
+        return int(self._model.config.qformer_config.max_position_embeddings)
+
+    def cut(self, prompts: Sequence[str]) -> int:
+        """Return how many prompts exceed its length."""
+        tokens = self._processor.tokenizer(list(prompts), verbose=False).input_ids
+        return sum(len(ids) > self.longest for ids in tokens)
+
     def match(self, pictures: Tensor, text: str) -> dict[str, Tensor]:
         """Return itm, itm_double and itc (N,) of pictures (N, 3, H, W) in [-1, 1] with a text."""
+        # What exceeds its length is cut, as with CLIP; the processor takes its own tokens off.
+        room = self.longest + (self._model.config.num_query_tokens or 0)
         images = list(((pictures + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu())
-        inputs = self._processor(images=images, text=[text] * len(images), return_tensors="pt")
+        inputs = self._processor(
+            images=images, text=[text] * len(images), return_tensors="pt", truncation=True, max_length=room
+        )
         inputs = inputs.to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         matching = self._model(**inputs, use_image_text_matching_head=True).logits_per_image

@@ -6,8 +6,11 @@ Reading what is to be scored loads no torch. Everything comes from outside, so t
 from __future__ import annotations
 
 import json
+import shlex
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +18,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storyreel import video
-from storyreel.checkpoint import file_hash
-from storyreel.errors import StoryreelError, UsageError
-from storyreel.models.specs import MODELS
-from storyreel.plan import DEFAULT_MODEL
-from storyreel.story import Character, Story, load_story
+from storyreel.errors import StoryreelError, UsageError, printable
+from storyreel.evaluation.rates import SLACK, common_rate, looks, picture_rate, usual_rate
+from storyreel.film import video
+from storyreel.film.folder import file_hash
+from storyreel.story.plan import DEFAULT_MODEL
+from storyreel.story.schema import Character, Story, load_story
 
-RATE_SLACK = 0.01  # of a rate's own: 23.976 is no 24, but containers round
+MANIFEST = "manifest.json"
+MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames
+SEEDS = "seed-*"  # folders in a run that `storyreel ablate` made
 # Who might have been drawn instead of whom the prompt names.
 OTHERS = ("a man", "a woman", "a corgi dog", "a siamese cat", "a panda", "a fox")
 
@@ -31,8 +36,9 @@ OTHERS = ("a man", "a woman", "a corgi dog", "a siamese cat", "a panda", "a fox"
 class Span:
     """One scene of a film: its prompts and its frames, ``start`` to the one before ``stop``.
 
-    ``blended`` says whether it is meant to grow out of the scene before. ``others`` are its scene prompt
-    with somebody else in the first character's place.
+    ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
+    for a film that was made without any blending. ``others`` are its scene prompt with somebody else in the
+    first character's place.
     """
 
     scene: str
@@ -45,9 +51,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Film:
-    """A film to be scored. Films of the same ``name`` in different runs are compared.
+    """A film to be scored, looked at ``fps`` times a second.
 
-    ``model`` is what rendered it, if that is known; ``notes`` what a reader of its scores should know.
+    Films of the same ``name`` in different runs are compared; several may tell the same ``story``, each with
+    a seed of its own. It takes ``seconds``; ``times`` are when its own frames are shown, ``picks`` which of
+    them is seen at every look, ``spans`` its scenes in looks. ``model`` is what rendered it, if that is
+    known, ``kind`` all that it was rendered with but for the seed; ``hdr`` is as in `video.Facts`; ``notes``
+    are what a reader of its scores should know.
     """
 
     run: str
@@ -58,16 +68,27 @@ class Film:
     spans: tuple[Span, ...]
     model: str | None = None
     notes: tuple[str, ...] = ()
+    story: str = ""
+    seconds: float = 0.0
+    times: tuple[float, ...] = ()
+    picks: tuple[int, ...] = ()
+    hdr: str = ""
+    kind: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
-        """How many frames it must have."""
+        """How many looks it takes."""
         return self.spans[-1].stop
 
     @property
     def label(self) -> str:
         """What people are told it is."""
-        return f"{self.run}/{self.name}"
+        return printable(f"{self.run}/{self.name}")
+
+    @property
+    def told(self) -> tuple[tuple[str, str], ...]:
+        """What its scenes are to show: films that do not agree in this are no pair."""
+        return tuple((span.scene, span.action) for span in self.spans)
 
 
 class _Part(BaseModel):
@@ -75,14 +96,12 @@ class _Part(BaseModel):
 
 
 class _Segment(_Part):
-    scene: str
-    action: str
     start: int = Field(ge=0)
     frames: int = Field(ge=1)
-    blended: bool
 
 
-class _Settings(_Part):
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
     fps: int = Field(ge=1)
 
 
@@ -102,9 +121,13 @@ class _Manifest(_Part):
 
 
 def collect(
-    folders: Sequence[Path], foreign: Sequence[Callable[[], Film]]
+    folders: Sequence[Path], foreign: Sequence[Callable[[], Film]], fps: float | None = None
 ) -> tuple[list[Film], list[StoryreelError]]:
-    """Return all films that can be scored, those in ``folders`` first, and what is wrong with the others."""
+    """Return all films that can be scored, those in ``folders`` first, and what is wrong with the others.
+
+    All are looked at ``fps`` times a second; if that is None, at the highest rate that suits them all. Raises
+    UsageError if there is none.
+    """
     films: list[Film] = []
     errors: list[StoryreelError] = []
     for folder in folders:
@@ -115,7 +138,8 @@ def collect(
         else:
             _make(makers, films, errors)
     _make(foreign, films, errors)
-    return films, errors
+    films = _told_apart(films, errors)
+    return _on_one_time_base(films, errors, fps), errors
 
 
 def _make(makers: Iterable[Callable[[], Film]], films: list[Film], errors: list[StoryreelError]) -> None:
@@ -126,25 +150,116 @@ def _make(makers: Iterable[Callable[[], Film]], films: list[Film], errors: list[
             errors.append(error)
 
 
-def find_films(out: Path) -> list[tuple[str, str, Path]]:
-    """Return run, name and folder of every rendered film in ``out``, which may be one film's folder.
+def _told_apart(films: Sequence[Film], errors: list[StoryreelError]) -> list[Film]:
+    """Return every film once, each with its own run and name.
 
-    Raises UsageError if there is none.
+    There is a note where two only seem to be a pair, and where films of one run were not made alike.
     """
+    once: list[Film] = []
+    for film in films:
+        if any((film.run, film.name, film.path) == (f.run, f.name, f.path) for f in once):
+            errors.append(UsageError(f"{film.path} is named twice", "Name every film once."))
+        else:
+            once.append(film)
+    count = Counter((film.run, film.name) for film in once)
+    first: dict[str, Film] = {}
+    leading: dict[str, Film] = {}
+    found = []
+    for film in once:
+        if count[film.run, film.name] > 1:
+            film = replace(film, run=str(film.path))  # film.mp4 and film.mkv are two
+        notes = []
+        if first.setdefault(film.name, film).told != film.told:
+            notes.append(f"its prompts are not those of {first[film.name].label}: the two are not compared")
+        other = leading.setdefault(film.run, film)
+        if unlike := sorted(n for n in {*film.kind, *other.kind} if film.kind.get(n) != other.kind.get(n)):
+            notes.append(
+                f"it was not made as {other.label} of the same run was: other {', '.join(unlike)}; "
+                "means over the run mix both"
+            )
+        found.append(replace(film, notes=(*film.notes, *notes)))
+    return found
+
+
+def _on_one_time_base(films: Sequence[Film], errors: list[StoryreelError], fps: float | None) -> list[Film]:
+    """Return films as they are looked at, all as often; add to ``errors`` those that cannot be."""
+    if not films:
+        return []
+    rate = common_rate([film.fps for film in films]) if fps is None else fps
+    if rate is None:
+        rates = ", ".join(f"{rate:g}" for rate in sorted({film.fps for film in films}))
+        remedy = f"Name one with --fps, as in --fps {min(film.fps for film in films):g}, or score them apart."
+        raise UsageError(f"films of {rates} frames a second have no time base in common", remedy)
+    found: list[Film] = []
+    _make([partial(looked_at, film, rate) for film in films], found, errors)
+    return found
+
+
+def looked_at(film: Film, rate: float) -> Film:
+    """Return a film, given frame by frame, as it is seen ``rate`` times a second.
+
+    Raises StoryreelError if that is oftener than it has pictures, or too seldom for its scenes.
+    """
+    if rate > film.fps * (1 + SLACK):
+        raise StoryreelError(
+            f"{film.path} has {film.fps:g} pictures a second, and cannot be looked at {rate:g} times",
+            f"Give --fps {film.fps:g}, or less.",
+        )
+    picks = looks(film.times, film.seconds, rate)
+    starts = [bisect_left(picks, span.start) for span in film.spans]
+    ends = list(pairwise([*starts, len(picks)]))
+    if any(start >= stop for start, stop in ends):
+        words = f"{film.path} has a scene that is too short to be looked at {rate:g} times a second"
+        raise StoryreelError(words, "Score it by itself, or give a higher --fps.")
+    spans = (replace(span, start=a, stop=b) for span, (a, b) in zip(film.spans, ends, strict=True))
+    return replace(film, fps=rate, spans=tuple(spans), picks=tuple(picks))
+
+
+def find_films(out: Path) -> list[tuple[str, str, str, Path]]:
+    """Return run, name, story and folder of every film of ``out``.
+
+    That may be a film's folder, or any file in it; the folder of a run, OUT/NAME; or what `storyreel ablate`
+    left: a run with a folder for every seed, OUT/seed-N/NAME, or several such runs, which are compared. Films
+    further down are no part of a run. Raises UsageError if there are none.
+    """
+    if out.is_file() and (out.parent / MANIFEST).is_file():
+        out = out.parent
     if not out.is_dir():
-        remedy = "Name the folder of a render, as in out/nyc, or one that holds several, as in out."
-        raise UsageError(f"{out} is not a folder", remedy)
-    if (out / "manifest.json").is_file():
-        return [(str(out.parent), out.resolve().name, out)]
-    found = sorted(path.parent for path in out.rglob("manifest.json"))
-    if not found:
-        raise UsageError(f"there is no rendered film in {out}", "Render one: storyreel render STORY.yaml")
-    return [(str(out), folder.relative_to(out).as_posix(), folder) for folder in found]
+        there = "is no folder of a render" if out.exists() else "is not there"
+        remedy = "Name the folder of a render, as in out/nyc, or one that holds several, as in out.\n"
+        remedy += f"A film that anything else made: storyreel eval --story STORY.yaml --video {out}"
+        raise UsageError(f"{out} {there}", remedy)
+    if (out / MANIFEST).is_file():
+        name = out.resolve().name
+        return [(str(out.parent), name, name, out)]
+    if found := _run(out):
+        return found
+    for depth in (1, 2, 3):
+        if runs := [folder for folder in sorted(out.glob("*/" * depth)) if _run(folder)]:
+            names = " ".join(shlex.quote(str(run)) for run in runs)
+            raise UsageError(f"{out} is no run: its films lie deeper", f"Name runs: storyreel eval {names}")
+    raise UsageError(f"there is no rendered film in {out}", "Render one: storyreel render STORY.yaml")
 
 
-def rendered_film(run: str, name: str, folder: Path) -> Film:
+def _run(out: Path) -> list[tuple[str, str, str, Path]]:
+    """Return the films of a run, or of all variants of an ablation; nothing if it is neither."""
+    films = [path.parent for path in sorted(out.glob(f"*/{MANIFEST}"))]
+    return (
+        [(str(out), folder.name, folder.name, folder) for folder in films]
+        or _of_seeds(out)
+        or [film for variant in sorted(out.glob("*/")) for film in _of_seeds(variant)]
+    )
+
+
+def _of_seeds(run: Path) -> list[tuple[str, str, str, Path]]:
+    """Return the films of a run with a folder for every seed."""
+    folders = [path.parent for path in sorted(run.glob(f"{SEEDS}/*/{MANIFEST}"))]
+    return [(str(run), f"{f.parent.name}/{f.name}", f.name, f) for f in folders]
+
+
+def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     """Return the film that a render left in ``folder``. Raises StoryreelError if it is not whole."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     again = "Run the same storyreel render again."
     try:
         manifest = _Manifest.model_validate(json.loads(path.read_bytes()))
@@ -159,64 +274,101 @@ def rendered_film(run: str, name: str, folder: Path) -> Film:
     segments = manifest.segments
     if [s.start for s in segments] != [sum(s.frames for s in segments[:i]) for i in range(len(segments))]:
         raise StoryreelError(f"{path} is no manifest of a render: its segments do not join", again)
-    _check_rate(film, video.probe(film).fps, manifest.settings.fps, "its manifest", again)
-    notes: tuple[str, ...] = ()
-    if file_hash(film) != manifest.film.get("sha256"):
-        notes = ("this is not the film that was rendered: its file has been changed",)
     ends = [(s.start, s.start + s.frames) for s in segments]
-    blended = [s.blended for s in segments]
-    spans = _spans(story, ends, blended)
-    return Film(run, name, film, manifest.title, manifest.settings.fps, spans, manifest.model.name, notes)
+    told = replace(_told(story, ends), run=run, name=name, story=story_name)
+    told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
+    fps, count = manifest.settings.fps, ends[-1][1]
+    if file_hash(film) == manifest.film.get("sha256"):  # it has the frames that were planned
+        return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
+    facts, frames = video.probe(film), video.survey(film)
+    rate = usual_rate(frames.times, facts.fps)
+    if abs(rate - fps) > SLACK * fps:
+        raise StoryreelError(f"{film} has {rate:g} frames a second, by its manifest {fps}", again)
+    if len(frames.times) != count:
+        raise StoryreelError(f"{film} has {len(frames.times)} frames, its scenes {count}", again)
+    changed = "this is not the film that was rendered: its file has been changed"
+    return _timed(replace(told, notes=(changed,)), facts, frames)
 
 
-def foreign_film(story_path: Path, film: Path, segments: str, fps: float | None) -> Film:
+def _kind(manifest: _Manifest) -> dict[str, Any]:
+    """Return the model and every setting but the seed, those of the method by their own names."""
+    settings = dict(manifest.settings.model_extra or {})
+    method = settings.pop("method", None)
+    settings.pop("seed", None)
+    return {"model": manifest.model.name, **settings, **(method if isinstance(method, dict) else {})}
+
+
+def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
     """Return a film that anything made of a story.
 
     ``segments`` says where its scenes are: ``chapters``, ``equal``, or the seconds at which the second and
-    every later scene begin, with commas. ``fps`` says that this rate is meant, whatever the story's model
-    has. Raises ScriptError, UsageError, or StoryreelError if the story does not fit the film.
+    every later scene begin, with commas. Raises ScriptError, UsageError, or StoryreelError if the story does
+    not fit the film.
     """
     story = load_story(story_path)
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name a film: MP4, MOV, MKV, WebM or AVI.")
-    facts = video.probe(film)
-    model = facts.tags.get("storyreel_model") or story.render.model or DEFAULT_MODEL
-    meant = f"If that is meant, say so: --fps {facts.fps:g}"
-    if fps is not None:
-        _check_rate(film, facts.fps, fps, "--fps", meant)
-    elif model in MODELS:
-        _check_rate(film, facts.fps, MODELS[model].fps, f"the story's model {model}", meant)
+    facts, frames = video.probe(film), video.survey(film)
     count = len(story.scenes)
-    frames = video.count_frames(film)
-    if frames < count:
+    if len(frames.times) < count:
         raise StoryreelError(
-            f"{film} has {frames} frames, the story {count} scenes", "Name the film that tells this story."
+            f"{film} has {len(frames.times)} frames, the story {count} scenes",
+            "Name the film that tells this story.",
         )
-    starts = _starts(segments, film, facts, frames, count)
-    if (sum(a >= b for a, b in pairwise([*starts, frames]))) or starts[0] != 0:
+    rate = usual_rate(frames.times, facts.fps)
+    length = frames.times[-1] + 1 / rate
+    # A scene begins with the first frame that is shown from then on; half a frame is a container's rounding.
+    begins = _starts(segments, film, facts, length, count)
+    starts = [bisect_left(frames.times, time - 0.5 / rate) for time in begins]
+    if starts[0] != 0 or any(a >= b for a, b in pairwise([*starts, len(frames.times)])):
         raise StoryreelError(
-            f"{film}: {count} scenes do not fit into its {frames / facts.fps:.2f} s where they should begin",
+            f"{film}: {count} scenes do not fit into its {length:.2f} s where they should begin",
             "Give other --segments.",
         )
-    blended = [index > 0 and scene.transition == "blend" for index, scene in enumerate(story.scenes)]
-    spans = _spans(story, list(pairwise([*starts, frames])), blended)
-    title = story.title or story_path.stem
+    told = _told(story, list(pairwise([*starts, len(frames.times)])))
     # vlogger/nyc.mp4 of nyc.yaml is of the run vlogger; any other name is a run of its own.
     run = film.parent if film.stem == story_path.stem else film.with_suffix("")
-    return Film(str(run), story_path.stem, film, title, facts.fps, spans, model)
+    told = replace(told, run=str(run), name=story_path.stem, story=story_path.stem, path=film)
+    model = facts.tags.get("storyreel_model") or story.render.model or DEFAULT_MODEL
+    return _timed(replace(told, title=story.title or story_path.stem, model=model), facts, frames)
 
 
-def _starts(segments: str, film: Path, facts: video.Facts, frames: int, count: int) -> list[int]:
-    """Return the frame at which every scene begins."""
+def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
+    """Return a film with its frames' times and its rate, and what is to be said of them."""
+    rate, notes = usual_rate(frames.times, facts.fps), list(film.notes)
+    length = frames.times[-1] + 1 / rate
+    if length * rate > 2 * len(frames.times) + MOST_REPEATED:
+        raise StoryreelError(
+            f"{film.path} has {len(frames.times)} frames for {length / 3600:.0f} hours, by their times",
+            "They are damaged, or it stands still for hours: cut it, and score it again.",
+        )
+    pictures = picture_rate(frames.changes, rate)
+    if looks(frames.times, length, rate) != list(range(len(frames.times))):
+        pictures = rate
+        notes.append(
+            f"its frame rate varies: it is looked at by its frames' times, usually {rate:g} a second"
+        )
+    elif pictures < rate:
+        notes.append(
+            f"{1 - pictures / rate:.0%} of its {rate:g} frames a second repeat the one before: "
+            f"it is looked at as a film of {pictures:g}"
+        )
+    if facts.hdr:
+        notes.append(f"it is HDR ({facts.hdr}): it was mapped to SDR before it was looked at")
+    return replace(film, fps=pictures, seconds=length, times=frames.times, hdr=facts.hdr, notes=tuple(notes))
+
+
+def _starts(segments: str, film: Path, facts: video.Facts, length: float, count: int) -> Sequence[float]:
+    """Return the seconds at which every scene begins."""
     if segments == "equal":
-        return [round(index * frames / count) for index in range(count)]
+        return [index * length / count for index in range(count)]
     if segments == "chapters":
         if len(facts.chapters) != count:
             raise StoryreelError(
                 f"{film} has {len(facts.chapters)} chapters, the story {count} scenes",
                 "Say where its scenes begin: --segments equal, or --segments 2.5,5,7.5 in seconds.",
             )
-        return [round(start * facts.fps) for start in facts.chapters]
+        return facts.chapters
     try:
         times = [float(text) for text in segments.split(",")]
     except ValueError:
@@ -229,21 +381,24 @@ def _starts(segments: str, film: Path, facts: video.Facts, frames: int, count: i
             f"{len(times)} times do not fit a story of {count} scenes",
             f"Give the {count - 1} seconds at which the second and later scenes begin.",
         )
-    return [round(time * facts.fps) for time in times]
+    return times
 
 
-def _check_rate(film: Path, found: float, wanted: float, whose: str, remedy: str) -> None:
-    if abs(found - wanted) > RATE_SLACK * wanted:
-        raise StoryreelError(f"{film} has {found:g} frames a second, by {whose} {wanted:g}", remedy)
-
-
-def _spans(story: Story, ends: Sequence[tuple[int, int]], blended: Sequence[bool]) -> tuple[Span, ...]:
-    return tuple(
-        Span(story.filled(scene.scene), story.filled(scene.action), start, stop, grows, dict(others))
-        for scene, (start, stop), grows, others in zip(
-            story.scenes, ends, blended, _with_others(story), strict=True
+def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
+    """Return a film of a story as yet without a file, its scenes ending where ``ends`` says."""
+    scenes = zip(story.scenes, ends, _with_others(story), strict=True)
+    spans = tuple(
+        Span(
+            story.filled(scene.scene),
+            story.filled(scene.action),
+            start,
+            stop,
+            start > 0 and scene.transition == "blend",
+            dict(others),
         )
+        for scene, (start, stop), others in scenes
     )
+    return Film("", "", Path(), "", 0.0, spans)
 
 
 def _with_others(story: Story) -> list[Iterator[tuple[str, str]]]:

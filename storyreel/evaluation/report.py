@@ -8,9 +8,10 @@ from html import escape
 from statistics import median
 from typing import Any
 
+from storyreel.errors import printable
 from storyreel.evaluation.registry import METRICS, Metric
 from storyreel.evaluation.result import NOTE, Evaluation, Scored
-from storyreel.evaluation.statistics import difference_cell, spread_cell
+from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
 
 SHOWN = 3  # of the worst scenes, and of the worst seams
 FAR = 99.0  # deviations: as far from the usual as anything is said to be
@@ -34,9 +35,14 @@ img { width: 100%; border-radius: .3rem; display: block; } .pair { display: flex
 rect.low { fill: light-dark(#2f4a72, #b9d0f5); } rect.wrong { fill: var(--bad); }
 .charts h4 { margin: 0; font-size: .9rem; } .charts small, small { opacity: .75; }
 svg line { stroke: currentColor; opacity: .4; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; font-weight: normal; }
+.wide { overflow-x: auto; } .runs td small { display: none; }
+@media (max-width: 40rem) { /* every number below its metric, with its run's name: nothing lies outside */
+  .runs, .runs tbody, .runs tr, .runs th, .runs td { display: block; text-align: left; white-space: normal; }
+  .runs tr:first-child { display: none; } .runs td { border: 0; } .runs td small { display: inline; }
+  .runs th, .runs td { overflow-wrap: anywhere; } }
 """
 
 
@@ -61,48 +67,69 @@ def report_page(evaluation: Evaluation) -> str:
 
 
 def _runs_table(evaluation: Evaluation) -> str:
-    """Show the runs side by side: mean and deviation over their films, the best in bold."""
+    """Show the runs side by side, the best in bold; on a narrow screen one below the other."""
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    first = next(iter(summary))
+    heads = {run: escape(printable(run)) for run in summary}
+    less = {run: f"{heads[run]} − {heads[first]}" for run in differences}
     rows = []
     for metric in METRICS.values():
         if all(of[metric.name] is None for of in summary.values()):
             continue
-        best = best_runs(metric, summary)
-        cells = "".join(
-            f"<td>{'<b>' if run in best else ''}{spread_cell(of[metric.name], metric.digits)}"
-            f"{'</b>' if run in best else ''}</td>"
+        best = best_runs(metric, evaluation.comparison)
+        cells = [
+            (heads[run], spread_cell(of[metric.name], metric.digits), run in best)
             for run, of in summary.items()
+        ]
+        cells += [
+            (less[run], difference_cell(d[metric.name], metric.digits), False)
+            for run, d in differences.items()
+        ]
+        shown = "".join(
+            f"<td><small>{head}</small> {'<b>' if bold else ''}{cell}{'</b>' if bold else ''}</td>"
+            for head, cell, bold in cells
         )
-        cells += "".join(
-            f"<td>{difference_cell(d[metric.name], metric.digits)}</td>" for d in differences.values()
-        )
-        rows.append(f"<tr><td>{_title(metric)} <small>{escape(metric.status)}</small></td>{cells}</tr>")
-    heads = "".join(f"<th>{escape(run)}</th>" for run in summary)
-    heads += "".join(f"<th>{escape(run)} − {escape(next(iter(summary)))}</th>" for run in differences)
-    films, told = len(evaluation.films), "Arrows point to what is better."
-    if films > 1:
-        told = f"Mean ± standard deviation of {films} films. {told}"
+        rows.append(f"<tr><th>{_title(metric)} <small>{escape(metric.status)}</small></th>{shown}</tr>")
+    columns = "".join(f"<th>{head}</th>" for head in (*heads.values(), *less.values()))
+    told = "".join(
+        f"<p>{escape(line)}</p>" for line in (*table_words(evaluation), "Arrows point to what is better.")
+    )
+    table = f'<table class="runs"><tr><th></th>{columns}</tr>{"".join(rows)}</table>'
+    return f'{told}<div class="wide">{table}</div>'
+
+
+def table_words(evaluation: Evaluation) -> list[str]:
+    """Say what the columns of the table of runs are, each of them true of every column."""
+    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    rates = sorted({scored.film.fps for scored in evaluation.films})
+    words = [f"{films_words(summary)}, looked at {rates[0]:g} times a second."] if rates else []
     if differences:
-        told += " Differences are paired by story, with their 95 % interval."
-    return f'<p>{told}</p><div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>'
+        words.append(f"Differences are paired by story and seed: {interval_words(differences)}.")
+        if not evaluation.comparison["same_films"]:
+            words.append("Runs differ in their films: only the differences compare like with like.")
+    return words
 
 
-def best_runs(metric: Metric, summary: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Return the runs with a metric's best mean: none if there is one run, or no direction."""
-    means = {run: of[metric.name]["mean"] for run, of in summary.items() if of[metric.name] is not None}
-    if metric.better is None or len(means) < 2:
+def best_runs(metric: Metric, comparison: Mapping[str, Any]) -> set[str]:
+    """Return the runs with a metric's best mean: none without a direction, or where not all films have it."""
+    found = {run: of[metric.name] for run, of in comparison["summary"].items()}
+    values = [value for value in found.values() if value is not None]
+    counts = {value["count"] for value in values}
+    if metric.better is None or len(found) < 2 or len(values) < len(found) or len(counts) > 1:
         return set()
-    best = (max if metric.better == "higher" else min)(means.values())
-    return {run for run, mean in means.items() if mean == best}
+    if not comparison["same_films"]:
+        return set()
+    best = (max if metric.better == "higher" else min)(value["mean"] for value in values)
+    return {run for run, value in found.items() if value is not None and value["mean"] == best}
 
 
 def _film(scored: Scored) -> str:
     film, scores = scored.film, scored.scores
     count = len(film.spans)
-    notes = "".join(f'<p class="flag">Note: {escape(note)}.</p>' for note in film.notes)
+    notes = "".join(f'<p class="flag">Note: {escape(printable(note))}.</p>' for note in scored.notes)
     return f"""<section>
 <h2>{escape(film.title)} <small>{escape(film.label)}</small></h2>
-<p>{count} scenes, {film.frames / film.fps:g} s at {film.fps:g} frames a second.</p>{notes}
+<p>{count} scenes, {film.frames / film.fps:.3g} s, looked at {film.fps:g} times a second.</p>{notes}
 <h3>What is wrong</h3>
 {_wrong(scored)}
 <h3>The scenes furthest from the usual</h3>

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from storyreel.checkpoint import content_hash
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.look import Look
-from storyreel.evaluation.registry import METRICS
+from storyreel.evaluation.registry import METRICS, OWN
+from storyreel.film.folder import content_hash
 
 NOTE = (
     "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "
     "digit by digit. Standard deviations are those of samples (ddof 1). Smoothness is to be read beside "
     "motion: a still is smooth."
 )
+NAMES = {OWN: "the model's own encoder"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,17 @@ class Scored:
     scores: dict[str, Any]
     found: list[Finding]
     look: Look
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of its scores should know, as sentences without their ends."""
+        cut = [
+            f"{found['cut']} of its {found['of']} prompts, alone and joined, are longer than the "
+            f"{found['reads']} tokens that {NAMES.get(found['encoder'], found['encoder'])} reads: "
+            "it was given their beginnings"
+            for found in self.scores["prompts_cut"]
+        ]
+        return [*self.film.notes, *cut]
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,9 @@ class Evaluation:
                     "name": scored.film.name,
                     "file": str(scored.film.path),
                     "sha256": content_hash(scored.film.path),
+                    "story": scored.film.story,
                     "fps": scored.film.fps,
-                    "notes": scored.film.notes,
+                    "notes": scored.notes,
                     "scores": scored.scores,
                     "findings": [asdict(finding) for finding in scored.found],
                 }

@@ -4,36 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.look import Look
 from storyreel.evaluation.pictures import lab
-from storyreel.evaluation.registry import CLIP, DINO, DINO1, LITE, METRICS, OWN, Metric
-from storyreel.evaluation.seams import smoothness, transition
-from storyreel.evaluation.statistics import paired_difference, spread
+from storyreel.evaluation.registry import BLIP, CLIP, DINO, DINO1, LITE, METRICS, OWN, Metric
+from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
 
-FROZEN = 0.1  # of 255: less than this from one frame to the next is no movement; codecs leave none
 BLACK = 10.0  # of 255
 MOVES = 1.0  # of 255
 # Prompts whose texts are nearer than this say nearly the same: no picture need tell them apart.
 ALIKE = {OWN: 0.7, CLIP: 0.9}
+# What pictures show that show none of a story's scenes, in words that CLIP knows.
+NOTHING = (
+    "a television test card with colour bars",
+    "random noise",
+    "a blank screen of one colour",
+    "a smooth colour gradient",
+    "an abstract pattern",
+)
 
 Scores = dict[str, float | None]
 
 
-class TextEncoder(Protocol):
-    """Turns texts into unit vectors."""
+class TextReader(Protocol):
+    """Reads texts, up to some length."""
+
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text it reads."""
+        ...
 
     def cut(self, prompts: Sequence[str]) -> int:
         """Return how many prompts it does not read whole."""
         ...
+
+
+class TextEncoder(TextReader, Protocol):
+    """Turns texts into unit vectors."""
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors (P, D)."""
@@ -41,52 +54,43 @@ class TextEncoder(Protocol):
 
 
 @torch.inference_mode()
-def film_scores(film: Film, look: Look, texts: Mapping[str, TextEncoder]) -> dict[str, Any]:
-    """Return a film's scores as plain data: of every scene, of every seam, and of the film.
+def film_scores(
+    film: Film, look: Look, texts: Mapping[str, TextEncoder], readers: Mapping[str, TextReader] | None = None
+) -> dict[str, Any]:
+    """Return a film's scores as plain data: of every scene, of every border, and of the film.
 
-    ``texts`` are the text-image encoders by name. What has no weights, or no meaning here, is absent.
+    ``texts`` are the text-image encoders by name, ``readers`` what else was given the prompts. What has no
+    weights, or no meaning here, is absent.
     """
     scenes: list[dict[str, Any]] = [{} for _ in film.spans]
     seams: list[dict[str, Any]] = [{"after": after} for after in range(1, len(film.spans))]
-    inside, around = _without_transitions(film), _transitions(film)
+    starts = [span.start for span in film.spans]
+    inside = quiet_parts(starts, film.frames, film.fps)
     _from_frames(film, look, inside, scenes)
     _from_vectors(film, look, texts, scenes)
-    steps = look.frames.steps
-    blended = [after for after in range(1, len(film.spans)) if film.spans[after].blended]
-    smooth = smoothness(steps, [span.start for span in film.spans], blended, film.fps)
-    for found in smooth.seams:
-        seams[found.after - 1] |= {"seam_ratio": found.ratio, "largest_step": found.largest}
+    for seam, found in zip(seams, seam_steps(look.frames.steps, starts, film.fps), strict=True):
+        seam |= {"seam_ratio": found.ratio, "largest_step": found.largest}
     for seam, distances in zip(seams, look.distances, strict=True):
         seam["blended"] = film.spans[seam["after"]].blended
         if distances is not None:
             seam |= dict(zip(("lpips", "lpips_seam"), distances, strict=True))
     if look.shots is not None:
-        for seam, (start, stop) in zip(seams, around, strict=True):
-            seam["shot_cut_seam"] = max(look.shots[start:stop])
+        for seam in seams:
+            first, last = transition(starts, film.frames, seam["after"], film.fps)
+            seam["shot_cut_seam"] = max(look.shots[first:last])
         for scene, (start, stop) in zip(scenes, inside, strict=True):
             scene["shot_cut_inside"] = max(look.shots[start:stop], default=None)
-    prompts = {
-        text for span in film.spans for text in (span.scene, span.action, f"{span.scene} {span.action}")
-    }
-    cut = {name: encoder.cut(sorted(prompts)) for name, encoder in texts.items()}
+    cut = [one for item in {**texts, **(readers or {})}.items() if (one := _cut(film, *item))]
     return {"scenes": scenes, "seams": seams, "film": _whole(scenes, seams), "prompts_cut": cut}
 
 
-def _transitions(film: Film) -> list[tuple[int, int]]:
-    """Return the frames around every seam."""
-    starts = [span.start for span in film.spans]
-    return [transition(starts, film.frames, after, film.fps) for after in range(1, len(starts))]
-
-
-def _without_transitions(film: Film) -> list[tuple[int, int]]:
-    """Return each scene's frames that no transition reaches; where none are left, all of them."""
-    around = _transitions(film)
-    found = []
-    for index, span in enumerate(film.spans):
-        start = around[index - 1][1] if index else span.start
-        stop = around[index][0] if index < len(around) else span.stop
-        found.append((start, stop) if stop - start > 1 else (span.start, span.stop))
-    return found
+def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:
+    """Say how many of the texts that an encoder was given it did not read whole; None if it did."""
+    joined = [f"{span.scene} {span.action}" for span in film.spans]
+    parts = [text for span in film.spans for text in (span.scene, span.action)]
+    texts = sorted({*joined, *parts} if name != BLIP else set(joined))
+    count = reader.cut(texts)
+    return {"encoder": name, "cut": count, "of": len(texts), "reads": reader.longest} if count else None
 
 
 def _from_frames(
@@ -94,8 +98,7 @@ def _from_frames(
 ) -> None:
     """Add what needs no weights."""
     frames, fps = look.frames, film.fps
-    moving = [step for a, b in inside for step in frames.steps[a : b - 1] if step >= FROZEN]
-    usual = median(moving) if moving else 0.0
+    usual = usual_step(frames.steps, inside)
     whites = lab(torch.tensor(frames.white))[:, 1:]  # without lightness
     first = whites[film.spans[0].start : film.spans[0].stop].mean(0)
     for span, (start, stop), scene in zip(film.spans, inside, scenes, strict=True):
@@ -150,9 +153,9 @@ def _from_vectors(
     for scene, seen in zip(scenes, look.scenes, strict=True):
         scene |= {f"blip_{key}": value for key, value in seen.blip.items()}
     if CLIP in texts:
-        _from_texts(film, look, texts[CLIP], CLIP, ("clip_told_apart", "clip_identity"), scenes)
+        _from_texts(film, look, texts[CLIP], CLIP, scenes)
     if OWN in texts:
-        _from_texts(film, look, texts[OWN], OWN, ("told_apart", "identity"), scenes)
+        _from_texts(film, look, texts[OWN], OWN, scenes)
 
 
 def _consistency(scenes: Sequence[Tensor]) -> list[float | None]:
@@ -174,10 +177,13 @@ def _from_texts(
     look: Look,
     encoder: TextEncoder,
     name: str,
-    margins: tuple[str, str],
     scenes: Sequence[dict[str, Any]],
 ) -> None:
-    """Add the cosines of a scene's pictures with its prompts, and how far other prompts lie behind."""
+    """Add the cosines of a scene's pictures with its prompts, and how far other prompts lie behind.
+
+    Where the pictures show none of all that, nothing is said of who and what they show.
+    """
+    prefix = "clip_" if name == CLIP else ""
     prompts = [span.scene for span in film.spans]
     embedded = dict(
         zip(different := list(dict.fromkeys(prompts)), encoder.embed_texts(different), strict=True)
@@ -191,27 +197,39 @@ def _from_texts(
             scene |= {"clip_add": (fit + act) / 2, "clip_combined": float((vectors @ both).mean())}
         else:
             scene |= {"scene_fit": fit, "action_fit": act}
+        rivals = encoder.embed_texts(list(span.others.values())) if span.others else ()
+        others = {
+            who: float((vectors @ rival).mean()) for who, rival in zip(span.others, rivals, strict=True)
+        }
+        if name == CLIP:
+            nothing = float((vectors @ encoder.embed_texts(NOTHING).T).mean(0).max())
+            scene["clip_shown"] = float(nothing <= max(fit, act, *fits.values(), *others.values()))
+        elif seen.strangeness is not None:
+            scene["shown"] = float(seen.strangeness <= 1)
+        if scene.get(f"{prefix}shown") == 0:  # a choice among what is known finds somebody in a test card
+            continue
         near = {text for text in fits if float(embedded[text] @ embedded[span.scene]) > ALIKE[name]}
         if fits := {text: value for text, value in fits.items() if text not in near}:
             best = max(fits, key=fits.__getitem__)
-            scene[margins[0]] = fit - fits[best]
-            scene[f"{margins[0]}_from"] = prompts.index(best) + 1
-        if span.others:
-            rivals = encoder.embed_texts(list(span.others.values()))
-            fitting = (vectors @ rivals.T).mean(0)
-            scene[margins[1]] = fit - float(fitting.max())
-            scene[f"{margins[1]}_rival"] = list(span.others)[int(fitting.argmax())]
+            scene[f"{prefix}told_apart"] = fit - fits[best]
+            scene[f"{prefix}told_apart_from"] = prompts.index(best) + 1
+        if others:
+            rival = max(others, key=others.__getitem__)
+            scene |= {f"{prefix}identity": fit - others[rival], f"{prefix}identity_rival": rival}
 
 
 def _whole(scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapping[str, Any]]) -> Scores:
-    """Return the film's own value of every metric: means over scenes, medians over blended seams."""
+    """Return the film's own value of every metric: means over scenes, medians over seams.
+
+    Seams are the borders that the story wants smooth; where it wants none, all borders are.
+    """
     found: Scores = {}
     for metric in METRICS.values():
         if metric.scope == "scene":
             values = [scene[metric.name] for scene in scenes if scene.get(metric.name) is not None]
             found[metric.name] = fmean(values) if values else None
         else:
-            kept = [seam for seam in seams if seam["blended"]]
+            kept = [seam for seam in seams if seam["blended"]] or seams
             values = [seam[metric.name] for seam in kept if seam.get(metric.name) is not None]
             found[metric.name] = median(values) if values else None
     return found
@@ -227,34 +245,3 @@ def worst(metric: Metric, scores: Mapping[str, Any], count: int = 1) -> list[int
         if entry.get(metric.name) is not None and entry.get("blended", True)
     ]
     return [index for _, index in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:count]]
-
-
-def compare(films: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and spread of every metric over a run's films, and runs' paired differences to the first.
-
-    Films are paired by name; a number that one of a pair lacks leaves the pair out.
-    """
-    runs: dict[str, dict[str, Mapping[str, float | None]]] = {}
-    for film in films:
-        runs.setdefault(film["run"], {})[film["name"]] = film["scores"]["film"]
-    summary = {
-        run: {
-            name: asdict(found)
-            if (found := spread([v for f in of.values() if (v := f[name]) is not None]))
-            else None
-            for name in METRICS
-        }
-        for run, of in runs.items()
-    }
-    first, *others = runs
-    differences: dict[str, Any] = {}
-    for run in others:
-        differences[run] = {}
-        for name in METRICS:
-            pairs = (
-                (of[name], runs[first][film][name]) for film, of in runs[run].items() if film in runs[first]
-            )
-            values = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-            found_difference = paired_difference(values, np.random.default_rng(0))
-            differences[run][name] = asdict(found_difference) if found_difference else None
-    return {"summary": summary, "differences": differences}

@@ -1,4 +1,4 @@
-"""How smooth a film is where its segments meet, and how much it moves elsewhere.
+"""How smooth a film is where its scenes meet, and how much it moves elsewhere.
 
 Everything rests on one number a frame, the step to the next one, so a film of any length is
 measured in constant memory. A film that stands still is perfectly smooth: no measure of seams is
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from itertools import pairwise
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,28 +18,20 @@ from torch import Tensor
 # Seconds around a seam that its transition can reach. Our dissolve spans at most this: a lead of 3
 # latents is 7 frames, held 4 more, and 4 behind the seam, at 3 frames a latent and 12 a second.
 BEFORE, AFTER = 11 / 12, 5 / 12
+FROZEN = 0.1  # of 255: less than this from one frame to the next is no movement; codecs leave none
 
 
 @dataclass(frozen=True)
 class SeamSteps:
-    """The seam before segment ``after``, in units of the median step inside segments.
+    """A border between scenes, in units of the film's usual step.
 
-    ``ratio`` is the step across the seam, ``largest`` the largest step of the transition around
-    it. 1 is the inside of a segment for ``ratio``. The largest of some dozen steps lies above the
-    median even where there is no seam: compare it between films. None where the film stands still.
+    ``ratio`` is the step across it, ``largest`` the largest step of the transition around it. 1 is the
+    inside of a scene for ``ratio``. The largest of some dozen steps lies above the median even where there
+    is no seam: compare it between films. None where the film stands still.
     """
 
-    after: int
     ratio: float | None
     largest: float | None
-
-
-@dataclass(frozen=True)
-class Smoothness:
-    """``motion`` is the mean step inside segments, 0 to 255; None if segments are single frames."""
-
-    motion: float | None
-    seams: tuple[SeamSteps, ...]
 
 
 def frame_steps(frames: Iterable[Tensor]) -> list[float]:
@@ -68,27 +61,38 @@ def transition(starts: Sequence[int], frames: int, after: int, fps: float) -> tu
     return max(starts[after - 1], seam - round(BEFORE * fps)), min(end, seam + round(AFTER * fps))
 
 
-def smoothness(steps: Sequence[float], starts: Sequence[int], seams: Sequence[int], fps: float) -> Smoothness:
-    """Measure ``seams``, the segments (from 1) whose beginning is meant to be smooth.
+def quiet_parts(starts: Sequence[int], frames: int, fps: float) -> list[tuple[int, int]]:
+    """Return each scene's frames that no transition reaches; where none are left, all of them.
 
-    ``steps[i]`` leads from frame i to i + 1. Inside a segment is what no transition touches:
-    a dissolve is no motion of anybody, and would make its own seam look small. Where segments are so
-    short that this leaves nothing, inside is every step that crosses no seam.
+    A dissolve is no motion of anybody, and would make its own seam look small. Hard borders are treated
+    alike, so that the same frames count whatever was done there.
     """
-    frames = len(steps) + 1
-    windows = {after: transition(starts, frames, after, fps) for after in seams}
-    crossing = {start - 1 for start in starts[1:]}
-    touched = {i for first, stop in windows.values() for i in range(first, stop - 1)}
-    inside = [step for i, step in enumerate(steps) if i not in crossing | touched]
-    inside = inside or [step for i, step in enumerate(steps) if i not in crossing]
-    if not inside:
-        return Smoothness(None, tuple(SeamSteps(after, None, None) for after in seams))
-    usual = median(inside)
-
-    def times(step: float) -> float | None:
-        return step / usual if usual > 0 else None
-
+    around = [transition(starts, frames, after, fps) for after in range(1, len(starts))]
     found = []
-    for after, (first, stop) in windows.items():
-        found.append(SeamSteps(after, times(steps[starts[after] - 1]), times(max(steps[first : stop - 1]))))
-    return Smoothness(fmean(inside), tuple(found))
+    for index, (start, stop) in enumerate(pairwise([*starts, frames])):
+        first = around[index - 1][1] if index else start
+        last = around[index][0] if index < len(around) else stop
+        found.append((first, last) if last - first > 1 else (start, stop))
+    return found
+
+
+def usual_step(steps: Sequence[float], parts: Sequence[tuple[int, int]]) -> float | None:
+    """Return the median of the steps inside ``parts`` that move; None if none does.
+
+    ``steps[i]`` leads from frame i to i + 1.
+    """
+    moving = [step for start, stop in parts for step in steps[start : stop - 1] if step >= FROZEN]
+    return median(moving) if moving else None
+
+
+def seam_steps(steps: Sequence[float], starts: Sequence[int], fps: float) -> list[SeamSteps]:
+    """Measure every border between scenes, in their order; ``starts`` are the scenes' first frames."""
+    frames = len(steps) + 1
+    usual = usual_step(steps, quiet_parts(starts, frames, fps))
+    if usual is None:
+        return [SeamSteps(None, None)] * (len(starts) - 1)
+    found = []
+    for after in range(1, len(starts)):
+        first, stop = transition(starts, frames, after, fps)
+        found.append(SeamSteps(steps[starts[after] - 1] / usual, max(steps[first : stop - 1]) / usual))
+    return found

@@ -1,8 +1,11 @@
-"""What a judge says of a film whose truth is known: plain data."""
+"""What a judge says of a film whose truth is known, as plain data; and where judges are found."""
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,12 @@ class FilmVerdict:
 
     scenes: tuple[SceneVerdict, ...]
     seams: tuple[SeamVerdict, ...]
+
+
+def asked(place: str | None) -> Callable[..., Any] | None:
+    """Return the function that a model's table entry names as "module:function"; None for None."""
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function

@@ -31,7 +31,11 @@ class Method(BaseModel):
         default=True, description="SAR: segments of similar actions share a shorter, weaker overlap."
     )
     window: int = Field(
-        default=4, ge=1, le=64, description="Segments denoised side by side; 1 is one after the other."
+        default=4,
+        ge=1,
+        le=64,
+        description="Segments denoised side by side; 1 is one after the other, which published blending "
+        "needs and has by itself.",
     )
     overlap: int | None = Field(
         default=None, ge=1, le=64, description="Longest overlap in latent frames. Default: the model's."
@@ -79,6 +83,21 @@ class Method(BaseModel):
                 "alignment, smoothness and progression must sum to 1, not {total}",
                 {"total": f"{total:g}"},
             )
+        return self
+
+    @model_validator(mode="after")
+    def _published_blending_goes_one_by_one(self) -> Self:
+        """Only a finished neighbour has an end that the published form can pull towards."""
+        if self.blending == "published" and self.window != 1:
+            if "window" in self.model_fields_set:
+                raise PydanticCustomError(
+                    "window",
+                    "published blending needs finished neighbours: "
+                    "window must be 1 or left out, not {window}",
+                    {"window": self.window},
+                )
+            # Not as if somebody had set it: another blending on the command line has its default again.
+            self.__dict__["window"] = 1
         return self
 
     def without(self, parts: set[str]) -> Method:

@@ -77,7 +77,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Opinion:
-    """Log-probabilities of every cast, place and action; the likeliest of everything as a verdict."""
+    """Log-probabilities of every cast, place and action; the likeliest of everything as a verdict.
+
+    Of a clip that is not ``readable`` the verdict means nothing: it shows none of them.
+    """
 
     casts: Tensor
     places: Tensor
@@ -164,7 +167,7 @@ class Judge(nn.Module):
             int(seen.arrangements[0].argmax()),
         )
         ruin = float(seen.ruin[0])
-        return Opinion(casts, places, actions, verdict, ruin < UNREADABLE, ruin)
+        return Opinion(casts, places, actions, verdict, ruin <= UNREADABLE, ruin)
 
 
 def as_seen(frames: Tensor) -> Tensor:

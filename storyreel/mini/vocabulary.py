@@ -13,10 +13,10 @@ from dataclasses import asdict
 from random import Random
 
 from storyreel.models.specs import MODELS
-from storyreel.vocabulary import MOST, Vocabulary, words_of
-from storyreel.vocabulary import Action as Taught
-from storyreel.vocabulary import Character as Known
-from storyreel.vocabulary import Place as Set
+from storyreel.story.vocabulary import MOST, Vocabulary, words_of
+from storyreel.story.vocabulary import Action as Taught
+from storyreel.story.vocabulary import Character as Known
+from storyreel.story.vocabulary import Place as Set
 
 from .lessons import all_texts
 from .plots import NAMES, PLOTS

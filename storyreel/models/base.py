@@ -18,9 +18,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from storyreel.checkpoint import file_hash
+from storyreel import origin
 from storyreel.errors import DamagedError, MissingError
-from storyreel.models.specs import ModelSpec
+from storyreel.film.folder import file_hash
+from storyreel.models.device_errors import lacks_memory
+from storyreel.models.specs import MINI_WEIGHTS, ModelSpec
 
 Loaded = TypeVar("Loaded")
 
@@ -214,15 +216,16 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
     try:
         return load(folder)
     except Exception as error:  # the libraries raise everything from KeyError to their own
+        if lacks_memory(error):  # which says nothing of the folder
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DamagedError(f"{folder} cannot be read: {reason}", _restore(folder)) from error
 
 
 def _restore(folder: Path) -> str:
-    return (
-        f"Restore {folder}; for the embedded model: pip install --force-reinstall storyreel; "
-        "for others: storyreel pull MODEL"
-    )
+    if MINI_WEIGHTS in (folder, *folder.parents):
+        return f"Restore {folder}: {origin.again(folder)}"
+    return f"Restore {folder}; the embedded model's: {origin.again(folder)}; a hub's: storyreel pull MODEL"
 
 
 def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:

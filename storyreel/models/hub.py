@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from filelock import FileLock
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
-from storyreel.checkpoint import file_hash, write_atomically, writing
-from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
+from storyreel.film.folder import file_hash, write_atomically, writing
+from storyreel.film.lock import Lock
+from storyreel.models.inventory import COMPONENTS
 from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 SPARE = 1 << 30  # bytes that stay free on the disk
@@ -39,6 +39,12 @@ class Remote:
     name: str
     size: int
     digest: str
+
+    def is_named(self) -> bool:
+        """Tell whether size and digest are such."""
+        return isinstance(self.size, int) and bool(
+            re.fullmatch("[0-9a-f]{40}([0-9a-f]{24})?", str(self.digest))
+        )
 
     def is_at(self, path: Path) -> bool:
         """Tell whether a file is this one, byte for byte."""
@@ -83,10 +89,10 @@ def fetch(
             remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
             raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
-        with FileLock(repository / "blobs" / ".storyreel.lock"):  # of two at once, one waits
+        with Lock(repository / "blobs" / ".storyreel.film.lock").waited_for():  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
-            tell(f"{name}: {len(files)} files, {gigabytes:.1f} GB, {hub} at {commit}")
+            tell(f"{name}: {counted(len(files), 'file')}, {gigabytes:.1f} GB, {hub} at {commit}")
             for file in files:
                 url = huggingface_hub.hf_hub_url(hub, file.name, revision=commit, endpoint=endpoint)
                 _fetch(repository, commit, file, url)
@@ -100,7 +106,7 @@ def fetch(
             where = error.filename or repository
             remedy = "Make room, or set HF_HOME to another disk; what is there is kept."
             raise OutputError(f"cannot write {where}: {error.strerror}", remedy) from error
-        if not isinstance(error, OSError) and not type(error).__module__.startswith("http"):
+        if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith("http"):
             raise
         # The library hands on what its own library for HTTP, of one name or another, raises.
         remedy = "Check the network, or pull on another machine and copy its cache. What is there is kept."
@@ -120,15 +126,30 @@ def listing(
 ) -> tuple[str, list[Remote]]:
     """Return a repository's commit and its files that a model is loaded from."""
     api = huggingface_hub.HfApi(endpoint=endpoint)
-    info = api.model_info(repository, revision=revision, files_metadata=True)
-    if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
-        raise DamagedError(f"the hub names no commit of {repository}", "Try again later.")
-    files = [
-        Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
-        for file in info.siblings or ()
-    ]
-    chosen = set(choose([file.name for file in files]))
-    return info.sha, [file for file in files if file.name in chosen]
+    try:
+        info = api.model_info(repository, revision=revision, files_metadata=True)
+        commit = str(info.sha)
+        files = [
+            Remote(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
+            for file in info.siblings or ()
+        ]
+        chosen = set(choose([file.name for file in files]))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        # Of the hub's own answers the library makes something; these are of another.
+        raise _stranger(api.endpoint) from error
+    files = [file for file in files if file.name in chosen]
+    if not re.fullmatch(r"[0-9a-f]{40}", commit) or not all(file.is_named() for file in files):
+        raise DamagedError(f"the hub names no commit of {repository}, or no hashes", "Try again later.")
+    return commit, files
+
+
+def _stranger(endpoint: str) -> MissingError:
+    """Return the error for an answer that is not the hub's."""
+    remedy = (
+        f"A network's login page or a proxy may stand between: open {endpoint} in a browser on this machine "
+        "and log in, or pull on another machine and copy its cache. What is there is kept."
+    )
+    return MissingError(f"something else than the hub answers at {endpoint}", remedy)
 
 
 def at_the_top(names: Sequence[str]) -> list[str]:
@@ -158,11 +179,19 @@ def _of_another_variant(name: str) -> bool:
 
 def _check_room(repository: Path, files: Sequence[Remote]) -> None:
     blobs = repository / "blobs"
-    missing = sum(file.size for file in files if not (blobs / file.digest).exists())
+    missing = 0
+    for file in files:
+        found = [path.stat().st_size for path in (blobs / file.digest, _part(blobs, file)) if path.exists()]
+        missing += max(0, file.size - max(found, default=0))
     free = shutil.disk_usage(repository).free
     if missing and missing + SPARE > free:
         message = f"{missing / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free in {repository}"
         raise OutputError(message, "Make room, or set HF_HOME to a larger disk.")
+
+
+def _part(blobs: Path, file: Remote) -> Path:
+    """Return where a file is as long as it is not whole."""
+    return blobs / f"{file.digest}.storyreel"
 
 
 def _fetch(repository: Path, commit: str, file: Remote, url: str) -> None:
@@ -173,20 +202,19 @@ def _fetch(repository: Path, commit: str, file: Remote, url: str) -> None:
     blob = repository / "blobs" / file.digest
     if not file.is_at(blob):
         blob.unlink(missing_ok=True)
-        part = blob.with_name(f"{file.digest}.storyreel")
-        with part.open("ab") as target:
-            if target.tell() > file.size:
-                target.truncate(0)
-            http_get(
-                url,
-                target,
-                resume_size=target.tell(),
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                displayed_filename=file.name,
-            )
-        if not file.is_at(part):
+        part = _part(blob.parent, file)
+        try:
+            _transfer(file, url, part)
+        except Exception as error:
+            if not _is_page(part):
+                raise
             part.unlink()
+            raise _stranger(url.partition("/resolve/")[0]) from error
+        if not file.is_at(part):
+            is_page = _is_page(part)
+            part.unlink()
+            if is_page:
+                raise _stranger(url.partition("/resolve/")[0])
             message = f"{file.name} is not what the hub says: it was removed"
             raise DamagedError(message, "Run the same command again.")
         part.replace(blob)
@@ -197,11 +225,33 @@ def _fetch(repository: Path, commit: str, file: Remote, url: str) -> None:
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
+def _transfer(file: Remote, url: str, part: Path) -> None:
+    with part.open("ab") as target:
+        if target.tell() > file.size:
+            target.truncate(0)
+        http_get(
+            url,
+            target,
+            resume_size=target.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            displayed_filename=file.name,
+        )
+
+
+def _is_page(path: Path) -> bool:
+    """Tell whether a file holds a page for a browser, which no file of a model is."""
+    with path.open("rb") as file:
+        return re.match(rb"\s*<(!doctype|html)", file.read(100), re.IGNORECASE) is not None
+
+
 def _refused(hub: str, error: HfHubHTTPError) -> MissingError:
     status = error.response.status_code if error.response is not None else 0
     if status in (401, 403):
         remedy = f"Accept the licence at the hub's page of {hub}, then: hf auth login"
         return MissingError(f"the hub asks who wants {hub}", remedy)
+    if status in (407, 511) and error.response is not None:
+        return _stranger(str(error.response.url).partition("/api/")[0])
     if status == 404:
         return MissingError(f"the hub has no {hub}, or not that commit", "Try: --update")
     return MissingError(f"the hub refuses: {_first_line(error)}", "Try again later; what is there is kept.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from storyreel.errors import PromptError
+from storyreel.film.folder import read_json
 from storyreel.models.attention import Remembering, recording, with_memory
 from storyreel.models.base import (
     Memory,
@@ -485,7 +485,7 @@ def _to_bytes(frames: Tensor) -> Tensor:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} holds no settings")
     return content

@@ -44,11 +44,15 @@ class Scorer:
             read_component(lambda _: scorer.embed_texts(["", "a longer text"]), folder)
         return scorer
 
+    @property
+    def longest(self) -> int:
+        """How many tokens of a text it reads."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors (P, D); what exceeds the encoder's length is cut, as with CLIP."""
-        length = self.model.config.text_config.max_position_embeddings
         tokens = self._tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt"
+            list(prompts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(self.model.device)
         pooled = self.model.text_model(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
@@ -57,8 +61,9 @@ class Scorer:
 
     def cut(self, prompts: Sequence[str]) -> int:
         """Return how many prompts exceed the encoder's length."""
-        length = self.model.config.text_config.max_position_embeddings
-        return sum(len(ids) > length for ids in self._tokenizer(list(prompts)).input_ids)
+        # Not verbose, or the tokenizer warns that the model would fail.
+        tokens = self._tokenizer(list(prompts), verbose=False).input_ids
+        return sum(len(ids) > self.longest for ids in tokens)
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]."""

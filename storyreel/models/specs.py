@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from storyreel.errors import MissingError, UsageError
+from storyreel import origin
+from storyreel.errors import UsageError
 
 PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
 QUANTIZATIONS = ("none", "fp8")
@@ -41,9 +43,11 @@ class ModelSpec:
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
-    tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). It is for measuring
-    alone. ``vocabulary`` is a file of all that such a model can draw, and ``gallery`` "module:function":
-    what makes a page with pictures of that (`mini.gallery.gallery_page`).
+    tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says
+    whether anybody can tell what some pictures show (`mini.verdicts.strangeness`): where not, nobody is found
+    in them. Both are for measuring alone. ``vocabulary`` is a file of all that
+    such a model can draw, and ``gallery`` "module:function": what makes a page with pictures of that
+    (`mini.gallery.gallery_page`).
     """
 
     name: str
@@ -83,6 +87,7 @@ class ModelSpec:
     memory_gb: dict[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     judge: str | None = None
+    strangeness: str | None = None
     vocabulary: Path | None = None
     gallery: str | None = None
 
@@ -100,9 +105,11 @@ class ModelSpec:
     @property
     def remedy(self) -> str:
         """What to do when weights are missing or damaged."""
-        if self.hub:
+        if self.hub and self.weights == pulled_folder(self.hub):
             return f"Run: storyreel pull {self.name}"
-        return f"Restore {self.weights}; for the embedded model: pip install --force-reinstall storyreel"
+        if self.weights == MINI_WEIGHTS:
+            return f"Restore {self.weights}: {origin.again(self.weights)}"
+        return f"Restore {self.weights}, or name another folder: --weights DIR"
 
 
 # What the models of one family share. Facts that their cards give; times and memory wait for a GPU.
@@ -175,6 +182,7 @@ MODELS: dict[str, ModelSpec] = {
             memory_mb=850,
             measured_on="two CPU cores",
             judge="storyreel.mini.verdicts:judge_film",
+            strangeness="storyreel.mini.verdicts:strangeness",
             vocabulary=MINI_WEIGHTS.parent / "vocabulary.json",
             gallery="storyreel.mini.gallery:gallery_page",
         ),
@@ -274,10 +282,10 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return a model's facts, with the folder where its weights are or will be. Raises MissingError."""
+    """Return a model's facts, with the folder where its weights are or will be. Raises UsageError."""
     if name not in MODELS:
         known = ", ".join(MODELS)
-        raise MissingError(f"there is no model {name!r}", f"Known models: {known}. See: storyreel models")
+        raise UsageError(f"there is no model {name!r}", f"Known models: {known}. See: storyreel models")
     spec = MODELS[name]
     return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
 
@@ -293,7 +301,8 @@ def pulled_folder(hub: str) -> Path:
     """Return the snapshot of a repository that `storyreel pull` holds to, whether it is there or not."""
     repository = hub_cache() / f"models--{hub.replace('/', '--')}"
     try:
-        revision = (repository / "refs" / PULLED).read_text().strip()
+        revision = (repository / "refs" / PULLED).read_text(errors="replace").strip()
     except OSError:
-        revision = "not pulled"
-    return repository / "snapshots" / revision
+        revision = ""
+    is_commit = re.fullmatch("[0-9a-f]{40}", revision)  # anything else is not ours
+    return repository / "snapshots" / (revision if is_commit else "not pulled")

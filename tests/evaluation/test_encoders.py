@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,30 @@ def test_class_tokens_are_transformers_own(encoders: Encoders, name: str, kind: 
     assert float(same[0] @ same[1]) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.fixture
+def warned() -> Iterator[list[str]]:
+    """What transformers says by itself."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    library = logging.getLogger("transformers")
+    library.addHandler(handler)
+    yield said
+    library.removeHandler(handler)
+
+
 @torch.inference_mode()
-def test_blip_in_its_three_readings(tmp_path: Path) -> None:
+def test_long_prompts_are_cut_counted_and_no_library_speaks(encoders: Encoders, warned: list[str]) -> None:
+    clip = encoders.get(CLIP)
+    long, short = "a fox walks " * 100, "a fox walks"
+    assert clip.cut([long, short]) == 1
+    assert clip.longest == clip.model.config.text_config.max_position_embeddings
+    assert torch.allclose(clip.embed_texts([long]), clip.embed_texts(["a fox walks " * 50]), atol=1e-5)
+    assert warned == []
+
+
+@torch.inference_mode()
+def test_blip_in_its_three_readings(tmp_path: Path, warned: list[str]) -> None:
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fox", "runs", "<image>"])
@@ -118,6 +142,13 @@ def test_blip_in_its_three_readings(tmp_path: Path) -> None:
     assert torch.allclose(found["itm"], logits.softmax(1)[:, 1], atol=1e-5)
     assert torch.allclose(found["itm_double"], logits.softmax(1).softmax(1)[:, 1], atol=1e-5)
     assert torch.allclose(found["itc"], contrast[:, 0], atol=1e-5)
+
+    blip, long = Encoders(CPU, tmp_path).get(BLIP), "a fox runs " * 400
+    assert blip.longest == 512
+    assert blip.cut([long, "a fox runs"]) == 1
+    for name, values in blip.match(pictures(), long).items():
+        assert torch.allclose(values, blip.match(pictures(), "a fox runs " * 200)[name], atol=1e-5)
+    assert warned == []
 
 
 @torch.inference_mode()

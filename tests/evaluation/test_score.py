@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,22 @@ from torch.nn import functional as F
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.findings import findings
 from storyreel.evaluation.look import FrameNumbers, Look, SceneLook
-from storyreel.evaluation.registry import CLIP, DINO, DINO1, METRICS, OWN
+from storyreel.evaluation.registry import BLIP, CLIP, DINO, DINO1, OWN
 from storyreel.evaluation.report import worst_places
-from storyreel.evaluation.score import compare, film_scores
+from storyreel.evaluation.result import Scored
+from storyreel.evaluation.score import film_scores
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 SCENES = ("red", "green", "blue")
 
 
 class Painter:
-    """Knows what colours a text names."""
+    """Knows what colours a text names, and test cards, which are of no colour in particular."""
+
+    longest = 4
 
     def cut(self, prompts: Sequence[str]) -> int:
-        return sum(len(prompt.split()) > 4 for prompt in prompts)
+        return sum(len(prompt.split()) > self.longest for prompt in prompts)
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         found = [
@@ -52,11 +56,15 @@ def film(prompts: Sequence[str] = SCENES, length: int = 24) -> Film:
     return Film("run", "colours", Path("colours.mp4"), "Colours", 12.0, spans, "mini")
 
 
-def look(frames: Tensor, vectors: Sequence[dict[str, Tensor]], length: int = 24) -> Look:
+def look(
+    frames: Tensor, vectors: Sequence[dict[str, Tensor]], strangeness: Sequence[float | None] = (None,) * 3
+) -> Look:
     numbers = FrameNumbers()
     for chunk in frames.split(7):
         numbers.see(chunk)
-    scenes = [SceneLook(v, {}, b"", b"", b"") for v in vectors]
+    scenes = [
+        SceneLook(v, {}, b"", b"", b"", strange) for v, strange in zip(vectors, strangeness, strict=False)
+    ]
     return Look(numbers, scenes, [None] * (len(vectors) - 1), None)
 
 
@@ -81,7 +89,24 @@ def test_right_prompts_beat_rotated_ones() -> None:
 
 
 def test_prompts_that_an_encoder_cuts_are_counted() -> None:
-    assert scored()["prompts_cut"] == {OWN: 3, CLIP: 3}  # scene and action together
+    found = {"cut": 3, "of": 9, "reads": 4}  # scene and action together
+    assert scored()["prompts_cut"] == [{"encoder": name, **found} for name in (OWN, CLIP)]
+    texts, long = {OWN: Painter()}, film(("red " * 5, "green", "blue"))
+    scores = film_scores(long, look(*painted()), texts, {BLIP: Painter()})
+    assert scores["prompts_cut"] == [
+        {"encoder": OWN, "cut": 5, "of": 9, "reads": 4},
+        {"encoder": BLIP, "cut": 3, "of": 3, "reads": 4},  # it is given joined texts alone
+    ]
+    notes = Scored(long, scores, [], look(*painted())).notes
+    assert notes[0] == (
+        "5 of its 9 prompts, alone and joined, are longer than the 4 tokens that the model's own encoder "
+        "reads: it was given their beginnings"
+    )
+    Painter.longest = 64
+    try:
+        assert scored()["prompts_cut"] == []
+    finally:
+        Painter.longest = 4
 
 
 def test_a_scene_is_told_from_the_one_it_looks_like() -> None:
@@ -102,6 +127,51 @@ def test_another_character_is_told_by_name() -> None:
     assert entry["identity"] < -0.9
     assert entry["identity_rival"] == "a panda"
     assert "identity" not in scored()["scenes"][1]  # nobody else is named there
+
+
+def test_what_cannot_be_recognised_is_no_other_character_either() -> None:
+    """It is nobody, however near to somebody: and which scene it looks like is not said."""
+    frames, vectors = painted(("green", "green", "blue"))
+    texts = {OWN: Painter()}
+    known = film_scores(film(), look(frames, vectors, (0.9, 0.9, 0.9)), texts)
+    assert [entry["shown"] for entry in known["scenes"]] == [1, 1, 1]
+    assert known["scenes"][0]["identity_rival"] == "a panda"
+    scores = film_scores(film(), look(frames, vectors, (1.1, 0.9, 0.9)), texts)
+    first, second, _ = scores["scenes"]
+    assert (first["shown"], second["shown"]) == (0, 1)
+    assert {"identity", "told_apart", "told_apart_from"} & set(first) == set()
+    assert first["scene_fit"] == known["scenes"][0]["scene_fit"]
+    assert scores["film"]["shown"] == pytest.approx(2 / 3)
+    (finding,) = (f for f in findings(film(), scores) if f.scene == 1)
+    assert finding.words == "Scene 1 cannot be recognised."
+    strange = film_scores(film(), look(frames, vectors, (2, 2, 2)), texts)
+    assert strange["film"]["identity"] is None
+    (finding,) = (f for f in findings(film(), strange) if f.metric == "shown")  # said once
+    assert finding.words.startswith("No scene can be recognised")
+    assert "shown" not in scored()["scenes"][0]  # nobody knows
+
+
+def test_a_test_card_shows_none_of_the_story_to_clip() -> None:
+    """CLIP has it among its choices, beside the scenes and the characters."""
+
+    class Watcher(Painter):
+        def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+            found = super().embed_texts(prompts)
+            cards = torch.tensor([[float("test card" in prompt)] for prompt in prompts])
+            return F.normalize(torch.cat([found * (1 - cards), cards], 1), dim=1)
+
+    card = F.normalize(torch.tensor([[0.3, 0.4, 0.3, 0.5]]), dim=1).expand(4, -1)
+    frames, _ = painted()
+    right = [Watcher().embed_texts([colour]).expand(4, -1) for colour in SCENES]
+    texts = {CLIP: Watcher()}
+    scores = film_scores(film(), look(frames, [{CLIP: v} for v in (card, *right[1:])]), texts)
+    assert [entry["clip_shown"] for entry in scores["scenes"]] == [0, 1, 1]
+    assert {"clip_identity", "clip_told_apart"} & set(scores["scenes"][0]) == set()
+    words = [f.words for f in findings(film(), scores) if f.scene == 1]
+    assert words == ["Scene 1 shows nothing that the story tells of."]
+    right_film = film_scores(film(), look(frames, [{CLIP: v} for v in right]), texts)
+    assert right_film["film"]["clip_shown"] == 1
+    assert right_film["scenes"][0]["clip_identity"] > 0.5
 
 
 def test_identical_pictures_are_consistent_and_shuffled_ones_less() -> None:
@@ -144,26 +214,24 @@ def test_smoothness_comes_with_motion() -> None:
 
 
 def test_cuts_that_are_meant_are_no_bad_seams() -> None:
-    cut = film()
-    spans = (cut.spans[0], *(Span(s.scene, s.action, s.start, s.stop, False) for s in cut.spans[1:]))
-    cut = Film(cut.run, cut.name, cut.path, cut.title, cut.fps, spans, cut.model)
-    scores = film_scores(cut, look(*painted()), {})
-    assert scores["film"]["seam_ratio"] is None
-    assert "seam_ratio" not in {f.metric for f in findings(cut, scores)}
-    assert worst_places("seam", scores["seams"]) == []
-    blended = scored()
-    assert blended["film"]["seam_ratio"] > 10
-    assert "seam_ratio" in {f.metric for f in findings(film(), blended)}
-
-
-def test_runs_are_paired_by_film() -> None:
-    def row(run: str, name: str, motion: float | None) -> dict[str, Any]:
-        return {"run": run, "name": name, "scores": {"film": dict.fromkeys(METRICS) | {"motion": motion}}}
-
-    found = compare([row("a", "x", 1.0), row("a", "y", 2.0), row("b", "y", 5.0), row("b", "z", 9.0)])
-    assert found["summary"]["a"]["motion"] == {"mean": 1.5, "std": pytest.approx(0.5**0.5), "count": 2}
-    assert found["differences"]["b"]["motion"] == {"mean": 3.0, "low": None, "high": None, "pairs": 1}
-    assert found["summary"]["a"]["lpips"] is None
+    """They are measured all the same; in the film's own number only where its story wants nothing smooth."""
+    one_cut, cuts = film(), film()
+    one_cut = replace(one_cut, spans=(*one_cut.spans[:2], replace(one_cut.spans[2], blended=False)))
+    cuts = replace(cuts, spans=tuple(replace(span, blended=False) for span in cuts.spans))
+    blended, mixed, hard = (film_scores(f, look(*painted()), {}) for f in (film(), one_cut, cuts))
+    ratios = [seam["seam_ratio"] for seam in blended["seams"]]
+    assert min(ratios) > 10
+    for scores in (mixed, hard):
+        assert [seam["seam_ratio"] for seam in scores["seams"]] == ratios
+        assert [seam["largest_step"] for seam in scores["seams"]] == ratios
+    assert mixed["film"]["seam_ratio"] == ratios[0]
+    assert hard["film"]["seam_ratio"] == blended["film"]["seam_ratio"] == sum(ratios) / 2
+    found = [
+        [f.scene for f in findings(f, s) if f.metric == "seam_ratio"]
+        for f, s in ((film(), blended), (one_cut, mixed), (cuts, hard))
+    ]
+    assert found == [[2, 3], [2], []]
+    assert worst_places("seam", hard["seams"]) == []
 
 
 def test_the_worst_places_are_those_furthest_from_the_usual() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from storyreel.evaluation.seams import frame_steps, smoothness, transition
+from storyreel.evaluation.seams import frame_steps, quiet_parts, seam_steps, transition, usual_step
 
 FPS = 12.0
 
@@ -34,7 +34,7 @@ def test_steps_do_not_depend_on_the_chunks(values: list[list[int]]) -> None:
     assert frame_steps(greys(*chunk) for chunk in values if chunk) == expected
 
 
-def test_a_transition_stays_within_its_two_segments() -> None:
+def test_a_transition_stays_within_its_two_scenes() -> None:
     starts = [0, 24, 30, 33]
     assert transition(starts, 60, 1, FPS) == (24 - 11, 24 + 5)
     assert transition(starts, 60, 2, FPS) == (24, 33)
@@ -42,47 +42,59 @@ def test_a_transition_stays_within_its_two_segments() -> None:
     assert transition([0, 24], 26, 1, FPS) == (13, 26)
 
 
+def test_what_no_transition_reaches() -> None:
+    assert quiet_parts([0, 24, 48], 72, FPS) == [(0, 13), (29, 37), (53, 72)]
+    assert quiet_parts([0], 24, FPS) == [(0, 24)]
+    # The scene in the middle is all transition: then it counts whole.
+    assert quiet_parts([0, 24, 32], 56, FPS) == [(0, 13), (24, 32), (37, 56)]
+
+
 def test_a_seam_worked_by_hand() -> None:
-    """Two segments of 24 frames: steps of 2, of 6 in the transition, of 9 across the seam."""
+    """Two scenes of 24 frames: steps of 2, of 6 in the transition, of 9 across the seam."""
     steps = [2.0] * 47
     steps[13:23] = [6.0] * 10  # from frame 13 to 23
     steps[20] = 8.0
     steps[23] = 9.0  # across
     steps[24:28] = [12.0, 6.0, 6.0, 6.0]
     steps[28] = 30.0  # from frame 28 to 29: behind the transition
-    found = smoothness(steps, [0, 24], [1], FPS)
-    inside = 13 + 18  # steps of 2 before the transition; of 2 behind it, and one of 30
-    assert found.motion == pytest.approx((2 * inside + 30) / (inside + 1))
-    (seam,) = found.seams
-    assert (seam.after, seam.ratio, seam.largest) == (1, 4.5, 6.0)
+    (seam,) = seam_steps(steps, [0, 24], FPS)
+    assert (seam.ratio, seam.largest) == (4.5, 6.0)
 
 
-def test_a_cut_is_neither_a_seam_nor_motion() -> None:
+def test_a_hard_border_is_measured_too() -> None:
+    """It counts in no step inside, so that a film has the same usual step however it was joined."""
     steps = [1.0] * 71
-    steps[23] = 200.0  # the cut into segment 1
+    steps[23] = 200.0
     steps[47] = 3.0
-    found = smoothness(steps, [0, 24, 48], [2], FPS)
-    assert found.motion == 1
-    assert [(s.after, s.ratio) for s in found.seams] == [(2, 3.0)]
+    assert usual_step(steps, quiet_parts([0, 24, 48], 72, FPS)) == 1
+    assert [(s.ratio, s.largest) for s in seam_steps(steps, [0, 24, 48], FPS)] == [(200, 200), (3, 3)]
 
 
-def test_segments_that_are_all_transition_fall_back_on_all_their_steps() -> None:
+def test_scenes_that_are_all_transition_fall_back_on_all_their_steps() -> None:
     steps = [1.0, 2.0, 3.0, 8.0, 1.0, 2.0, 3.0]
-    found = smoothness(steps, [0, 4], [1], FPS)
-    assert found.motion == 2
-    assert (found.seams[0].ratio, found.seams[0].largest) == (4, 4)
+    (seam,) = seam_steps(steps, [0, 4], FPS)
+    assert (seam.ratio, seam.largest) == (4, 4)
 
 
-def test_a_frozen_film_is_not_called_smooth() -> None:
-    steps = [0.0] * 47
-    steps[23] = 5.0
-    for film in (steps, [0.0] * 47):
-        found = smoothness(film, [0, 24], [1], FPS)
-        assert found.motion == 0
-        assert (found.seams[0].ratio, found.seams[0].largest) == (None, None)
+@pytest.mark.parametrize("step", [0.0, 0.09])
+def test_a_frozen_film_is_not_called_smooth(step: float) -> None:
+    """What codecs leave from one equal frame to the next is no movement."""
+    steps = [step] * 47
+    for across in (step, 5.0):
+        steps[23] = across
+        (seam,) = seam_steps(steps, [0, 24], FPS)
+        assert (seam.ratio, seam.largest) == (None, None)
+
+
+def test_frames_that_stand_still_do_not_make_a_seam_large() -> None:
+    moving, halted = [4.0] * 47, [4.0] * 47
+    moving[23] = halted[23] = 8.0
+    halted[2:12] = [0.02] * 10
+    for steps in (moving, halted):
+        assert seam_steps(steps, [0, 24], FPS)[0].ratio == 2
 
 
 def test_nothing_to_measure_is_none() -> None:
-    assert smoothness([], [0], [], FPS).motion is None
-    found = smoothness([4.0], [0, 1], [1], FPS)  # two segments of a single frame
-    assert (found.motion, found.seams[0].ratio) == (None, None)
+    assert seam_steps([], [0], FPS) == []
+    (seam,) = seam_steps([4.0], [0, 1], FPS)  # two scenes of a single frame
+    assert (seam.ratio, seam.largest) == (None, None)

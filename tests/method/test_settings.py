@@ -74,6 +74,15 @@ def test_lambdas_sum_to_one() -> None:
             Method.model_validate({one: 0.9})
 
 
+def test_published_blending_goes_one_by_one() -> None:
+    assert Method(blending="published").window == Method(blending="published", window=1).window == 1
+    assert Method(blending="joint").window == 4
+    with pytest.raises(ValidationError, match="window must be 1 or left out, not 3"):
+        Method(blending="published", window=3)
+    again = Method.model_validate(Method(blending="published").model_dump())
+    assert again.window == 1
+
+
 def test_unknown_keys_and_quiet_conversions_are_refused() -> None:
     for values in ({"strenght": 1.0}, {"window": "4"}, {"window": 4.0}, {"weighting": "yes"}):
         with pytest.raises(ValidationError):

@@ -25,7 +25,7 @@ from storyreel.mini.lessons import (
 )
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.mini.world import ARRANGEMENTS, COLOURS, DOOR_ACTIONS, Character, Light, Look, Place, wear_of
-from storyreel.plan import joined_prompt
+from storyreel.story.plan import joined_prompt
 
 
 @pytest.fixture(scope="module")

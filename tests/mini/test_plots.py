@@ -8,7 +8,7 @@ import pytest
 
 from storyreel.mini.plots import PLOTS, STORIES, Cast, words
 from storyreel.mini.world import BALL_TAG, Character, draw_clip, owners_of, stage_clip
-from storyreel.story import load_story
+from storyreel.story.schema import load_story
 from tests.conftest import ROOT
 
 

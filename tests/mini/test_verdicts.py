@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
@@ -11,13 +12,16 @@ import torch
 from torch import Tensor
 
 from storyreel.evaluation.verdicts import FilmVerdict
+from storyreel.mini import verdicts
+from storyreel.mini.judge import UNREADABLE, Judge
 from storyreel.mini.lessons import FPS, HEIGHT, WIDTH
 from storyreel.mini.plots import PLOTS, STORIES, words
-from storyreel.mini.verdicts import judge_film, truths
+from storyreel.mini.verdicts import judge_film, strangeness, truths
 from storyreel.mini.world import draw_clip, stage_clip
-from storyreel.plan import Segment, make_plan
-from storyreel.story import load_story
+from storyreel.story.plan import Segment, make_plan
+from storyreel.story.schema import load_story
 from tests.conftest import ROOT
+from tests.mini.test_judge import with_bias
 
 FRAMES = 24
 SCENES = range(3, 7)  # of dc: the Tidal Basin, alone three times, then the cat comes
@@ -96,6 +100,41 @@ def test_strangers_in_a_transition_are_seen(segments: tuple[Segment, ...]) -> No
     verdict = judge_film(segments, [1, 2], film.split(17))
     assert verdict is not None
     assert [seam.characters for seam in verdict.seams] == [True, False]
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
+    """A judge that nobody has trained, in place of the package's."""
+    torch.manual_seed(0)
+    untrained = Judge().eval()
+    monkeypatch.setattr(verdicts, "shipped_judge", lambda: untrained)
+    return untrained
+
+
+def test_what_nobody_can_tell_is_strange(judge: Judge) -> None:
+    """The limit is the judge's own."""
+    pictures = drawn(FIRST)
+    found = [strangeness(pictures)]
+    with torch.inference_mode():
+        ruin = float(judge.judge(pictures[:16].repeat_interleave(2, 0)).ruin)
+    assert strangeness(pictures[:16]) == pytest.approx(2 / (1 + math.exp(UNREADABLE - ruin)))
+    for bias in (-50.0, 50.0):
+        with_bias(judge, 7, 0, bias)
+        found.append(strangeness(pictures))
+    assert found[1] < 1e-3 < found[0] < 1.999 < found[2] <= 2
+
+
+def test_in_what_nobody_can_tell_nothing_is_right(judge: Judge, segments: tuple[Segment, ...]) -> None:
+    """Not even what the judge would have chosen."""
+    seen = judge.judge(drawn(FIRST)).verdict
+    told = {(s.scene, s.action): seen for s in segments}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "truths", lambda: told)
+        for bias, right in ((-50.0, True), (50.0, False)):
+            with_bias(judge, 7, 0, bias)
+            verdict = judged(segments, [FIRST] * 5, [1, 3])
+            assert {(s.characters, s.place, s.action) for s in verdict.scenes} == {(right,) * 3}
+            assert [(s.characters, s.same_place) for s in verdict.seams] == [(right, True)] * 2
 
 
 def test_an_unknown_scene_leaves_all_open_and_reads_nothing(segments: tuple[Segment, ...]) -> None:

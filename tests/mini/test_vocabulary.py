@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from storyreel.cli import run
+from storyreel.cli.app import run
 from storyreel.mini.lessons import Example, action_example, held_out_example, sample_example, sample_text
 from storyreel.mini.plots import PLOTS, STORIES
 from storyreel.mini.vocabulary import as_text, mini_vocabulary
 from storyreel.mini.world import Action, Character, Light, Place, allowed_actions
 from storyreel.models.specs import MODELS
-from storyreel.story import Story
-from storyreel.vocabulary import Vocabulary, listing, load_vocabulary, warnings_of, words_of
+from storyreel.story.schema import Story
+from storyreel.story.vocabulary import Vocabulary, listing, load_vocabulary, warnings_of, words_of
 from tests.conftest import ROOT
 
 MINI = MODELS["mini"]

@@ -5,21 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.file_download import http_get
 
-from storyreel.checkpoint import content_hash
-from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError
+from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
+from storyreel.film.folder import content_hash
 from storyreel.models import hub
 from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
+from storyreel.stopping import stopping
 
 REPOSITORY = "someone/tiny-model"
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -34,6 +40,7 @@ class StandIn(ThreadingHTTPServer):
         self.newer: dict[str, bytes] = {}  # what the second commit changes
         self.commit = FIRST
         self.refusal = 0
+        self.answers: dict[str, bytes] = {}  # by the end of a path: what somebody else answers instead
         self.served: list[str] = []
         self.ranges: list[str] = []
         self.torn: set[str] = set()  # names whose transfer breaks half way, once
@@ -67,6 +74,13 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         hub.tokens.add(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path)
+        for end, answer in hub.answers.items():
+            if path.endswith(end):
+                self.send_response(200)  # whatever range was asked for
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer if body else b"")
+                return
         if hub.refusal:
             self.send_response(hub.refusal)
             self.send_header("Content-Length", "0")
@@ -224,6 +238,26 @@ def test_a_broken_transfer_is_resumed(
     assert any(not wanted.startswith("bytes=0-") for wanted in stand_in.ranges)
 
 
+def test_a_stop_keeps_what_was_fetched(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+
+    def stopped(url: str, target: BinaryIO, displayed_filename: str, **options: Any) -> None:
+        if displayed_filename == name:
+            target.write(stand_in.files[name][:300_000])
+            os.kill(os.getpid(), signal.SIGTERM)
+        http_get(url, target, displayed_filename=displayed_filename, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "http_get", stopped)
+        with pytest.raises(StoppedError), stopping():
+            pull(spec, stand_in)
+    folder = pull(spec, stand_in)
+    assert (folder / name).read_bytes() == stand_in.files[name]
+    assert stand_in.ranges == ["bytes=300000-"]
+
+
 def test_what_was_fetched_before_a_break_is_kept(stand_in: StandIn, spec: ModelSpec) -> None:
     """Across processes too: the part lies in the cache under its file's hash."""
     name = "vae/diffusion_pytorch_model.safetensors"
@@ -307,6 +341,109 @@ def test_a_token_goes_to_the_hub_and_nowhere_else(
     assert secret not in "\n".join([*told, out, err, caplog.text])
     cached = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(secret.encode() in path.read_bytes() for path in cached)
+
+
+PAGE = b"<!DOCTYPE html><title>Please log in</title>"
+COMMIT = "1" * 40
+ANSWERS: list[bytes] = [
+    *[PAGE, b"", b"{}", b"[]", b"null", b"7", b'{"id": 1}', b"[" * 100_000, b"\xff\xfe", b"NaN"],
+    json.dumps({"id": "x", "sha": COMMIT, "siblings": 7}).encode(),
+    json.dumps({"id": "x", "sha": COMMIT, "siblings": [{}]}).encode(),
+    json.dumps({"id": "x", "sha": COMMIT, "siblings": [{"rfilename": 7}]}).encode(),
+    json.dumps({"id": "x", "sha": 7, "siblings": []}).encode(),
+    json.dumps({"id": "x", "sha": "../..", "siblings": []}).encode(),
+    json.dumps(
+        {
+            "id": "x",
+            "sha": COMMIT,
+            "siblings": [{"rfilename": "vae/x.safetensors", "size": 1, "blobId": "../x"}],
+        }
+    ).encode(),
+    json.dumps(
+        {
+            "id": "x",
+            "sha": COMMIT,
+            "siblings": [{"rfilename": "vae/x.safetensors", "size": "x", "blobId": COMMIT}],
+        }
+    ).encode(),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: ascii(answer)[:60])
+def test_what_answers_instead_of_the_hub_is_one_clear_error(
+    stand_in: StandIn, spec: ModelSpec, answer: bytes
+) -> None:
+    """As the login page of a network does."""
+    stand_in.answers = {FIRST: answer, REPOSITORY: answer}
+    with pytest.raises(MissingError) as caught:
+        pull(spec, stand_in)
+    assert caught.value.exit_code == 69
+    if answer == PAGE:
+        assert caught.value.message == f"something else than the hub answers at {stand_in.url}"
+        assert f"open {stand_in.url} in a browser" in caught.value.remedy
+    assert stand_in.served == []
+    stand_in.answers = {}
+    pull(spec, stand_in)
+
+
+def half_fetched(stand_in: StandIn, name: str) -> Path:
+    """Leave half of a file where a transfer that broke off leaves it."""
+    part = pulled_folder(REPOSITORY).parent.parent / "blobs" / f"{stand_in.sha256(name)}.storyreel"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(stand_in.files[name][: len(stand_in.files[name]) // 2])
+    return part
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_page_instead_of_a_file_is_one_clear_error_and_not_kept(
+    stand_in: StandIn, spec: ModelSpec, resumed: bool
+) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+    if resumed:
+        half_fetched(stand_in, name)
+    stand_in.answers = {name: PAGE}
+    with pytest.raises(MissingError, match="something else than the hub"):
+        pull(spec, stand_in)
+    stand_in.answers = {}
+    assert (pull(spec, stand_in) / name).read_bytes() == stand_in.files[name]
+
+
+@pytest.mark.parametrize("status", [407, 511])
+def test_a_proxy_that_wants_a_login_is_said(stand_in: StandIn, spec: ModelSpec, status: int) -> None:
+    stand_in.refusal = status
+    with pytest.raises(
+        MissingError, match=f"something else than the hub answers at {stand_in.url}"
+    ) as caught:
+        pull(spec, stand_in)
+    assert "log in" in caught.value.remedy
+
+
+def test_what_is_half_fetched_needs_half_of_the_room(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "vae/diffusion_pytorch_model.safetensors"
+    part = half_fetched(stand_in, name)
+    blobs = part.parent
+    _, files = hub.listing(REPOSITORY, None, lambda names: hub.needed(names, None), stand_in.url)
+    missing = sum(file.size for file in files)
+    room = SimpleNamespace(free=missing - part.stat().st_size)
+    monkeypatch.setattr(hub, "SPARE", 0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    hub._check_room(blobs.parent, files)
+    room.free -= 1
+    with pytest.raises(OutputError, match="are free"):
+        hub._check_room(blobs.parent, files)
+
+
+def test_a_ref_of_nonsense_is_none(stand_in: StandIn, spec: ModelSpec) -> None:
+    folder = pull(spec, stand_in)
+    ref = folder.parent.parent / "refs" / "storyreel"
+    for data in (b"\xff\xfe", b"../../x", b"", b"main"):
+        ref.write_bytes(data)
+        assert pulled_folder(REPOSITORY).name == "not pulled"
+    ref.unlink()
+    ref.mkdir()
+    assert pulled_folder(REPOSITORY).name == "not pulled"
 
 
 def test_no_hub_at_all(stand_in: StandIn, spec: ModelSpec) -> None:

@@ -1,0 +1,137 @@
+"""One process a folder: a lock that ends with its process, where the file system has locks."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+EVERY = 0.05  # seconds between two tries
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as Lustre has it, or some NFS
+
+
+class Lock:
+    """The lock on a file. Beside it lies who holds it, for people.
+
+    Where the file system has no locks, that note is the lock: it is there as long as somebody works, and
+    one of a process that has died on this machine counts for nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._note = path, path.with_name(f"{path.name}.json")
+        self._handle: int | None = None
+        self._is_note_alone = False
+
+    def acquire(self, patience: float) -> bool:
+        """Take the lock, trying for some seconds; tell whether that was granted. Raises OSError."""
+        deadline = time.monotonic() + patience
+        while not self._take():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(EVERY)
+        return True
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Hold the lock, however long it takes to get it."""
+        self.acquire(math.inf)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Give the lock back."""
+        try:
+            with suppress(OSError):
+                self._note.unlink()
+        finally:
+            if self._handle is not None:
+                handle, self._handle = self._handle, None
+                os.close(handle)
+
+    def is_held(self) -> bool:
+        """Tell whether anybody holds it; nothing is written, and nobody is kept out."""
+        try:
+            if not self._path.is_file():  # a pipe would never open
+                return False
+            with self._path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            return error.errno in NO_LOCKS and self._is_noted()
+        return False
+
+    def holder(self) -> str:
+        """Return who holds it and since when, as far as is known, in brackets."""
+        try:
+            process, host, since = self._noted()
+        except (ValueError, TypeError):
+            return ""
+        return f" (process {process} on {host}, since {since})"
+
+    def hint(self) -> str:
+        """Return what else helps whoever did not get it, after a blank; "" where nothing does."""
+        if not self._is_note_alone:
+            return ""
+        return f" This file system has no locks: if that process is no more, delete {self._note}."
+
+    def _take(self) -> bool:
+        handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in NO_LOCKS:
+                self._is_note_alone = True
+                return self._take_note()
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        self._handle = handle
+        with suppress(OSError):  # a note, and no reason to fail
+            self._note.write_text(self._words())
+        return True
+
+    def _take_note(self) -> bool:
+        if not self._is_noted():
+            self._note.unlink(missing_ok=True)
+        try:
+            with self._note.open("x") as file:
+                file.write(self._words())
+        except FileExistsError:
+            return False
+        return True
+
+    def _is_noted(self) -> bool:
+        """Tell whether the note is there, and of a process that may be at work."""
+        try:
+            process, host, _ = self._noted()
+            if host == platform.node():
+                os.kill(int(process), 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except (OSError, ValueError, TypeError, OverflowError):  # not ours to signal, or just being written
+            return self._note.exists()
+        return True
+
+    def _noted(self) -> Any:
+        try:
+            return json.loads(self._note.read_bytes())
+        except RecursionError:
+            raise ValueError from None
+
+    @staticmethod
+    def _words() -> str:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return json.dumps([os.getpid(), platform.node(), now])

@@ -1,0 +1,40 @@
+"""What the many errors of a device mean: too little memory, or a GPU that is lost. Loads no torch."""
+
+from __future__ import annotations
+
+import re
+
+from storyreel.errors import MissingError
+
+# torch has a class of its own for its allocator alone: what CUDA, cuBLAS, cuDNN and the pinning of memory
+# lack is a plain RuntimeError or torch.AcceleratorError, known by its words. cuBLAS that finds no room for
+# its first handle says that it is not initialized.
+_MEMORY = re.compile(
+    r"out of memory|ALLOC(ATION)?_FAILED|MemoryAllocation|can't allocate memory|not enough memory"
+    r"|_NOT_INITIALIZED when calling `?cublasCreate|\bpin memory",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(r"\b(CUDA|HIP|cuDNN|MIOpen)\w* (driver )?error", re.IGNORECASE)
+_OURS = re.compile("device-side assert|invalid argument|invalid configuration", re.IGNORECASE)  # bugs
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device, or this machine, has too little memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
+
+
+def device_error(error: BaseException) -> MissingError | None:
+    """Return what to tell of an error of a device; None if it is something else, such as a bug."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    if lacks_memory(error):
+        remedy = "Use a smaller --size, shorter scenes, or a device with more memory."
+        return MissingError(f"the device has too little memory ({reason}); what is finished is kept", remedy)
+    if not isinstance(error, RuntimeError) or not _DEVICE.search(reason) or _OURS.search(reason):
+        return None
+    if "no kernel image" in reason:
+        remedy = "Install the build of torch that knows this GPU, or use --device cpu."
+        return MissingError(f"this build of torch cannot use the GPU ({reason})", remedy)
+    remedy = "See what the driver says (nvidia-smi, dmesg), then run the same command again."
+    return MissingError(f"the GPU is lost ({reason}); finished scenes are kept", remedy)

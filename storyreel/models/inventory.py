@@ -1,0 +1,73 @@
+"""What must lie in a model's folder before it is loaded: seen at once, without torch, and unread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storyreel.errors import DamagedError, MissingError
+from storyreel.film.folder import read_json
+from storyreel.models.specs import ModelSpec
+
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
+_WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+INDEX = ".safetensors.index.json"
+_NEEDED = (".safetensors", ".json")
+_TOKENIZERS = (".model", ".txt")
+
+
+def check_inventory(spec: ModelSpec) -> None:
+    """Raise MissingError or DamagedError if a part of a model, or of its scorer, is not there."""
+    folder = spec.weights
+    if not any(path.suffix == ".safetensors" for path in weight_files(spec)):
+        raise MissingError(f"there are no weights in {folder}", spec.remedy)
+    wanted = [
+        name for name, kind in _json(spec, folder / "model_index.json").items() if _is_named(name, kind)
+    ]
+    for part in [folder / name for name in wanted] + [f for f in [folder / "scorer"] if f.exists()]:
+        if not part.is_dir() or not any(part.iterdir()):
+            raise MissingError(f"there is no {part.name} in {folder}", spec.remedy)
+        if part.name not in _WITHOUT_WEIGHTS:
+            _check_weights(spec, part)
+
+
+def weight_files(spec: ModelSpec) -> list[Path]:
+    """Return the files of a model. Raises MissingError without any, DamagedError for what is no file."""
+    files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (*_NEEDED, *_TOKENIZERS))
+    if not any(path.suffix in _NEEDED for path in files):
+        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    for path in files:
+        if not path.is_file():  # a pipe would never end
+            raise DamagedError(f"{path} is no file, or a link that leads nowhere", spec.remedy)
+    return files
+
+
+def _is_named(name: str, kind: object) -> bool:
+    """Tell whether an entry of model_index.json names a part: [library, class], both null if it has none."""
+    return name in COMPONENTS and isinstance(kind, list) and any(kind)
+
+
+def _check_weights(spec: ModelSpec, part: Path) -> None:
+    """Raise MissingError if a part has no weights, or not all of the files that its index names."""
+    variant = (
+        f".{spec.variant}." if spec.variant and any(part.glob(f"*.{spec.variant}*.safetensors")) else "."
+    )
+    for index in part.glob(f"*{INDEX.replace('.index.', f'.index{variant}')}"):
+        shards = _json(spec, index).get("weight_map")
+        for name in sorted({str(shard) for shard in shards.values()} if isinstance(shards, dict) else ()):
+            if not (part / name).is_file():
+                raise MissingError(f"there is no {name} in {part}", spec.remedy)
+    if not any(path.is_file() for path in part.glob("*.safetensors")):
+        raise MissingError(f"there are no weights in {part}", spec.remedy)
+
+
+def _json(spec: ModelSpec, path: Path) -> dict[str, object]:
+    """Return what a file of settings holds, nothing if there is none."""
+    if not path.exists() and not path.is_symlink():
+        return {}
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read: {error}", spec.remedy) from error
+    if not isinstance(content, dict):
+        raise DamagedError(f"{path} holds no settings", spec.remedy)
+    return content

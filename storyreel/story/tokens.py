@@ -1,0 +1,50 @@
+"""How many tokens a prompt has: counted where the model's tokenizer is here, estimated where it is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+CHARACTERS = 4  # that a token of T5 has in English text, on average
+
+
+def token_counter(folder: Path) -> Callable[[str], int] | None:
+    """Return what counts a text's tokens as the tokenizer in a folder does; None if there is none to read.
+
+    A damaged one counts as none: loading the model says what is wrong with it.
+    """
+    for name, load in (("tokenizer.json", _fast), ("spiece.model", _pieces)):
+        if (folder / name).is_file():
+            try:
+                return load(folder / name)
+            except Exception:  # in the library's own words
+                return None
+    return None
+
+
+def _fast(path: Path) -> Callable[[str], int]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text).ids)
+
+
+def _pieces(path: Path) -> Callable[[str], int]:
+    from sentencepiece import SentencePieceProcessor
+
+    pieces = SentencePieceProcessor(model_file=str(path))
+    return lambda text: len(pieces.encode(text)) + 1  # the end has a token too
+
+
+def fewest_tokens(text: str) -> int:
+    """Return what a text has at least: no token of T5 is of two words, and the end has one too."""
+    return len(text.split()) + 1
+
+
+def estimated_tokens(text: str) -> int:
+    """Return about how many tokens T5 makes of a text; of scripts other than Latin, one a character."""
+    plain = sum(char.isascii() for char in text)
+    return max(fewest_tokens(text), math.ceil(plain / CHARACTERS) + len(text) - plain + 1)

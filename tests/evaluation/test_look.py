@@ -1,0 +1,32 @@
+"""Looking at a film: which of its frames are seen."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storyreel.evaluation.look import picked
+
+
+@given(st.lists(st.integers(0, 19), max_size=60).map(sorted), st.lists(st.integers(1, 7), min_size=20))
+def test_frames_are_picked_from_chunks_of_any_length(picks: list[int], lengths: list[int]) -> None:
+    frames = torch.arange(20).view(-1, 1, 1, 1)
+    chunks = frames.split([*lengths[:2], 20 - sum(lengths[:2])])
+    found = list(picked(iter(chunks), picks))
+    assert [int(value) for chunk in found for value in chunk] == picks
+    assert all(len(chunk) for chunk in found)
+
+
+def test_a_picture_that_stands_for_an_hour_is_not_held_as_often() -> None:
+    """One picture of 20 times 43,200 would fill the memory."""
+    chunks = torch.zeros(3, 1, 1, 3, dtype=torch.uint8), torch.ones(2, 1, 1, 3, dtype=torch.uint8)
+    lengths = [len(chunk) for chunk in picked(iter(chunks), [0] * 43_200 + [3])]
+    assert max(lengths) == 3
+    assert sum(lengths) == 43_201
+
+
+def test_what_is_behind_the_last_pick_is_not_read() -> None:
+    chunks = iter([torch.zeros(3, 1, 1, 3), torch.zeros(3, 1, 1, 3)])
+    assert len(list(picked(chunks, [0, 2]))) == 1
+    assert len(list(chunks)) == 1
