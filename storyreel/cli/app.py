@@ -528,7 +528,7 @@ def clean(
 
 
 def _check_out(out: Path) -> None:
-    from storyreel.film.folder import obstacle, writing
+    from storyreel.files import obstacle, writing
 
     with writing(out):
         if (why := obstacle(out)) is not None:
@@ -802,7 +802,7 @@ def _score(
     from storyreel.cli.display import FilmBar, print_evaluation, stderr
     from storyreel.evaluation.evaluator import Evaluator, evaluate
     from storyreel.evaluation.report import report_page
-    from storyreel.film.folder import write_atomically, writing
+    from storyreel.files import write_atomically, writing
     from storyreel.models.base import pick_device
 
     evaluator = Evaluator(pick_device(device), weights_dir, own)
@@ -895,7 +895,7 @@ def models(
 
 def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
     from storyreel.evaluation.verdicts import asked
-    from storyreel.film.folder import write_atomically, writing
+    from storyreel.files import write_atomically, writing
 
     gallery = asked(spec.gallery) if spec else None
     if gallery is None:
@@ -903,8 +903,9 @@ def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
             "there are no pictures of what a model draws but for one that was taught a world of its own",
             "Name it: storyreel models mini --page FILE",
         )
+    text: str = gallery()
     with writing(page, "name another file: --page FILE", ""):
-        write_atomically(page, gallery())
+        write_atomically(page, text)
     _complain(f"page: {page}")
 
 
