@@ -5,8 +5,8 @@ It listens for signals before it imports anything that takes time.
 
 import sys
 
+from storyreel.cli.streams import secure
 from storyreel.stopping import leave, stopping
-from storyreel.streams import secure
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     secure()
     try:
         with stopping():
-            from storyreel.cli import main as command
+            from storyreel.cli.app import main as command
 
             leave(command())
     except Exception as error:

@@ -16,16 +16,16 @@ from typing import cast
 
 from torch import Tensor
 
-from storyreel.anchors import Anchors
-from storyreel.inventory import Inventory
+from storyreel.denoise.anchors import Anchors
+from storyreel.denoise.loop import State, Take, denoise
+from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
+from storyreel.denoise.state import Stored
+from storyreel.film.decode import FilmStream
+from storyreel.film.inventory import Inventory
+from storyreel.film.store import Decided, DecidedSeam, Record, Store
 from storyreel.models.base import Adapter
-from storyreel.plan import Segment
-from storyreel.prompts import EQUAL, PromptWriter, Scorer, similarities
-from storyreel.sampling import State, Take, denoise
 from storyreel.stopping import Stop
-from storyreel.store import Decided, DecidedSeam, Record, Store
-from storyreel.stored import Stored
-from storyreel.stream import FilmStream
+from storyreel.story.plan import Segment
 
 
 class Making:

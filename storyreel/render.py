@@ -15,14 +15,15 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Protocol
 
-from storyreel import __version__, video
-from storyreel.checkpoint import FilmFolder, Manifest, file_hash, replacing, write_atomically, writing
-from storyreel.clean import size_words, unneeded
-from storyreel.device_errors import device_error, lacks_memory
-from storyreel.differences import differences
+from storyreel import __version__
 from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
-from storyreel.inventory import Inventory, look
-from storyreel.keys import (
+from storyreel.film import video
+from storyreel.film.clean import size_words, unneeded
+from storyreel.film.differences import differences
+from storyreel.film.folder import FilmFolder, Manifest, file_hash, replacing, write_atomically, writing
+from storyreel.film.hashes import RememberedHashes
+from storyreel.film.inventory import Inventory, look
+from storyreel.film.keys import (
     about_film,
     about_scenes,
     film_chapters,
@@ -31,17 +32,17 @@ from storyreel.keys import (
     film_tags,
     ingredients,
 )
+from storyreel.film.page import film_page
+from storyreel.film.store import Store
+from storyreel.models.device_errors import device_error, lacks_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
-from storyreel.page import film_page
-from storyreel.plan import Plan, Segment
-from storyreel.remembered import RememberedHashes
 from storyreel.stopping import Stop
-from storyreel.store import Store
+from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
+    from storyreel.denoise.prompts import Scorer
     from storyreel.models.base import Adapter, MemoryMode
-    from storyreel.prompts import Scorer
 
 
 # Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
@@ -125,7 +126,7 @@ class Engine:
             if self.compiled:
                 adapter.compile()
             if self.crewed:
-                from storyreel.crew import Crew
+                from storyreel.models.workers import Crew
 
                 adapter = Crew(adapter)
             self._adapters[spec.label] = adapter
@@ -268,8 +269,8 @@ def telling_lost_devices() -> Iterator[None]:
 
 def _make(there: Inventory, store: Store, folder: FilmFolder, engine: Engine, progress: Progress) -> None:
     """Make what is missing; where the device's memory does not do, try again with less of it."""
+    from storyreel.denoise.prompts import all_prompts
     from storyreel.making import Making
-    from storyreel.prompts import all_prompts
 
     def on_video(segment: Segment, seconds: float) -> None:
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))

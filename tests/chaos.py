@@ -29,12 +29,12 @@ from typing import Any
 import torch
 
 from storyreel import render as rendering
+from storyreel.denoise.prompts import all_prompts
 from storyreel.errors import StoppedError
 from storyreel.models.specs import MODELS
-from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.prompts import all_prompts
 from storyreel.stopping import SIGNALS, stopping
-from storyreel.story import parse_story
+from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.schema import parse_story
 
 NAME = "short"
 PAIRS = [("a park", "a corgi dog is sitting"), ("a street", "a corgi dog is walking")]

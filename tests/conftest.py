@@ -20,15 +20,16 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     warnings.simplefilter("ignore")
     from tests.tiny import CPU, FAMILIES, TINY, mochi
 
-from storyreel import bench, keys
+from storyreel.benchmark import run as bench
+from storyreel.film import keys
+from storyreel.film.recipe import Recipe, recipe_of
 from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.plan import Overrides, Plan, Segment, make_plan
-from storyreel.recipe import Recipe, recipe_of
 from storyreel.render import Engine
 from storyreel.stopping import SIGNALS
-from storyreel.story import parse_story
+from storyreel.story.plan import Overrides, Plan, Segment, make_plan
+from storyreel.story.schema import parse_story
 
 ROOT = Path(__file__).parent.parent
 
@@ -261,14 +262,14 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
 def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
     """Films are their frames: starts of ffmpeg take most of such a render."""
 
-    from tests.test_stream import FakeWriter
+    from tests.film.test_decode import FakeWriter
 
     def join(segments: list[Path], path: Path, *arguments: object) -> None:
         path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
 
-    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.video.join", join)
-    monkeypatch.setattr("storyreel.video.encoder_version", str)
+    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.video.join", join)
+    monkeypatch.setattr("storyreel.film.video.encoder_version", str)
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

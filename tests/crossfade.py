@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from storyreel import video
+from storyreel.film import video
 from storyreel.method.blending import dissolve, dissolve_weights
 
 FRAMES = 12  # of a crossfade, half of them on either side of the border

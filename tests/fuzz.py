@@ -22,12 +22,12 @@ from typing import Any
 
 import yaml
 
-from storyreel.checkpoint import FilmFolder, Manifest
 from storyreel.errors import ScriptError, StoryreelError
-from storyreel.plan import make_plan
-from storyreel.store import RECORD, Record, read_record
-from storyreel.story import MAX_PROMPT, parse_story
-from storyreel.yaml_source import forbidden_character
+from storyreel.film.folder import FilmFolder, Manifest
+from storyreel.film.store import RECORD, Record, read_record
+from storyreel.story.plan import make_plan
+from storyreel.story.schema import MAX_PROMPT, parse_story
+from storyreel.story.yaml_source import forbidden_character
 
 ROOT = Path(__file__).parent.parent
 NASTY = sorted((ROOT / "tests" / "nasty").glob("*.yaml"))

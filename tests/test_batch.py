@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 from storyreel import slurm
-from storyreel.checkpoint import FilmFolder
-from storyreel.cli import run
+from storyreel.cli.app import run
+from storyreel.cli.options import RenderOptions, SlurmOptions
 from storyreel.errors import MissingError, NumericsError, StoppedError
+from storyreel.film.folder import FilmFolder
+from storyreel.film.status import FilmStatus, film_status
 from storyreel.models.specs import ModelSpec
-from storyreel.options import RenderOptions, SlurmOptions
-from storyreel.plan import Overrides, Plan, make_plan
-from storyreel.status import FilmStatus, film_status
-from storyreel.story import parse_story
+from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.schema import parse_story
 from tests.conftest import FakeEngine
 
 STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 3
@@ -283,7 +283,7 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(plan.keywords["overrides"])
         return {}, {}
 
-    monkeypatch.setattr("storyreel.cli._read", read)
+    monkeypatch.setattr("storyreel.cli.app._read", read)
     monkeypatch.chdir(tmp_path)
     assert run(["render", "x.yaml", *given.arguments()]) == 0
     assert seen == [replace(given.overrides(), weights=tmp_path / "w")]

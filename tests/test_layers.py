@@ -15,45 +15,66 @@ PACKAGE = ROOT / "storyreel"
 # From the top down; a module may import only from layers below its own.
 LAYERS: list[set[str]] = [
     {"storyreel.__main__"},
-    {"storyreel.cli"},
-    {"storyreel.status", "storyreel.options"}
-    | {"storyreel.console", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
-    {"storyreel.calculation"},
-    {"storyreel.ablation", "storyreel.bench", "storyreel.evaluate", "storyreel.verify"} | {"storyreel.slurm"},
+    {"storyreel.cli.app"},
+    {"storyreel.film.status", "storyreel.cli.options"}
+    | {"storyreel.cli.display", "storyreel.mini.train", "storyreel.mini.evaluate", "storyreel.models.hub"},
+    {"storyreel.benchmark.calculate"},
+    {
+        "storyreel.evaluation.ablation",
+        "storyreel.benchmark.run",
+        "storyreel.evaluation.evaluator",
+        "storyreel.film.verify",
+    }
+    | {"storyreel.slurm"},
     {"storyreel.render", "storyreel.mini.training"} | {"storyreel.evaluation.report"},
     {"storyreel.making"},
-    {"storyreel.stored", "storyreel.stream", "storyreel.evaluation.result", "storyreel.evaluation.score"}
-    | {"storyreel.inventory"},
-    {"storyreel.sampling", "storyreel.page", "storyreel.keys", "storyreel.mini.nets"}
+    {
+        "storyreel.denoise.state",
+        "storyreel.film.decode",
+        "storyreel.evaluation.result",
+        "storyreel.evaluation.score",
+    }
+    | {"storyreel.film.inventory"},
+    {"storyreel.denoise.loop", "storyreel.film.page", "storyreel.film.keys", "storyreel.mini.nets"}
     | {"storyreel.mini.lessons"}
     | {"storyreel.mini.verdicts", "storyreel.evaluation.look", "storyreel.evaluation.findings"},
-    {"storyreel.prompts", "storyreel.anchors", "storyreel.crew", "storyreel.mini.judge"}
+    {
+        "storyreel.denoise.prompts",
+        "storyreel.denoise.anchors",
+        "storyreel.models.workers",
+        "storyreel.mini.judge",
+    }
     | {"storyreel.evaluation.encoders", "storyreel.evaluation.films"},
-    {"storyreel.plan", "storyreel.models.mochi", "storyreel.models.wan", "storyreel.models.ltx"}
+    {"storyreel.story.plan", "storyreel.models.mochi", "storyreel.models.wan", "storyreel.models.ltx"}
     | {"storyreel.mini.known", "storyreel.mini.codec", "storyreel.mini.plots"},
     {"storyreel.models.pipeline", "storyreel.models.mochi_attention", "storyreel.models.ltx_decoder"}
     | {"storyreel.models.scorer", "storyreel.mini.world"},
     {"storyreel.models.attention", "storyreel.models.quantized"},
     {"storyreel.models.base"},
     {"storyreel.models.inventory"},
-    {"storyreel.models.specs", "storyreel.clean"},
-    {"storyreel.store", "storyreel.remembered", "storyreel.differences"},
-    {"storyreel.story", "storyreel.video", "storyreel.checkpoint"}
+    {"storyreel.models.specs", "storyreel.film.clean"},
+    {"storyreel.film.store", "storyreel.film.hashes", "storyreel.film.differences"},
+    {"storyreel.story.schema", "storyreel.film.video", "storyreel.film.folder"}
     | {"storyreel.evaluation.clips", "storyreel.evaluation.seams", "storyreel.evaluation.statistics"}
     | {"storyreel.evaluation.rates"}
     | {"storyreel.evaluation.verdicts", "storyreel.evaluation.pictures", "storyreel.evaluation.registry"},
-    {"storyreel.yaml_source", "storyreel.method.settings", "storyreel.speed", "storyreel.stopping"}
+    {
+        "storyreel.story.yaml_source",
+        "storyreel.method.settings",
+        "storyreel.method.step_skipping",
+        "storyreel.stopping",
+    }
     | {"storyreel.method.blending", "storyreel.method.memory"}
     | {"storyreel.method.similarity", "storyreel.method.weighting"},
-    {"storyreel.recipe", "storyreel.device_errors"},
+    {"storyreel.film.recipe", "storyreel.models.device_errors"},
     {
         "storyreel.errors",
-        "storyreel.quoting",
-        "storyreel.tokens",
-        "storyreel.lock",
+        "storyreel.story.quoting",
+        "storyreel.story.tokens",
+        "storyreel.film.lock",
         "storyreel.origin",
-        "storyreel.meter",
-        "storyreel.streams",
+        "storyreel.benchmark.meter",
+        "storyreel.cli.streams",
         "storyreel",
     },
 ]
@@ -110,7 +131,7 @@ def test_every_module_has_a_layer_of_its_own() -> None:
 
 def loaded_by(*arguments: str) -> set[str]:
     code = (
-        "import sys; from storyreel.cli import run\n"
+        "import sys; from storyreel.cli.app import run\n"
         "try: run(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print('\\n'.join(sys.modules), file=sys.stderr)"
@@ -157,7 +178,8 @@ def test_the_method_is_pure() -> None:
                 names = (
                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
                 )
-                allowed = {"__future__", "math", "re", "torch", "typing"}
+                allowed = {"__future__", "collections.abc", "dataclasses", "math", "re", "torch", "typing"}
+                allowed |= {"storyreel.errors"} if path.stem == "step_skipping" else set()
                 allowed |= {"pydantic", "pydantic_core"} if path.stem == "settings" else set()
                 assert set(names) <= allowed, path.name
             if isinstance(node, ast.Attribute):

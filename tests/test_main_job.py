@@ -11,11 +11,11 @@ import torch
 from diffusers import MochiPipeline
 
 from storyreel import __version__
-from storyreel.cli import run
+from storyreel.cli.app import run
+from storyreel.denoise.loop import sample, segment_noise
 from storyreel.models.base import CHECKSUMS, load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
-from storyreel.sampling import sample, segment_noise
-from storyreel.story import load_story
+from storyreel.story.schema import load_story
 from tests.conftest import ROOT, plan_of
 from tests.tiny import CPU
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from storyreel import errors, video
-from storyreel.cli import app, run
+from storyreel import errors
+from storyreel.cli.app import app, run
+from storyreel.film import video
 from storyreel.method.settings import Method
-from storyreel.story import parse_story
+from storyreel.story.schema import parse_story
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -20,8 +20,6 @@ import av
 import pytest
 import torch
 
-from storyreel import checkpoint, keys, video
-from storyreel.checkpoint import FilmFolder
 from storyreel.errors import (
     MissingError,
     NumericsError,
@@ -29,13 +27,16 @@ from storyreel.errors import (
     StoppedError,
     StoryreelError,
 )
-from storyreel.keys import about_plan, film_tags
+from storyreel.film import folder as checkpoint
+from storyreel.film import keys, video
+from storyreel.film.folder import FilmFolder
+from storyreel.film.keys import about_plan, film_tags
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.plan import Segment
 from storyreel.render import Engine, Rendered, render
+from storyreel.story.plan import Segment
 from tests.conftest import FakeAdapter, FakeEngine, FakeScorer, Silent, plan_of
-from tests.test_stream import FakeWriter
+from tests.film.test_decode import FakeWriter
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
 SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
@@ -115,9 +116,9 @@ def encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
                 film.write(segment.read_bytes())
             film.write(repr(arguments).encode())
 
-    monkeypatch.setattr("storyreel.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.video.join", join)
-    monkeypatch.setattr("storyreel.keys.versions", lambda: VERSIONS)
+    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.video.join", join)
+    monkeypatch.setattr("storyreel.film.keys.versions", lambda: VERSIONS)
 
 
 VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
@@ -355,17 +356,17 @@ def segment(out: Path, number: str, suffix: str) -> Path:
 
 
 WHERE = {
-    "while encoding": ("storyreel.video.SegmentWriter.write", 9),
-    "when ffmpeg ends": ("storyreel.video._finish", 4),
-    "at the note of what is rendered": ("storyreel.checkpoint.FilmFolder.begin", 1),
-    "at the latents": ("storyreel.stored.write_atomically", 3),
-    "before latents are recorded": ("storyreel.store.Store.keep", 5),
-    "before pictures are recorded": ("storyreel.store.Store.keep", 6),
-    "at a record": ("storyreel.store.write_atomically", 8),
-    "while joining": ("storyreel.video.join", 1),
-    "at the last ffmpeg": ("storyreel.video._finish", 7),
+    "while encoding": ("storyreel.film.video.SegmentWriter.write", 9),
+    "when ffmpeg ends": ("storyreel.film.video._finish", 4),
+    "at the note of what is rendered": ("storyreel.film.folder.FilmFolder.begin", 1),
+    "at the latents": ("storyreel.denoise.state.write_atomically", 3),
+    "before latents are recorded": ("storyreel.film.store.Store.keep", 5),
+    "before pictures are recorded": ("storyreel.film.store.Store.keep", 6),
+    "at a record": ("storyreel.film.store.write_atomically", 8),
+    "while joining": ("storyreel.film.video.join", 1),
+    "at the last ffmpeg": ("storyreel.film.video._finish", 7),
     "at the page": ("storyreel.render.write_atomically", 1),
-    "at the manifest": ("storyreel.checkpoint.FilmFolder.publish", 1),
+    "at the manifest": ("storyreel.film.folder.FilmFolder.publish", 1),
 }
 
 
@@ -377,7 +378,7 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
     """The n-th call of something is interrupted before it does its work."""
     target, nth = WHERE[where]
     path, name = target.rsplit(".", 1)
-    if not path.startswith("storyreel.video"):
+    if not path.startswith("storyreel.film.video"):
         encode_nothing(monkeypatch)
     make(tmp_path / "whole")
     owner = pkgutil.resolve_name(path)
@@ -585,7 +586,7 @@ def test_a_film_survives_whatever_happens_to_its_successor(
                 if moment == "decode":
                     once.setattr(FakeAdapter, "decode", interrupt)
                 elif moment == "encode":
-                    once.setattr("storyreel.video.SegmentWriter", interrupt)
+                    once.setattr("storyreel.film.video.SegmentWriter", interrupt)
                 elif moment == "join":
                     once.setattr(video, "join", interrupt)
                 with pytest.raises(KeyboardInterrupt):

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from storyreel import stopping as stops
-from storyreel import video
-from storyreel.checkpoint import FilmFolder
-from storyreel.cli import run
+from storyreel.cli.app import run
 from storyreel.errors import DamagedError, OutputError, StoppedError
+from storyreel.film import video
+from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
 from tests.conftest import ROOT, FakeEngine
@@ -338,7 +338,7 @@ exec("os.kill(os.getpid(), signal.{name}); list(range(100))")
 # A command that does so when it runs; it is no render, which would listen for itself.
 COMMAND = """
 import sys
-from storyreel import cli
+from storyreel.cli import app as cli
 from storyreel.__main__ import main
 cli.story_schema = lambda: __import__("signalling")
 sys.argv[1:] = ["schema"]

@@ -11,9 +11,9 @@ from pathlib import Path
 import av
 import pytest
 
-from storyreel.cli import run
+from storyreel.cli.app import run
+from storyreel.film.video import _INPUT, CONTAINERS
 from storyreel.models.specs import ModelSpec
-from storyreel.video import _INPUT, CONTAINERS
 from tests.conftest import ROOT, FakeEngine, Silent, plan_of
 
 SOURCES = sorted((ROOT / "storyreel").rglob("*.py"))
@@ -88,7 +88,7 @@ def test_a_render_opens_no_socket(tmp_path: Path) -> None:
         "def no(*a, **k): raise SystemExit('a socket was asked for')\n"
         "sys.addaudithook(lambda event, args: no() if event in ('socket.connect', 'socket.getaddrinfo', "
         "'socket.sendto') else None)\n"
-        "from storyreel.cli import run\n"
+        "from storyreel.cli.app import run\n"
         "sys.exit(run(sys.argv[1:]))\n"
     )
     story = tmp_path / "fox.yaml"
@@ -118,8 +118,8 @@ HOSTILE = [
 
 def test_prompts_are_text_wherever_they_go(tmp_path: Path, fake_model: ModelSpec) -> None:
     """In chapters, tags, subtitles and on the page."""
+    from storyreel.film.video import read_tags
     from storyreel.render import render
-    from storyreel.video import read_tags
 
     def quoted(text: str) -> str:
         return "'" + text.replace("'", "''") + "'"
@@ -183,8 +183,8 @@ def test_inspect_neither_waits_for_a_pipe_nor_reads_a_huge_file(
 
 
 def test_a_films_tags_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from storyreel import video
-    from tests.test_video import write
+    from storyreel.film import video
+    from tests.film.test_video import write
 
     segment, film = tmp_path / "0.mp4", tmp_path / "film.mp4"
     write(segment, 40)

@@ -18,12 +18,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from storyreel import video
-from storyreel.checkpoint import file_hash
 from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.rates import SLACK, common_rate, looks, picture_rate, usual_rate
-from storyreel.plan import DEFAULT_MODEL
-from storyreel.story import Character, Story, load_story
+from storyreel.film import video
+from storyreel.film.folder import file_hash
+from storyreel.story.plan import DEFAULT_MODEL
+from storyreel.story.schema import Character, Story, load_story
 
 MANIFEST = "manifest.json"
 MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyreel import video
 from storyreel.errors import StoryreelError
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.pictures import grey, ssim
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SAMPLES, SHOTS
 from storyreel.evaluation.seams import frame_steps
+from storyreel.film import video
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4

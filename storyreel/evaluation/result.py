@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from storyreel.checkpoint import content_hash
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.look import Look
 from storyreel.evaluation.registry import METRICS, OWN
+from storyreel.film.folder import content_hash
 
 NOTE = (
     "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "

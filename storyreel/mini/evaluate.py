@@ -21,14 +21,14 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from storyreel.denoise.loop import denoised, sample
 from storyreel.errors import StoryreelError
 from storyreel.models.base import Memory, Text, load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
-from storyreel.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
-from storyreel.sampling import denoised, sample
-from storyreel.story import Story
+from storyreel.story.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
+from storyreel.story.schema import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
 from .lessons import FPS, HEIGHT, PAIRS, WIDTH, Example, crossed_example, held_out_example, story_example

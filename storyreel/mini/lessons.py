@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate, permutations
 from random import Random
 
-from storyreel.plan import joined_prompt
+from storyreel.story.plan import joined_prompt
 
 from .plots import PLOTS, STORIES, Cast, words
 from .plots import Lesson as Scene

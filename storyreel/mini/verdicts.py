@@ -13,7 +13,7 @@ from torch import Tensor
 from storyreel.evaluation.clips import clips
 from storyreel.evaluation.seams import transition
 from storyreel.evaluation.verdicts import FilmVerdict, SceneVerdict, SeamVerdict
-from storyreel.plan import Segment
+from storyreel.story.plan import Segment
 
 from .judge import Verdict, load_judge
 from .plots import PLOTS, STORIES, words

@@ -19,9 +19,9 @@ import transformers
 from torch import Tensor
 
 from storyreel import origin
-from storyreel.checkpoint import file_hash
-from storyreel.device_errors import lacks_memory
 from storyreel.errors import DamagedError, MissingError
+from storyreel.film.folder import file_hash
+from storyreel.models.device_errors import lacks_memory
 from storyreel.models.specs import MINI_WEIGHTS, ModelSpec
 
 Loaded = TypeVar("Loaded")

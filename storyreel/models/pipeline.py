@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
-from storyreel.checkpoint import read_json
 from storyreel.errors import PromptError
+from storyreel.film.folder import read_json
 from storyreel.models.attention import Remembering, recording, with_memory
 from storyreel.models.base import (
     Memory,

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from storyreel import video
 from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.films import Film, collect, find_films, foreign_film, looked_at, rendered_film
-from storyreel.story import parse_story
-from storyreel.video import Facts, Frames
+from storyreel.film import video
+from storyreel.film.video import Facts, Frames
+from storyreel.story.schema import parse_story
 
 STORY = """\
 cast: {first: {name: a fox, possessive: its}}

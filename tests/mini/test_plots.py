@@ -19,8 +19,8 @@ from storyreel.mini.lessons import (
 )
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.mini.world import DOOR_ACTIONS, Action, Character, Place, draw_clip, stage_clip
-from storyreel.plan import joined_prompt
-from storyreel.story import load_story
+from storyreel.story.plan import joined_prompt
+from storyreel.story.schema import load_story
 from tests.conftest import ROOT
 
 

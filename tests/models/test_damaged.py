@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from storyreel.cli import run
+from storyreel.cli.app import run
 from storyreel.errors import MissingError
 from storyreel.models.base import CHECKSUMS, load_adapter, write_checksums
 from storyreel.models.scorer import Scorer

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from storyreel.bench import stock_latents
+from storyreel.benchmark.run import stock_latents
+from storyreel.denoise.loop import State, begin, denoise, segment_noise
+from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.errors import DamagedError, MissingError
 from storyreel.models.attention import added_logits, recording
 from storyreel.models.base import Memory, load_adapter, side_by_side
@@ -26,9 +28,7 @@ from storyreel.models.pipeline import PipelineAdapter, mode_for
 from storyreel.models.quantized import QuantizedLinear
 from storyreel.models.specs import MODELS, QUANTIZATIONS
 from storyreel.models.wan import WanAdapter
-from storyreel.plan import Plan
-from storyreel.prompts import PromptWriter, all_prompts
-from storyreel.sampling import State, begin, denoise, segment_noise
+from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 from tests.tiny import CPU, FAMILIES, ltx, ltx_vae
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storyreel.errors import DamagedError, MissingError
-from storyreel.keys import weight_hashes
+from storyreel.film.keys import weight_hashes
 from storyreel.models.inventory import check_inventory
 from storyreel.models.specs import MODELS, ModelSpec
 

@@ -27,7 +27,7 @@ from storyreel.mini.world import (
     stage_clip,
 )
 from storyreel.models.scorer import Scorer
-from storyreel.plan import joined_prompt
+from storyreel.story.plan import joined_prompt
 
 from .loop import Average, AverageState, Run, cosine
 from .transformer import fitted_tokenizer

@@ -12,6 +12,7 @@ from diffusers import MochiTransformer3DModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
+from storyreel.denoise.loop import sample
 from storyreel.mini import codec, nets
 from storyreel.mini.lessons import HEIGHT, WIDTH, all_texts, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
@@ -19,9 +20,8 @@ from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS
-from storyreel.plan import Overrides, make_plan
-from storyreel.sampling import sample
-from storyreel.story import Story
+from storyreel.story.plan import Overrides, make_plan
+from storyreel.story.schema import Story
 
 from .clips import Pool, fitted_stages
 from .codec import trained_codec

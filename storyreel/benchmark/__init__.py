@@ -1,0 +1,1 @@
+"""How fast a model is and how much memory it takes: measured, or calculated without weights."""

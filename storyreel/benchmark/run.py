@@ -1,0 +1,264 @@
+"""Times and weighs a model's variants against diffusers' own pipeline, in turn in one process.
+
+Every variant gets the same prompts, noise, steps and sizes, on the same weights. Video encoding is left
+out; decoding is timed apart, and is ours for all, so that stock has no time of its own for it. Stock
+encodes its prompts while it is timed, which with random weights is next to nothing. Its arithmetic is
+plain's.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storyreel.benchmark.meter import Meter
+from storyreel.denoise.loop import State, denoise, segment_noise
+from storyreel.denoise.prompts import PromptWriter, all_prompts, similarities
+from storyreel.errors import MissingError, UsageError
+from storyreel.models.base import adapter_class, load_adapter
+from storyreel.models.device_errors import lacks_memory
+from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.scorer import Scorer
+from storyreel.models.specs import ModelSpec
+from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.schema import Story
+
+SCENES = (
+    ("a corgi dog is inside of the subway train", "a corgi dog is sitting"),
+    ("a corgi dog is walking on the street of Times Square", "a corgi dog is looking around"),
+    ("a corgi dog is in Central Park", "a corgi dog is running"),
+)
+STOCK = "stock"
+VARIANTS = {
+    "plain": Overrides(without=frozenset({"all"})),
+    "full": Overrides(),
+    "without-dipw": Overrides(without=frozenset({"dipw"})),
+    "without-twb": Overrides(without=frozenset({"twb"})),
+    "without-sar": Overrides(without=frozenset({"sar"})),
+    "balanced": Overrides(speed="balanced"),
+    "fast": Overrides(speed="fast"),
+}
+MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is measured with
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a variant took. ``seconds`` are those of a segment's denoising, the median of all rounds.
+
+    ``latents`` are latent frames a segment, its overlaps counted; ``peak_mb`` and ``decode_peak_mb`` are
+    the device's memory in either part, None on a CPU, where it cannot be told apart.
+    """
+
+    variant: str
+    seconds: float
+    decode_seconds: float | None
+    forwards: int
+    latents: float
+    tflops: float
+    of_peak: float
+    peak_mb: float | None
+    decode_peak_mb: float | None
+
+
+def bench(
+    spec: ModelSpec,
+    device: torch.device,
+    overrides: Overrides,
+    variants: Sequence[str],
+    rounds: int,
+    random_weights: bool,
+    compiled: bool,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
+    if unknown := set(variants) - {STOCK, *VARIANTS}:
+        raise UsageError(f"there is no variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
+    with enough_memory(spec):
+        adapter = load(spec, device, random_weights)
+        folder = spec.weights / "scorer"
+        scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
+        peak = matrix_peak(device, adapter.dtype)
+        tell(f"{spec.label} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
+        plans = {name: planned(spec, overrides, name) for name in variants}
+        plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
+        work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
+        if compiled:
+            adapter.compile()
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+        memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
+        for number in range(rounds + 1):
+            for name, plan in plans.items():
+                taken, used = run(adapter, plan, name, scorer)
+                memory[name] = max(memory[name][0], used[0]), max(memory[name][1], used[1])
+                if number:  # the first round warms up, and compiles
+                    times[name].append(taken)
+            tell(f"round {number} of {rounds}" if number else "warmed up")
+    rows = []
+    for name, plan in plans.items():
+        count = len(plan.segments)
+        seconds, decoding = (statistics.median(part) for part in zip(*times[name], strict=True))
+        flops, forwards = work[name]
+        reached = flops / seconds / 1e12
+        rows.append(
+            Timing(
+                name,
+                seconds / count,
+                None if name == STOCK else decoding / count,
+                forwards // count,
+                plan.latents / count,
+                reached,
+                reached / peak,
+                *(memory[name] if device.type == "cuda" else (None, None)),
+            )
+        )
+    settings = next(iter(plans.values())).settings
+    return {
+        "model": spec.name,
+        "weights": "random" if random_weights else "its own",
+        "quantize": spec.quantize,
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "size": f"{settings.width}x{settings.height}",
+        "frames": plans[variants[0]].segments[0].frames + 1,
+        "steps": settings.steps,
+        "segments": len(SCENES),
+        "rounds": rounds,
+        "compiled": compiled,
+        "peak_tflops": peak,
+        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1024 if sys.platform == "linux" else 1024**2),
+        "variants": [asdict(row) for row in rows],
+    }
+
+
+@contextmanager
+def enough_memory(spec: ModelSpec) -> Iterator[None]:
+    """Turn a lack of the device's memory into MissingError."""
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        lighter = "--quantize fp8, " if spec.quantize == "none" else ""
+        remedy = f"Use {lighter}fewer --frames, a smaller --size or model, or a GPU with more memory."
+        raise MissingError(f"the device has too little memory for {spec.label}", remedy) from error
+
+
+def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> PipelineAdapter:
+    """Return the model with its own weights or random ones."""
+    if not random_weights:
+        adapter = load_adapter(spec, device, "high")  # the stock pipeline wants all of it there
+    elif spec.hub is None:
+        raise UsageError(f"model {spec.name} has its weights with it", "Leave out --random-weights.")
+    else:
+        adapter = adapter_class(spec).random(spec, device)
+    if not isinstance(adapter, PipelineAdapter):
+        raise UsageError(f"model {spec.name} has no pipeline to compare with", "Choose another model.")
+    return adapter
+
+
+def planned(spec: ModelSpec, overrides: Overrides, variant: str) -> Plan:
+    """Return the plan of a variant; stock is what plain does, by the pipeline."""
+    special = VARIANTS["plain" if variant == STOCK else variant]
+    story = Story.model_validate({"scenes": [list(pair) for pair in SCENES]})
+    every_part = ("weighting=true",)  # also those that a model does without
+    wanted = replace(
+        overrides, model=spec.name, method=every_part, without=special.without, speed=special.speed
+    )
+    return make_plan(story, "bench", wanted)
+
+
+def run(
+    adapter: PipelineAdapter, plan: Plan, variant: str, scorer: Scorer | None
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return the seconds that denoising and decoding of all segments take, and the peaks of both in MB."""
+    device = adapter.device
+    with peak_memory(device) as first:
+        began = _now(device)
+        found = list(stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan, scorer))
+        denoising = _now(device) - began
+    with peak_memory(device) as second:
+        began = _now(device)
+        for latents in found:
+            adapter.decode(latents)
+        decoding = _now(device) - began
+    return (denoising, decoding), (first[0], second[0])
+
+
+def our_latents(
+    adapter: PipelineAdapter,
+    plan: Plan,
+    scorer: Scorer | None,
+    on_forward: Callable[[], None] = lambda: None,
+) -> Iterator[Tensor]:
+    """Yield the segments' latents as a render denoises them."""
+    writer = PromptWriter(adapter, plan.settings, scorer)
+    for part in plan.runs():
+        for take, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
+            yield take.x
+
+
+def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
+    """Yield the segments' latents as diffusers' own pipeline denoises them."""
+    guidance = [plan.settings.guidance_of(expert) for expert, _ in enumerate(adapter.experts)]
+    for segment in plan.segments:
+        noise = segment_noise(plan, segment).to(adapter.device)
+        yield adapter.stock_latents(segment.prompt, noise, plan.settings.steps, guidance)
+
+
+def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
+    """Return the floating-point operations of the denoising of all segments, and its forwards."""
+    adapter.prepare(all_prompts(plan, scored=False))  # which is not denoising
+    asked: list[None] = []
+    with Meter() as meter:
+        for _ in our_latents(adapter, plan, None, lambda: asked.append(None)):
+            pass
+    return float(meter.operations), len(asked)
+
+
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Return what a square matrix product reaches, in TFLOP/s: the best of some tries."""
+    side = MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        began = _now(device)
+        for _ in range(5):
+            a @ b
+        best = min(best, (_now(device) - began) / 5)
+    return 2 * side**3 / best / 1e12
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[list[float]]:
+    """Measure the device's peak memory in MB, into the list's one entry."""
+    used = [0.0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield used
+    if device.type == "cuda":
+        used[0] = torch.cuda.max_memory_allocated(device) / 1e6
+
+
+def device_name(device: torch.device) -> str:
+    """Return what people call a device."""
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads"
+    )
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,271 @@
+"""What a user sees while a film is rendered. Only this and the command line know rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from storyreel.errors import counted, printable
+from storyreel.evaluation.ablation import table_metrics
+from storyreel.evaluation.registry import METRICS
+from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
+from storyreel.story.plan import Plan, Segment
+
+if TYPE_CHECKING:
+    from storyreel.evaluation.result import Evaluation
+
+PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
+PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def has_cursor(console: Console) -> bool:
+    """Tell whether bars can be drawn: in a log FORCE_COLOR asks for colours, not for what moves a cursor."""
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
+class RenderDisplay:
+    """Bars for scenes and steps with the time left; in a log, or on a dumb terminal, plain lines."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._total = self._forwards = self._done = self._scenes = 0
+        self._began = self._spoke = time.monotonic()
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> RenderDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def started(self, plan: Plan, done: int, forwards: int) -> None:
+        """Rendering begins; ``done`` segments are there, ``forwards`` passes are to come."""
+        self._scenes, self._done, self._total = len(plan.segments), done, forwards
+        self._began = self._spoke = time.monotonic()
+        if done:
+            are = "is" if self._scenes == 1 else "are"
+            stderr.print(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
+        if done == self._scenes:
+            return
+        if has_cursor(stderr):
+            self._bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=stderr,
+            )
+            self._tasks["steps"] = self._bars.add_task(f"{self._name} steps", total=self._total)
+            self._tasks["scenes"] = self._bars.add_task(
+                f"{self._name} scenes", total=self._scenes, completed=done
+            )
+            self._bars.start()
+        else:
+            stderr.print(
+                f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}"
+            )
+
+    def forward(self) -> None:
+        """One forward pass of the transformer is over."""
+        self._forwards += 1
+        if self._bars is not None:
+            self._bars.advance(self._tasks["steps"])
+        elif time.monotonic() - self._spoke >= PLAIN_EVERY:
+            self._speak()
+
+    def said(self, text: str) -> None:
+        """Something has happened that the user should know."""
+        stderr.print(f"{self._name}: {text}")
+
+    def segment_finished(self, segment: Segment) -> None:
+        """A segment is on disk."""
+        self._done = min(self._scenes, self._done + 1)
+        if self._bars is not None:
+            self._bars.advance(self._tasks["scenes"])
+        elif time.monotonic() - self._spoke >= PLAIN_EVERY:
+            self._speak()
+
+    def _speak(self) -> None:
+        self._spoke = time.monotonic()
+        spent = self._spoke - self._began
+        forwards = max(1, self._forwards)
+        left = max(0.0, spent / forwards * (self._total - forwards))
+        stderr.print(
+            f"{self._name}: step {self._forwards} of {self._total}, scene {self._done} of {self._scenes}, "
+            f"{spent:.0f} s so far, about {left:.0f} s left"
+        )
+
+
+def results() -> Console:
+    """Return what tables are printed on: stdout, of one width where it is no terminal."""
+    stdout = Console(highlight=False, markup=False)
+    return stdout if stdout.file.isatty() else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
+
+
+def print_ablation(report: Mapping[str, Any]) -> None:
+    """Print every variant's numbers on stdout, and how far they are from the full method's."""
+    stdout = results()
+    metrics = table_metrics(report["films"])
+
+    def show(title: str, rows: Mapping[str, Mapping[str, Any]], differences: bool) -> None:
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for name in rows:
+            table.add_column(name, justify="right")
+        for metric in metrics:
+            cell = difference_cell if differences else spread_cell
+            cells = [cell(rows[name][metric.key], metric.digits) for name in rows]
+            table.add_row(Text(metric.title), *map(Text, cells))
+        stdout.print(table)
+
+    show(films_words(report["summary"]), report["summary"], differences=False)
+    if differences := report["differences"]:
+        show(f"Difference to full, {interval_words(differences)}", differences, differences=True)
+
+
+def print_bench(report: Mapping[str, Any]) -> None:
+    """Print what every variant takes on stdout, the first of them as the measure of the others."""
+    stdout = results()
+    stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
+    title = (
+        f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, "
+        f"{report['frames']} frames, {report['steps']} steps, {report['device']}, "
+        f"median of {report['rounds']}"
+    )
+    rows = report["variants"]
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    of_first = f"of {rows[0]['variant']}"
+    for heading in (
+        "s a segment",
+        of_first,
+        "s decoding",
+        "forwards",
+        "TFLOP/s",
+        "of peak",
+        "peak MB",
+        "decoding",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row["variant"]),
+            f"{row['seconds']:.2f}",
+            f"{row['seconds'] / rows[0]['seconds']:.3f}",
+            "–" if row["decode_seconds"] is None else f"{row['decode_seconds']:.2f}",
+            str(row["forwards"]),
+            f"{row['tflops']:.3g}",
+            f"{100 * row['of_peak']:.0f} %",
+            *("–" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_mb", "decode_peak_mb")),
+        )
+    stdout.print(table)
+
+
+def print_calculation(report: Mapping[str, Any]) -> None:
+    """Print what every variant would take on stdout, and how much memory that needs."""
+    stdout = results()
+    rows = report["variants"]
+    title = (
+        f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
+    )
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for heading in ("PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            Text(row["variant"]),
+            f"{row['pflop']:.3g}",
+            f"{row['pflop'] / rows[0]['pflop']:.3f}",
+            str(row["forwards"]),
+            f"{row['latents']:.1f}",
+        )
+    stdout.print(table)
+    needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
+    stdout.print(f"GB of the device's memory, by --memory: {needs}")
+
+
+class FilmBar:
+    """How far the scoring of a film has come; nothing where there is no terminal."""
+
+    def __init__(self, label: str, frames: int) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=stderr,
+            disable=not has_cursor(stderr),
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=frames)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self._bar.start()
+        return lambda frames: self._bar.advance(self._task, frames)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print runs side by side on stdout, then what is wrong with each film."""
+    from storyreel.evaluation.report import ARROWS, best_runs, clock, table_words  # which needs torch
+
+    stdout = results()
+    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    table = Table(title=" ".join(table_words(evaluation)), title_justify="left", title_style="bold")
+    table.add_column("")
+    table.add_column("kind")
+    for run in summary:
+        table.add_column(Text(printable(run)), justify="right", overflow="fold")
+    for run in differences:
+        words = printable(f"{run} less {next(iter(summary))}")
+        table.add_column(Text(words), justify="right", overflow="fold")
+    for metric in METRICS.values():
+        if all(of[metric.name] is None for of in summary.values()):
+            continue
+        best = best_runs(metric, evaluation.comparison)
+        cells = [
+            Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
+            for run, of in summary.items()
+        ]
+        cells += [Text(difference_cell(d[metric.name], metric.digits)) for d in differences.values()]
+        table.add_row(Text(f"{metric.title} {ARROWS[metric.better]}".strip()), metric.status, *cells)
+    if summary:
+        stdout.print(table)
+    for scored in evaluation.films:
+        lines = [f"{scored.film.label}: " + ("" if scored.found else "nothing stands out")]
+        lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
+        lines += [printable(f"  note: {note}") for note in scored.notes]
+        stdout.print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep
+    if evaluation.missing:
+        stderr.print("without a value, since weights are missing:")
+        for why in dict.fromkeys(evaluation.missing.values()):
+            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
+            stderr.print(f"  {names}: {why}")

@@ -1,0 +1,113 @@
+"""Removes what no film uses: segments of other seeds, settings and texts than the present ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from storyreel.errors import LockedError, OutputError, StoryreelError, UsageError
+from storyreel.film.folder import FilmFolder, Manifest, writing
+from storyreel.film.store import RECORD, Kind, Store, file_name
+
+IN_USE = "in use: left alone"
+# What belongs to a segment, and under which of its keys; a finished film has no window.
+OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
+OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("window", "key"))
+
+
+@dataclass(frozen=True)
+class Unused:
+    """What a film's folder could do without, with its bytes; ``reason`` says why nothing may go."""
+
+    folder: Path
+    files: dict[Path, int] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many bytes these are."""
+        return sum(self.files.values())
+
+
+def size_words(size: int) -> str:
+    """Return bytes as people say them."""
+    return (
+        f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
+    )
+
+
+def film_folders(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield every film's folder in some places, each of which may be one. Raises UsageError."""
+    for place in places:
+        if not place.is_dir():
+            remedy = "Name the folder of a render, as in out/nyc, or one that holds several, as in out."
+            raise UsageError(f"{place} is not a folder", remedy)
+        for events in sorted(place.rglob("events.jsonl")):
+            if (events.parent / "segments").is_dir():
+                yield events.parent
+
+
+def unused(path: Path) -> Unused:
+    """Return what neither a folder's film needs nor a render that was not finished; nothing is written."""
+    folder = FilmFolder(path, path.name)
+    if folder.is_in_use():
+        return Unused(path, reason=IN_USE)
+    folder.load()
+    return _unused(folder)
+
+
+def remove_unused(path: Path) -> Unused:
+    """Remove what `unused` returns, and return it. Raises OutputError if that cannot be done."""
+    found = unused(path)
+    if found.reason or not found.files:
+        return found
+    try:
+        with FilmFolder(path, path.name) as folder:
+            found = _unused(folder)  # again, since nobody renders into it from here on
+            for file in found.files:
+                with writing(file):
+                    file.unlink()
+            return found
+    except LockedError:
+        return Unused(path, reason=IN_USE)
+
+
+def _unused(folder: FilmFolder) -> Unused:
+    try:
+        folder.refuse_strange_files()
+        files = unneeded(folder)
+    except StoryreelError as error:
+        return Unused(folder.path, reason=f"left alone: {error.message}")
+    except OSError as error:
+        return Unused(folder.path, reason=f"left alone: cannot be read: {error.strerror}")
+    return Unused(folder.path, files)
+
+
+def unneeded(folder: FilmFolder) -> dict[Path, int]:
+    """Return the files of segments that a loaded folder does not need, with their bytes.
+
+    Raises OutputError if nothing says what it needs.
+    """
+    read = {folder.manifest_path: folder.present, folder.unfinished_path: folder.unfinished}
+    unread = [path.name for path, manifest in read.items() if manifest is None and path.exists()]
+    manifests = [manifest for manifest in read.values() if manifest is not None]
+    if unread or not manifests:
+        why = f"{unread[0]} is damaged or of an earlier version" if unread else "there is no manifest"
+        raise OutputError(f"{why}, so that nothing says what is needed", "Run the same render again first.")
+    needed = {name for manifest in manifests for name in _names(manifest)}
+    found = {}
+    for path in Store(folder.segments).files():
+        if path.name not in needed:
+            with suppress(FileNotFoundError):  # a render that has begun meanwhile may have removed it
+                found[path] = path.stat().st_size
+    return found
+
+
+def _names(manifest: Manifest) -> Iterator[str]:
+    """Yield the names of all files of segments that a film needs, or will."""
+    for segment in manifest.segments:
+        for kind, key in OF_FINISHED if manifest.film else OF_UNFINISHED:
+            name = file_name(kind, str(segment.get("number")), str(segment.get(key)))
+            yield from (name, f"{name}{RECORD}")

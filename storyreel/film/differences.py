@@ -1,0 +1,122 @@
+"""How the film that is wanted differs from one that is there, in words.
+
+What is compared comes from manifests, and those from disk: nothing in them is taken for granted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from storyreel.errors import printable
+from storyreel.film.folder import Manifest
+
+MOST_TOLD = 8  # differences
+LONGEST = 40  # characters of a value
+NOBODYS = {"storyreel"}  # versions that no picture depends on
+
+
+def differences(before: Manifest, after: Manifest) -> list[str]:
+    """Return what differs, most interesting first; [] if what is wanted is what is there."""
+    old, new = before.about, json.loads(json.dumps(after.about))
+    found = [
+        *_values(old, new, ("title",)),
+        *_scenes(before.segments, json.loads(json.dumps(after.segments))),
+        *_model(_part(old, "model"), _part(new, "model")),
+        *_settings(_part(old, "settings"), _part(new, "settings")),
+        *_values(old, new, ("device",)),
+        *_values(_part(old, "versions"), _part(new, "versions")),
+        *_recipe(_part(old, "recipe"), _part(new, "recipe")),
+    ]
+    if len(found) > MOST_TOLD:
+        found[MOST_TOLD:] = [f"and {len(found) - MOST_TOLD} more"]
+    return [printable(" ".join(words.split())) for words in found]
+
+
+def _part(about: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = about.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _said(value: object) -> str:
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _values(
+    old: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...] = (), prefix: str = ""
+) -> Iterator[str]:
+    """Yield what differs of values that people know by their names, as in "seed 0 -> 1"."""
+    for name in names or sorted({*old, *new} - NOBODYS):
+        if old.get(name) != new.get(name):
+            yield f"{prefix}{name.replace('_', ' ')} {_said(old.get(name))} -> {_said(new.get(name))}"
+
+
+def _settings(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    old, new = ({**settings, **_part(settings, "method")} for settings in (old, new))
+    for settings in (old, new):
+        settings.pop("method", None)
+        settings["size"] = f"{settings.pop('width', '?')}x{settings.pop('height', '?')}"
+    first = [name for name in ("seed", "size", "steps", "guidance") if name in new]
+    yield from _values(old, new, tuple(dict.fromkeys([*first, *sorted({*old, *new})])))
+
+
+def _model(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    if old.get("name") != new.get("name"):
+        yield from _values({"model": old.get("name")}, {"model": new.get("name")})
+        return
+    yield from _values(_part(old, "facts"), _part(new, "facts"), prefix="the model's ")
+    if changed := _changed(_part(old, "weights"), _part(new, "weights")):
+        yield f"the model's weights: {_listed(changed)}"
+
+
+def _recipe(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    parts = {*_changed(_part(old, "latents"), _part(new, "latents"))}
+    parts |= {*_changed(_part(old, "pictures"), _part(new, "pictures"))}
+    if parts:
+        yield f"the recipe has changed: {_listed(sorted(parts))}"
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+
+
+def _listed(names: list[str]) -> str:
+    shown = names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"]
+    return ", ".join(shown)
+
+
+def _scenes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what differs of scenes, each by its number in the film that is wanted.
+
+    What is the same at the beginning and at the end belongs together; between them, in their order.
+    """
+    texts = [[(s.get("scene"), s.get("action")) for s in scenes] for scenes in (old, new)]
+    shorter = min(len(old), len(new))
+    first = next((i for i in range(shorter) if texts[0][i] != texts[1][i]), shorter)
+    last = next((i for i in range(shorter - first) if texts[0][~i] != texts[1][~i]), shorter - first)
+    same = shorter - last  # so many can be compared one by one, from the beginning
+    for i in range(same):
+        yield from _scene(i + 1, old[i], new[i])
+    if len(new) > len(old):
+        yield f"{_numbers(same + 1, len(new) - last)} new"
+    elif len(old) > len(new):
+        yield f"{_numbers(same + 1, len(old) - last)} of before gone"
+    for i in range(-last, 0):
+        yield from _scene(len(new) + i + 1, old[i], new[i])
+
+
+def _numbers(first: int, last: int) -> str:
+    return f"scene {first}" if first == last else f"scenes {first} to {last}"
+
+
+def _scene(number: int, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for part in ("scene", "action"):
+        if old.get(part) != new.get(part):
+            yield f"scene {number}'s {part} prompt"
+    if old.get("frames") != new.get("frames"):
+        yield f"scene {number}'s length"
+    # Before a film's first scene there is none, whatever it is told to be.
+    if old.get("index") and new.get("index") and old.get("blended") != new.get("blended"):
+        yield f"scene {number}'s transition"

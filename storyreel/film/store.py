@@ -1,0 +1,161 @@
+"""The segments of a film's folder, each under a key that covers all that shaped it.
+
+Beside each file lies its record, sealed and written once, after the file. A file counts when its
+record has the key that is looked for and the file's own hash; anything else is absent. What was made
+for another seed, another setting or another text has another key: nothing is in its way, and
+it is there when that is wanted again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
+
+from storyreel.film.folder import FORMAT, digest, file_hash, matches, write_atomically, writing
+
+# The clean latents of a segment, with the state of those behind it; its pictures; and the state of
+# segments under way, of which it is the first.
+Kind = Literal["latents", "video", "window"]
+SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "window": ".window.safetensors"}
+RECORD = ".json"  # behind the name of the file that it is about
+# What may be removed where no film needs it: what this version writes, and what format 3 wrote.
+OURS = re.compile(r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)")
+FORMER_WINDOW = "window.safetensors"
+MOST_BYTES = 1 << 20  # of a record
+
+
+class DecidedSeam(TypedDict):
+    """The seam before a segment, as `plan.Seam` has it."""
+
+    after: int
+    transition: Literal["blend", "cut"]
+    overlap: int
+    strength: float
+    similarity: float | None
+
+
+class Decided(TypedDict, total=False):
+    """What the method chose for a segment; ``prompt_weights`` of scene and action in every step."""
+
+    lead: int
+    seam: DecidedSeam | None
+    prompt_weights: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a file: whose it is, what it holds, and how it came about.
+
+    ``key`` covers all that shaped it. ``device`` is what computed it and ``seconds`` how long that took.
+    ``begun`` are the steps done by the segments whose state lies in the same file, ``decided`` is what the
+    method chose while latents were made.
+    """
+
+    kind: Kind
+    number: str
+    key: str
+    sha256: str
+    device: str
+    seconds: float
+    begun: tuple[int, ...] = ()
+    decided: Decided = field(default_factory=Decided)
+
+    @property
+    def file(self) -> str:
+        """The name of the file that it is about."""
+        return file_name(self.kind, self.number, self.key)
+
+    def text(self) -> str:
+        """Return it as the text of a file, sealed by its own hash."""
+        content = {"format": FORMAT, **asdict(self)}
+        return json.dumps(content | {"seal": digest(content)}, ensure_ascii=False) + "\n"
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def file_name(kind: Kind, number: str, key: str) -> str:
+    """Return the name of a segment's file: its number, and enough of its key to tell versions apart."""
+    return f"{number}-{key[:8]}{SUFFIX[kind]}"
+
+
+def read_record(path: Path) -> Record | None:
+    """Read a record; None if it is not there, was changed, or is of another file."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return None
+        text = path.read_bytes()
+        record, content = _RECORD.validate_json(text, strict=True), json.loads(text)
+        whole = {"format": FORMAT, **asdict(record)}
+        sealed = content["seal"] == digest(whole) and content["format"] == FORMAT
+    except (OSError, ValueError, ValidationError, TypeError, KeyError, RecursionError):
+        return None
+    return record if sealed and path.name == f"{record.file}{RECORD}" else None
+
+
+class Store:
+    """A folder of segments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, kind: Kind, number: str, key: str) -> Path:
+        """Return where the file of a key is, or will be."""
+        return self.folder / file_name(kind, number, key)
+
+    def record(self, kind: Kind, number: str, key: str) -> Record | None:
+        """Return what is recorded under a key, whether its file is whole or not."""
+        path = self.path(kind, number, key)
+        record = read_record(path.with_name(f"{path.name}{RECORD}"))
+        return record if record is not None and record.key == key else None
+
+    def find(self, kind: Kind, number: str, key: str) -> Record | None:
+        """Return the record of a key if its file is there and whole: the file is read."""
+        record = self.record(kind, number, key)
+        return record if record is not None and self.is_whole(record) else None
+
+    def is_whole(self, record: Record) -> bool:
+        """Tell whether a record's file is there and as it was written."""
+        return matches(self.folder / record.file, record.sha256)
+
+    def keep(
+        self,
+        kind: Kind,
+        number: str,
+        key: str,
+        device: str,
+        seconds: float = 0.0,
+        begun: tuple[int, ...] = (),
+        decided: Decided | None = None,
+    ) -> Record:
+        """Record a file that is in its place."""
+        path = self.path(kind, number, key)
+        record = Record(
+            kind, number, key, file_hash(path), device, round(seconds, 3), begun, decided or Decided()
+        )
+        target = path.with_name(f"{path.name}{RECORD}")
+        with writing(target):
+            write_atomically(target, record.text())
+        return record
+
+    def drop(self, kind: Kind, number: str, key: str) -> None:
+        """Remove a file that nobody needs any longer, its record first."""
+        path = self.path(kind, number, key)
+        with writing(path):
+            path.with_name(f"{path.name}{RECORD}").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def files(self) -> Iterator[Path]:
+        """Yield every file that was written here by a render, of whatever key."""
+        if self.folder.is_dir():
+            for path in sorted(self.folder.iterdir(), reverse=True):  # a record before its file
+                plain = path.is_file() and not path.is_symlink()
+                if plain and (OURS.fullmatch(path.name) or path.name == FORMER_WINDOW):
+                    yield path

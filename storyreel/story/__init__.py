@@ -1,0 +1,1 @@
+"""From YAML to a checked plan. Nothing here imports torch."""

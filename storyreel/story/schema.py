@@ -1,0 +1,351 @@
+"""The story: what a user writes, as YAML, checked completely before anything is rendered."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.method.settings import Method, legal_values
+from storyreel.story.quoting import ODD_BLANKS
+from storyreel.story.yaml_source import MAX_BYTES, Source, character, parse
+
+MAX_PROMPT = 2000  # characters, with the names filled in
+MAX_SCENES = 1000
+SIZE_PATTERN = r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}"
+MAX_SECONDS = 600.0
+MAX_ERRORS = 200  # of pydantic's that are looked at in one file
+HANGUL_FILLER = "\u3164"  # a letter that shows nothing
+
+SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
+_FIELDS = ("name", "noun", "possessive")
+_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of what is written in one's own words
+
+
+def _one_line(value: object) -> object:
+    """Join a text that YAML folded over several lines. One that shows nothing is empty."""
+    if not isinstance(value, str):
+        return value
+    visible = any(unicodedata.category(c)[0] in "LNPS" and c != HANGUL_FILLER for c in value)
+    return " ".join(value.split()) if visible else ""
+
+
+def _no_braces(value: str) -> str:
+    if "{" in value or "}" in value:
+        raise PydanticCustomError("braces", "the cast's own texts have no placeholders; take out the braces")
+    return value
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(_one_line)]
+CastText = Annotated[Prompt, AfterValidator(_no_braces)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Transition = Literal["blend", "cut"]
+
+
+class _Strict(BaseModel):
+    """No unknown keys, no quiet conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Character(_Strict):
+    """A member of the cast: ``{first}`` in a prompt becomes ``name``."""
+
+    name: CastText = Field(description="With its article: 'a corgi dog'.")
+    possessive: CastText = Field(default="its", description="his, her, its, their: {first.possessive}.")
+    noun: CastText | None = Field(default=None, description="Without article; by default taken from name.")
+
+    def field(self, name: str) -> str:
+        """Return one of the declared fields, and nothing else."""
+        if name == "noun":
+            return self.noun or re.sub(r"^(an?|the)\s+", "", self.name)
+        return {"name": self.name, "possessive": self.possessive}[name]
+
+
+class Scene(_Strict):
+    """One scene: the setting, and what the character does in it. One prompt alone is both."""
+
+    scene: Prompt = Field(description="The setting, with who is there.")
+    action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
+    seconds: Seconds | None = Field(default=None, description="Length in the film; else the story's.")
+    transition: Transition = Field(
+        default="blend", description="How the scene begins: blended with the one before, or a hard cut."
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        prompt = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"}
+        pair = {
+            "type": "array",
+            "prefixItems": [
+                prompt | {"title": "scene prompt"},
+                prompt | {"title": "action prompt"},
+            ],
+            "items": False,
+            "minItems": 2,
+            "description": "Short form: [scene prompt, action prompt].",
+        }
+        one = prompt | {"title": "prompt", "description": "Shortest form: one prompt for scene and action."}
+        long = handler(schema)
+        long["required"] = ["scene"]
+        return {"anyOf": [one, pair, long]}
+
+
+def _long_form(value: object) -> object:
+    """Turn the short forms of a scene, a pair of prompts or one for both, into the long one."""
+    if isinstance(value, str):
+        return {"scene": value, "action": value}
+    if isinstance(value, list):
+        if len(value) != 2:
+            hint = "; quote a prompt that holds a comma" if len(value) > 2 else ""
+            words = "a scene is a pair [scene prompt, action prompt], not {n} items{hint}"
+            raise PydanticCustomError("pair", words, {"n": len(value), "hint": hint})
+        return {"scene": value[0], "action": value[1]}
+    if not isinstance(value, dict):
+        raise PydanticCustomError(
+            "scene", "a scene is a pair [scene prompt, action prompt], one prompt, or has the key scene"
+        )
+    if value and not value.keys() & Scene.model_fields.keys():
+        words = "a scene has the keys {known}, none of them is here; quote it if it is text with a colon"
+        raise PydanticCustomError("scene", words, {"known": ", ".join(Scene.model_fields)})
+    if "scene" in value and "action" not in value:
+        return value | {"action": value["scene"]}
+    return value
+
+
+class RenderSettings(_Strict):
+    """How to render the story; the command line wins over it."""
+
+    model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    seed: Seed | None = None
+    size: Size | None = Field(default=None, description="WIDTHxHEIGHT in pixels.")
+    seconds: Seconds | None = Field(default=None, description="Length of scenes that name none.")
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+    speed: Literal["exact", "balanced", "fast"] | None = Field(
+        default=None, description="How much of the denoising is computed and how much is guessed."
+    )
+    quantize: Literal["none", "fp8"] | None = Field(
+        default=None, description="fp8 stores the model's weights in less memory, at some cost in quality."
+    )
+    method: Method = Field(default=Method(), description="How segments become one film.")
+
+
+class Story(_Strict):
+    """A film in scene pairs."""
+
+    title: (
+        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(_one_line)] | None
+    ) = None
+    cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
+    scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
+    render: RenderSettings = RenderSettings()
+
+    _source: Source | None = PrivateAttr(None)
+
+    def fault(self, message: str, *location: str | int) -> Fault:
+        """Return a fault at a place of the file, for checks that only a later stage can do."""
+        return self._source.fault(message, location) if self._source else Fault(message)
+
+    @property
+    def path(self) -> str:
+        """Where the story was read from."""
+        return self._source.path if self._source else "story"
+
+    def filled(self, text: str) -> str:
+        """Return a prompt with the cast's names in it."""
+
+        def substitute(match: re.Match[str]) -> str:
+            if match[0] in ("{{", "}}"):
+                return match[0][0]
+            return self.cast[match[1]].field(match[2] or "name")
+
+        return _PLACEHOLDER.sub(substitute, text)
+
+
+def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
+    """Say what is wrong with each bad placeholder of a prompt.
+
+    This is not `str.format`: there are no conversions, no indices and no attributes but the
+    declared fields. A literal brace is written twice.
+    """
+    for match in _PLACEHOLDER.finditer(text):
+        who, field = match[1], match[2] or "name"
+        if match[0] in ("{{", "}}"):
+            continue
+        if who is None:
+            yield f"{match[0]!r} is no placeholder; a literal brace is written twice"
+        elif who not in cast:
+            known = ", ".join(f"{{{name}}}" for name in cast) or "none: the story has no cast"
+            yield f"unknown placeholder {match[0]}; known: {known}"
+        elif field not in _FIELDS:
+            yield f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
+
+
+def load_story(path: Path) -> Story:
+    """Read and check a story. Raises UsageError without a file, ScriptError with all faults."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)  # never all of what may be a film or a device
+    except IsADirectoryError:
+        raise UsageError(f"{path} is a folder", "Name the story's YAML file.") from None
+    except OSError as error:
+        remedy = "Check the name, or write a story to start from: storyreel new STORY.yaml"
+        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    return parse_story(str(path), raw)
+
+
+def parse_story(path: str, raw: bytes) -> Story:
+    """Check the text of a story. Raises ScriptError with all its faults."""
+    source = parse(path, raw)
+    try:
+        return _checked(source)
+    except ScriptError:
+        if (plain := source.with_plain_blanks()) is None:
+            raise
+        return _checked(plain)  # which raises too
+
+
+def _checked(source: Source) -> Story:
+    path = source.path
+    if not isinstance(source.data, dict):
+        fault = source.fault("a story is a mapping with the key scenes")
+        raise ScriptError(path, [*source.faults, fault])
+    # What YAML refused is missing for the checks after it: they are silent on its place.
+    refused = {(fault.line, fault.column) for fault in source.faults}
+    faults = [*_prompt_faults(source), *source.lost_texts(_TEXTS)]
+    try:
+        story = Story.model_validate(source.data)
+    except ValidationError as error:
+        told = (item for item in error.errors(include_url=False) if not _is_told_already(source, item))
+        faults += [_located(source, item) for item in islice(told, MAX_ERRORS)]
+    else:
+        story._source = source
+        if not faults and not refused:
+            return story
+    mended = {fault.line for fault in source.faults if fault.mended}
+    faults = [f for f in faults if (f.line, f.column) not in refused and f.line not in mended]
+    raise ScriptError(path, [*source.faults, *dict.fromkeys(faults)])
+
+
+def _is_told_already(source: Source, error: Any) -> bool:
+    """Tell whether an error is of an action that is the scene prompt, of which the same is said."""
+    match error["loc"]:
+        case ("scenes", int(index), "action"):
+            scene = source.data["scenes"][index]
+            return isinstance(scene, dict) and "action" not in scene and "scene" in scene
+    return False
+
+
+def _located(source: Source, error: Any) -> Fault:
+    """Turn one of pydantic's errors into a fault at its place, in a writer's words."""
+    location = list(error["loc"])
+    names_character = len(location) == 3 and location[0] == "cast" and location[2] == "[key]"
+    if names_character:
+        location.pop()
+    if len(location) > 2 and location[0] == "scenes":
+        scene = source.data["scenes"][location[1]]
+        if isinstance(scene, list):  # the short form has indices where the long one has keys
+            location[2] = ("scene", "action").index(location[2])
+    message = _in_words(error, location, names_character)
+    return source.fault(message, location, key=names_character or error["type"] == "extra_forbidden")
+
+
+def _in_words(error: Any, location: list[str | int], names_character: bool) -> str:
+    name = location[-1] if location else "story"
+    given = error["input"]
+    shown = "nothing" if given is None else str(given).lower() if isinstance(given, bool) else repr(given)
+    shown = shown if len(shown) <= 60 else shown[:59] + "…"
+    match error["type"]:
+        case _ if names_character:
+            return f"{name!r} cannot name a character: small letters, digits and _ only"
+        case "extra_forbidden":
+            hint = "; quote it if it is text" if " " in str(name) and location[:1] == ["scenes"] else ""
+            return f"unknown key {name!r}; allowed: {_allowed_keys(location)}{hint}{_odd_blank(name)}"
+        case "missing":
+            return f"the key {name!r} is missing"
+        case _ if location[:2] == ["render", "method"] and name in Method.model_fields:
+            return f"{name} must be {legal_values(str(name))}, not {shown}"
+        case "string_type":
+            return f"expected text, not {shown}; quote it if it is text"
+        case "string_too_short":
+            return "empty text"
+        case "string_pattern_mismatch":
+            return f"{shown} is no size; write WIDTHxHEIGHT, as in 96x64"
+        case "model_type" | "dict_type":
+            return f"expected a mapping with {_allowed_keys([*location, ''])}, not {shown}{_odd_blank(given)}"
+        case "list_type":
+            return f"expected a list of scenes, not {shown}{_odd_blank(given)}"
+        case "too_short":
+            return "a story has at least one scene"
+        case "too_long":
+            return f"a story has at most {MAX_SCENES} scenes"
+        case "int_type" | "float_type" | "int_from_float":
+            kind = "a whole number" if error["type"].startswith("int") else "a number"
+            return f"expected {kind}, not {shown}; write it plainly, as in 10"
+        case _:
+            return str(error["msg"][0]).lower() + str(error["msg"][1:])
+
+
+def _odd_blank(text: object) -> str:
+    """Say which blank a text holds that separates nothing in YAML; "" without any."""
+    found = re.search(f"[{ODD_BLANKS}]", text) if isinstance(text, str) else None
+    return f"; {character(found[0])} is no blank to YAML: type a plain one" if found else ""
+
+
+def _allowed_keys(location: list[str | int]) -> str:
+    """Return the keys that the mapping around ``location`` may have."""
+    if location[:1] == ["cast"]:
+        fields = Character.model_fields if len(location) > 2 else {"first": None}
+    elif location[:1] == ["scenes"]:
+        fields = Scene.model_fields
+    else:
+        inner = Method.model_fields if location[1:2] == ["method"] else RenderSettings.model_fields
+        fields = inner if len(location) > 1 else Story.model_fields
+    return ", ".join(fields)
+
+
+def _prompt_faults(source: Source) -> Iterator[Fault]:
+    """Check the placeholders of whatever looks like a prompt, in a story with other faults too."""
+    scenes, cast = source.data.get("scenes"), source.data.get("cast")
+    known = list(cast) if isinstance(cast, dict) else []
+    for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):
+        if isinstance(scene, str):
+            prompts: list[tuple[str | int, object]] = [("scene", scene)]
+        elif isinstance(scene, dict):
+            prompts = [(key, scene.get(key)) for key in ("scene", "action")]
+        else:
+            prompts = list(enumerate(scene)) if isinstance(scene, list) else []
+        for place, prompt in prompts:
+            if isinstance(prompt, str):
+                for problem in _placeholder_problems(prompt, known):
+                    yield source.fault(problem, ("scenes", index, place))
+
+
+def story_schema() -> dict[str, Any]:
+    """Return the story format's JSON Schema (draft 2020-12), for editors."""
+    schema = Story.model_json_schema()
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID}
+    return head | schema

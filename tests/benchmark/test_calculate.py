@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from storyreel.benchmark import run as bench
+from storyreel.benchmark.calculate import CALCULABLE, META, GpuAttention, calculate, needs
+from storyreel.benchmark.meter import Meter
+from storyreel.cli.app import run
+from storyreel.errors import UsageError
+from storyreel.models.base import adapter_class
+from storyreel.models.specs import MODELS, find_model
+from storyreel.story.plan import Overrides
+from tests.tiny import CPU
+
+REAL = [name for name, spec in MODELS.items() if spec.hub]
+GB = 1e9
+
+
+def test_work_is_what_a_film_of_real_tensors_takes(spec_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same prompts, each of which has 16 tokens to the calculation; so here too."""
+    spec = MODELS[spec_name]
+    scenes = (("a small fox", "it runs home"), ("an old dog", "it walks by"))  # in bytes: up to 16 and 32
+    monkeypatch.setattr(bench, "SCENES", scenes)
+    overrides = Overrides(spec_name, steps=4)
+    report = calculate(spec, overrides, ["plain", "full", "fast"])
+    adapter = bench.load(spec, CPU, True)
+    for row in report["variants"]:
+        plan = bench.planned(spec, overrides, row["variant"])
+        assert row["forwards"] == plan.forwards / 2
+        assert row["latents"] == plan.latents / 2
+        operations, _ = bench.counted_work(adapter, plan)
+        assert 1e15 * row["pflop"] == pytest.approx(operations / 2, rel=1e-3)
+    work = {row["variant"]: row["pflop"] for row in report["variants"]}
+    assert work["fast"] < work["plain"] < work["full"]
+
+
+def test_memory_is_weights_and_what_is_alive_beside_them(spec_name: str) -> None:
+    spec = MODELS[spec_name]
+    adapter = adapter_class(spec).random(spec, META)
+    found = needs(adapter, bench.planned(spec, Overrides(spec_name), "full"))
+    assert sum(adapter._sizes()) < found["high"]
+    assert found["low"] < found["balanced"] < found["high"]
+    longer = needs(adapter, bench.planned(spec, Overrides(spec_name, size="128x128"), "full"))
+    assert longer["high"] > found["high"]
+
+
+def test_a_gpu_never_holds_all_pairs() -> None:
+    query = torch.empty(1, 2, 5000, 8, device="meta")
+    for mask in (None, torch.zeros(1, 1, 1, 5000, device="meta")):
+        with Meter() as meter, GpuAttention():
+            torch.nn.functional.scaled_dot_product_attention(query, query, query, attn_mask=mask)
+        assert meter.peak < 2 * 5000 * 5000
+        assert meter.operations == 2 * 2 * (2 * 5000 * 5000 * 8)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_table_holds_what_is_calculated(name: str) -> None:
+    spec = find_model(name)
+    adapter = adapter_class(spec).random(spec, META)
+    found = needs(adapter, bench.planned(spec, Overrides(name), "full"))
+    assert spec.memory_gb == {mode: round(size / GB, 1) for mode, size in found.items()}
+
+
+def test_what_cannot_be_calculated_is_refused() -> None:
+    spec = find_model("ltx-2b")
+    with pytest.raises(UsageError, match="stock"):
+        calculate(spec, Overrides(spec.name), ["stock"])
+    with pytest.raises(UsageError, match="it is here"):
+        calculate(MODELS["mini"], Overrides("mini"), CALCULABLE)
+
+
+def test_the_command_prints_it(
+    spec_name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["bench", "--model", spec_name, "--calculate", "--steps", "2", "--variants", "plain,full"]
+    assert run([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in report["variants"]] == ["plain", "full"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "PFLOP" in out
+    assert f"high {report['memory_gb']['high']:.1f}" in out

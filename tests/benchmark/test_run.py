@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from storyreel.benchmark import run as bench
+from storyreel.cli.app import run
+from storyreel.errors import UsageError
+from storyreel.models.specs import MODELS
+from storyreel.story.plan import Overrides
+from tests.tiny import CPU
+
+
+def measured(name: str, variants: list[str], steps: int = 6) -> dict[str, dict[str, float]]:
+    lines: list[str] = []
+    overrides = Overrides(name, steps=steps)
+    report = bench.bench(MODELS[name], CPU, overrides, variants, 1, True, False, lines.append)
+    json.dumps(report, allow_nan=False)
+    return {row["variant"]: row for row in report["variants"]}
+
+
+def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
+    rows = measured(spec_name, [bench.STOCK, *bench.VARIANTS])
+    assert list(rows) == [bench.STOCK, *bench.VARIANTS]
+    for row in rows.values():
+        assert row["seconds"] > 0
+        assert row["tflops"] > 0
+        assert row["peak_mb"] is None
+    assert rows["stock"]["forwards"] == rows["plain"]["forwards"] == rows["full"]["forwards"] == 6
+    assert rows["fast"]["forwards"] < rows["balanced"]["forwards"] < 6
+    assert rows["full"]["latents"] > rows["plain"]["latents"]  # overlaps are denoised twice
+
+
+def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
+    spec = MODELS[spec_name]
+    whole, stored = (bench.load(s, CPU, True)._sizes() for s in (spec, spec.quantized("fp8")))
+    assert stored[0] < 0.75 * whole[0]  # of these narrow layers the scales are much
+    assert stored[1:] == whole[1:]
+
+
+def test_fewer_forwards_are_less_work(spec_name: str) -> None:
+    adapter = bench.load(MODELS[spec_name], CPU, True)
+    work = {
+        name: bench.counted_work(adapter, bench.planned(adapter.spec, Overrides(steps=10), name))[0]
+        for name in ("full", "balanced", "fast")
+    }
+    assert work["fast"] < 0.6 * work["full"]
+    assert work["fast"] < work["balanced"] < 0.9 * work["full"]
+
+
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(UsageError, match="warp"):
+        bench.bench(MODELS["mini"], CPU, Overrides(), ["warp"], 1, False, False, print)
+
+
+def test_the_embedded_model_needs_no_random_weights() -> None:
+    with pytest.raises(UsageError, match="has its weights with it"):
+        bench.load(MODELS["mini"], CPU, True)
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.hub])
+def test_true_sizes_are_what_the_table_says(name: str) -> None:
+    """Built on no device at all: parameters and latents of the real models."""
+    from storyreel.models.base import adapter_class
+
+    spec = MODELS[name]
+    family = adapter_class(spec)
+    with torch.device("meta"):
+        transformer = family.transformer_class(**spec.architecture)
+        vae = family.vae_class()
+    millions = sum(p.numel() for p in transformer.parameters()) / 1e6
+    known = {"mochi": 10_030, "wan-1.3b": 1_419, "wan-14b": 14_289, "wan-2.2-a14b": 14_289, "ltx-2b": 1_923}
+    assert millions == pytest.approx(known.get(name, 13_000), rel=0.03)
+    assert transformer.config.in_channels == spec.latent_channels
+    assert getattr(vae, "spatial_compression_ratio", 8) == spec.pixels_per_latent
+
+
+def test_the_command_prints_a_table_and_json(
+    spec_name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["bench", "--model", spec_name, "--random-weights", "--variants", "stock,plain", "--steps", "2"]
+    assert run([*options, "--rounds", "1", "--device", "cpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in report["variants"]] == ["stock", "plain"]
+    assert run([*options, "--rounds", "1", "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert "of stock" in table
+    assert "plain" in table
+    assert "fp8" not in table
+    assert run([*options, "--rounds", "1", "--device", "cpu", "--quantize", "fp8"]) == 0
+    assert "random weights in fp8" in " ".join(capsys.readouterr().out.split())
+    assert run([*options, "--quantize", "int3"]) == 2
+    assert "no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
