@@ -17,22 +17,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from storyreel import __version__
 from storyreel.errors import MissingError, OutputError, StoppedError, StoryreelError
+from storyreel.files import file_hash, replacing, write_atomically, writing
 from storyreel.film import video
 from storyreel.film.clean import size_words, unneeded
 from storyreel.film.differences import differences
-from storyreel.film.folder import FilmFolder, Manifest, file_hash, replacing, write_atomically, writing
+from storyreel.film.folder import FilmFolder
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.inventory import Inventory, look
 from storyreel.film.keys import (
+    DEVICES,
     about_film,
-    about_scenes,
     film_chapters,
     film_key,
     film_keys,
     film_tags,
     ingredients,
 )
-from storyreel.film.page import film_page
+from storyreel.film.manifest import Manifest, wanted_film
+from storyreel.film.page import film_page_of
 from storyreel.film.store import Store
 from storyreel.models.device_errors import device_error, lacks_memory
 from storyreel.models.inventory import weight_files
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
 # Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
 KEEP_EVERY = 120.0
-DEVICES = ("cpu", "cuda")
 LONG = 2 << 30  # bytes of weights: to read as many takes long enough to be told
 
 
@@ -353,26 +354,3 @@ def _join(about: dict[str, Any], there: Inventory, store: Store, folder: FilmFol
     folder.publish(wanted_film(about, there, film))
     for segment, latents_key in zip(plan.segments, there.keys.latents, strict=True):
         store.drop("window", segment.number, latents_key)  # of a render that was killed just then
-
-
-def film_page_of(name: str, film: dict[str, str], there: Inventory) -> str:
-    """Return the page of a film."""
-    decided = {record.number: record.decided for record in there.latents.values()}
-    return film_page(there.plan, name, film_tags(there.plan, film.get("storyreel", "")), decided)
-
-
-def wanted_film(about: dict[str, Any], there: Inventory, film: dict[str, str] | None = None) -> Manifest:
-    """Return the manifest of a plan: its scenes, each with its keys and the records of what is there."""
-    segments = []
-    for index, scene in enumerate(about_scenes(there.plan)):
-        entry = scene | {"key": there.keys.latents[index], "video_key": there.keys.video[index]}
-        if film is not None:
-            made = there.latents[index], there.video[index]
-            entry |= {
-                "files": {record.file: record.sha256 for record in made},
-                "device": made[0].device,
-                "seconds": round(sum(record.seconds for record in made), 3),
-                "decided": made[0].decided,
-            }
-        segments.append(entry)
-    return Manifest(about, segments, film or {})

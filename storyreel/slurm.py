@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from storyreel.errors import MissingError, OutputError, SlurmError, UsageError
-from storyreel.film.folder import read_json, write_atomically, writing
+from storyreel.files import read_json, write_atomically, writing
 
 FOLDER = "slurm"  # of scripts, records and logs, in the films' folder
 PATIENCE = 30.0  # seconds for Slurm to say how its jobs are

@@ -20,6 +20,7 @@ import av
 import pytest
 import torch
 
+from storyreel import files
 from storyreel.errors import (
     MissingError,
     NumericsError,
@@ -27,7 +28,6 @@ from storyreel.errors import (
     StoppedError,
     StoryreelError,
 )
-from storyreel.film import folder as checkpoint
 from storyreel.film import keys, video
 from storyreel.film.folder import FilmFolder
 from storyreel.film.keys import about_plan, film_tags
@@ -567,7 +567,7 @@ def test_a_film_survives_whatever_happens_to_its_successor(
 ) -> None:
     """Interrupted at ten moments; at every one of them, and at every write, the film is as it was."""
     make(tmp_path)
-    before, original = film(tmp_path), checkpoint._rename
+    before, original = film(tmp_path), files._rename
     looked = 0
 
     def rename(path: Path, target: Path) -> None:
@@ -578,7 +578,7 @@ def test_a_film_survives_whatever_happens_to_its_successor(
 
     kept = []
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_rename", rename)
+        patch.setattr(files, "_rename", rename)
         # In the forward pass of that number, and at the very end: each goes on from where the last one was.
         for moment in (0, 7, 3, 3, 3, 2, 0, "decode", "encode", "join"):
             engine = raising(FakeEngine(), moment if isinstance(moment, int) else -1)
@@ -750,7 +750,7 @@ class Costs(Silent):
         super().__init__()
         self.calls, self.bytes = Counter[int](), Counter[int]()
         self._spell: int | None = None
-        write, log = checkpoint._write, FilmFolder.log
+        write, log = files._write, FilmFolder.log
 
         def counted(path: Path, data: bytes) -> None:
             self.bytes[self._spell or 0] += len(data)
@@ -760,7 +760,7 @@ class Costs(Silent):
             self.bytes[self._spell or 0] += len(event + repr(details))
             log(folder, event, **details)
 
-        patch.setattr(checkpoint, "_write", counted)
+        patch.setattr(files, "_write", counted)
         patch.setattr(FilmFolder, "log", logged)
 
     def segment_finished(self, segment: Segment) -> None:
@@ -1023,14 +1023,14 @@ class KilledError(BaseException):
 
 
 class Disk:
-    """Counts what `checkpoint` does to the disk, and spoils the n-th of it."""
+    """Counts what `files` does to the disk, and spoils the n-th of it."""
 
     NAMES = ("_write", "_sync", "_rename")
 
     def __init__(self, patch: pytest.MonkeyPatch, nth: int, spoil: str) -> None:
         self.count, self._nth, self._spoil, self.dead = 0, nth, spoil, False
         for name in self.NAMES:
-            patch.setattr(checkpoint, name, self._spoilt(getattr(checkpoint, name)))
+            patch.setattr(files, name, self._spoilt(getattr(files, name)))
         patch.setattr(Path, "unlink", self._unless_dead(Path.unlink))
 
     def _unless_dead(self, do: Callable[..., object]) -> Callable[..., object]:

@@ -179,8 +179,9 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "video.SegmentWriter.write", "video._finish"]
-WHERE += ["video.join", "render.film_keys", "checkpoint.write_atomically", "stored.write_atomically"]
+WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "film.video.SegmentWriter.write"]
+WHERE += ["film.video._finish", "film.video.join", "render.film_keys", "film.folder.write_atomically"]
+WHERE += ["denoise.state.write_atomically"]
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -197,7 +198,7 @@ def test_a_signal_anywhere_and_others_behind_it(
 
     The others come while the render leaves.
     """
-    if not where.startswith("video."):
+    if not where.startswith("film.video."):
         request.getfixturevalue("plain_films")
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)

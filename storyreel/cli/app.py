@@ -514,7 +514,7 @@ def clean(
 
 
 def _check_out(out: Path) -> None:
-    from storyreel.film.folder import obstacle, writing
+    from storyreel.files import obstacle, writing
 
     with writing(out):
         if (why := obstacle(out)) is not None:
@@ -752,7 +752,7 @@ def _score(
     from storyreel.cli.display import FilmBar, print_evaluation, stderr
     from storyreel.evaluation.evaluator import Evaluator, evaluate
     from storyreel.evaluation.report import report_page
-    from storyreel.film.folder import write_atomically, writing
+    from storyreel.files import write_atomically, writing
     from storyreel.models.base import pick_device
 
     evaluator = Evaluator(pick_device(device), weights_dir, own)

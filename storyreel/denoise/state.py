@@ -16,7 +16,7 @@ from storyreel.denoise.anchors import Anchors
 from storyreel.denoise.loop import State, Take
 from storyreel.denoise.prompts import PromptWriter
 from storyreel.errors import StoryreelError
-from storyreel.film.folder import write_atomically, writing
+from storyreel.files import write_atomically, writing
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan
 

@@ -21,8 +21,8 @@ from storyreel.evaluation import registry
 from storyreel.evaluation.films import looked_at, rendered_film
 from storyreel.evaluation.statistics import Row
 from storyreel.evaluation.statistics import compare as compare_rows
+from storyreel.files import digest, file_hash, write_atomically, writing
 from storyreel.film import video
-from storyreel.film.folder import digest, file_hash, write_atomically, writing
 from storyreel.models.specs import ModelSpec
 from storyreel.render import Engine, Progress, render
 from storyreel.story.plan import Overrides, Plan, make_plan

@@ -25,7 +25,7 @@ from transformers import Blip2ForImageTextRetrieval, Blip2Processor, Dinov2Model
 from storyreel.errors import DamagedError
 from storyreel.evaluation.pictures import AlexNetFeatures, lpips
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
-from storyreel.film.folder import content_hash
+from storyreel.files import content_hash
 from storyreel.models.base import load_component, read_component
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import pulled_folder

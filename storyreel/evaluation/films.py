@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.rates import SLACK, common_rate, looks, picture_rate, usual_rate
+from storyreel.files import file_hash
 from storyreel.film import video
-from storyreel.film.folder import file_hash
 from storyreel.story.plan import DEFAULT_MODEL
 from storyreel.story.schema import Character, Story, load_story
 

@@ -9,7 +9,7 @@ from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.look import Look
 from storyreel.evaluation.registry import METRICS, OWN
-from storyreel.film.folder import content_hash
+from storyreel.files import content_hash
 
 NOTE = (
     "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from storyreel.errors import LockedError, OutputError, StoryreelError, UsageError
-from storyreel.film.folder import FilmFolder, Manifest, writing
+from storyreel.files import writing
+from storyreel.film.folder import FilmFolder
+from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, Kind, Store, file_name
 
 IN_USE = "in use: left alone"

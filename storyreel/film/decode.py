@@ -11,8 +11,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from storyreel.files import replacing, writing
 from storyreel.film import video
-from storyreel.film.folder import replacing, writing
 from storyreel.method.blending import dissolve, dissolve_weights
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment

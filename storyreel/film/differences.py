@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from storyreel.errors import printable
-from storyreel.film.folder import Manifest
+from storyreel.film.manifest import Manifest
 
 MOST_TOLD = 8  # differences
 LONGEST = 40  # characters of a value

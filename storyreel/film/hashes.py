@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from storyreel.film.folder import content_hash, digest, is_named_by_hash, write_atomically
+from storyreel.files import content_hash, digest, is_named_by_hash, write_atomically
 
 LARGE = 64 << 20  # bytes; smaller files are read every time
 SETTLED = 10.0  # seconds without a change: one that follows at once may show the same times

@@ -15,8 +15,8 @@ from typing import Any
 
 from storyreel import __version__
 from storyreel.errors import DamagedError
+from storyreel.files import digest
 from storyreel.film import video
-from storyreel.film.folder import digest
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.recipe import recipe_of
 from storyreel.models.inventory import weight_files
@@ -33,6 +33,7 @@ NO_FACTS = {
 }
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
+DEVICES = ("cpu", "cuda")  # kinds of what computes; the first where nothing else is known
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from storyreel.film.inventory import Inventory
+from storyreel.film.keys import film_tags
 from storyreel.film.store import Decided, DecidedSeam
 from storyreel.story.plan import Plan
 
@@ -103,3 +105,9 @@ def _curve(weights: Sequence[tuple[float, float]]) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def film_page_of(name: str, film: dict[str, str], there: Inventory) -> str:
+    """Return the page of a film."""
+    decided = {record.number: record.decided for record in there.latents.values()}
+    return film_page(there.plan, name, film_tags(there.plan, film.get("storyreel", "")), decided)

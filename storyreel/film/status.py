@@ -9,8 +9,10 @@ from typing import Any
 
 from storyreel import slurm
 from storyreel.errors import StoryreelError
-from storyreel.film.folder import FilmFolder, Manifest, digest
+from storyreel.files import digest
+from storyreel.film.folder import FilmFolder
 from storyreel.film.keys import about_plan
+from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, file_name
 from storyreel.story.plan import Plan
 

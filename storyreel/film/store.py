@@ -18,12 +18,13 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
-from storyreel.film.folder import FORMAT, digest, file_hash, matches, write_atomically, writing
+from storyreel.files import digest, file_hash, matches, write_atomically, writing
 
 # The clean latents of a segment, with the state of those behind it; its pictures; and the state of
 # segments under way, of which it is the first.
 Kind = Literal["latents", "video", "window"]
 SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "window": ".window.safetensors"}
+FORMAT = 4  # of manifests and of records; another number is another film
 RECORD = ".json"  # behind the name of the file that it is about
 # What may be removed where no film needs it: what this version writes, and what format 3 wrote.
 OURS = re.compile(r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from storyreel.errors import StoryreelError
+from storyreel.files import matches
 from storyreel.film import video
 from storyreel.film.differences import differences
-from storyreel.film.folder import FilmFolder, matches
+from storyreel.film.folder import FilmFolder
 from storyreel.film.inventory import look
-from storyreel.film.keys import about_film, film_key, film_keys, ingredients, weight_hashes
+from storyreel.film.keys import DEVICES, about_film, film_key, film_keys, ingredients, weight_hashes
+from storyreel.film.manifest import wanted_film
+from storyreel.film.page import film_page_of
 from storyreel.film.store import RECORD, Record, Store
 from storyreel.models.specs import ModelSpec
-from storyreel.render import DEVICES, film_page_of, wanted_film
 from storyreel.story.plan import Plan
 
 MISSING = "is missing"

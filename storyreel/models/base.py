@@ -20,7 +20,7 @@ from torch import Tensor
 
 from storyreel import origin
 from storyreel.errors import DamagedError, MissingError
-from storyreel.film.folder import file_hash
+from storyreel.files import file_hash
 from storyreel.models.device_errors import lacks_memory
 from storyreel.models.specs import MINI_WEIGHTS, ModelSpec
 

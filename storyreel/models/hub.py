@@ -22,8 +22,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
 from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
-from storyreel.film.folder import file_hash, write_atomically, writing
-from storyreel.film.lock import Lock
+from storyreel.files import file_hash, write_atomically, writing
+from storyreel.lock import Lock
 from storyreel.models.inventory import COMPONENTS
 from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
 
@@ -89,7 +89,7 @@ def fetch(
             remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
             raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
-        with Lock(repository / "blobs" / ".storyreel.film.lock").waited_for():  # of two at once, one waits
+        with Lock(repository / "blobs" / ".storyreel.lock").waited_for():  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
             tell(f"{name}: {counted(len(files), 'file')}, {gigabytes:.1f} GB, {hub} at {commit}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from storyreel.errors import DamagedError, MissingError
-from storyreel.film.folder import read_json
+from storyreel.files import read_json
 from storyreel.models.specs import ModelSpec
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from storyreel.errors import PromptError
-from storyreel.film.folder import read_json
+from storyreel.files import read_json
 from storyreel.models.attention import Remembering, recording, with_memory
 from storyreel.models.base import (
     Memory,

@@ -29,8 +29,8 @@ from storyreel.evaluation.ablation import (
     table_metrics,
 )
 from storyreel.evaluation.encoders import Encoders
+from storyreel.files import file_hash
 from storyreel.film import video
-from storyreel.film.folder import file_hash
 from storyreel.film.video import Facts
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec

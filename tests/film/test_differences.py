@@ -11,10 +11,9 @@ import pytest
 
 from storyreel.errors import printable
 from storyreel.film.differences import MOST_TOLD, differences
-from storyreel.film.folder import Manifest
 from storyreel.film.inventory import Inventory
 from storyreel.film.keys import about_film, film_keys
-from storyreel.render import wanted_film
+from storyreel.film.manifest import Manifest, wanted_film
 from storyreel.story.plan import Plan
 from tests import fuzz
 from tests.conftest import plan_of

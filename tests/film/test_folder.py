@@ -15,17 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storyreel.errors import LockedError, OutputError
-from storyreel.film.folder import (
-    FORMAT,
-    FilmFolder,
-    Manifest,
-    digest,
-    read_json,
-    replacing,
-    write_atomically,
-    writing,
-)
-from storyreel.film.lock import Lock
+from storyreel.files import digest, read_json, replacing, write_atomically, writing
+from storyreel.film.folder import FilmFolder
+from storyreel.film.manifest import Manifest
+from storyreel.film.store import FORMAT
+from storyreel.lock import Lock
 
 SEGMENTS = [{"number": "01", "key": "k", "video_key": "v"}, {"number": "02", "key": "l", "video_key": "w"}]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from storyreel.film import folder as checkpoint
+from storyreel import files as disk
+from storyreel.files import file_hash
 from storyreel.film import hashes as remembered
 from storyreel.film import keys
-from storyreel.film.folder import file_hash
 from storyreel.film.hashes import RememberedHashes
 from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
@@ -30,7 +30,7 @@ class Counting:
         self.file.write_bytes(b"weights" * 9)
         patch.setattr(remembered, "LARGE", 20)
         patch.setattr(remembered, "SETTLED", 0.0)
-        patch.setattr(checkpoint, "file_hash", self._hash)
+        patch.setattr(disk, "file_hash", self._hash)
 
     def _hash(self, path: Path) -> str:
         self.read.append(path.name)
@@ -108,9 +108,9 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(
         path.write_bytes(b"other weights" * 9)
         return value
 
-    monkeypatch.setattr(checkpoint, "file_hash", changing)
+    monkeypatch.setattr(disk, "file_hash", changing)
     RememberedHashes(files.path).of([files.file])
-    monkeypatch.setattr(checkpoint, "file_hash", files._hash)
+    monkeypatch.setattr(disk, "file_hash", files._hash)
     assert files.asked() == 1
 
 

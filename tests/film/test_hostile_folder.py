@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save
 
 from storyreel.errors import OutputError, StoryreelError
-from storyreel.film.folder import digest
+from storyreel.files import digest
 from storyreel.film.store import Record
 from tests.test_render import encode_nothing, film, make, segment, story
 

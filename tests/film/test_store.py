@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.film.folder import digest
+from storyreel.files import digest
 from storyreel.film.store import Kind, Record, Store, read_record
 
 KEY, OTHER = "ab" * 32, "cd" * 32

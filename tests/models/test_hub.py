@@ -22,7 +22,7 @@ import pytest
 from huggingface_hub.file_download import http_get
 
 from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
-from storyreel.film.folder import content_hash
+from storyreel.files import content_hash
 from storyreel.models import hub
 from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
 from storyreel.stopping import stopping
