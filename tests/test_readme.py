@@ -29,7 +29,7 @@ from storyreel import errors
 from storyreel.cli.app import app, run
 from storyreel.film import video
 from storyreel.method.settings import Method
-from storyreel.story.plan import Overrides, make_plan
+from storyreel.story.plan import make_plan
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT
 
@@ -108,7 +108,8 @@ def test_nothing_is_left_open(name: str) -> None:
 
 def test_the_front_door_is_short_and_leads_to_every_other_readme() -> None:
     assert len(FRONT.encode()) <= MOST
-    seen, found = set(), {"README.md"}
+    seen: set[str] = set()
+    found = {"README.md"}
     while found - seen:
         name = (found - seen).pop()
         seen.add(name)
@@ -190,7 +191,7 @@ def test_examples_are_stories(name: str) -> None:
     for block in blocks(name, "yaml"):
         story = parse_story(name, block.encode())
         assert story.render.seed == 7
-        assert make_plan(story, Overrides()).segments
+        assert make_plan(story, name).segments
 
 
 def test_every_command_is_in_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
