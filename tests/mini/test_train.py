@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from storyreel.mini import train
 from storyreel.mini.judge import ACTIONS, load_judge
 from storyreel.mini.training import clips, judge, transformer
+from storyreel.mini.training.loop import autocast
 from storyreel.mini.world import Place
 from storyreel.models.base import load_adapter
 from storyreel.models.scorer import Scorer
@@ -74,3 +75,12 @@ def test_training_goes_on_from_exported_weights(tmp_path: Path, monkeypatch: pyt
     before = load_file(MINI_WEIGHTS / "transformer" / "diffusion_pytorch_model.safetensors")
     assert all(torch.allclose(again[key], before[key].float(), atol=1e-6) for key in before)
     assert all(torch.equal(a, b.basis) for a, b in zip(bases, clips.fitted_stages(out), strict=True))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_used_where_the_cpu_has_it(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if native else torch.float32)

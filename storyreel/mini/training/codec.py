@@ -16,7 +16,7 @@ from storyreel.mini import codec
 from storyreel.mini.lessons import sample_example
 
 from .clips import draw, fitted_stages
-from .loop import Average, AverageState, Run, cosine, save_sheet
+from .loop import Average, AverageState, Run, autocast, cosine, save_sheet
 
 COARSE = 0.35  # of the time
 
@@ -123,7 +123,7 @@ def train_codec(options: argparse.Namespace) -> None:
         for _ in range(options.fresh):
             clips[rng.randrange(len(clips))] = draw(sample_example(rng), length)
         latents, video, owners = batch_of(rng.choices(clips, k=options.batch), 0.25)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             output = quarter_decode(decoder, latents) if coarse else decode(latents)
         if coarse:
             loss = quarter_loss(output.float(), codec.coefficients(stages, video, 2), owners)

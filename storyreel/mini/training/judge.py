@@ -26,7 +26,7 @@ from storyreel.mini.judge import (
 from storyreel.mini.lessons import ALL_PAIRS, FPS, HEIGHT, WIDTH, sample_example
 from storyreel.mini.world import Character, Clip, Place, Stage, sample_clip, stage_clip
 
-from .loop import Average, AverageState, Run, cosine
+from .loop import Average, AverageState, Run, autocast, cosine
 
 SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
@@ -97,7 +97,7 @@ def train_judge(options: argparse.Namespace) -> None:
         clips, verdicts = zip(*rng.choices(pool, k=options.batch), strict=True)
         shown = rng.choice((FRAMES, FRAMES, 9))
         videos = torch.stack(clips)[:, :shown].permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             scores = judge(spoilt(videos, rng, noise).to(device))
         who, where, what = (part.to(device) for part in targets(list(verdicts)))
         loss = F.cross_entropy(scores[1].float(), where) + F.cross_entropy(scores[2].float(), what)

@@ -29,7 +29,7 @@ from storyreel.mini.world import (
 from storyreel.models.scorer import Scorer
 from storyreel.story.plan import joined_prompt
 
-from .loop import Average, AverageState, Run, cosine
+from .loop import Average, AverageState, Run, autocast, cosine
 from .transformer import fitted_tokenizer
 
 GROUP = 12  # clips that differ in one thing from the first of them
@@ -155,7 +155,7 @@ def train_scorer(options: argparse.Namespace) -> None:
         batch = [p for group in rng.choices(pool, k=max(1, options.batch // GROUP)) for p in group]
         images = torch.cat([p.pictures for p in batch]).permute(0, 3, 1, 2).float() / 127.5 - 1
         fits = torch.tensor([[p.fits(q.clip) for p in batch] for q in batch], device=device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             seen = scorer.embed_pictures(blurred(images, rng, noise).to(device))
             said = scorer.embed_texts([p.text for p in batch])
         seen = seen.view(len(batch), PICTURES, -1).mean(1)

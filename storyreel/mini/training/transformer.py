@@ -25,7 +25,7 @@ from storyreel.story.schema import Story
 
 from .clips import Pool, fitted_stages
 from .codec import trained_codec
-from .loop import Average, AverageState, Run, save_sheet
+from .loop import Average, AverageState, Run, autocast, save_sheet
 
 GRID = (HEIGHT // codec.PIXELS_PER_LATENT // 2, WIDTH // codec.PIXELS_PER_LATENT // 2)
 
@@ -104,7 +104,7 @@ def train_transformer(options: argparse.Namespace) -> None:
         sigma = torch.where(torch.rand(len(lessons), generator=noise) < 0.25, uniform, sigma)
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
         noisy, target, weight = (1 - s) * eps + s * clean, clean - eps, 1 + 3 * cover * s
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             states, mask = embed([sample_text(texts, lesson.example) for lesson in lessons])
             velocity = transformer(
                 noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
