@@ -339,11 +339,16 @@ def run(
     return not results["FAILED"] and not results["TOO SLOW"]
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Read the command line and check files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--manifests", action="store_true", help="Manifests instead of stories.")
     options = parser.parse_args()
     kind = (hostile_manifest, check_manifest) if options.manifests else (hostile_file, check)
-    sys.exit(0 if run(options.count, options.seed, print, *kind) else 1)
+    return 0 if run(options.count, options.seed, print, *kind) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The baseline that README holds the method against is a plain crossfade."""
+"""The baseline that the evaluation's README holds the method against is a plain crossfade."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from storyreel import origin
 from storyreel.evaluation.registry import WEIGHTS
 from storyreel.models.base import check_checksums
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
-from tests.conftest import ROOT
+from tests.test_readme import READMES
 
 
 def installed(patch: pytest.MonkeyPatch, facts: object) -> None:
@@ -70,5 +70,5 @@ def test_no_advice_installs_a_name_from_an_index(monkeypatch: pytest.MonkeyPatch
         check_checksums(tmp_path)
     told = [str(caught.value), *(spec.remedy for spec in MODELS.values())]
     told += [weights.remedy for weights in WEIGHTS.values()]
-    for words in (*told, (ROOT / "README.md").read_text()):
+    for words in (*told, *READMES.values()):
         assert not re.search(r"pip install( -\S+)* '?storyreel[^ ]*(?! @) ", " ".join(words.split()) + " ")

@@ -227,7 +227,7 @@ def test_a_batch_survives_preemption_and_ends_when_it_is_cancelled(cluster: None
     element = f"{job}_0"
     wait_for(lambda: field(element, "JobState") == "RUNNING")
     assert has_restarted(element)
-    finished = len(list((stories.out / name / "segments").glob("??.mp4")))
+    finished = len(list((stories.out / name / "segments").glob("??-*.mp4")))
     assert finished > 0
     told("scancel", element)
     wait_for(lambda: field(element, "JobState") == "CANCELLED")

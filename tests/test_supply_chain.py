@@ -62,7 +62,7 @@ def test_only_the_hub_module_knows_a_network() -> None:
 
 def test_every_input_of_ffmpeg_is_held_to_local_files() -> None:
     """Each list of arguments that names an input file names the protocols before it."""
-    tree = ast.parse((ROOT / "storyreel" / "video.py").read_text())
+    tree = ast.parse((ROOT / "storyreel" / "film" / "video.py").read_text())
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
     reading = [f for f in functions if "'-i', _argument" in ast.unparse(f)]
     assert {f.name for f in reading} == {

@@ -39,7 +39,9 @@ class Weights:
         return self.by_hand or "storyreel pull eval"
 
 
-ALEXNET_BY_HAND = "README says how to make DIR/alexnet/model.safetensors for --weights-dir DIR"
+ALEXNET_BY_HAND = (
+    "storyreel/evaluation/README.md says how to make DIR/alexnet/model.safetensors for --weights-dir DIR"
+)
 OWN = "own"  # the text-image encoder that lies with the film's model
 WEIGHTS = {
     weights.name: weights

@@ -2,7 +2,7 @@
 
 Early steps decide what is there and late ones how it looks; between them the velocity changes little
 from one step to the next, and late ones hardly need guidance. What a preset costs in quality stands
-in the README, with the command that measured it.
+in the models' README, with the command that measured it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from .codec import CHANNELS
 
 TEXT_WIDTH = 128
 TEXT_LENGTH = 80  # tokens
-CLIP_WIDTH = 128
+CLIP_WIDTH = 96
 CLIP_IMAGE = 96  # pixels square
 ROPE_BASE = 192  # `MochiRoPE` stretches every picture to this area
 
@@ -117,9 +117,9 @@ def build_clip(vocabulary: int) -> CLIPModel:
     Patches of its square picture stand for 32 by 21 pixels of a 192x128 one.
     """
     shared = {"num_attention_heads": 4, "hidden_size": CLIP_WIDTH, "intermediate_size": 3 * CLIP_WIDTH}
-    text = {"vocab_size": vocabulary, "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 3}
+    text = {"vocab_size": vocabulary, "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 2}
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    vision = {"image_size": CLIP_IMAGE, "patch_size": 16, "num_hidden_layers": 5}
+    vision = {"image_size": CLIP_IMAGE, "patch_size": 16, "num_hidden_layers": 4}
     return CLIPModel(
         CLIPConfig(
             text_config=shared | text | tokens,

@@ -135,7 +135,7 @@ def test_a_run_ends_in_weights_that_load_and_can_be_gone_on_from(trained: Path, 
     assert preview is not None
     assert preview.shape == (2, 3, 128, 192)
     scorer = Scorer.load(target / "scorer", torch.device("cpu"))
-    assert scorer.embed_texts(["a corgi dog is sitting", ""]).shape == (2, 128)
+    assert scorer.embed_texts(["a corgi dog is sitting", ""]).shape == (2, nets.CLIP_WIDTH)
     black = torch.zeros(5, 128, 192, 3, dtype=torch.uint8)
     assert load_judge(tmp_path / "judge.safetensors").judge(black).verdict.place in Place
     run("import", again, "--to", str(target))
