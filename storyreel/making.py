@@ -17,7 +17,7 @@ from typing import cast
 from torch import Tensor
 
 from storyreel.denoise.anchors import Anchors
-from storyreel.denoise.loop import State, Take, denoise
+from storyreel.denoise.loop import SegmentState, State, denoise
 from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
 from storyreel.denoise.state import Stored
 from storyreel.film.decode import FilmStream
@@ -77,7 +77,7 @@ class Making:
                 index += 1
                 continue
             state = self._state(run, self._plan.segments[index])
-            waiting = run[index + len(state.takes) - run[0].index :]
+            waiting = run[index + len(state.window) - run[0].index :]
             on_forward = partial(self._after_forward, state)
             takes = denoise(
                 self._adapter, self._plan, waiting, self._writer, self._anchors, state, on_forward
@@ -104,7 +104,7 @@ class Making:
         """Return the latents (1, C, lead + own, H, W) of a finished segment."""
         return self._stored(self._there.latents[index]).latents(self._adapter.device)
 
-    def _keep_latents(self, take: Take, after: State, seconds: float) -> None:
+    def _keep_latents(self, take: SegmentState, after: State, seconds: float) -> None:
         """Put a segment's latents on disk, with the state of those behind it."""
         segment, seam = take.segment, self._plan.seam(take.segment)
         key = self._there.keys.latents[segment.index]
@@ -135,7 +135,7 @@ class Making:
         """Put the state of the segments under way on disk, if it is time to or the last chance."""
         self._on_forward()
         if self._stop.asked or time.monotonic() - self._kept >= self._keep_every:
-            first = state.takes[0].segment
+            first = state.window[0].segment
             key = self._there.keys.latents[first.index]
             Stored(self._store.path("window", first.number, key)).save(state)
             self._there.windows[first.index] = self._store.keep(
@@ -146,4 +146,4 @@ class Making:
 
 
 def _begun(state: State) -> tuple[int, ...]:
-    return tuple(take.step for take in state.takes)
+    return tuple(take.step for take in state.window)

@@ -106,7 +106,7 @@ class Engine:
         """Return the kind of device that computes: cpu or cuda. Raises MissingError."""
         if self.device != "auto":
             return self.device.partition(":")[0]
-        from storyreel.models.base import pick_device
+        from storyreel.models.devices import pick_device
 
         return pick_device(self.device).type
 
@@ -127,9 +127,9 @@ class Engine:
             if self.compiled:
                 adapter.compile()
             if self.crewed:
-                from storyreel.models.workers import Crew
+                from storyreel.models.workers import Workers
 
-                adapter = Crew(adapter)
+                adapter = Workers(adapter)
             self._adapters[spec.label] = adapter
         return self._adapters[spec.label]
 
@@ -137,7 +137,8 @@ class Engine:
         """Load a model; what fits is an estimate, so that where it does not do, a lower mode is tried."""
         import torch
 
-        from storyreel.models.base import load_adapter, pick_device
+        from storyreel.models.devices import pick_device
+        from storyreel.models.loading import load_adapter
 
         device = pick_device(self.device)
         tries: list[MemoryMode] = [self.memory]
@@ -169,7 +170,7 @@ class Engine:
         if not folder.is_dir():
             return None
         if folder not in self._scorers:
-            from storyreel.models.base import pick_device
+            from storyreel.models.devices import pick_device
             from storyreel.models.scorer import Scorer
 
             self._scorers[folder] = Scorer.load(folder, pick_device(self.device))
@@ -295,7 +296,7 @@ def _make(there: Inventory, store: Store, folder: FilmFolder, engine: Engine, pr
             if not lacks_memory(error):
                 raise
             clear_frames(error.__traceback__)  # of what the failed step held
-            mode = adapter.economise()
+            mode = adapter.lower_memory_mode()
             if mode is None:
                 remedy = "Use a smaller --size, shorter scenes, or a GPU with more memory."
                 raise MissingError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import signal
@@ -23,7 +22,8 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
 from storyreel.benchmark import run as bench
 from storyreel.film import keys
 from storyreel.film.recipe import Recipe, recipe_of
-from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
+from storyreel.models.base import Context, MemoryMode, Request, Text
+from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Engine
@@ -64,22 +64,22 @@ def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         for key, value in adapter.experts[0].config.items()
         if not key.startswith("_") and key != "torch_dtype"
     }
-    text = adapter.text_encoder.config
+    (encoder,) = adapter.text_encoders
+    (usual,) = adapter.reads_with
     spec = replace(
         adapter.spec,
         hub="someone/tiny",
         dtype="float32",
         vae_dtype="float32",
         architecture=config,
+        vae_architecture={k: v for k, v in adapter.vae.config.items() if not k.startswith("_")},
         boundary_ratio=adapter.parts.options.get("boundary_ratio"),
         text_length=128,
     )
     monkeypatch.setitem(MODELS, spec.name, spec)
-    monkeypatch.setattr(
-        type(adapter), "vae_class", lambda: copy.deepcopy(adapter.vae).to(torch.get_default_device())
-    )
-    sizes = {name: getattr(text, name) for name in ("vocab_size", "d_kv", "d_ff", "num_layers", "num_heads")}
-    monkeypatch.setattr(type(adapter), "text_architecture", sizes)
+    names = ("d_model", "vocab_size", "d_kv", "d_ff", "num_layers", "num_heads")
+    sizes = {name: getattr(encoder.config, name) for name in names}
+    monkeypatch.setattr(type(adapter), "reads_with", (TextEncoder(usual.kind, sizes, usual.thin),))
     monkeypatch.setitem(bench.MATRIX, "cpu", 64)
     return spec.name
 
@@ -107,11 +107,11 @@ class FakeDecoder:
         return torch.cat(frames)
 
 
-class FakeAdapter(OneByOne):
+class FakeAdapter:
     """A model that wants every scene to be of one brightness, which its prompt decides.
 
-    The less a prompt's first token counts, the nearer to grey; what it remembers counts beside
-    the prompt. So what is told by other weights, or with another memory, looks otherwise.
+    The less a prompt's first token counts, the nearer to grey; the context counts beside the prompt. So
+    with other weights, or another context, a scene looks otherwise.
     """
 
     device = CPU
@@ -121,7 +121,7 @@ class FakeAdapter(OneByOne):
         self.spec = spec
         self.predicted: list[tuple[float, str]] = []
         self.on_predict: Callable[[int], None] = lambda count: None
-        self.modes = ["balanced", "low"]
+        self.modes: list[MemoryMode] = ["balanced", "low"]
 
     def compile(self) -> None:
         """Have nothing to compile."""
@@ -130,12 +130,15 @@ class FakeAdapter(OneByOne):
         for prompt in prompts:
             self.encode(prompt)
 
-    def economise(self) -> str | None:
-        return self.modes.pop(0) if self.modes else None
+    def lower_memory_mode(self) -> MemoryMode | None:
+        if not self.modes:
+            return None
+        self.memory = self.modes.pop(0)
+        return self.memory
 
     def encode(self, prompt: str) -> Text:
         codes = torch.tensor([float(b) for b in prompt.encode()] or [0.0])
-        return Text(codes[None, :, None], torch.ones(1, len(codes), dtype=torch.bool))
+        return Text((codes[None, :, None],), torch.ones(1, len(codes)))
 
     def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
@@ -143,25 +146,27 @@ class FakeAdapter(OneByOne):
     def expert_at(self, sigma: float) -> int:
         return 0
 
-    def predict(
-        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        return map(self.answer, requests)
+
+    def answer(self, request: Request) -> list[Tensor]:
+        x, sigma, texts, context = request
         self.on_predict(len(self.predicted))
-        words = "".join(chr(int(c)) for c in texts[-1].states.flatten())
+        words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
-        return [(x - self._wanted(text, memory)) / sigma for text in texts]
+        return [(x - self._wanted(text, context)) / sigma for text in texts]
 
     @staticmethod
-    def _wanted(text: Text, memory: Memory | None) -> float:
-        value = (float(text.states.sum() % 101) / 50 - 1) * (1 + float(text.mask[0, 0])) / 2
-        if memory is None:
+    def _wanted(text: Text, context: Context | None) -> float:
+        value = (float(text.states[0].sum() % 101) / 50 - 1) * (1 + float(text.weights[0, 0])) / 2
+        if context is None:
             return value
-        remembered, weights = memory.layers[0][1].flatten(), memory.weights
-        return (value + float(remembered @ weights)) / (1 + float(weights.sum()))
+        others, weights = context.layers[0][1].flatten(), context.weights
+        return (value + float(others @ weights)) / (1 + float(weights.sum()))
 
-    def remember(self, latents: Tensor, text: Text) -> Memory:
+    def context_of(self, latents: Tensor, text: Text) -> Context:
         tokens = latents.mean((1, 3, 4))[..., None, None]
-        return Memory(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
+        return Context(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
 
     def decode(self, latents: Tensor) -> Tensor:
         return FakeDecoder(self.spec).push(latents)

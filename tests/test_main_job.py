@@ -13,7 +13,8 @@ from diffusers import MochiPipeline
 from storyreel import __version__
 from storyreel.cli.app import run
 from storyreel.denoise.loop import sample, segment_noise
-from storyreel.models.base import CHECKSUMS, load_adapter
+from storyreel.models.checksums import CHECKSUMS
+from storyreel.models.loading import load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
 from storyreel.story.schema import load_story
 from tests.conftest import ROOT, plan_of

@@ -31,12 +31,14 @@ from storyreel.errors import (
 from storyreel.film import keys, video
 from storyreel.film.folder import FilmFolder
 from storyreel.film.keys import about_plan, film_tags
+from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Engine, Rendered, render
 from storyreel.story.plan import Segment
 from tests.conftest import FakeAdapter, FakeEngine, FakeScorer, Silent, plan_of
 from tests.film.test_decode import FakeWriter
+from tests.tiny import velocities
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
 SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
@@ -649,7 +651,7 @@ def test_a_film_has_segments_of_one_kind_of_device(tmp_path: Path, monkeypatch: 
     automatic = FakeEngine()
     automatic.device = "auto"
     make(tmp_path)
-    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device("cuda"))
     assert make(tmp_path, engine=automatic)[0].rendered == 0
     segment(tmp_path, "06", ".safetensors").unlink()
     _, progress, _ = make(tmp_path, engine=automatic)
@@ -689,13 +691,13 @@ def test_overwrite_renders_everything_again(tmp_path: Path) -> None:
 def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     fake = engine.adapter(MODELS["fake"])
-    predict = fake.predict
+    answer = fake.answer
 
-    def broken(*arguments):  # type: ignore[no-untyped-def]
+    def broken(request: Request) -> list[torch.Tensor]:
         factor = float("nan") if len(fake.predicted) >= 12 else 1.0
-        return [factor * v for v in predict(*arguments)]
+        return [factor * v for v in answer(request)]
 
-    monkeypatch.setattr(fake, "predict", broken)
+    monkeypatch.setattr(fake, "answer", broken)
     with pytest.raises(NumericsError, match=r"scene 4 .* step 3"):
         make(tmp_path, engine=engine)
     assert finished(tmp_path) == ({"01", "02", "03"}, {"01", "02"})
@@ -880,7 +882,7 @@ def test_a_lack_of_memory_names_fp8_where_it_would_help(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", full)
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", full)
     with pytest.raises(MissingError, match="model fake in mode high") as caught:
         Engine("cpu", "high").adapter(MODELS["fake"])
     assert "--quantize fp8" in caught.value.remedy
@@ -910,10 +912,10 @@ def test_a_lack_of_memory_is_known_by_its_words(tmp_path: Path, error: RuntimeEr
     assert progress.heard[0].startswith("out of memory: going on with --memory balanced")
     assert result.rendered == 6
 
-    def full() -> str:  # as when no memory can be pinned
+    def full() -> MemoryMode | None:  # as when no memory can be pinned
         raise error
 
-    adapter.on_predict, adapter.economise = fail_once, full  # type: ignore[method-assign]
+    adapter.on_predict, adapter.lower_memory_mode = fail_once, full  # type: ignore[method-assign]
     adapter.modes, adapter.predicted = ["balanced", "low"], []
     with pytest.raises(MissingError, match="the device has too little memory") as caught:
         make(tmp_path, engine=engine, overwrite=True)
@@ -930,8 +932,8 @@ def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch:
             raise torch.AcceleratorError("CUDA error: out of memory")
         return FakeAdapter(spec)
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", load)
-    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", load)
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device("cuda", 0))
     Engine("cuda").adapter(MODELS["fake"])
     assert tried == ["auto", "balanced", "low"]
     fits.clear()
@@ -946,7 +948,7 @@ def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch:
     def bug(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", bug)
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", bug)
     with pytest.raises(RuntimeError, match="shapes differ"):
         Engine("cuda").adapter(MODELS["fake"])
 
@@ -970,10 +972,10 @@ def test_one_engine_has_a_model_as_it_is_and_in_fp8() -> None:
     assert isinstance(whole, PipelineAdapter)
     assert isinstance(stored, PipelineAdapter)
     assert engine.adapter(spec) is whole
-    assert stored._sizes()[0] < 0.3 * whole._sizes()[0]
+    assert stored.offload.sizes()[0] < 0.3 * whole.offload.sizes()[0]
     x = torch.randn(1, spec.latent_channels, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        (a,), (b,) = (m.predict(x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
+        (a,), (b,) = (velocities(m, x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
     assert 0.01 < float((b - a).norm() / a.norm()) < 0.1
 
 

@@ -43,7 +43,7 @@ def test_nothing_that_can_run_code_is_read(path: Path) -> None:
 
 
 def test_components_are_loaded_from_local_safetensors() -> None:
-    tree = ast.parse((ROOT / "storyreel" / "models" / "base.py").read_text())
+    tree = ast.parse((ROOT / "storyreel" / "models" / "loading.py").read_text())
     loads = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "load_component"]
     words = ast.unparse(loads[0])
     assert "use_safetensors=True" in words

@@ -753,7 +753,7 @@ def _score(
     from storyreel.evaluation.evaluator import Evaluator, evaluate
     from storyreel.evaluation.report import report_page
     from storyreel.files import write_atomically, writing
-    from storyreel.models.base import pick_device
+    from storyreel.models.devices import pick_device
 
     evaluator = Evaluator(pick_device(device), weights_dir, own)
     evaluator.require(require)
@@ -892,7 +892,7 @@ def bench(
     from storyreel.benchmark import run as benches
     from storyreel.benchmark.calculate import CALCULABLE, calculate
     from storyreel.cli.display import print_bench, print_calculation, stderr
-    from storyreel.models.base import pick_device
+    from storyreel.models.devices import pick_device
 
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     overrides = Overrides(

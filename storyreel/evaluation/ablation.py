@@ -231,7 +231,7 @@ def score(plan: Plan, film: Path, engine: Engine) -> dict[str, Any]:
     from storyreel.evaluation.look import look_at
     from storyreel.evaluation.score import film_scores
     from storyreel.evaluation.verdicts import asked
-    from storyreel.models.base import pick_device
+    from storyreel.models.devices import pick_device
 
     folder = film.parent
     looked = looked_at(rendered_film(str(folder.parent), folder.name, folder.name, folder), plan.spec.fps)

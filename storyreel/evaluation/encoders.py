@@ -26,7 +26,7 @@ from storyreel.errors import DamagedError
 from storyreel.evaluation.pictures import AlexNetFeatures, lpips
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
 from storyreel.files import content_hash
-from storyreel.models.base import load_component, read_component
+from storyreel.models.loading import load_component, read_component
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import pulled_folder
 

@@ -26,9 +26,10 @@ from storyreel.story.plan import Plan
 # Facts of a model that shape none of its pictures, or are said elsewhere: in settings or in scenes.
 NO_FACTS = {
     *("name", "title", "licence", "weights", "hub", "revision", "judge", "strangeness"),
+    "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("quantize", "weighting", "fps", "upscale"),
-    *("architecture", "boundary_ratio"),  # of random weights
+    *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
 }
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on

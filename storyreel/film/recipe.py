@@ -44,6 +44,8 @@ NO_PART: dict[str, str] = {
     "storyreel.film.differences": "says what has changed",
     "storyreel.film.clean": "removes what nobody needs",
     "storyreel.film.page": "decorates the film",
+    "storyreel.models.checksums": "whether a model's files are whole",
+    "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",
     "storyreel.render": "calls all others, keeps and says what they do",
 }

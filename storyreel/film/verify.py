@@ -95,7 +95,7 @@ def _length_fault(path: Path, frames: int) -> str:
 
 def weight_faults(spec: ModelSpec) -> dict[Path, str]:
     """Read a model's weights; return what is wrong with each file, or ""."""
-    from storyreel.models.base import published_checksums
+    from storyreel.models.checksums import published_checksums
 
     known = {spec.weights / name: value for name, value in weight_hashes(spec).items()}
     known |= published_checksums(spec.weights)

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from storyreel.denoise.loop import denoised, sample
 from storyreel.errors import StoryreelError
-from storyreel.models.base import Memory, Text, load_adapter
+from storyreel.models.base import Request
+from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
@@ -271,13 +272,12 @@ class Watched(MochiAdapter):
         """Begin to keep estimates."""
         self.guidance, self.estimates = guidance, list[Tensor]()
 
-    def predict(
-        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Predict as ever, and note what picture the guided velocity means."""
-        without, with_text = velocities = super().predict(x, sigma, texts, memory)
-        self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
-        return velocities
+        for (x, sigma, *_), velocities in zip(requests, super().predict(requests), strict=True):
+            without, with_text = velocities
+            self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
+            yield velocities
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from storyreel.errors import Fault, ScriptError, UsageError
-from storyreel.method.settings import PARTS, Method, legal_values
+from storyreel.method.settings import OLD_NAMES, PARTS, Method, legal_values
 from storyreel.method.similarity import seam_overlap, seam_strength, shared_start, verb_phrase
 from storyreel.method.step_skipping import EXACT, SPEEDS, Speed, find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
@@ -183,8 +183,8 @@ class Plan:
         return self.seams[segment.index - 1] if segment.index else None
 
     def anchors(self, segment: Segment) -> tuple[int, ...]:
-        """Return what a segment remembers: the story's first segment and the last one sure to be finished."""
-        if not self.settings.method.memory:
+        """Return the segments of a segment's context: the first and the last that is sure to be finished."""
+        if not self.settings.method.context:
             return ()
         sure = segment.index - self.settings.method.window
         beside = self.segments[max(0, sure + 1) : segment.index + 1]
@@ -194,7 +194,7 @@ class Plan:
     def settled(self, similarities: Sequence[float | None]) -> Plan:
         """Return the plan with overlap and strength of every seam by how alike its actions are.
 
-        There is a similarity per seam, None where nothing was compared (SAR, METHOD 2).
+        There is a similarity per seam, None where nothing was compared (SAR).
         """
         seams, segments = [], [self.segments[0]]
         for seam, segment, similarity in zip(self.seams, self.segments[1:], similarities, strict=True):
@@ -351,6 +351,7 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     values = wished.model_dump(exclude_unset=True)  # what follows from a setting may follow from another
     for item in overrides.method:
         key, equals, text = item.partition("=")
+        key = OLD_NAMES.get(key, key)
         if key not in Method.model_fields or not equals:
             known = ", ".join(Method.model_fields)
             raise UsageError(f"--method {item!r} is no setting", f"Write KEY=VALUE with one of: {known}")

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from storyreel.benchmark import run as bench
-from storyreel.benchmark.calculate import CALCULABLE, META, GpuAttention, calculate, needs
+from storyreel.benchmark.calculate import CALCULABLE, META, GpuAttention, calculate, memory_needed
 from storyreel.benchmark.meter import Meter
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
-from storyreel.models.base import adapter_class
+from storyreel.models.loading import adapter_class
 from storyreel.models.specs import MODELS, find_model
 from storyreel.story.plan import Overrides
 from tests.tiny import CPU
@@ -40,10 +40,10 @@ def test_work_is_what_a_film_of_real_tensors_takes(spec_name: str, monkeypatch: 
 def test_memory_is_weights_and_what_is_alive_beside_them(spec_name: str) -> None:
     spec = MODELS[spec_name]
     adapter = adapter_class(spec).random(spec, META)
-    found = needs(adapter, bench.planned(spec, Overrides(spec_name), "full"))
-    assert sum(adapter._sizes()) < found["high"]
+    found = memory_needed(adapter, bench.planned(spec, Overrides(spec_name), "full"))
+    assert sum(adapter.offload.sizes()) < found["high"]
     assert found["low"] < found["balanced"] < found["high"]
-    longer = needs(adapter, bench.planned(spec, Overrides(spec_name, size="128x128"), "full"))
+    longer = memory_needed(adapter, bench.planned(spec, Overrides(spec_name, size="128x128"), "full"))
     assert longer["high"] > found["high"]
 
 
@@ -60,7 +60,7 @@ def test_a_gpu_never_holds_all_pairs() -> None:
 def test_the_table_holds_what_is_calculated(name: str) -> None:
     spec = find_model(name)
     adapter = adapter_class(spec).random(spec, META)
-    found = needs(adapter, bench.planned(spec, Overrides(name), "full"))
+    found = memory_needed(adapter, bench.planned(spec, Overrides(name), "full"))
     assert spec.memory_gb == {mode: round(size / GB, 1) for mode, size in found.items()}
 
 

@@ -35,7 +35,7 @@ def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
 
 def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
     spec = MODELS[spec_name]
-    whole, stored = (bench.load(s, CPU, True)._sizes() for s in (spec, spec.quantized("fp8")))
+    whole, stored = (bench.load(s, CPU, True).offload.sizes() for s in (spec, spec.quantized("fp8")))
     assert stored[0] < 0.75 * whole[0]  # of these narrow layers the scales are much
     assert stored[1:] == whole[1:]
 
@@ -63,13 +63,13 @@ def test_the_embedded_model_needs_no_random_weights() -> None:
 @pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if spec.hub])
 def test_true_sizes_are_what_the_table_says(name: str) -> None:
     """Built on no device at all: parameters and latents of the real models."""
-    from storyreel.models.base import adapter_class
+    from storyreel.models.loading import adapter_class
 
     spec = MODELS[name]
     family = adapter_class(spec)
     with torch.device("meta"):
         transformer = family.transformer_class(**spec.architecture)
-        vae = family.vae_class()
+        vae = family.vae_class(**spec.vae_architecture)
     millions = sum(p.numel() for p in transformer.parameters()) / 1e6
     known = {"mochi": 10_030, "wan-1.3b": 1_419, "wan-14b": 14_289, "wan-2.2-a14b": 14_289, "ltx-2b": 1_923}
     assert millions == pytest.approx(known.get(name, 13_000), rel=0.03)
@@ -92,4 +92,4 @@ def test_the_command_prints_a_table_and_json(
     assert run([*options, "--rounds", "1", "--device", "cpu", "--quantize", "fp8"]) == 0
     assert "random weights in fp8" in " ".join(capsys.readouterr().out.split())
     assert run([*options, "--quantize", "int3"]) == 2
-    assert "no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
+    assert "unknown quantization 'int3'\nUse none or fp8." in capsys.readouterr().err

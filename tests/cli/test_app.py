@@ -57,7 +57,7 @@ def test_quantize_is_an_option_of_whatever_renders(
 ) -> None:
     for command in (["render"], ["batch"], ["ablate", "--seeds", "1"]):
         assert run([*command, str(story), "--quantize", "int3", "--out", str(tmp_path / "out")]) == 2
-        assert "there is no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
+        assert "unknown quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
     options = ["render", str(story), "--quantize", "fp8", "--dry-run"]
     assert run(options) == 0
     assert "model fake in fp8, " in capsys.readouterr().out

@@ -96,10 +96,10 @@ def test_what_shapes_pictures_is_known() -> None:
     found = recipe_of(MINI)
     assert list(found.latents) == [
         *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py", "making.py"),
-        *("method/blending.py", "method/memory.py", "method/settings.py", "method/similarity.py"),
+        *("method/blending.py", "method/context.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
-        *("models/mochi.py", "models/mochi_attention.py", "models/pipeline.py", "models/quantized.py"),
-        *("models/scorer.py", "story/plan.py"),
+        *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
+        *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),
     ]
     assert list(found.pictures) == ["film/decode.py", "film/video.py"]
     mini, wan = set(found.latents), set(recipe_of(WAN).latents)

@@ -16,9 +16,10 @@ from storyreel.mini.judge import ACTIONS, load_judge
 from storyreel.mini.training import clips, judge, transformer
 from storyreel.mini.training.loop import autocast
 from storyreel.mini.world import Place
-from storyreel.models.base import load_adapter
+from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
+from tests.tiny import velocities
 
 
 def run(monkeypatch: pytest.MonkeyPatch, part: str, out: Path, *options: str) -> None:
@@ -51,7 +52,7 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
     run(monkeypatch, "export", out, "--to", str(target))
     adapter = load_adapter(replace(MODELS["mini"], weights=target), torch.device("cpu"))
     x = torch.zeros(1, 48, 2, 8, 12)
-    (velocity,) = adapter.predict(x, 0.5, [adapter.encode("a corgi dog is sitting")])
+    (velocity,) = velocities(adapter, x, 0.5, [adapter.encode("a corgi dog is sitting")])
     assert velocity.shape == x.shape
     assert velocity.isfinite().all()
     scorer = Scorer.load(target / "scorer", torch.device("cpu"))

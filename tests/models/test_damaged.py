@@ -14,7 +14,8 @@ import pytest
 
 from storyreel.cli.app import run
 from storyreel.errors import MissingError
-from storyreel.models.base import CHECKSUMS, load_adapter, write_checksums
+from storyreel.models.checksums import CHECKSUMS, write_checksums
+from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from tests.models.test_families import save

@@ -63,7 +63,7 @@ def test_how_weights_are_stored_is_the_storys_or_the_command_lines() -> None:
     assert plan_of(STORY, quantize="fp8").spec.label == "mini in fp8"
     assert plan_of(in_story).spec.quantize == "fp8"
     assert plan_of(in_story, quantize="none").spec == plan_of(STORY).spec
-    with pytest.raises(UsageError, match="no quantization 'int3'") as caught:
+    with pytest.raises(UsageError, match="unknown quantization 'int3'") as caught:
         plan_of(STORY, quantize="int3")
     assert "none or fp8" in caught.value.remedy
 

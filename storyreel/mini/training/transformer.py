@@ -16,9 +16,9 @@ from storyreel.denoise.loop import sample
 from storyreel.mini import codec, nets
 from storyreel.mini.lessons import HEIGHT, WIDTH, all_texts, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
+from storyreel.models.loading import Parts
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
-from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Overrides, make_plan
 from storyreel.story.schema import Story
@@ -126,7 +126,7 @@ def train_transformer(options: argparse.Namespace) -> None:
         transformer.save_pretrained(folder / "transformer")
         text_encoder.save_pretrained(folder / "text_encoder")
         vae = trained_codec(folder, stages)
-        parts = Parts([transformer], vae, text_encoder, tokenizer)
+        parts = Parts([transformer], vae, [text_encoder], [tokenizer])
         adapter = MochiAdapter(MODELS["mini"], device, parts)
         save_sheet(list(sample_films(adapter)), path)
         for network in (transformer, text_encoder):
