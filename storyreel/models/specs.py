@@ -40,15 +40,15 @@ class ModelSpec:
     expert's, where it has one of its own. ``weighting`` is the default of the method's setting of that name.
     ``upscale`` enlarges the picture in the film.
 
-    ``seconds_per_forward`` (one forward with guidance at the default size and length, on
+    ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
     where nobody has measured them yet. ``memory_gb`` is what a GPU must have free in each memory mode, at
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says how
-    unlike anything in that world some pictures are (`mini.known.strangeness`), so that nobody is found in
-    them who cannot be. Both are for measuring alone.
+    far pictures are from any of that world (`mini.known.strangeness`): above 1, none of its characters is
+    shown in them. Both are for measuring alone.
     """
 
     name: str
