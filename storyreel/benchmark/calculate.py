@@ -22,7 +22,8 @@ from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.base import Text, adapter_class, side_by_side
 from storyreel.models.pipeline import MODES, PipelineAdapter
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides
 
 # What actions have in common is not known without a model: every seam has the longest overlap.
 CALCULABLE = tuple(name for name in VARIANTS if name != "without-sar")
