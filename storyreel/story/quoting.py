@@ -42,7 +42,7 @@ def with_comment(line: str) -> str | None:
 
 
 def lost_behind(line: str, text_end: int) -> int | None:
-    """Return where a number sign stands behind a plain text that hardly begins a comment, as in "gate #7".
+    """Return where a number sign follows a plain text that is hardly meant to begin a comment: "gate #7".
 
     A comment is written with a blank behind its sign, and with more than a number. None if there is none.
     """
@@ -80,7 +80,7 @@ def reason(line: str) -> str:
 
 
 def without_odd_blanks(line: str) -> tuple[str, int, str] | None:
-    """Return a line with plain blanks before its text, the first other one's index, and its name.
+    """Return a line with plain blanks before its text, and the index of the first other one, and itself.
 
     None if all of them are plain.
     """

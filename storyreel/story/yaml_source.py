@@ -134,7 +134,7 @@ class Source:
         return self._text.fault(message, _find(self._node, location, key))
 
     def with_plain_blanks(self) -> Source | None:
-        """Return the file as it is without other blanks than YAML's between its parts; None if it has none.
+        """Return the file with plain blanks in place of others between its parts; None if it has no others.
 
         Such a blank is a fault in a file with other faults, which it may well explain. Raises ScriptError.
         """
@@ -189,7 +189,7 @@ def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> yaml.Mar
 
 
 def parse(path: str, raw: bytes) -> Source:
-    """Read a YAML document. Raises ScriptError where reading cannot go on.
+    """Read a YAML document. Raises ScriptError if it cannot be read to its end.
 
     A line that only lacks quotes, or has another blank than YAML's, is a fault like others: reading goes on
     with the line as it may have been meant.
@@ -213,7 +213,7 @@ def _parse(path: str, text: _Text) -> Source:
 
 
 class _UnreadableError(Exception):
-    """The text cannot be read on: the faults so far and the last, and the lines in which that may lie."""
+    """The text cannot be read to its end: all faults, the last one's last, and the lines that may hold it."""
 
     def __init__(self, faults: Sequence[Fault], lines: Sequence[int] = (), in_brackets: bool = False) -> None:
         super().__init__(faults)
@@ -251,9 +251,9 @@ def _read(path: str, text: _Text) -> Source:
 
 
 def _without_repeats(faults: Sequence[Fault]) -> Sequence[Fault]:
-    """Return the faults of a text of which lines were mended: each once, and no other behind such a line's.
+    """Return the faults of a text of which lines were replaced: each once, and one of such a line.
 
-    What is read again is found again, and a mended line's columns are not the file's.
+    A text that is read again has the same faults again, and the columns of such a line are not the file's.
     """
     if not any(fault.mended for fault in faults):
         return faults
@@ -289,7 +289,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
 
 
 def _with_plain_blanks(text: _Text) -> _Text | None:
-    """Return a text without other blanks than YAML's before and behind its keys, each a fault; or None."""
+    """Return a text with plain blanks around its keys, and a fault for each other; None without any."""
     if not set(text.text) & set(quoting.ODD_BLANKS):
         return None
     pieces = re.split(f"({_LINE_END.pattern})", text.text)
@@ -339,7 +339,7 @@ def _decode(path: str, raw: bytes) -> str:
 
 
 def _without_forbidden(text: str) -> _Text:
-    """Replace forbidden characters, noting the first of a line, so that the rest can be read."""
+    """Replace forbidden characters, with a fault for the first of a line, so that the rest can be read."""
     faults = []
     pieces = re.split(f"({_LINE_END.pattern})", text)
     for position in range(0, len(pieces), 2):
@@ -353,7 +353,7 @@ def _without_forbidden(text: str) -> _Text:
 
 
 def _construct(node: yaml.Node, text: _Text) -> Any:
-    """Turn nodes into str, int, float, bool, None, list and dict; note what is refused."""
+    """Turn nodes into str, int, float, bool, None, list and dict; add a fault for what is refused."""
     if isinstance(node, yaml.MappingNode):
         return dict(_pairs(node, text))
     if isinstance(node, yaml.SequenceNode):
