@@ -257,17 +257,14 @@ def prompt_problem(
     prompt = joined_prompt(scene, action)
     if max(len(scene), len(action)) > MAX_PROMPT:
         return f"a prompt is longer than {MAX_PROMPT} characters with the names filled in"
-    if count_tokens is None and (count := fewest_tokens(prompt)) > spec.text_length:
-        return (
-            f"scene and action have {count} tokens together at the least, model {spec.name} reads "
-            f"{spec.text_length}; use fewer words"
-        )
-    if count_tokens is not None and (count := count_tokens(prompt)) > spec.text_length:
-        return (
-            f"scene and action have {count} tokens together, model {spec.name} reads {spec.text_length}; "
-            "use fewer or commoner words"
-        )
-    return None
+    count = count_tokens(prompt) if count_tokens else fewest_tokens(prompt)
+    if count <= spec.text_length:
+        return None
+    least, words = ("", "fewer or commoner words") if count_tokens else (" at the least", "fewer words")
+    return (
+        f"scene and action have {count} tokens together{least}, model {spec.name} reads {spec.text_length}; "
+        f"use {words}"
+    )
 
 
 def uncounted_prompts(plan: Plan) -> Iterator[str]:
