@@ -28,7 +28,8 @@ from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Engine
 from storyreel.stopping import SIGNALS
-from storyreel.story.plan import Overrides, Plan, Segment, make_plan
+from storyreel.story.plan import Plan, Segment
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
 
 ROOT = Path(__file__).parent.parent
@@ -272,9 +273,9 @@ def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
     def join(segments: list[Path], path: Path, *arguments: object) -> None:
         path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
 
-    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.video.join", join)
-    monkeypatch.setattr("storyreel.film.video.encoder_version", str)
+    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.writer.join", join)
+    monkeypatch.setattr("storyreel.film.ffmpeg.version", str)
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

@@ -23,7 +23,8 @@ from storyreel.errors import MissingError, NumericsError, StoppedError
 from storyreel.film.folder import FilmFolder
 from storyreel.film.status import FilmStatus, film_status
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
 from tests.conftest import FakeEngine
 

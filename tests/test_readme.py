@@ -27,9 +27,9 @@ import typer.main
 
 from storyreel import errors
 from storyreel.cli.app import app, run
-from storyreel.film import video
+from storyreel.film import writer
 from storyreel.method.settings import Method
-from storyreel.story.plan import make_plan
+from storyreel.story.planning import make_plan
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT
 
@@ -258,8 +258,8 @@ def test_the_picture_is_made_by_the_command_that_is_said_to(tmp_path: Path) -> N
     for folder in ("out/nyc", "stories", "bin"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    with video.SegmentWriter(tmp_path / "out" / "nyc" / "nyc.mp4", 96, 64, 12, 2) as writer:
-        writer.write(bytes(48 * 96 * 64 * 3))
+    with writer.SegmentWriter(tmp_path / "out" / "nyc" / "nyc.mp4", 96, 64, 12, 2) as encoder:
+        encoder.write(bytes(48 * 96 * 64 * 3))
     environment = {"PATH": f"{tmp_path / 'bin'}", "PYTHONPATH": os.pathsep.join(sys.path)}
     bash = shutil.which("bash") or "bash"
     done = subprocess.run([bash, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True)

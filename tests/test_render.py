@@ -28,9 +28,10 @@ from storyreel.errors import (
     StoppedError,
     StoryreelError,
 )
-from storyreel.film import keys, video
+from storyreel.film import keys, writer
+from storyreel.film.ffmpeg import program
 from storyreel.film.folder import FilmFolder
-from storyreel.film.keys import about_plan, film_tags
+from storyreel.film.keys import film_tags, plan_facts
 from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
@@ -118,8 +119,8 @@ def encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
                 film.write(segment.read_bytes())
             film.write(repr(arguments).encode())
 
-    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.video.join", join)
+    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.writer.join", join)
     monkeypatch.setattr("storyreel.film.keys.versions", lambda: VERSIONS)
 
 
@@ -168,7 +169,7 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
 
 def test_the_guidance_of_a_second_expert_is_told_too() -> None:
     own, chosen = (plan_of(story(), model="wan-2.2-a14b", guidance=guidance) for guidance in (None, 4.0))
-    settings = [about_plan(plan)["settings"] for plan in (own, chosen)]
+    settings = [plan_facts(plan)["settings"] for plan in (own, chosen)]
     assert [(s["guidance"], s["guidance_2"]) for s in settings] == [(4, 3), (4, None)]
     assert [film_tags(plan)["storyreel_guidance"] for plan in (own, chosen)] == ["4 and 3", "4"]
 
@@ -358,15 +359,15 @@ def segment(out: Path, number: str, suffix: str) -> Path:
 
 
 WHERE = {
-    "while encoding": ("storyreel.film.video.SegmentWriter.write", 9),
-    "when ffmpeg ends": ("storyreel.film.video._finish", 4),
+    "while encoding": ("storyreel.film.writer.SegmentWriter.write", 9),
+    "when ffmpeg ends": ("storyreel.film.ffmpeg.finish", 4),
     "at the note of what is rendered": ("storyreel.film.folder.FilmFolder.begin", 1),
     "at the latents": ("storyreel.denoise.state.write_atomically", 3),
     "before latents are recorded": ("storyreel.film.store.Store.keep", 5),
     "before pictures are recorded": ("storyreel.film.store.Store.keep", 6),
     "at a record": ("storyreel.film.store.write_atomically", 8),
-    "while joining": ("storyreel.film.video.join", 1),
-    "at the last ffmpeg": ("storyreel.film.video._finish", 7),
+    "while joining": ("storyreel.film.writer.join", 1),
+    "at the last ffmpeg": ("storyreel.film.ffmpeg.finish", 7),
     "at the page": ("storyreel.render.write_atomically", 1),
     "at the manifest": ("storyreel.film.folder.FilmFolder.publish", 1),
 }
@@ -380,7 +381,7 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
     """The n-th call of something is interrupted before it does its work."""
     target, nth = WHERE[where]
     path, name = target.rsplit(".", 1)
-    if not path.startswith("storyreel.film.video"):
+    if not path.startswith(("storyreel.film.writer", "storyreel.film.ffmpeg")):
         encode_nothing(monkeypatch)
     make(tmp_path / "whole")
     owner = pkgutil.resolve_name(path)
@@ -588,9 +589,9 @@ def test_a_film_survives_whatever_happens_to_its_successor(
                 if moment == "decode":
                     once.setattr(FakeAdapter, "decode", interrupt)
                 elif moment == "encode":
-                    once.setattr("storyreel.film.video.SegmentWriter", interrupt)
+                    once.setattr("storyreel.film.writer.SegmentWriter", interrupt)
                 elif moment == "join":
-                    once.setattr(video, "join", interrupt)
+                    once.setattr(writer, "join", interrupt)
                 with pytest.raises(KeyboardInterrupt):
                     make(tmp_path, engine=engine, seed=77)
             assert film(tmp_path) == before
@@ -617,17 +618,17 @@ def test_what_differs_is_said_before_anything_is_rendered(tmp_path: Path) -> Non
     _, progress, _ = make(tmp_path, story(scenes), seed=1, steps=2)
     words, unused = progress.heard
     assert words == (
-        "other than the film that is there: scene 5's action prompt; seed 0 -> 1; steps 3 -> 2; "
+        "differs from the film that is there: scene 5's action prompt; seed 0 -> 1; steps 3 -> 2; "
         "what is there stays until the new film is complete"
     )
     assert "storyreel clean" in unused
     _, progress, _ = make(tmp_path, story(scenes, title="Vixens"), seed=1, steps=2)
-    assert progress.heard == ["other than the film that is there: title Foxes -> Vixens"]
+    assert progress.heard == ["differs from the film that is there: title Foxes -> Vixens"]
     begun = tmp_path / "begun"
     with pytest.raises(KeyboardInterrupt):
         make(begun, engine=raising(FakeEngine(), 3))
     _, progress, _ = make(begun, seed=2)
-    assert progress.heard[0].startswith("other than the film that was begun: seed 0 -> 2")
+    assert progress.heard[0].startswith("differs from the film that was begun: seed 0 -> 2")
 
 
 def test_a_film_of_an_earlier_version_stays_until_its_successor_is_complete(tmp_path: Path) -> None:
@@ -1116,12 +1117,12 @@ def test_when_ffmpeg_dies_what_is_finished_stays(
     """The third ffmpeg of a render dies; one clear error, and the next run goes on."""
     make(tmp_path / "whole")
     script, count = tmp_path / "ffmpeg", tmp_path / "count"
-    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{video.ffmpeg()}" "$@"'
+    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{program()}" "$@"'
     script.write_text(f"#!/bin/sh\n{begin}\n{death}\n")
     script.chmod(0o755)
     kind, words = DYING[death]
     with monkeypatch.context() as patch:
-        patch.setattr(video, "ffmpeg", lambda: str(script))
+        patch.setattr("storyreel.film.ffmpeg.program", lambda: str(script))
         with pytest.raises(kind, match=words) as caught:
             make(tmp_path / "torn")
     assert type(caught.value) is kind

@@ -22,7 +22,7 @@ import pytest
 from storyreel import stopping as stops
 from storyreel.cli.app import run
 from storyreel.errors import DamagedError, OutputError, StoppedError
-from storyreel.film import video
+from storyreel.film import ffmpeg
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
@@ -179,9 +179,9 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "film.video.SegmentWriter.write"]
-WHERE += ["film.video._finish", "film.video.join", "render.film_keys", "film.folder.write_atomically"]
-WHERE += ["denoise.state.write_atomically"]
+WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "film.writer.SegmentWriter.write"]
+WHERE += ["film.ffmpeg.finish", "film.writer.join", "film.inventory.film_keys"]
+WHERE += ["film.folder.write_atomically", "denoise.state.write_atomically"]
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -198,7 +198,7 @@ def test_a_signal_anywhere_and_others_behind_it(
 
     The others come while the render leaves.
     """
-    if not where.startswith("film.video."):
+    if not where.startswith(("film.writer.", "film.ffmpeg.")):
         request.getfixturevalue("plain_films")
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)
@@ -226,7 +226,7 @@ def test_a_signal_anywhere_and_others_behind_it(
         patch.setattr(owner, name, signalled)
         assert render("torn") == code_of(first)
     assert calls == nth
-    if where != "render.film_keys":  # before there is anything to tell
+    if where != "film.inventory.film_keys":  # before there is anything to tell
         assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
@@ -311,7 +311,7 @@ def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
 ) -> None:
     """It comes when an ffmpeg runs that nobody knows yet."""
     started: list[subprocess.Popen[bytes]] = []
-    start = video._start
+    start = ffmpeg._start
 
     def signalled(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(start(*arguments, **options))
@@ -319,7 +319,7 @@ def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
             os.kill(os.getpid(), signal.SIGTERM)
         return started[-1]
 
-    monkeypatch.setattr(video, "_start", signalled)
+    monkeypatch.setattr(ffmpeg, "_start", signalled)
     assert render("torn") == 75
     assert len(started) == 2
     assert started[1].returncode is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import av
 import pytest
 
 from storyreel.cli.app import run
-from storyreel.film.video import _INPUT, CONTAINERS
+from storyreel.film.reader import _INPUT, CONTAINERS
 from storyreel.models.specs import ModelSpec
 from tests.conftest import ROOT, FakeEngine, Silent, plan_of
 
@@ -62,17 +63,10 @@ def test_only_the_hub_module_knows_a_network() -> None:
 
 def test_every_input_of_ffmpeg_is_held_to_local_files() -> None:
     """Each list of arguments that names an input file names the protocols before it."""
-    tree = ast.parse((ROOT / "storyreel" / "film" / "video.py").read_text())
-    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-    reading = [f for f in functions if "'-i', _argument" in ast.unparse(f)]
-    assert {f.name for f in reading} == {
-        "join",
-        "read_frames",
-        "probe",
-        "survey",
-        "count_frames",
-        "_described",
-    }
+    trees = [ast.parse(path.read_text()) for path in SOURCES if path.parent.name == "film"]
+    functions = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    reading = [f for f in functions if re.search(r"'-i', (ffmpeg\.)?local_file", ast.unparse(f))]
+    assert {f.name for f in reading} == {"join", "probe", "_decoded", "_metadata"}
     for function in reading:
         held = "'-protocol_whitelist', 'file,pipe'" if function.name == "join" else "*_INPUT"
         words = ast.unparse(function)
@@ -118,7 +112,7 @@ HOSTILE = [
 
 def test_prompts_are_text_wherever_they_go(tmp_path: Path, fake_model: ModelSpec) -> None:
     """In chapters, tags, subtitles and on the page."""
-    from storyreel.film.video import read_tags
+    from storyreel.film.reader import read_tags
     from storyreel.render import render
 
     def quoted(text: str) -> str:
@@ -183,13 +177,13 @@ def test_inspect_neither_waits_for_a_pipe_nor_reads_a_huge_file(
 
 
 def test_a_films_tags_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from storyreel.film import video
-    from tests.film.test_video import write
+    from storyreel.film import writer
+    from tests.film.test_writer import write
 
     segment, film = tmp_path / "0.mp4", tmp_path / "film.mp4"
     write(segment, 40)
     tags = {"title": "a\x1b]0;owned\x07\u202eb"}
-    video.join([segment], film, 12, [video.Chapter(0, 6, "a", "a")], tags)
+    writer.join([segment], film, 12, [writer.Chapter(0, 6, "a", "a")], tags)
     for options in ([], ["--json"]):
         assert run(["inspect", str(film), *options]) == 0
         out = capsys.readouterr().out

@@ -24,7 +24,8 @@ from storyreel.models.loading import adapter_class
 from storyreel.models.offload import MODES
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides
 
 # What actions have in common is not known without a model: every seam has the longest overlap.
 CALCULABLE = tuple(name for name in VARIANTS if name != "without-sar")

@@ -29,7 +29,8 @@ from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 SCENES = (

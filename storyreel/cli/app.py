@@ -44,7 +44,8 @@ from storyreel.errors import (
 )
 from storyreel.models.device_errors import device_error
 from storyreel.stopping import AGAIN, KEPT, deferred, stopping
-from storyreel.story.plan import Overrides, Plan, make_plan, uncounted_prompts
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan, uncounted_prompts
 from storyreel.story.schema import Story, load_story, story_schema
 
 if TYPE_CHECKING:
@@ -924,7 +925,7 @@ def inspect(
     film: Annotated[Path, typer.Argument(help="An MP4.", metavar="VIDEO")], as_json: Json = False
 ) -> None:
     """Print what a film says of itself: story, seed, model, versions."""
-    from storyreel.film.video import read_tags
+    from storyreel.film.reader import read_tags
 
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name an MP4 that storyreel rendered.")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from storyreel.errors import UsageError
-from storyreel.story.plan import Overrides
+from storyreel.story.planning import Overrides
 
 T = TypeVar("T")
 

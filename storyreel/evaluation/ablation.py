@@ -22,10 +22,11 @@ from storyreel.evaluation.films import looked_at, rendered_film
 from storyreel.evaluation.statistics import Row
 from storyreel.evaluation.statistics import compare as compare_rows
 from storyreel.files import digest, file_hash, write_atomically, writing
-from storyreel.film import video
+from storyreel.film import reader
 from storyreel.models.specs import ModelSpec
 from storyreel.render import Engine, Progress, render
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def scores_key(spec: ModelSpec, manifest: Mapping[str, Any]) -> str:
     weights = manifest["model"]["weights"]
     scorer = {name: value for name, value in weights.items() if name.startswith("scorer/")}
     package = Path(__file__).parent.parent
-    code = [package / name for name in ("film/video.py", "models/scorer.py")]
+    code = [package / name for name in ("film/reader.py", "models/scorer.py")]
     code += sorted((package / "evaluation").rglob("*.py"))
     return digest([_hashes(package, code), manifest["film"]["sha256"], scorer, _judge_hashes(spec)])
 
@@ -257,7 +258,7 @@ def _frames(plan: Plan, film: Path) -> Iterator[Tensor]:
     import torch
 
     width, height = plan.settings.width, plan.settings.height
-    for data in video.read_frames(film, width, height):
+    for data in reader.read_frames(film, width, height):
         yield torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
 
 

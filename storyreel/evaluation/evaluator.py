@@ -23,7 +23,7 @@ from storyreel.evaluation.result import Evaluation, Scored
 from storyreel.evaluation.score import film_scores
 from storyreel.evaluation.statistics import Row, compare
 from storyreel.evaluation.verdicts import asked
-from storyreel.film import video
+from storyreel.film import ffmpeg
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 
@@ -83,7 +83,7 @@ class Evaluator:
         return {
             "storyreel": __version__,
             "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-            | {"ffmpeg": video.encoder_version()},
+            | {"ffmpeg": ffmpeg.version()},
             "device": str(self._device),
             "weights": {name: self._encoders.about(name) for name in sorted(self.names)},
         }

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
-from storyreel.film import video
-from storyreel.story.plan import DEFAULT_MODEL
+from storyreel.film import reader
+from storyreel.story.planning import DEFAULT_MODEL
 from storyreel.story.schema import Character, Story, load_story
 
 MANIFEST = "manifest.json"
@@ -56,7 +56,7 @@ class Film:
     Films of the same ``name`` in different runs are compared; several may tell the same ``story``, each with
     a seed of its own. It takes ``seconds``; ``times`` are when its own frames are shown, ``picks`` which of
     them is seen at every look, ``spans`` its scenes in looks. ``model`` is what rendered it, if that is
-    known, ``kind`` all that it was rendered with but for the seed; ``hdr`` is as in `video.Facts`; ``notes``
+    known, ``kind`` all that it was rendered with but for the seed; ``hdr`` is as in `reader.Facts`; ``notes``
     are what a reader of its scores should know.
     """
 
@@ -280,7 +280,7 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     fps, count = manifest.settings.fps, ends[-1][1]
     if file_hash(film) == manifest.film.get("sha256"):  # it has the frames that were planned
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
-    facts, frames = video.probe(film), video.survey(film)
+    facts, frames = reader.probe(film), reader.survey(film)
     rate = usual_rate(frames.times, facts.fps)
     if abs(rate - fps) > SLACK * fps:
         raise StoryreelError(f"{film} has {rate:g} frames a second, by its manifest {fps}", again)
@@ -308,7 +308,7 @@ def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
     story = load_story(story_path)
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name a film: MP4, MOV, MKV, WebM or AVI.")
-    facts, frames = video.probe(film), video.survey(film)
+    facts, frames = reader.probe(film), reader.survey(film)
     count = len(story.scenes)
     if len(frames.times) < count:
         raise StoryreelError(
@@ -333,7 +333,7 @@ def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
     return _timed(replace(told, title=story.title or story_path.stem, model=model), facts, frames)
 
 
-def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
+def _timed(film: Film, facts: reader.Facts, frames: reader.Frames) -> Film:
     """Return a film with its frames' times and its rate, and what is to be said of them."""
     rate, notes = usual_rate(frames.times, facts.fps), list(film.notes)
     length = frames.times[-1] + 1 / rate
@@ -358,7 +358,7 @@ def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
     return replace(film, fps=pictures, seconds=length, times=frames.times, hdr=facts.hdr, notes=tuple(notes))
 
 
-def _starts(segments: str, film: Path, facts: video.Facts, length: float, count: int) -> Sequence[float]:
+def _starts(segments: str, film: Path, facts: reader.Facts, length: float, count: int) -> Sequence[float]:
     """Return the seconds at which every scene begins."""
     if segments == "equal":
         return [index * length / count for index in range(count)]

@@ -22,7 +22,7 @@ from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.pictures import grey, ssim
 from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SAMPLES, SHOTS
 from storyreel.evaluation.seams import frame_steps
-from storyreel.film import video
+from storyreel.film import reader
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4
@@ -222,12 +222,12 @@ def look_at(
 
 def film_frames(film: Film) -> Iterator[Tensor]:
     """Yield what is seen of a film, uint8 (T, H, W, 3), some looks at a time, smaller where it is large."""
-    facts = video.probe(film.path)
+    facts = reader.probe(film.path)
     scale = min(1.0, LONGEST_SIDE / max(facts.width, facts.height))
     width, height = (max(1, round(side * scale)) for side in (facts.width, facts.height))
     frames = (
         torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
-        for data in video.read_frames(film.path, width, height, "auto", film.hdr)
+        for data in reader.read_frames(film.path, width, height, "auto", film.hdr)
     )
     return picked(frames, film.picks)
 

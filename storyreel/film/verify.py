@@ -1,4 +1,4 @@
-"""Reads all of a film back: what is whole, what is not, and why. It writes nothing and takes no lock."""
+"""Reads all of a film back and says what is wrong with each file. Writes nothing and takes no lock."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from storyreel.errors import StoryreelError
 from storyreel.files import matches
-from storyreel.film import video
+from storyreel.film import reader
 from storyreel.film.differences import differences
 from storyreel.film.folder import FilmFolder
-from storyreel.film.inventory import look
-from storyreel.film.keys import DEVICES, about_film, film_key, film_keys, ingredients, weight_hashes
-from storyreel.film.manifest import wanted_film
+from storyreel.film.inventory import take_inventory
+from storyreel.film.keys import DEVICES, film_facts, film_key, ingredients, weight_hashes
+from storyreel.film.manifest import film_manifest
 from storyreel.film.page import film_page_of
 from storyreel.film.store import RECORD, Record, Store
 from storyreel.models.specs import ModelSpec
@@ -25,10 +25,11 @@ UNKNOWN = "cannot be checked: the manifest, or the record of a scene, is damaged
 
 
 def verify(plan: Plan, name: str, out: Path) -> dict[str, str]:
-    """Read back all of a film in ``out/name``, and its model; return what is wrong with each file, or "".
+    """Read back all of a film in ``out/name``, and its model's weights.
 
-    Hashes are compared and films decoded. Raises StoryreelError if that cannot be done, LockedError while
-    somebody renders into the folder.
+    Return what is wrong with each file, by its path; "" if nothing is. Hashes are compared and films
+    decoded. Raises StoryreelError if that cannot be done, LockedError while a process renders into the
+    folder.
     """
     found = {str(path): fault for path, fault in weight_faults(plan.spec).items()}
     folder = FilmFolder(out / name, name)
@@ -44,15 +45,15 @@ def verify(plan: Plan, name: str, out: Path) -> dict[str, str]:
 def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
     """Return what is wrong with each file of a film, or ""."""
     store, recorded = Store(folder.segments), folder.present or folder.unfinished
-    device = recorded.about.get("device") if recorded else None
-    about = about_film(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
-    there = look(plan, film_keys(plan, about), store.record)
-    changed = "; ".join(differences(recorded, wanted_film(about, there))) if recorded else ""
+    device = recorded.facts.get("device") if recorded else None
+    facts = film_facts(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
+    inventory = take_inventory(plan, facts, store.record)
+    changed = "; ".join(differences(recorded, film_manifest(inventory))) if recorded else ""
     other = f"belongs to another film ({changed})" if changed else ""
     found: dict[Path, str] = {}
 
     def check(path: Path, record: Record | None, frames: int | None = None) -> None:
-        """Hold a segment's file against its record; if it is pictures, it decodes to so many frames."""
+        """Compare a segment's file with its record, and a video's number of frames with ``frames``."""
         if record is not None and store.is_whole(record):
             found[path] = "" if frames is None else _length_fault(path, frames)
         elif path.exists():
@@ -61,23 +62,24 @@ def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
             recorded = record or path.with_name(f"{path.name}{RECORD}").exists()
             found[path] = MISSING if recorded else other or UNFINISHED
 
-    for segment, key, video_key in zip(plan.segments, there.keys.latents, there.keys.video, strict=True):
-        check(store.path("latents", segment.number, key), there.latents.get(segment.index))
+    keys = inventory.keys
+    for segment, key, video_key in zip(plan.segments, keys.latents, keys.video, strict=True):
+        check(store.path("latents", segment.number, key), inventory.latents.get(segment.index))
         path = store.path("video", segment.number, video_key)
-        check(path, there.video.get(segment.index), segment.frames)
+        check(path, inventory.video.get(segment.index), segment.frames)
     around = folder.film_path, folder.page_path, folder.manifest_path
     if folder.present is None and not folder.manifest_path.exists():
         return found | dict.fromkeys(around, UNFINISHED)
     if folder.present is None:
         why = [UNKNOWN, UNKNOWN, "is damaged, or of an earlier version"]
-    elif there.without_video:
+    elif inventory.missing:
         why = [other or UNKNOWN] * 3
     else:
         film = folder.present.film
-        key = film_key(plan, about, [there.video[segment.index].sha256 for segment in plan.segments])
-        texts = film_page_of(folder.name, film, there), wanted_film(about, there, film).text()
+        key = film_key(plan, facts, [inventory.video[segment.index].sha256 for segment in plan.segments])
+        texts = film_page_of(folder.name, film, inventory), film_manifest(inventory, film).text()
         whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
-        other = "" if whole[0] else other  # a manifest that tells of another film is damaged then
+        other = "" if whole[0] else other  # the film is the one that is wanted: its manifest is damaged
         why = ["" if is_whole else other or DAMAGED for is_whole in whole]
         why[0] = why[0] or _length_fault(folder.film_path, plan.frames)
     found |= {path: words if path.exists() else MISSING for path, words in zip(around, why, strict=True)}
@@ -87,7 +89,7 @@ def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
 def _length_fault(path: Path, frames: int) -> str:
     """Return what is wrong with a film's frames, or ""."""
     try:
-        count = video.count_frames(path)
+        count = reader.count_frames(path)
     except StoryreelError as error:
         return error.message
     return "" if count == frames else f"has {count} frames instead of {frames}"

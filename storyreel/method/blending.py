@@ -74,11 +74,6 @@ def renoised(mixed: Tensor, noise: Tensor, gamma: float) -> Tensor:
     return mixed + (math.sqrt(1 - (2 * gamma) ** 2) - (1 - 2 * gamma)) * noise
 
 
-def dissolve_weights(frames: int) -> Tensor:
-    """Return the later picture's weight in each of some frames, shape (N, 1, 1, 1), rising evenly."""
-    return ((torch.arange(frames, dtype=torch.float32) + 0.5) / max(1, frames)).view(-1, 1, 1, 1)
-
-
 def dissolve(earlier: Tensor, later: Tensor, weights: Tensor) -> Tensor:
     """Mix two runs of pictures, uint8 (N, H, W, 3), by the later one's ``weights`` (N, 1, 1, 1)."""
     return torch.lerp(earlier.float(), later.float(), weights).round().to(torch.uint8)

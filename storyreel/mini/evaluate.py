@@ -28,7 +28,8 @@ from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
+from storyreel.story.plan import Plan, derived_seed, joined_prompt
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth

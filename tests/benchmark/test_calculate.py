@@ -12,7 +12,7 @@ from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.models.loading import adapter_class
 from storyreel.models.specs import MODELS, find_model
-from storyreel.story.plan import Overrides
+from storyreel.story.planning import Overrides
 from tests.tiny import CPU
 
 REAL = [name for name, spec in MODELS.items() if spec.hub]

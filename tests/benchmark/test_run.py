@@ -9,7 +9,7 @@ from storyreel.benchmark import run as bench
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Overrides
+from storyreel.story.planning import Overrides
 from tests.tiny import CPU
 
 

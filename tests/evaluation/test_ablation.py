@@ -30,12 +30,13 @@ from storyreel.evaluation.ablation import (
 )
 from storyreel.evaluation.encoders import Encoders
 from storyreel.files import file_hash
-from storyreel.film import video
-from storyreel.film.video import Facts
+from storyreel.film import reader
+from storyreel.film.reader import Facts
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from storyreel.render import Engine
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import load_story, parse_story
 from tests.conftest import ROOT, FakeAdapter, FakeEngine, FakeScorer, Silent
 from tests.mini.test_verdicts import drawn
@@ -74,13 +75,13 @@ def made(films: list[Film], out: Path, engine: Engine) -> tuple[dict[str, Any], 
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every film that is read."""
     films: list[Path] = []
-    read = video.read_frames
+    read = reader.read_frames
 
     def remembered(path: Path, *options: Any) -> Iterator[bytes]:
         films.append(path)
         return read(path, *options)
 
-    monkeypatch.setattr(video, "read_frames", remembered)
+    monkeypatch.setattr(reader, "read_frames", remembered)
     return films
 
 
@@ -90,10 +91,10 @@ def shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan, Te
 
     def show(plan: Plan, frames: Tensor) -> Path:
         chunks = [chunk.contiguous().numpy().tobytes() for chunk in frames.split(7)]
-        monkeypatch.setattr(video, "read_frames", lambda *options: iter(chunks))
+        monkeypatch.setattr(reader, "read_frames", lambda *options: iter(chunks))
         height, width = frames.shape[1:3]
         facts = Facts(width, height, plan.spec.fps, {}, ())
-        monkeypatch.setattr(video, "probe", lambda path: facts)
+        monkeypatch.setattr(reader, "probe", lambda path: facts)
         film = tmp_path / "shown" / "shown.mp4"
         film.parent.mkdir(exist_ok=True)
         film.write_bytes(b"film")
@@ -203,7 +204,7 @@ def test_only_what_changed_is_scored_again(
         assert scored_again() == {full}
     full.with_name("scores.json").write_bytes(plain.with_name("scores.json").read_bytes())
     assert scored_again() == {full}  # the scores of another film
-    for changed in ("evaluation/seams.py", "film/video.py", "models/scorer.py"):  # how films are looked at
+    for changed in ("evaluation/seams.py", "film/reader.py", "models/scorer.py"):  # how films are looked at
         edited = ROOT / "storyreel" / changed
 
         def hashed(path: Path, edited: Path = edited) -> str:

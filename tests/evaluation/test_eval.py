@@ -17,7 +17,7 @@ import pytest
 
 from storyreel.cli.app import run
 from storyreel.evaluation.encoders import Encoders
-from storyreel.film import video
+from storyreel.film import ffmpeg, reader, writer
 from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
 from tests.evaluation.test_films import rendered
 
@@ -55,13 +55,13 @@ def fresh(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def frames_of(path: Path) -> ByteArray:
-    data = b"".join(video.read_frames(path, W, H))
+    data = b"".join(reader.read_frames(path, W, H))
     return np.frombuffer(data, np.uint8).reshape(-1, H, W, 3).copy()
 
 
 def write_film(frames: ByteArray, path: Path, fps: int = FPS) -> Path:
-    with video.SegmentWriter(path, W, H, fps, 4) as writer:
-        writer.write(frames.tobytes())
+    with writer.SegmentWriter(path, W, H, fps, 4) as encoder:
+        encoder.write(frames.tobytes())
     return path
 
 
@@ -211,7 +211,7 @@ def test_wrong_films_are_told_and_the_others_scored(place: Path, capsys: pytest.
 def remade(film: Path, name: str, *options: str) -> Path:
     """Make another film of one with ffmpeg."""
     other = film.with_name(name)
-    command = [video.ffmpeg(), "-v", "error", "-y", "-i", str(film), "-map", "0:v", *options, str(other)]
+    command = [ffmpeg.program(), "-v", "error", "-y", "-i", str(film), "-map", "0:v", *options, str(other)]
     subprocess.run(command, check=True)
     return other
 
@@ -242,7 +242,7 @@ def test_a_test_card_shows_nobody(place: Path, source: str, capsys: pytest.Captu
     drawn = "testsrc=s=768x512:r=12:d=12"
     if source == "noise":
         drawn = "color=gray:s=768x512:r=12:d=12,noise=alls=80:allf=t"
-    command = [video.ffmpeg(), "-v", "error", "-f", "lavfi", "-i", drawn, str(card)]
+    command = [ffmpeg.program(), "-v", "error", "-f", "lavfi", "-i", drawn, str(card)]
     subprocess.run(command, check=True)
     story, page = str(place / "walk.yaml"), str(place / "card.html")
     foreign = ["--story", story, "--video", str(card), "--segments", "equal", "--report", page]

@@ -14,8 +14,8 @@ import pytest
 
 from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.films import Film, collect, find_films, foreign_film, looked_at, rendered_film
-from storyreel.film import video
-from storyreel.film.video import Facts, Frames
+from storyreel.film import reader
+from storyreel.film.reader import Facts, Frames
 from storyreel.story.schema import parse_story
 
 STORY = """\
@@ -126,8 +126,8 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     said: dict[str, Any] = {"fps": 12.0, "tags": {}, "chapters": (0.0, 2.0, 4.0), "hdr": ""}
     said |= {"times": tuple(i / 12 for i in range(72)), "changes": (0.0, *[3.0] * 71)}
     facts = ("fps", "tags", "chapters", "hdr")
-    monkeypatch.setattr(video, "probe", lambda path: Facts(96, 64, **{key: said[key] for key in facts}))
-    monkeypatch.setattr(video, "survey", lambda path: Frames(said["times"], said["changes"]))
+    monkeypatch.setattr(reader, "probe", lambda path: Facts(96, 64, **{key: said[key] for key in facts}))
+    monkeypatch.setattr(reader, "survey", lambda path: Frames(said["times"], said["changes"]))
     return said
 
 

@@ -110,7 +110,7 @@ def test_where_nothing_says_what_is_needed_everything_is(
         return
     before = everything(out)
     assert run(["clean", str(out), "--yes"]) == 0
-    assert "nothing says what is needed" in capsys.readouterr().err
+    assert "what is needed is not known" in capsys.readouterr().err
     assert everything(out) == before
 
 
@@ -133,7 +133,7 @@ def test_a_link_is_left_alone(out: Path, tmp_path: Path, capsys: pytest.CaptureF
     (out / "foxes" / "segments").symlink_to(tmp_path / "elsewhere" / "segments")
     before = everything(tmp_path)
     assert run(["clean", str(out), "--yes"]) == 0
-    assert "no plain folder" in capsys.readouterr().err
+    assert "not a plain folder" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
 

@@ -240,7 +240,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, kind: str) -> None:
     for path in (block / "film", block / "deep" / "film"):
         with pytest.raises(OutputError) as caught, FilmFolder(path, "film"):
             pass
-        words = "no folder" if kind == "file" else "a link that leads nowhere"
+        words = "not a folder" if kind == "file" else "a broken link"
         assert caught.value.message.endswith(f": {block} is {words}")
 
 

@@ -19,7 +19,7 @@ from storyreel.evaluation import ablation
 from storyreel.film import keys
 from storyreel.film.recipe import NO_PART, Recipe, closure, fingerprint, recipe_of, source
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.story.plan import Overrides
+from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT, FakeEngine, Silent
 from tests.test_render import encode_nothing, make
@@ -95,13 +95,14 @@ def test_what_shapes_pictures_is_known() -> None:
     """A module that comes to this list, or leaves it, is to be thought about once: is that so?"""
     found = recipe_of(MINI)
     assert list(found.latents) == [
-        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py", "making.py"),
+        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
+        "film/segments.py",
         *("method/blending.py", "method/context.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
         *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
         *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),
     ]
-    assert list(found.pictures) == ["film/decode.py", "film/video.py"]
+    assert list(found.pictures) == ["film/decode.py", "film/dissolve.py", "film/mp4.py", "film/writer.py"]
     mini, wan = set(found.latents), set(recipe_of(WAN).latents)
     assert wan - mini == {"models/wan.py"}
     assert mini - wan == {"models/mochi.py", "models/mochi_attention.py"}
@@ -143,8 +144,9 @@ FORMULAS = {
         lambda text: text.replace("TEXT_MULTIPLE = 16", "TEXT_MULTIPLE = 8"),
     ),
     "storyreel.story.plan": ("latents", lambda text: text.replace("storyreel noise", "noise")),
-    "storyreel.film.decode": ("pictures", lambda text: text.replace("HELD = 1 / 3", "HELD = 1 / 4")),
-    "storyreel.film.video": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
+    "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 3", "HELD = 1 / 4")),
+    "storyreel.film.decode": ("pictures", lambda text: text.replace("[None]", "[[None]]")),
+    "storyreel.film.writer": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
 }
 
 
@@ -166,6 +168,9 @@ def test_an_edited_formula_is_another_recipe(module: str) -> None:
         ("storyreel.errors", lambda text: text.replace("exit_code = 1", "exit_code = 3")),
         ("storyreel.cli.app", lambda text: text + "\nprint()\n"),
         ("storyreel.cli.display", lambda text: text + "\nprint()\n"),
+        ("storyreel.film.reader", lambda text: text.replace("flags=area", "flags=bicubic")),
+        ("storyreel.film.ffmpeg", lambda text: text.replace('"-nostdin", ', "")),
+        ("storyreel.story.planning", lambda text: text + "\nprint()\n"),
         ("storyreel.models.wan", lambda text: text.replace("3.0", "5.0")),
         ("storyreel.models.specs", lambda text: text.replace("steps=64", "steps=60")),
     ],

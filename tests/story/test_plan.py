@@ -11,14 +11,8 @@ from storyreel.cli.app import run
 from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import (
-    admits,
-    derived_seed,
-    forwards_left,
-    joined_prompt,
-    seconds_problem,
-    size_problem,
-)
+from storyreel.story.plan import admits, derived_seed, forwards_left, joined_prompt
+from storyreel.story.planning import seconds_problem, size_problem
 from tests.conftest import plan_of
 
 MINI = MODELS["mini"]

@@ -137,12 +137,12 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "unknown placeholder": (CAST + 'scenes:\n  - ["{third} walks", b]\n', 4, "unknown placeholder {third}"),
     "placeholder without cast": ('scenes:\n  - [a, "{first} walks"]\n', 2, "no cast"),
     "attribute": (CAST + 'scenes:\n  - ["{first.__class__}", b]\n', 4, "name, noun, possessive"),
-    "deep attribute": (CAST + 'scenes:\n  - ["{first.name.upper}", b]\n', 4, "no placeholder"),
-    "index": (CAST + 'scenes:\n  - ["{first[0]}", b]\n', 4, "no placeholder"),
-    "conversion": (CAST + 'scenes:\n  - ["{first!r}", b]\n', 4, "no placeholder"),
-    "format": (CAST + 'scenes:\n  - ["{first:>999999999}", b]\n', 4, "no placeholder"),
-    "empty placeholder": (CAST + 'scenes:\n  - ["{} walks", b]\n', 4, "no placeholder"),
-    "lone brace": ('scenes:\n  - ["a } b", b]\n', 2, "no placeholder"),
+    "deep attribute": (CAST + 'scenes:\n  - ["{first.name.upper}", b]\n', 4, "not a placeholder"),
+    "index": (CAST + 'scenes:\n  - ["{first[0]}", b]\n', 4, "not a placeholder"),
+    "conversion": (CAST + 'scenes:\n  - ["{first!r}", b]\n', 4, "not a placeholder"),
+    "format": (CAST + 'scenes:\n  - ["{first:>999999999}", b]\n', 4, "not a placeholder"),
+    "empty placeholder": (CAST + 'scenes:\n  - ["{} walks", b]\n', 4, "not a placeholder"),
+    "lone brace": ('scenes:\n  - ["a } b", b]\n', 2, "not a placeholder"),
     "bad character name": ("cast:\n  First One: {name: a}\n" + PAIR, 2, "cannot name a character"),
     "seconds 0": ("scenes:\n  - {scene: a, action: b, seconds: 0}\n", 2, "greater than 0"),
     "seconds negative": ("scenes:\n  - {scene: a, action: b, seconds: -1}\n", 2, "greater than 0"),
@@ -420,12 +420,12 @@ def test_a_blank_that_is_none_is_named_where_it_is(text: str, places: list[tuple
     with pytest.raises(ScriptError) as caught:
         parse_story("s.yaml", text.encode())
     assert [(fault.line, fault.column) for fault in caught.value.faults] == places
-    assert re.match(r"U\+[0-9A-F]{4} \(.*(space|SPACE).*\) is no blank", caught.value.faults[0].message)
+    assert re.match(r"U\+[0-9A-F]{4} \(.*(space|SPACE).*\) is not a blank", caught.value.faults[0].message)
 
 
 def test_a_blank_that_is_none_is_named_in_keys_and_lists_too() -> None:
     for text in ("scenes:\n  \u00a0- [a, b]\n", PAIR + "render: {seed:\u00a07}\n"):
-        with pytest.raises(ScriptError, match=r"U\+00A0 \(no-break space\) is no blank"):
+        with pytest.raises(ScriptError, match=r"U\+00A0 \(no-break space\) is not a blank"):
             parse_story("s.yaml", text.encode())
 
 

@@ -20,7 +20,7 @@ from storyreel.models.loading import Parts
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Overrides, make_plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 from .clips import Pool, fitted_stages
