@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -212,37 +212,46 @@ class FilmBar:
 
 
 def print_comparison(evaluation: Evaluation) -> None:
-    """Print runs side by side on stdout, and how far each is from the first."""
+    """Print runs side by side on stdout, and how far each is from the first; on stderr, what has no value."""
     from storyreel.evaluation.report import best_runs, differences_words, means_words, run_heads, titled
 
-    comparison = evaluation.comparison
-    heads = run_heads(comparison["summary"])
-    metrics = with_values(comparison["summary"])
-    best = {metric.name: best_runs(metric, comparison) for metric in metrics}
-
-    def show(title: str, rows: Mapping[str, Mapping[str, Any]], cell: Callable[..., str]) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("")
-        table.add_column("kind")
-        for run in rows:
+    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+    heads = run_heads(summary)
+    means, less = _table(means_words(evaluation)), _table(differences_words(evaluation))
+    means.add_column("kind")
+    for table, runs in ((means, summary), (less, differences)):
+        for run in runs:
             table.add_column(Text(heads[run]), justify="right", overflow="fold")
-        for metric in metrics:
-            bold = best[metric.name] if rows is comparison["summary"] else ()
-            cells = [
-                Text(cell(of[metric.name], metric.digits), style="bold" if run in bold else "")
-                for run, of in rows.items()
-            ]
-            table.add_row(Text(titled(metric)), metric.status, *cells)
-        results().print(table)
+    for metric in with_values(summary):
+        best, title = best_runs(metric, evaluation.comparison), Text(titled(metric))
+        cells = [
+            Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
+            for run, of in summary.items()
+        ]
+        means.add_row(title, metric.status, *cells)
+        less.add_row(
+            title, *(Text(difference_cell(of[metric.name], metric.digits)) for of in differences.values())
+        )
+    if summary:
+        results().print(means)
+    if differences:
+        results().print(less)
+    if evaluation.missing:
+        stderr.print("without a value, since weights are missing:")
+        for why in dict.fromkeys(evaluation.missing.values()):
+            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
+            stderr.print(f"  {names}: {why}")
 
-    if metrics:
-        show(" ".join(means_words(evaluation)), comparison["summary"], spread_cell)
-    if comparison["differences"]:
-        show(" ".join(differences_words(evaluation)), comparison["differences"], difference_cell)
+
+def _table(title: Sequence[str]) -> Table:
+    """Return a table whose first column names its rows."""
+    table = Table(title=" ".join(title), title_justify="left", title_style="bold")
+    table.add_column("")
+    return table
 
 
 def print_findings(evaluation: Evaluation) -> None:
-    """Print what is wrong with each film on stdout; on stderr, what has no value for lack of weights."""
+    """Print what is wrong with each film on stdout."""
     from storyreel.evaluation.report import clock
 
     for scored in evaluation.films:
@@ -250,8 +259,3 @@ def print_findings(evaluation: Evaluation) -> None:
         lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
         lines += [printable(f"  note: {note}") for note in scored.notes]
         results().print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep
-    if evaluation.missing:
-        stderr.print("without a value, since weights are missing:")
-        for why in dict.fromkeys(evaluation.missing.values()):
-            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
-            stderr.print(f"  {names}: {why}")

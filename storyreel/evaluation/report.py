@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -73,10 +72,9 @@ def _runs_table(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]
 
 
 def run_heads(runs: Collection[str]) -> dict[str, str]:
-    """Return what columns of runs are headed: their folders, less those that all of them lie in."""
-    shared = os.path.commonpath([os.path.dirname(run) or "." for run in runs]) if len(runs) > 1 else ""
-    lie_together = shared not in ("", ".", os.sep)
-    return {run: printable(os.path.relpath(run, shared) if lie_together else run) for run in runs}
+    """Return what columns of runs are headed: the runs, by their names alone where they lie side by side."""
+    beside = len(runs) > 1 and len({Path(run).parent for run in runs}) == 1
+    return {run: printable(Path(run).name if beside else run) for run in runs}
 
 
 def means_words(evaluation: Evaluation) -> list[str]:
