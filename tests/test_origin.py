@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from storyreel import origin
-from storyreel.evaluation.registry import WEIGHTS
+from storyreel.evaluation.weights import WEIGHTS
 from storyreel.models.checksums import check_checksums
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
 from tests.test_readme import READMES

@@ -50,6 +50,7 @@ from storyreel.story.schema import Story, load_story, story_schema
 
 if TYPE_CHECKING:
     from storyreel.evaluation.films import Film
+    from storyreel.evaluation.result import Evaluation
     from storyreel.models.base import MemoryMode
     from storyreel.models.specs import ModelSpec
     from storyreel.render import Engine
@@ -446,12 +447,13 @@ def ablate(
         typer.Option(help="Some of full, without-dipw, without-twb, without-sar, without-all. Default: all."),
     ] = "",
     out: Annotated[Path, typer.Option(help="Folder for films and scores.")] = Path("out/ablation"),
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Render each story with the method, without each part and without all, and compare the films.
 
     The films are OUT/VARIANT/seed-N/NAME/NAME.mp4, with their scores beside them; a second run does
-    only what is missing.
+    only what is missing. `storyreel eval OUT` gives the same numbers, and says what is wrong with each film.
     """
     from storyreel.evaluation import ablation
 
@@ -460,19 +462,26 @@ def ablate(
     planned, errors = _read(stories, plan, _film_name)
     _raise_all(errors.values())
     _check_out(out)
-    from storyreel.cli.display import RenderDisplay, print_ablation, stderr
+    variants_planned = [film for group in planned.values() for film in group]
+    plans = {film.label: film.plan for film in variants_planned}
+    if dry_run:
+        _print_plans(plans, as_json)
+        return
+    from storyreel.cli.display import RenderDisplay, print_comparison, stderr
     from storyreel.render import Engine
 
-    films = [film for group in planned.values() for film in group]
     _check_weights(options.weights)
-    _raise_all(_incomplete({film.label: film.plan for film in films}).values())
+    _raise_all(_incomplete(plans).values())
     with stopping(KEPT) as stop:
         engine = Engine(options.device, stop=stop)
-        report = ablation.ablate(films, out, engine, RenderDisplay, stderr.print)
+        films, wrong = ablation.render_films(variants_planned, out, engine, RenderDisplay, stderr.print)
+        del engine  # with the model: what scores films needs the memory
+        evaluation = _evaluated(films, wrong, weights=options.weights, device=options.device)
     if as_json:
-        print(json.dumps(report, indent=2, allow_nan=False))
+        print(json.dumps(evaluation.plain(), indent=2, allow_nan=False))
     else:
-        print_ablation(report)
+        print_comparison(evaluation)
+    _raise_all(wrong)
 
 
 @app.command()
@@ -695,7 +704,7 @@ def evaluate(
         ),
     ] = None,
     own: Annotated[
-        bool, typer.Option("--own/--no-own", help="Ask the text-image encoder of the film's model too.")
+        bool, typer.Option("--own/--no-own", help="Ask the film's model too: its encoder and its judge.")
     ] = True,
     require: Annotated[
         list[str] | None,
@@ -704,6 +713,7 @@ def evaluate(
     weights_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder of pretrained models, by their names.")
     ] = None,
+    weights: Weights = None,
     device: Device = "auto",
     report: Annotated[
         Path | None,
@@ -717,7 +727,7 @@ def evaluate(
     """
     check_device(device)
     from storyreel.evaluation.films import collect, foreign_film
-    from storyreel.evaluation.registry import METRICS
+    from storyreel.evaluation.metrics import METRICS
 
     stories, videos = story or [], video or []
     if len(stories) != len(videos):
@@ -730,46 +740,50 @@ def evaluate(
         raise UsageError(f"there is no metric {min(unknown)!r}", f"Known: {', '.join(METRICS)}")
     if weights_dir is not None and not weights_dir.is_dir():
         raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
+    _check_weights(weights)
     pairs = zip(stories, videos, strict=True)
     films, errors = collect(out or (), [partial(foreign_film, *pair, segments) for pair in pairs], fps)
     if films:
         beside = out[0] if out and out[0].is_dir() else films[0].path.parent
-        page = report or beside / "eval.html"
-        _score(films, errors, require or (), weights_dir, own, device, page, as_json)
+        evaluation = _evaluated(films, errors, require or (), weights_dir, own, weights, device)
+        from storyreel.cli.display import print_comparison, print_findings, stderr
+        from storyreel.evaluation.report import report_page
+        from storyreel.files import write_atomically, writing
+
+        if as_json:
+            print(json.dumps(evaluation.plain(), indent=2, allow_nan=False))
+        else:
+            print_comparison(evaluation)
+            print_findings(evaluation)
+        if evaluation.films:
+            page = report or beside / "eval.html"
+            with writing(page, "name another file: --report FILE", ""):
+                write_atomically(page, report_page(evaluation))
+            stderr.print(f"report: {page}")
     _raise_all(errors)
 
 
-def _score(
+def _evaluated(
     films: list[Film],
     errors: list[StoryreelError],
-    require: Sequence[str],
-    weights_dir: Path | None,
-    own: bool,
-    device: str,
-    page: Path,
-    as_json: bool,
-) -> None:
-    """Score films, print and write what comes out; add what is wrong with films to ``errors``."""
-    from storyreel.cli.display import FilmBar, print_evaluation, stderr
+    require: Sequence[str] = (),
+    weights_dir: Path | None = None,
+    own: bool = True,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Score films; add what is wrong with them to ``errors``."""
+    from storyreel.cli.display import FilmBar, stderr
     from storyreel.evaluation.evaluator import Evaluator, evaluate
-    from storyreel.evaluation.report import report_page
-    from storyreel.files import write_atomically, writing
     from storyreel.models.devices import pick_device
 
-    evaluator = Evaluator(pick_device(device), weights_dir, own)
+    evaluator = Evaluator(pick_device(device), weights_dir, own, weights)
     evaluator.require(require)
     evaluation, failed = evaluate(
         films, evaluator, lambda film: FilmBar(film.label, film.frames), stderr.print
     )
     errors += failed
-    if as_json:
-        print(json.dumps(evaluation.plain(), indent=2, allow_nan=False))
-    else:
-        print_evaluation(evaluation)
-    if evaluation.films:
-        with writing(page, "name another file: --report FILE", ""):
-            write_atomically(page, report_page(evaluation))
-        stderr.print(f"report: {page}")
+    return evaluation
 
 
 @app.command()
@@ -831,7 +845,7 @@ def pull(
 
     The name eval stands for the models that metrics of `storyreel eval` need.
     """
-    from storyreel.evaluation.registry import WEIGHTS
+    from storyreel.evaluation.weights import WEIGHTS
     from storyreel.models.specs import find_model
 
     specs = [find_model(name) for name in models if name != "eval"]

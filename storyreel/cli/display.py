@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from storyreel.errors import counted, printable
-from storyreel.evaluation.ablation import table_metrics
-from storyreel.evaluation.registry import METRICS
-from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
+from storyreel.evaluation.metrics import with_values
+from storyreel.evaluation.statistics import difference_cell, spread_cell
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -125,27 +124,6 @@ def results() -> Console:
     return stdout if stdout.file.isatty() else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
-def print_ablation(report: Mapping[str, Any]) -> None:
-    """Print every variant's numbers on stdout, and how far they are from the full method's."""
-    stdout = results()
-    metrics = table_metrics(report["films"])
-
-    def show(title: str, rows: Mapping[str, Mapping[str, Any]], differences: bool) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("")
-        for name in rows:
-            table.add_column(name, justify="right")
-        for metric in metrics:
-            cell = difference_cell if differences else spread_cell
-            cells = [cell(rows[name][metric.key], metric.digits) for name in rows]
-            table.add_row(Text(metric.title), *map(Text, cells))
-        stdout.print(table)
-
-    show(films_words(report["summary"]), report["summary"], differences=False)
-    if differences := report["differences"]:
-        show(f"Difference to full, {interval_words(differences)}", differences, differences=True)
-
-
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print what every variant takes on stdout, the first of them as the measure of the others."""
     stdout = results()
@@ -233,39 +211,51 @@ class FilmBar:
         self._bar.stop()
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print runs side by side on stdout, then what is wrong with each film."""
-    from storyreel.evaluation.report import ARROWS, best_runs, clock, table_words  # which needs torch
+def print_comparison(evaluation: Evaluation) -> None:
+    """Print runs side by side on stdout, and how far each is from the first; on stderr, what has no value."""
+    from storyreel.evaluation.report import best_runs, differences_words, means_words, run_heads, titled
 
-    stdout = results()
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
-    table = Table(title=" ".join(table_words(evaluation)), title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("kind")
-    for run in summary:
-        table.add_column(Text(printable(run)), justify="right", overflow="fold")
-    for run in differences:
-        words = printable(f"{run} less {next(iter(summary))}")
-        table.add_column(Text(words), justify="right", overflow="fold")
-    for metric in METRICS.values():
-        if all(of[metric.name] is None for of in summary.values()):
-            continue
-        best = best_runs(metric, evaluation.comparison)
+    heads = run_heads(summary)
+    means, less = _table(means_words(evaluation)), _table(differences_words(evaluation))
+    means.add_column("kind")
+    for table, runs in ((means, summary), (less, differences)):
+        for run in runs:
+            table.add_column(Text(heads[run]), justify="right", overflow="fold")
+    for metric in with_values(summary):
+        best, title = best_runs(metric, evaluation.comparison), Text(titled(metric))
         cells = [
             Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
             for run, of in summary.items()
         ]
-        cells += [Text(difference_cell(d[metric.name], metric.digits)) for d in differences.values()]
-        table.add_row(Text(f"{metric.title} {ARROWS[metric.better]}".strip()), metric.status, *cells)
+        means.add_row(title, metric.status, *cells)
+        less.add_row(
+            title, *(Text(difference_cell(of[metric.name], metric.digits)) for of in differences.values())
+        )
     if summary:
-        stdout.print(table)
-    for scored in evaluation.films:
-        lines = [f"{scored.film.label}: " + ("" if scored.found else "nothing stands out")]
-        lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
-        lines += [printable(f"  note: {note}") for note in scored.notes]
-        stdout.print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep
+        results().print(means)
+    if differences:
+        results().print(less)
     if evaluation.missing:
         stderr.print("without a value, since weights are missing:")
         for why in dict.fromkeys(evaluation.missing.values()):
             names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
             stderr.print(f"  {names}: {why}")
+
+
+def _table(title: Sequence[str]) -> Table:
+    """Return a table whose first column names its rows."""
+    table = Table(title=" ".join(title), title_justify="left", title_style="bold")
+    table.add_column("")
+    return table
+
+
+def print_findings(evaluation: Evaluation) -> None:
+    """Print what is wrong with each film on stdout."""
+    from storyreel.evaluation.report import clock
+
+    for scored in evaluation.films:
+        lines = [f"{scored.film.label}: " + ("" if scored.found else "nothing stands out")]
+        lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
+        lines += [printable(f"  note: {note}") for note in scored.notes]
+        results().print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep

@@ -29,9 +29,10 @@ from transformers import (
 
 from storyreel.errors import DamagedError
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, normalised
-from storyreel.evaluation.look import SHOT_SIZE, Shots
-from storyreel.evaluation.pictures import AlexNetFeatures
-from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, METRICS, SHOTS, WEIGHTS
+from storyreel.evaluation.frames import SHOT_SIZE, Shots
+from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.picture_measures import AlexNetFeatures
+from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
 from storyreel.models.specs import MINI_WEIGHTS
 
 CPU = torch.device("cpu")

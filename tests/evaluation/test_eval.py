@@ -17,6 +17,7 @@ import pytest
 
 from storyreel.cli.app import run
 from storyreel.evaluation.encoders import Encoders
+from storyreel.evaluation.metrics import METRICS
 from storyreel.film import ffmpeg, reader, writer
 from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
 from tests.evaluation.test_films import rendered
@@ -232,7 +233,7 @@ def test_the_same_film_made_one_of_25_frames_a_second(
     ]
     assert theirs["findings"] == ours["findings"] == []
     for name, value in ours["scores"]["film"].items():
-        if value is not None:
+        if value is not None and METRICS[name].status != "cost":
             assert theirs["scores"]["film"][name] == pytest.approx(value, rel=0.05, abs=0.05), name
 
 

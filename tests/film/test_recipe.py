@@ -273,8 +273,6 @@ def test_an_edited_formula_is_ablated_anew(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode_nothing(monkeypatch)
-    scores: dict[str, object] = {"film": {}, "scenes": [], "seams": []}
-    monkeypatch.setattr(ablation, "score", lambda *_: scores)
     text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
     films = ablation.plan_films(
         parse_story("foxes.yaml", text.encode()), "foxes", 1, ablation.pick_variants("full"), Overrides()
@@ -282,7 +280,7 @@ def test_an_edited_formula_is_ablated_anew(
 
     def ablated() -> str:
         said: list[str] = []
-        ablation.ablate(films, tmp_path, FakeEngine(), lambda label: nullcontext(Silent()), said.append)
+        ablation.render_films(films, tmp_path, FakeEngine(), lambda label: nullcontext(Silent()), said.append)
         return said[0]
 
     assert "2 of 2 scenes rendered" in ablated()
