@@ -34,10 +34,8 @@ DEVICES = ("auto", "cpu", "cuda")
 def option(form: str | Any, words: str, group: str = "", variable: str = "", **more: Any) -> Any:
     """Return an option that takes a value: its form, or its choices; and the variable with its default."""
     form = "|".join(get_args(form)) if get_origin(form) is Literal else form
-    name = f"{PREFIX}{variable}" if variable else None
-    return typer.Option(
-        metavar=form, help=words, rich_help_panel=group or None, envvar=name, show_envvar=False, **more
-    )
+    more |= {"envvar": f"{PREFIX}{variable}", "show_envvar": False} if variable else {}
+    return typer.Option(metavar=form, help=words, rich_help_panel=group or None, **more)
 
 
 def flag(name: str, words: str, group: str = "") -> Any:

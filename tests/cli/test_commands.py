@@ -1,4 +1,4 @@
-"""What each command takes, films, folders, stories, standard input, and the shape of what it prints as JSON."""
+"""What each command takes: films, folders, stories, standard input; and the shape of its JSON."""
 
 from __future__ import annotations
 
