@@ -280,10 +280,11 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     def read(
         stories: object, plan: MethodType, name_of: object
     ) -> tuple[dict[str, Plan], dict[str, Exception]]:
+        assert isinstance(plan.__self__, RenderOptions)
         seen.append(plan.__self__)
         return {}, {}
 
-    monkeypatch.setattr("storyreel.cli.films.read", read)
+    monkeypatch.setattr("storyreel.cli.rendering.read", read)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w").mkdir()
     assert run(["render", "x.yaml", *given.arguments()]) == 0

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from storyreel import __version__
-from storyreel.cli import films, machine, models, scores, stories, streams
+from storyreel.cli import films, machine, models, rendering, scores, stories, streams
 from storyreel.cli.help import Command, Group
 from storyreel.cli.options import as_command
 from storyreel.cli.process import give_large_blocks_back, rank
@@ -24,9 +24,9 @@ DEBUG = "STORYREEL_DEBUG"  # the variable that asks for tracebacks
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Films": {
-        "render": films.render,
-        "batch": films.batch,
-        "submit": films.submit,
+        "render": rendering.render,
+        "batch": rendering.batch,
+        "submit": rendering.submit,
         "status": films.status,
         "verify": films.verify,
         "inspect": films.inspect,

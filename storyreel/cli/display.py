@@ -236,7 +236,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
     runs = [printable(run) for run in summary]
     runs += [printable(f"{run} less {next(iter(summary))}") for run in differences]
-    rows = []
+    rows: list[list[str | Text]] = []
     for metric in METRICS.values():
         if all(of[metric.name] is None for of in summary.values()):
             continue

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from storyreel.cli.films import gpu_memory
 from storyreel.cli.options import (
     Device,
     Json,
@@ -23,6 +22,7 @@ from storyreel.cli.options import (
     flag,
     option,
 )
+from storyreel.cli.rendering import gpu_memory
 from storyreel.cli.results import print_json
 from storyreel.models.specs import MODELS, find_model
 from storyreel.stopping import KEPT, stopping

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from storyreel.errors import UsageError
@@ -19,10 +19,10 @@ CLOSED, OPEN = ConfigDict(extra="forbid"), ConfigDict(extra="allow")
 SCHEMA_ID = "https://storyreel.invalid/{}.result.schema.json"  # a name, not a place to fetch from
 
 
+@with_config(CLOSED)
 class Done(TypedDict):
     """A film that is complete: ``rendered`` of its ``segments`` were made now."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     state: Literal["done"]
     film: str
     segments: int
@@ -30,19 +30,19 @@ class Done(TypedDict):
     seconds: float
 
 
+@with_config(CLOSED)
 class Failed(TypedDict):
     """A story that could not be rendered."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     state: Literal["failed"]
     error: str
     exit_code: int
 
 
+@with_config(CLOSED)
 class Planned(TypedDict):
     """What ``--dry-run`` knows of a film; times in seconds of the film, estimates in seconds of work."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     title: str
     model: str
     seed: int
@@ -68,19 +68,19 @@ class Planned(TypedDict):
     seams: list[Seam]
 
 
+@with_config(CLOSED)
 class Verified(TypedDict):
     """A film that was read back: how many files, and what is wrong with which."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     whole: bool
     files: int
     wrong: dict[str, str]
 
 
+@with_config(CLOSED)
 class Status(TypedDict):
     """How a film is; ``total`` is known once it is planned, ``job`` and ``slurm`` if it was submitted."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     state: Literal["done", "running", "stopped", "failed", "waiting"]
     scenes: int
     total: int | None
@@ -89,19 +89,19 @@ class Status(TypedDict):
     slurm: NotRequired[str | None]
 
 
+@with_config(CLOSED)
 class Submitted(TypedDict):
     """An array job: ``films`` has the story of each element by its film's name, in order."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     job: str
     submitted: str
     films: dict[str, str]
 
 
+@with_config(CLOSED)
 class Cleaned(TypedDict):
     """What a film's folder could do without, or did; ``reason`` says why it was left alone."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     folder: str
     files: list[str]
     bytes: int
@@ -109,19 +109,19 @@ class Cleaned(TypedDict):
     reason: str
 
 
+@with_config(CLOSED)
 class Fault(TypedDict):
     """A fault of a story at its place; lines and columns count from 1."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     line: int
     column: int
     message: str
 
 
+@with_config(CLOSED)
 class Validated(TypedDict):
     """A story: its scenes and seconds if it is valid, else its faults, or why it cannot be read."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     valid: bool
     scenes: int | None
     seconds: float | None
@@ -130,10 +130,10 @@ class Validated(TypedDict):
     notes: list[str]
 
 
+@with_config(OPEN)
 class Model(TypedDict):
     """A model's entry in the table, with the folder of its weights and whether it has any."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     name: str
     title: str
     licence: str
@@ -143,17 +143,17 @@ class Model(TypedDict):
     memory_gb: dict[str, float]
 
 
+@with_config(CLOSED)
 class Pulled(TypedDict):
     """The folder of what was fetched, or was there already."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     folder: str
 
 
+@with_config(OPEN)
 class Benched(TypedDict):
     """What each variant takes, measured or calculated."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     model: str
     size: str
     frames: int
@@ -161,10 +161,10 @@ class Benched(TypedDict):
     variants: list[dict[str, Any]]
 
 
+@with_config(OPEN)
 class Scored(TypedDict):
     """A film with its scores and findings."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     run: str
     name: str
     file: str
@@ -173,10 +173,10 @@ class Scored(TypedDict):
     findings: list[dict[str, Any]]
 
 
+@with_config(OPEN)
 class Evaluated(TypedDict):
     """All films, their runs side by side, and which metrics have no value, and why."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     metrics: dict[str, dict[str, Any]]
     missing: dict[str, str]
     summary: dict[str, dict[str, Any]]
@@ -184,19 +184,19 @@ class Evaluated(TypedDict):
     films: list[Scored]
 
 
+@with_config(OPEN)
 class Ablated(TypedDict):
     """All films, their variants side by side, and how far each is from the full method."""
 
-    __pydantic_config__ = OPEN  # type: ignore[misc]
     summary: dict[str, dict[str, Any]]
     differences: dict[str, dict[str, Any]]
     films: list[dict[str, Any]]
 
 
+@with_config(CLOSED)
 class Checked(TypedDict):
     """One thing about this machine; ``remedy`` says what to do where it is not ``ok``."""
 
-    __pydantic_config__ = CLOSED  # type: ignore[misc]
     ok: bool
     found: str
     remedy: str

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from storyreel.errors import StoryreelError
-from storyreel.film.keys import Keys, about_plan
+from storyreel.film.keys import Keys, about_plan, film_key
 from storyreel.film.manifest import Manifest
 from storyreel.method.settings import Method
 from storyreel.story.plan import Overrides, Plan, make_plan
@@ -46,6 +46,7 @@ def recorded_plan(manifest: Manifest, name: str) -> tuple[Plan, Keys] | None:
             return None
         if any(about[part] != value for part, value in about_plan(plan).items()):
             return None
+        film_key(plan, about, ())  # what else is asked of a manifest is there, too
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError):
         return None
     except (ValidationError, StoryreelError):  # no story, or one that this storyreel refuses

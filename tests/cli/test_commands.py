@@ -22,6 +22,7 @@ from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.schema import load_story
 from tests.conftest import FakeEngine
+from tests.test_batch import NONSENSE
 
 STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 2
 
@@ -69,7 +70,13 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 def test_a_film_is_verified_without_its_story_and_its_model(
     place: Place, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place.said("render", "fox.yaml", "wolf.yaml", "--seed", "3", "--method", "window=1", "--guidance", "2")
+    words = ["--seed", "3", "--method", "window=1", "--guidance", "2", "--seconds", "1", "--without", "sar"]
+    (place.folder / "fox.yaml").write_text(
+        "title: A fox\ncast: {first: {name: a fox}}\nrender: {model: fake}\nscenes:\n"
+        '  - {scene: a park, action: "{first} sits", seconds: 0.5}\n'
+        '  - {scene: a street, action: "{first} runs", transition: cut}\n'
+    )
+    place.said("render", "fox.yaml", "wolf.yaml", *words)
     shutil.rmtree(fake_model.weights)
     for name in ("fox.yaml", "wolf.yaml"):
         (place.folder / name).unlink()
@@ -96,7 +103,8 @@ def test_a_film_is_verified_without_its_story_and_its_model(
     }
     manifest = Path("archive/fox/manifest.json")
     whole = manifest.read_text()
-    for old, new in (("", "x"), ('"seed": 3', '"seed": 4'), ('"a fox sits"', '"a fox runs"'), ("0.5", "[]")):
+    changes = ("", "x"), ('"seed": 3', '"seed": 4'), ("{first} sits", "{first} walks"), ("0.5", "[]")
+    for old, new in changes:
         manifest.write_text(whole.replace(old, new, 1))
         assert "manifest.json is damaged" in place.said("verify", "archive/fox", code=1)[0]
     manifest.unlink()
@@ -104,6 +112,21 @@ def test_a_film_is_verified_without_its_story_and_its_model(
     for nothing in ("nowhere", "here.mp4", "."):
         shutil.rmtree(place.folder / "archive", ignore_errors=True)
         assert "Name a film" in place.said("verify", nothing, code=2)[1]
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_nonsense_in_a_manifest_is_no_traceback(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    path = Path("out/fox/manifest.json")
+    whole = path.read_text()
+    for where, value in [*NONSENSE, (("film", "file"), '"a\\u0000.mp4"'), (("settings", "fps"), "0")]:
+        manifest = inner = json.loads(whole)
+        for part in where[:-1]:
+            inner = inner[part]
+        inner[where[-1]] = "PLACE"
+        path.write_text(json.dumps(manifest).replace('"PLACE"', value))
+        out = place.said("verify", "out", code=1)[0]
+        assert "damaged" in out or "cannot be read" in out, where
 
 
 def test_a_film_that_is_being_rendered_is_not_verified_and_the_others_are(place: Place) -> None:
@@ -179,9 +202,12 @@ def test_a_film_or_its_folder_is_inspected_cleaned_and_scored(
     assert (row["folder"], row["removed"]) == ("out/fox", False)
     assert row["files"]
     folders: list[list[Path]] = []
-    monkeypatch.setattr(
-        "storyreel.evaluation.films.collect", lambda found, *_: (folders.append(list(found)) or [], [])
-    )
+
+    def collect(found: list[Path], *_: object) -> tuple[list[object], list[object]]:
+        folders.append(found)
+        return [], []
+
+    monkeypatch.setattr("storyreel.evaluation.films.collect", collect)
     for name in ("out/fox/fox.mp4", "out/fox"):
         place.said("eval", name)
     assert folders == [[Path("out/fox")]] * 2
@@ -295,7 +321,7 @@ def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> Non
     with_json = {
         command.name
         for command in app.registered_commands
-        if "as_json" in command.callback.__annotations__ and not command.hidden  # type: ignore[union-attr]
+        if "as_json" in command.callback.__annotations__ and not command.hidden
     }
     assert with_json == set(SHAPES)
     for name in SHAPES:
