@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from storyreel.cli.reading import is_story
 from storyreel.errors import UsageError
 
 FILE = "storyreel.toml"
@@ -37,7 +38,8 @@ class FileDefaults(dict[str, Any]):
         if name not in self._keys:
             return default
         if self._values is None:
-            self.path = defaults_file(self._given.get("stories") or ())
+            stories = self._given.get("stories") or filter(is_story, self._given.get("places") or ())
+            self.path = defaults_file(list(stories))
             self._values = read_defaults(self.path) if self.path else {}
         return self._values.get(name, default)
 
@@ -53,11 +55,11 @@ def source_of(context: Any, name: str) -> str:
 
 
 def defaults_file(stories: Collection[Path]) -> Path | None:
-    """Return the file beside some stories, or in the working directory if there are none.
+    """Return the file beside some stories or in a folder of them, or in the working directory without any.
 
     Raises UsageError if it is not one and the same for all.
     """
-    folders = {Path() if str(story) == "-" else story.parent for story in stories} or {Path()}
+    folders = {story if story.is_dir() else story.parent for story in stories} or {Path()}
     files = {folder.resolve(): folder / FILE for folder in sorted(folders)}
     found = [path for path in files.values() if path.is_file()]
     if found and len(files) > 1:

@@ -29,7 +29,11 @@ def status(
     options: OutOptions,
     places: Annotated[
         list[Path] | None,
-        typer.Argument(help="Films, folders of films, or stories. Default: OUT.", metavar="FILM|OUT|STORY…"),
+        typer.Argument(
+            help="Films, folders of films, or stories. Default: OUT.",
+            metavar="FILM|OUT|STORY…",
+            is_eager=True,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

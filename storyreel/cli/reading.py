@@ -43,7 +43,7 @@ def read(
             taken.add(name.casefold())
             plans[name] = plan(story, name)
         except StoryreelError as error:
-            errors[str(path)] = error
+            errors[shown(path)] = error
     return plans, errors
 
 
@@ -129,6 +129,11 @@ def film_folders(places: Iterable[Path]) -> Iterator[Path]:
         if not found:
             raise UsageError(f"there is no film of storyreel in {place}", remedy)
         yield from found
+
+
+def shown(path: Path) -> str:
+    """Return a story's path as people read it."""
+    return "stdin" if path == STDIN else str(path)
 
 
 def film_name(path: Path) -> str:

@@ -6,6 +6,7 @@ A key that is not here is never printed, except where a shape says that it is op
 from __future__ import annotations
 
 import json
+import os
 from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, TypeAdapter, with_config
@@ -240,4 +241,4 @@ def failed(error: Any) -> Failed:
 
 def print_json(result: object) -> None:
     """Print a result. Paths become text; what is no number in JSON is refused."""
-    print(json.dumps(result, indent=2, allow_nan=False, default=str))
+    print(json.dumps(result, indent=2, allow_nan=False, default=os.fspath))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from storyreel.cli.options import FilmOptions, Json, option
-from storyreel.cli.reading import raise_all, read, stories_in
+from storyreel.cli.reading import raise_all, read, shown, stories_in
 from storyreel.cli.results import Validated, print_json, result_schema
 from storyreel.cli.telling import complain
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError, counted, printable
@@ -59,7 +59,7 @@ def validate(
 
     The options are those of render: a length or size that a model cannot do is a fault too.
     """
-    plans, errors = read(list(stories_in(stories)), options.plan, str, once=False)
+    plans, errors = read(list(stories_in(stories)), options.plan, shown, once=False)
     if as_json:
         results = {path: _valid(plan) for path, plan in plans.items()}
         print_json(results | {path: _invalid(error) for path, error in errors.items()})

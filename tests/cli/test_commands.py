@@ -329,3 +329,13 @@ def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> Non
         jsonschema.Draft202012Validator.check_schema(schema)
         assert schema["$id"].endswith(f"/{name}.result.schema.json")
     assert "prints no JSON" in place.said("schema", "--of", "new", code=2)[1]
+
+
+def test_scores_have_the_published_shape(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    result = place.json("eval", "out/fox/fox.mp4", "--no-own", "--fps", "4", "--device", "cpu")
+    (film,) = result["films"]
+    assert film["name"] == "fox"
+    assert film["scores"]
+    assert result["missing"]
+    assert (place.folder / "out" / "fox" / "eval.html").exists()

@@ -71,11 +71,20 @@ def test_the_file_is_that_of_the_stories(
 
 
 @pytest.mark.usefixtures("fake_engine", "plain_films")
-def test_paths_in_the_file_are_read_from_its_folder(place: Path, tmp_path: Path) -> None:
+def test_paths_in_the_file_are_read_from_its_folder(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (place / "storyreel.toml").write_text('model = "fake"\nout = "films"\n')
     assert run(["render", str(place / "fox.yaml"), "-q"]) == 0
+    capsys.readouterr()
     assert (place / "films" / "fox" / "fox.mp4").exists()
     assert run(["status"]) == 0
+    assert run(["status", str(place / "fox.yaml")]) == 0
+    assert capsys.readouterr().out == "fox: done, 2 of 2 scenes\n" * 2
+    (place / "storyreel.toml").write_text('model = "fake"\nsize = "97x64"\n')
+    monkeypatch.chdir(tmp_path)
+    assert run(["validate", str(place)]) == 2  # by the file in the folder of stories
+    assert "nearest it can is 96x64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
