@@ -81,6 +81,7 @@ def test_paths_in_the_file_are_read_from_its_folder(
     assert run(["status"]) == 0
     assert run(["status", str(place / "fox.yaml")]) == 0
     assert capsys.readouterr().out == "fox: done, 2 of 2 scenes\n" * 2
+    assert run(["status", str(place / "fox.yaml"), str(place / "films")]) == 0
     (place / "storyreel.toml").write_text('model = "fake"\nsize = "97x64"\n')
     monkeypatch.chdir(tmp_path)
     assert run(["validate", str(place)]) == 2  # by the file in the folder of stories
