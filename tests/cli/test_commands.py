@@ -18,6 +18,7 @@ import pytest
 from storyreel.cli import machine
 from storyreel.cli.app import app, run
 from storyreel.cli.results import SHAPES, result_schema
+from storyreel.errors import NumericsError
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.schema import load_story
@@ -229,6 +230,28 @@ def test_keep_going_is_batch(place: Place) -> None:
     err = place.said("render", "--keep-going", *words, code=65)[1]
     assert "2 of 3 films done" in err
     assert "failed with 65: bad.yaml" in err
+
+
+@pytest.mark.usefixtures("plain_films")
+def test_without_it_the_first_failure_is_the_end(
+    place: Place, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    failing = [7]  # passes of the model: the second film's
+
+    def fail(count: int) -> None:
+        if count == failing[0]:
+            failing[0] = -1
+            raise NumericsError("no picture")
+
+    fake_engine.adapter(fake_model).on_predict = fail
+    (place.folder / "wolf.yaml").write_text(STORY.replace("fox", "wolf"))
+    (place.folder / "zebra.yaml").write_text(STORY.replace("fox", "zebra"))
+    words = ("fox.yaml", "wolf.yaml", "zebra.yaml")
+    result = place.json("render", *words, code=1)
+    assert {name: row["state"] for name, row in result.items()} == {"fox": "done", "wolf": "failed"}
+    fake_engine.adapter(fake_model).predicted.clear()
+    failing[0] = 0
+    assert place.json("render", "--keep-going", *words, code=1)["zebra"]["state"] == "done"
 
 
 @pytest.mark.usefixtures("plain_films")

@@ -75,7 +75,9 @@ def test_paths_in_the_file_are_read_from_its_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (place / "storyreel.toml").write_text('model = "fake"\nout = "films"\n')
+    monkeypatch.chdir(tmp_path)
     assert run(["render", str(place / "fox.yaml"), "-q"]) == 0
+    monkeypatch.chdir(place)
     capsys.readouterr()
     assert (place / "films" / "fox" / "fox.mp4").exists()
     assert run(["status"]) == 0
