@@ -12,6 +12,8 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +21,7 @@ from typing import Annotated
 import typer
 
 from storyreel import __version__
-from storyreel.cli.defaults import PREFIX, defaults_file
+from storyreel.cli.defaults import KEYS, PREFIX, defaults_file
 from storyreel.cli.options import Json
 from storyreel.cli.results import Checked, print_json
 from storyreel.errors import StoryreelError, counted, printable
@@ -31,6 +33,8 @@ ROOM = 2e9  # bytes that should be free on a disk
 ASKED = "name,memory.total,compute_cap"
 FLASH = 8.0  # the compute capability from which torch has a flash kernel
 
+Gpu = tuple[str, str, float]  # name, memory in words, compute capability: 0 if it is not known
+
 
 def info(
     out: Annotated[
@@ -40,12 +44,13 @@ def info(
 ) -> None:
     """Show what this machine has, from GPU to ffmpeg, and what to do where something is wrong."""
     place = out or Path(os.environ.get(f"{PREFIX}OUT") or "out")
+    gpus = cache(_gpus)  # asked once
     checks: dict[str, Callable[[], Checked]] = {
         "storyreel": _versions,
         "packages": _packages,
         "defaults": _defaults,
-        "device": _device,
-        "attention": _attention,
+        "device": lambda: _device(gpus()),
+        "attention": lambda: _attention(gpus()),
         "memory": _memory,
         "models": _models,
         "cache": lambda: _disk(hub_cache(), "Set HF_HOME to a folder with more room."),
@@ -99,12 +104,18 @@ def _packages() -> Checked:
 def _defaults() -> Checked:
     """Say which variables and which file hold defaults here."""
     names = sorted(name for name in os.environ if name.startswith(PREFIX))
+    known = [f"{PREFIX}{key.upper()}" for key in (*KEYS, "debug")]
+    if unknown := [name for name in names if name not in known]:
+        near = get_close_matches(unknown[0], known, 1)
+        return _fault(
+            f"{unknown[0]} is no variable of storyreel", f"Perhaps {near[0]}?" if near else "Unset it."
+        )
     file = defaults_file(())
     return _good(", ".join([*names, *([str(file)] if file else [])]) or "no variables, no file here")
 
 
-def _gpus() -> list[tuple[str, str, float]]:
-    """Return each GPU's name, memory in words and compute capability, 0 if that is not known."""
+def _gpus() -> list[Gpu]:
+    """Return the GPUs that the driver knows."""
     try:
         command = ["nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader"]
         done = subprocess.run(
@@ -128,11 +139,11 @@ def _torch_cuda() -> str:
     return built[1] if built else ""
 
 
-def _device() -> Checked:
+def _device(gpus: list[Gpu]) -> Checked:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     cpu = f"CPU, {counted(cores or 1, 'core')}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
-    gpus, cuda = _gpus(), _torch_cuda()
+    cuda = _torch_cuda()
     if not gpus:
         return _good(f"{cpu}; no NVIDIA GPU", "The model mini renders here; larger ones need a GPU.")
     names = "; ".join(f"{name}, {memory}" for name, memory, _ in gpus)
@@ -141,8 +152,7 @@ def _device() -> Checked:
     return _good(f"{names}; torch for CUDA {cuda}; {cpu}")
 
 
-def _attention() -> Checked:
-    gpus = _gpus()
+def _attention(gpus: list[Gpu]) -> Checked:
     if gpus and not 0 < gpus[0][2] < FLASH:
         return _good("torch's flash kernel")
     if gpus:
@@ -154,6 +164,8 @@ def _attention() -> Checked:
 
 
 def _memory() -> Checked:
+    if not Path("/proc/meminfo").exists():
+        return _good(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB")
     sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
     total, free = (int(sizes[name]) / 1e6 for name in ("MemTotal", "MemAvailable"))
     words = f"{total:.1f} GB, {free:.1f} GB of it free"

@@ -297,6 +297,8 @@ def test_info_is_one_answer_after_the_other_whatever_is_broken(
     assert "NVIDIA X100, 81559 MiB; torch for CUDA 12.8" in found["device"]["found"]
     assert found["attention"] == {"ok": True, "found": "torch's flash kernel", "remedy": ""}
     assert not found["slurm"]["ok"]
+    monkeypatch.setenv("STORYREEL_MODLE", "mini")
+    assert place.json("info")["defaults"]["remedy"] == "Perhaps STORYREEL_MODEL?"
     monkeypatch.setattr(machine, "_torch_cuda", lambda: "")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere")
     monkeypatch.setenv("HF_HOME", "/dev/null/x")
