@@ -6,7 +6,6 @@ Anything else that is raised is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 
 MAX_SHOWN = 100  # faults of one script that are printed
@@ -57,21 +56,16 @@ class Fault:
 
     def format(self, path: str) -> str:
         """Return ``path:line:column: error: …``, the line, a caret under the place, and the mended line."""
+        from rich.cells import cell_len
+
         # Long lines are shown around the place; anything that does not print shows as a dot.
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
-        before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
+        before = " " * cell_len(shown[: self.column - 1 - first])
         head = printable(f"{path}:{self.line}:{self.column}: error: {self.message}")
         margin = f"{self.line:5d} | "
         text = f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
         return text + (f"\nwrite | {printable(self.mended)}" if self.mended else "")
-
-
-def _cells(char: str) -> int:
-    """Return how many cells of a terminal a character takes."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class ScriptError(StoryreelError):

@@ -39,7 +39,7 @@ READMES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS
 FRONT = READMES["README.md"]
 MOST = 8192  # bytes: what is longer is no front door
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
-QUICK = {"new", "schema", "validate", "models", "clean"}
+QUICK = {"new", "schema", "validate", "models", "clean", "status", "info"}
 GROUP = typer.main.get_group(app)
 each_readme = pytest.mark.parametrize("name", READMES)
 
@@ -180,7 +180,7 @@ def test_quick_commands_do_what_they_should(
         arguments = [path for word in shlex.split(told) for path in sorted(glob.glob(word)) or [word]]
         assert run(arguments) == 0, (words, capsys.readouterr().err)
         printed = capsys.readouterr().out
-        assert printed or words[:2] == ["batch", "--status"]
+        assert printed or "status" in words[0] or "--status" in words  # of no films
         if target:
             Path(target).write_text(printed)
             assert json.loads(printed)
@@ -197,6 +197,8 @@ def test_examples_are_stories(name: str) -> None:
 def test_every_command_is_in_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     table = READMES["storyreel/cli/README.md"]
     for command in app.registered_commands:
+        if command.hidden:
+            continue
         name = command.name or (command.callback.__name__ if command.callback else "")
         assert f"| `storyreel {name}" in FRONT
         assert f"`storyreel {name}" in table

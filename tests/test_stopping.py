@@ -339,7 +339,7 @@ exec("os.kill(os.getpid(), signal.{name}); list(range(100))")
 # A command that does so when it runs; it is no render, which would listen for itself.
 COMMAND = """
 import sys
-from storyreel.cli import app as cli
+from storyreel.cli import stories as cli
 from storyreel.__main__ import main
 cli.story_schema = lambda: __import__("signalling")
 sys.argv[1:] = ["schema"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from storyreel.cli.telling import is_quiet, stamp
 from storyreel.errors import counted, printable
 from storyreel.evaluation.metrics import with_values
 from storyreel.evaluation.statistics import difference_cell, spread_cell
@@ -32,6 +33,12 @@ PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def say(text: str) -> None:
+    """Say on stderr what is good to know, unless that is not wanted."""
+    if not is_quiet():
+        stderr.print(f"{stamp()}{text}")
 
 
 def has_cursor(console: Console) -> bool:
@@ -64,8 +71,8 @@ class RenderDisplay:
         self._began = self._spoke = time.monotonic()
         if done:
             are = "is" if self._scenes == 1 else "are"
-            stderr.print(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
-        if done == self._scenes:
+            say(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
+        if done == self._scenes or is_quiet():
             return
         if has_cursor(stderr):
             self._bars = Progress(
@@ -83,9 +90,7 @@ class RenderDisplay:
             )
             self._bars.start()
         else:
-            stderr.print(
-                f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}"
-            )
+            say(f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}")
 
     def forward(self) -> None:
         """One forward pass of the transformer is over."""
@@ -97,7 +102,7 @@ class RenderDisplay:
 
     def said(self, text: str) -> None:
         """Something has happened that the user should know."""
-        stderr.print(f"{self._name}: {text}")
+        say(f"{self._name}: {text}")
 
     def segment_finished(self, segment: Segment) -> None:
         """A segment is on disk."""
@@ -112,7 +117,7 @@ class RenderDisplay:
         spent = self._spoke - self._began
         forwards = max(1, self._forwards)
         left = max(0.0, spent / forwards * (self._total - forwards))
-        stderr.print(
+        say(
             f"{self._name}: step {self._forwards} of {self._total}, scene {self._done} of {self._scenes}, "
             f"{spent:.0f} s so far, about {left:.0f} s left"
         )
@@ -124,9 +129,20 @@ def results() -> Console:
     return stdout if stdout.file.isatty() else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
+def print_table(
+    title: str, headings: Sequence[str | Text], rows: Iterable[Sequence[str | Text]], words: int = 1
+) -> None:
+    """Print a table on stdout: its first columns hold ``words``, all others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    results().print(table)
+
+
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print what every variant takes on stdout, the first of them as the measure of the others."""
-    stdout = results()
     stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
     title = (
         f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, "
@@ -134,23 +150,11 @@ def print_bench(report: Mapping[str, Any]) -> None:
         f"median of {report['rounds']}"
     )
     rows = report["variants"]
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
     of_first = f"of {rows[0]['variant']}"
-    for heading in (
-        "s a segment",
-        of_first,
-        "s decoding",
-        "forwards",
-        "TFLOP/s",
-        "of peak",
-        "peak MB",
-        "decoding",
-    ):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row["variant"]),
+    headings = ["", "s a segment", of_first, "s decoding", "forwards", "TFLOP/s", "of peak", "peak MB"]
+    lines = (
+        [
+            row["variant"],
             f"{row['seconds']:.2f}",
             f"{row['seconds'] / rows[0]['seconds']:.3f}",
             "–" if row["decode_seconds"] is None else f"{row['decode_seconds']:.2f}",
@@ -158,32 +162,32 @@ def print_bench(report: Mapping[str, Any]) -> None:
             f"{row['tflops']:.3g}",
             f"{100 * row['of_peak']:.0f} %",
             *("–" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_mb", "decode_peak_mb")),
-        )
-    stdout.print(table)
+        ]
+        for row in rows
+    )
+    print_table(title, [*headings, "decoding"], lines)
 
 
 def print_calculation(report: Mapping[str, Any]) -> None:
     """Print what every variant would take on stdout, and how much memory that needs."""
-    stdout = results()
     rows = report["variants"]
     title = (
         f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
     )
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
-    for heading in ("PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row["variant"]),
+    headings = ["", "PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"]
+    lines = (
+        [
+            row["variant"],
             f"{row['pflop']:.3g}",
             f"{row['pflop'] / rows[0]['pflop']:.3f}",
             str(row["forwards"]),
             f"{row['latents']:.1f}",
-        )
-    stdout.print(table)
+        ]
+        for row in rows
+    )
+    print_table(title, headings, lines)
     needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
-    stdout.print(f"GB of the device's memory, by --memory: {needs}")
+    results().print(f"GB of the device's memory, by --memory: {needs}")
 
 
 class FilmBar:
@@ -196,7 +200,7 @@ class FilmBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=stderr,
-            disable=not has_cursor(stderr),
+            disable=is_quiet() or not has_cursor(stderr),
             transient=True,
         )
         self._task = self._bar.add_task(label, total=frames)
@@ -217,37 +221,32 @@ def print_comparison(evaluation: Evaluation) -> None:
 
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
     heads = run_heads(summary)
-    means, less = _table(means_words(evaluation)), _table(differences_words(evaluation))
-    means.add_column("kind")
-    for table, runs in ((means, summary), (less, differences)):
-        for run in runs:
-            table.add_column(Text(heads[run]), justify="right", overflow="fold")
+    means: list[list[str | Text]] = []
+    less: list[list[str | Text]] = []
     for metric in with_values(summary):
-        best, title = best_runs(metric, evaluation.comparison), Text(titled(metric))
+        best = best_runs(metric, evaluation.comparison)
         cells = [
             Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
             for run, of in summary.items()
         ]
-        means.add_row(title, metric.status, *cells)
-        less.add_row(
-            title, *(Text(difference_cell(of[metric.name], metric.digits)) for of in differences.values())
+        means.append([titled(metric), metric.status, *cells])
+        less.append(
+            [
+                titled(metric),
+                *(difference_cell(of[metric.name], metric.digits) for of in differences.values()),
+            ]
         )
     if summary:
-        results().print(means)
+        columns = ["", "kind", *(heads[run] for run in summary)]
+        print_table(" ".join(means_words(evaluation)), columns, means, words=2)
     if differences:
-        results().print(less)
+        columns = ["", *(heads[run] for run in differences)]
+        print_table(" ".join(differences_words(evaluation)), columns, less)
     if evaluation.missing:
-        stderr.print("without a value, since weights are missing:")
+        say("without a value, since weights are missing:")
         for why in dict.fromkeys(evaluation.missing.values()):
             names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
-            stderr.print(f"  {names}: {why}")
-
-
-def _table(title: Sequence[str]) -> Table:
-    """Return a table whose first column names its rows."""
-    table = Table(title=" ".join(title), title_justify="left", title_style="bold")
-    table.add_column("")
-    return table
+            say(f"  {names}: {why}")
 
 
 def print_findings(evaluation: Evaluation) -> None:

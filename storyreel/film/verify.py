@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from storyreel.errors import StoryreelError
 from storyreel.files import matches
@@ -13,6 +14,7 @@ from storyreel.film.inventory import take_inventory
 from storyreel.film.keys import DEVICES, film_facts, film_key, ingredients, weight_hashes
 from storyreel.film.manifest import film_manifest
 from storyreel.film.page import film_page_of
+from storyreel.film.recorded import recorded_plan
 from storyreel.film.store import RECORD, Record, Store
 from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Plan
@@ -21,6 +23,7 @@ MISSING = "is missing"
 DAMAGED = "is damaged: it is not what was recorded"
 UNFINISHED = "is not finished"
 UNRECORDED = "has no record, or a damaged one"
+EARLIER = "is damaged, or of an earlier version"
 UNKNOWN = "cannot be checked: the manifest, or the record of a scene, is damaged or missing"
 
 
@@ -32,21 +35,46 @@ def verify(plan: Plan, name: str, out: Path) -> dict[str, str]:
     folder.
     """
     found = {str(path): fault for path, fault in weight_faults(plan.spec).items()}
-    folder = FilmFolder(out / name, name)
-    folder.refuse_strange_files()
+    folder = _opened(out / name, name)
     if not folder.segments.is_dir():
         return found | {str(folder.path): "not rendered"}
-    if folder.is_in_use():
-        raise folder.locked()
-    folder.load()
-    return found | {str(path): fault for path, fault in film_faults(plan, folder).items()}
-
-
-def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
-    """Return what is wrong with each file of a film, or ""."""
-    store, recorded = Store(folder.segments), folder.present or folder.unfinished
+    recorded = folder.present or folder.unfinished
     device = recorded.facts.get("device") if recorded else None
     facts = film_facts(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
+    return found | {str(path): fault for path, fault in film_faults(plan, folder, facts).items()}
+
+
+def verify_folder(path: Path) -> dict[str, str]:
+    """Read back all of the film in a folder by its own manifest; return what is wrong with each file, or "".
+
+    Neither its story nor its model is needed. Raises as `verify` does.
+    """
+    folder = _opened(path, path.resolve().name)
+    recorded = folder.present or folder.unfinished
+    named = folder.present.film.get("file", "") if folder.present else ""
+    if named in {film.name for film in path.glob("*.mp4")}:
+        folder.name = named.removesuffix(".mp4")  # the folder may have been renamed
+    manifest = folder.manifest_path if folder.present or not folder.unfinished else folder.unfinished_path
+    if recorded is None:
+        return {str(manifest): EARLIER if manifest.exists() else MISSING}
+    if (plan := recorded_plan(recorded, folder.name)) is None:
+        return {str(manifest): EARLIER}
+    return {str(path): fault for path, fault in film_faults(plan, folder, recorded.facts).items()}
+
+
+def _opened(path: Path, name: str) -> FilmFolder:
+    """Return a film's folder, read. Raises LockedError while somebody renders into it, OutputError."""
+    folder = FilmFolder(path, name)
+    folder.refuse_strange_files()
+    if folder.segments.is_dir() and folder.is_in_use():
+        raise folder.locked()
+    folder.load()
+    return folder
+
+
+def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[Path, str]:
+    """Return what is wrong with each file of a film that is made from ``facts``, or ""."""
+    store, recorded = Store(folder.segments), folder.present or folder.unfinished
     inventory = take_inventory(plan, facts, store.record)
     changed = "; ".join(differences(recorded, film_manifest(inventory))) if recorded else ""
     other = f"belongs to another film ({changed})" if changed else ""
@@ -71,7 +99,7 @@ def film_faults(plan: Plan, folder: FilmFolder) -> dict[Path, str]:
     if folder.present is None and not folder.manifest_path.exists():
         return found | dict.fromkeys(around, UNFINISHED)
     if folder.present is None:
-        why = [UNKNOWN, UNKNOWN, "is damaged, or of an earlier version"]
+        why = [UNKNOWN, UNKNOWN, EARLIER]
     elif inventory.missing:
         why = [other or UNKNOWN] * 3
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -34,6 +35,7 @@ MAX_SECONDS = 600.0
 MAX_ERRORS = 200  # of pydantic's that are reported of one file
 HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 
+STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 _FIELDS = ("name", "noun", "possessive")
@@ -205,7 +207,12 @@ def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
 
 
 def load_story(path: Path) -> Story:
-    """Read and check a story. Raises UsageError if there is no such file, ScriptError with all faults."""
+    """Read and check a story, from standard input for "-".
+
+    Raises UsageError without a file, ScriptError with all faults.
+    """
+    if path == STDIN:
+        return parse_story("stdin", sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b"")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)  # it may be a film or a device

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from storyreel import __version__
-from storyreel.cli import app as cli
 from storyreel.cli import display as console
-from storyreel.cli.app import run, slug
+from storyreel.cli import stories as cli
+from storyreel.cli.app import run
+from storyreel.cli.reading import slug
 from storyreel.errors import NumericsError
 from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import ROOT, FakeEngine
@@ -57,7 +58,7 @@ def test_quantize_is_an_option_of_whatever_renders(
 ) -> None:
     for command in (["render"], ["batch"], ["ablate", "--seeds", "1"]):
         assert run([*command, str(story), "--quantize", "int3", "--out", str(tmp_path / "out")]) == 2
-        assert "unknown quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
+        assert "'int3' is not one of 'none', 'fp8'" in capsys.readouterr().err
     options = ["render", str(story), "--quantize", "fp8", "--dry-run"]
     assert run(options) == 0
     assert "model fake in fp8, " in capsys.readouterr().out
@@ -111,7 +112,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
         (["render", NYC, "--guidance", "0.5"], 2, "guidance"),
         (["render", NYC, "--guidance", "nan"], 2, "guidance"),
         (["render", NYC, "--seed", "-1"], 2, "seed"),
-        (["render", NYC, "--device", "tpu"], 2, "no device 'tpu'"),
+        (["render", NYC, "--device", "tpu"], 2, "unknown device 'tpu'"),
         (["render", NYC, "--model", "sora"], 2, "Known models: mini"),
         (["inspect", "nowhere.mp4"], 2, "not a file"),
     ],

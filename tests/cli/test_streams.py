@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from storyreel.cli.app import STARTER, run
+from storyreel.cli.app import run
+from storyreel.cli.stories import STARTER
 from storyreel.cli.streams import Stream
 from tests.conftest import ROOT, FakeEngine
 

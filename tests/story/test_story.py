@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storyreel.cli.app import run
-from storyreel.errors import ScriptError
+from storyreel.errors import Fault, ScriptError
 from storyreel.story.schema import MAX_PROMPT, parse_story, story_schema
 from storyreel.story.yaml_source import MAX_BYTES
 from tests.conftest import ROOT
@@ -445,3 +445,9 @@ def test_the_schema_beside_the_examples_is_this_one() -> None:
     assert json.loads(path.read_text()) == story_schema()
     for story in (ROOT / "stories").glob("*.yaml"):
         assert story.read_text().startswith(f"# yaml-language-server: $schema={path.name}\n")
+
+
+@pytest.mark.parametrize(("before", "cells"), [("猫が", 4), ("e\u0301", 1), ("é", 1), ("ab", 2)])
+def test_a_caret_counts_cells_of_a_terminal_and_not_characters(before: str, cells: int) -> None:
+    fault = Fault("wrong", 3, len(before) + 1, f"{before}x")
+    assert fault.format("a.yaml").splitlines()[2] == "      | " + " " * cells + "^"
