@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import math
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +25,9 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     from tests.tiny import CPU, FAMILIES, TINY, mochi
 
 from storyreel.benchmark import run as bench
-from storyreel.film import keys
+from storyreel.errors import StoryreelError
+from storyreel.film import ffmpeg as film_ffmpeg
+from storyreel.film import keys, reader, writer
 from storyreel.film.recipe import Recipe, recipe_of
 from storyreel.models.base import Context, MemoryMode, Request, Text
 from storyreel.models.loading import TextEncoder
@@ -39,6 +46,31 @@ ROOT = Path(__file__).parent.parent
 def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here; a sync is still asked for at its place, and may fail there."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that would reach farther than this machine fails, also where a library swallows the error."""
+    asked: list[object] = []
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def near(host: object) -> None:
+        if host not in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
+            asked.append(host)
+            raise OSError(errno.ENETUNREACH, "tests reach no network")
+
+    def connected(self: socket.socket, address: Any) -> None:
+        near(address[0] if isinstance(address, tuple) else None)
+        connect(self, address)
+
+    def resolved(host: Any, *rest: Any, **named: Any) -> Any:
+        near(host.decode() if isinstance(host, bytes) else host)
+        return resolve(host, *rest, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", connected)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    yield
+    assert not asked
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +102,7 @@ def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     spec = replace(
         adapter.spec,
         hub="someone/tiny",
+        size=(32, 32),
         dtype="float32",
         vae_dtype="float32",
         architecture=config,
@@ -239,8 +272,19 @@ class Silent:
 
 
 @pytest.fixture
-def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
-    """The table has a model ``fake`` with a weight file of its own."""
+def ffmpeg() -> None:
+    """Have the fake model's films be encoded all the same; see `fake_model`."""
+
+
+@pytest.fixture
+def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """The table has a model ``fake`` with a weight file of its own.
+
+    Starts of ffmpeg would take most of such a render. So films are their frames, but for tests that ask
+    for `ffmpeg` too.
+    """
+    if "ffmpeg" not in request.fixturenames:
+        encode_nothing(monkeypatch)
     weights = tmp_path / "fake-weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"weights")
@@ -264,18 +308,66 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
     return engine
 
 
-@pytest.fixture
-def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Films are their frames: starts of ffmpeg take most of such a render."""
+VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
+SAYS = b"\nwhat it says of itself: "
 
+
+def encode_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Have films be their frames, of the fake model's size, and behind them what else is said of a film."""
     from tests.film.test_decode import FakeWriter
 
-    def join(segments: list[Path], path: Path, *arguments: object) -> None:
-        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+    width, height = MODELS["mini"].size
 
-    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.writer.join", join)
-    monkeypatch.setattr("storyreel.film.ffmpeg.version", str)
+    def join(
+        segments: Sequence[Path],
+        path: Path,
+        fps: int,
+        chapters: Sequence[writer.Chapter],
+        tags: dict[str, str],
+    ) -> None:
+        says = json.dumps({"fps": fps, "chapters": [vars(chapter) for chapter in chapters], "tags": tags})
+        with path.open("wb") as film:
+            for segment in segments:
+                film.write(segment.read_bytes())
+            film.write(SAYS + says.encode())
+
+    def read_frames(path: Path, *size: object) -> Iterator[bytes]:
+        assert size[:2] == (width, height)
+        frames, _, says = path.read_bytes().partition(SAYS)
+        if not says:
+            raise StoryreelError(f"cannot read the film {path}")
+        yield frames
+
+    def probe(path: Path) -> reader.Facts:
+        says = json.loads(path.read_bytes().partition(SAYS)[2] or "null")
+        if says is None:
+            raise StoryreelError(f"{path} is not a film")
+        starts = tuple(chapter["start"] / says["fps"] for chapter in says["chapters"])
+        return reader.Facts(width, height, says["fps"], says["tags"], starts)
+
+    def count_frames(path: Path) -> int:
+        return len(path.read_bytes().partition(SAYS)[0]) // (width * height * 3)
+
+    patch.setattr(writer, "SegmentWriter", FakeWriter)
+    patch.setattr(writer, "join", join)
+    for function in (read_frames, probe, count_frames):
+        patch.setattr(reader, function.__name__, function)
+    patch.setattr(film_ffmpeg, "version", lambda: VERSIONS["ffmpeg"])
+    patch.setattr(keys, "versions", lambda: VERSIONS)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that one process fills for all that run the tests. None of them may change it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / name, base / f"{name}.made"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

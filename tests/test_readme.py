@@ -159,6 +159,9 @@ def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> 
                 monkeypatch.setattr(sys, "argv", [module, *rest])
                 with pytest.raises(_ReadError):
                     importlib.import_module(module).main()
+            case ["pytest", "-m", mark, *rest]:
+                assert f'"{mark}: ' in (ROOT / "pyproject.toml").read_text()
+                assert all((ROOT / word).exists() for word in rest), rest
             case ["pytest", *rest]:
                 assert all((ROOT / word).exists() for word in rest), rest
             case _:

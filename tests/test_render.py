@@ -37,8 +37,7 @@ from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.render import Engine, Rendered, render
 from storyreel.story.plan import Segment
-from tests.conftest import FakeAdapter, FakeEngine, FakeScorer, Silent, plan_of
-from tests.film.test_decode import FakeWriter
+from tests.conftest import VERSIONS, FakeAdapter, FakeEngine, FakeScorer, Silent, encode_nothing, plan_of
 from tests.tiny import velocities
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
@@ -98,33 +97,6 @@ class Stopping(Silent):
 
 
 pytestmark = pytest.mark.usefixtures("fake_model")
-
-
-@pytest.fixture
-def ffmpeg() -> None:
-    """Encode with ffmpeg, which takes most of a fake render's time; see `plain_films`."""
-
-
-@pytest.fixture(autouse=True)
-def plain_films(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Films are their frames, but for tests that ask for `ffmpeg`."""
-    if "ffmpeg" not in request.fixturenames:
-        encode_nothing(monkeypatch)
-
-
-def encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def join(segments: list[Path], path: Path, *arguments: object) -> None:
-        with path.open("wb") as film:
-            for segment in segments:
-                film.write(segment.read_bytes())
-            film.write(repr(arguments).encode())
-
-    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.writer.join", join)
-    monkeypatch.setattr("storyreel.film.keys.versions", lambda: VERSIONS)
-
-
-VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
 
 
 @pytest.mark.usefixtures("ffmpeg")
@@ -715,6 +687,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
     assert engine.asked == 0
 
 
+@pytest.mark.slow  # forty scenes, all living objects counted at each
 @pytest.mark.usefixtures("ffmpeg")
 def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     """Living tensors are counted at every forward: they are a window's, not the story's."""
@@ -745,12 +718,11 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
 
 
 class Costs(Silent):
-    """Counts, of two spells of ten scenes each, the calls of any function and the bytes that are written."""
+    """Counts, of spells of ten scenes each, the calls of any function and the bytes that are written."""
 
-    SPELLS = (10, 980)
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, *spells: int) -> None:
         super().__init__()
+        self._spells = spells
         self.calls, self.bytes = Counter[int](), Counter[int]()
         self._spell: int | None = None
         write, log = files._write, FilmFolder.log
@@ -767,7 +739,7 @@ class Costs(Silent):
         patch.setattr(FilmFolder, "log", logged)
 
     def segment_finished(self, segment: Segment) -> None:
-        if segment.index in self.SPELLS:
+        if segment.index in self._spells:
             self._spell = segment.index
             sys.setprofile(self._count)
         elif self._spell is not None and segment.index == self._spell + 10:
@@ -780,20 +752,22 @@ class Costs(Silent):
             self.calls[self._spell or 0] += 1
 
 
-def test_a_scene_costs_the_same_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scenes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_scene_costs_the_same_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: int
+) -> None:
     """Work is counted instead of timed: a machine may be busy."""
-    costs = Costs(monkeypatch)
-    text = story([SCENES[index % 6] for index in range(1000)])
+    early, late = 10, scenes - 20
+    costs = Costs(monkeypatch, early, late)
+    text = story([SCENES[index % 6] for index in range(scenes)])
     result = render(plan_of(text, steps=1, seconds=0.25), "foxes", tmp_path, FakeEngine(), costs)
-    assert result.rendered == 1000
-    early, late = Costs.SPELLS
+    assert result.rendered == scenes
     assert costs.calls[early] > 1000
     assert costs.calls[late] == pytest.approx(costs.calls[early], rel=0.02)
     assert costs.bytes[early] > 10 * 1000
     assert costs.bytes[late] == pytest.approx(costs.bytes[early], rel=0.02)
-    assert (
-        costs.bytes[0] < 1000 * costs.bytes[early] / 10 * 1.2
-    )  # at the beginning and the end, a little more
+    # At the beginning and the end, a little more.
+    assert costs.bytes[0] < scenes * costs.bytes[early] / 10 * 1.2
 
 
 @pytest.mark.parametrize("weighting", [True, False])

@@ -26,7 +26,7 @@ from storyreel.film import ffmpeg
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
-from tests.conftest import ROOT, FakeEngine
+from tests.conftest import ROOT, FakeEngine, encode_nothing
 from tests.signals import EXEMPT, RIGHT, code_of, start, strike
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -76,7 +76,6 @@ def last_event(out: Path) -> dict[str, str]:
     return event
 
 
-@pytest.mark.usefixtures("plain_films")
 @pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
 @pytest.mark.parametrize("at", [0, 4, 8, 17])
 def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
@@ -110,7 +109,6 @@ def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
 def test_ctrl_c_again_stops_at_once(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, first: signal.Signals
@@ -134,7 +132,6 @@ def test_ctrl_c_again_stops_at_once(
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
     tmp_path: Path, render: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +146,6 @@ def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
     assert "another: error: no room for the window" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_an_interrupt_sent_twice_is_one(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +161,6 @@ def test_an_interrupt_sent_twice_is_one(
     assert keeps_window(tmp_path / "torn")
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int]) -> None:
     """SIGHUP under nohup, SIGINT in the background of a script."""
     for number in (signal.SIGHUP, signal.SIGINT):
@@ -184,13 +179,13 @@ WHERE += ["film.ffmpeg.finish", "film.writer.join", "film.inventory.film_keys"]
 WHERE += ["film.folder.write_atomically", "denoise.state.write_atomically"]
 
 
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
 def test_a_signal_anywhere_and_others_behind_it(
     tmp_path: Path,
     render: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
     where: str,
     first: signal.Signals,
 ) -> None:
@@ -199,7 +194,7 @@ def test_a_signal_anywhere_and_others_behind_it(
     The others come while the render leaves.
     """
     if not where.startswith(("film.writer.", "film.ffmpeg.")):
-        request.getfixturevalue("plain_films")
+        encode_nothing(monkeypatch)
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)
     owner = pkgutil.resolve_name(path)
@@ -233,7 +228,6 @@ def test_a_signal_anywhere_and_others_behind_it(
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_an_interrupt_by_no_signal_is_130_and_handlers_are_as_before(
     tmp_path: Path, render: Callable[..., int]
 ) -> None:
@@ -283,7 +277,6 @@ def test_a_signal_is_not_forgotten_when_what_defers_it_fails() -> None:
         raise OutputError("no room")
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_a_command_runs_in_any_thread(tmp_path: Path, render: Callable[..., int]) -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(render("whole")))
@@ -306,6 +299,7 @@ def test_a_submitted_job_is_told_of_whatever_comes(
     assert (tmp_path / "out" / "slurm" / "42.json").exists()
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +362,14 @@ def told(folder: Path, *command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
+FIRST = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=() if number in FIRST else pytest.mark.slow) for number in SIGNALS],
+    ids=attrgetter("name"),
+)
 def test_a_signal_inside_exec_has_its_exit_code_under_python_m(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -423,6 +424,7 @@ def has_come(moment: float) -> bool:
     return time.monotonic() >= moment
 
 
+@pytest.mark.slow  # a real model
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     story, out = tmp_path / "foxes.yaml", tmp_path / "out"

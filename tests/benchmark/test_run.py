@@ -21,6 +21,11 @@ def measured(name: str, variants: list[str], steps: int = 6) -> dict[str, dict[s
     return {row["variant"]: row for row in report["variants"]}
 
 
+# What is the same for every family is tried with one of them.
+one_family = pytest.mark.parametrize("spec_name", ["wan"], indirect=True)
+
+
+@one_family
 def test_every_variant_is_measured_with_random_weights(spec_name: str) -> None:
     rows = measured(spec_name, [bench.STOCK, *bench.VARIANTS])
     assert list(rows) == [bench.STOCK, *bench.VARIANTS]
@@ -40,6 +45,7 @@ def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
     assert stored[1:] == whole[1:]
 
 
+@one_family
 def test_fewer_forwards_are_less_work(spec_name: str) -> None:
     adapter = bench.load(MODELS[spec_name], CPU, True)
     work = {
@@ -77,19 +83,29 @@ def test_true_sizes_are_what_the_table_says(name: str) -> None:
     assert getattr(vae, "spatial_compression_ratio", 8) == spec.pixels_per_latent
 
 
-def test_the_command_prints_a_table_and_json(
-    spec_name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def options(name: str, *more: str) -> list[str]:
+    words = ["bench", "--model", name, "--random-weights", "--rounds", "1", "--device", "cpu", "--steps", "2"]
+    return [*words, "--variants", "stock,plain", *more]
+
+
+def test_every_family_is_measured_beside_its_stock_pipeline(
+    spec_name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["bench", "--model", spec_name, "--random-weights", "--variants", "stock,plain", "--steps", "2"]
-    assert run([*options, "--rounds", "1", "--device", "cpu", "--json"]) == 0
+    assert run(options(spec_name, "--json")) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["variant"] for row in report["variants"]] == ["stock", "plain"]
-    assert run([*options, "--rounds", "1", "--device", "cpu"]) == 0
+    assert [row["forwards"] for row in report["variants"]] == [2, 2]
+    assert min(row["tflops"] for row in report["variants"]) > 0
+
+
+@one_family
+def test_the_command_prints_a_table(spec_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(options(spec_name)) == 0
     table = capsys.readouterr().out
     assert "of stock" in table
     assert "plain" in table
     assert "fp8" not in table
-    assert run([*options, "--rounds", "1", "--device", "cpu", "--quantize", "fp8"]) == 0
+    assert run(options(spec_name, "--quantize", "fp8")) == 0
     assert "random weights in fp8" in " ".join(capsys.readouterr().out.split())
-    assert run([*options, "--quantize", "int3"]) == 2
+    assert run(options(spec_name, "--quantize", "int3")) == 2
     assert "unknown quantization 'int3'\nUse none or fp8." in capsys.readouterr().err

@@ -283,6 +283,7 @@ def test_without_docstrings_is_refused_plainly() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # three real renders
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_a_real_render(tmp_path: Path) -> None:
     """SIGINT to the real command with the embedded model, then the same command again."""
@@ -341,6 +342,7 @@ def test_verify_says_what_is_wrong_and_renders_nothing(
     assert fake_engine.asked == asked
 
 
+@pytest.mark.slow  # eight real renders, of which seven end early
 @pytest.mark.skipif(sys.platform == "win32", reason="flock")
 def test_of_eight_processes_one_works_and_seven_say_so(tmp_path: Path) -> None:
     story = tmp_path / "short.yaml"
@@ -647,6 +649,7 @@ def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_any_legal_path_holds_stories_and_films(
     tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,15 +11,14 @@ from storyreel.cli.app import run
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
-from tests.test_render import encode_nothing, film, make, raising, story
+from tests.test_render import film, make, raising, story
 
 SHORT = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture(autouse=True)
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_model: ModelSpec) -> Path:
+def out(tmp_path: Path, fake_model: ModelSpec) -> Path:
     """A finished film of seed 0, where that of seed 1 was before."""
-    encode_nothing(monkeypatch)
     out = tmp_path / "out"
     make(out, SHORT, seed=1)
     make(out, SHORT)

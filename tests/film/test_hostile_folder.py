@@ -19,7 +19,7 @@ from safetensors.torch import save
 from storyreel.errors import OutputError, StoryreelError
 from storyreel.files import digest
 from storyreel.film.store import Record
-from tests.test_render import encode_nothing, film, make, segment, story
+from tests.test_render import film, make, segment, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 
@@ -27,9 +27,8 @@ STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(tmp_path: Path) -> Path:
     """An output with a finished film of two scenes."""
-    encode_nothing(monkeypatch)
     make(tmp_path / "out", STORY)
     return tmp_path / "out"
 

@@ -22,7 +22,7 @@ from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT, FakeEngine, Silent
-from tests.test_render import encode_nothing, make
+from tests.test_render import make
 
 MINI, WAN = MODELS["mini"].adapter, MODELS["wan-14b"].adapter
 
@@ -256,7 +256,6 @@ def blending(text: str) -> str:
 def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_nothing(monkeypatch)
     make(tmp_path)
     cli = partial(recipe_of, read=edited("storyreel.cli.app", lambda text: text + "# edited\n"))
     monkeypatch.setattr(keys, "recipe_of", cli)
@@ -272,7 +271,8 @@ def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
 def test_an_edited_formula_is_ablated_anew(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_nothing(monkeypatch)
+    scores: dict[str, object] = {"film": {}, "scenes": [], "seams": []}
+    monkeypatch.setattr(ablation, "score", lambda *_: scores)
     text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
     films = ablation.plan_films(
         parse_story("foxes.yaml", text.encode()), "foxes", 1, ablation.pick_variants("full"), Overrides()

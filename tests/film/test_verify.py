@@ -17,18 +17,16 @@ from storyreel.film.folder import FilmFolder
 from storyreel.film.store import Store
 from storyreel.film.verify import DAMAGED, MISSING, UNFINISHED, UNKNOWN, UNRECORDED, verify
 from storyreel.models.specs import MODELS, ModelSpec
-from tests.conftest import FakeEngine, plan_of
-from tests.test_render import VERSIONS, encode_nothing, make, raising, segment, story
+from tests.conftest import VERSIONS, FakeEngine, plan_of
+from tests.test_render import make, raising, segment, story
 
 STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 FILES = ["01.mp4", "01.safetensors", "02.mp4", "02.safetensors", "foxes.mp4", "index.html", "manifest.json"]
 
 
 @pytest.fixture
-def out(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A film of two scenes, which is their frames; each has as many as it should."""
-    encode_nothing(monkeypatch)
-    monkeypatch.setattr(reader, "count_frames", lambda path: 12 if path.stem == "foxes" else 6)
+def out(tmp_path: Path, fake_model: ModelSpec) -> Path:
+    """A film of two scenes."""
     make(tmp_path / "out", STORY)
     return tmp_path / "out"
 
@@ -200,6 +198,7 @@ def test_published_checksums_count(out: Path, fake_model: ModelSpec) -> None:
     assert faults(out) == {"model.safetensors": "is damaged or missing"}
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_shorter_film_with_a_record_of_its_own_is_found(tmp_path: Path, fake_model: ModelSpec) -> None:
     """With ffmpeg itself, as an older version may have left it."""
     make(tmp_path, STORY)

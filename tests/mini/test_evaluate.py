@@ -82,6 +82,7 @@ def test_a_black_clip_is_found_wrong(studio: Studio) -> None:
     assert result.likelihood < -1
 
 
+@pytest.mark.slow  # of the weights
 def test_the_score_of_the_estimate_rises_while_noise_goes(studio: Studio) -> None:
     scorer = Scorer.load(MINI_WEIGHTS / "scorer", CPU)
     scores = rising_scores(studio, scorer, story_trials()[:2], every=2, steps=8)

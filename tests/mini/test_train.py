@@ -28,6 +28,7 @@ def run(monkeypatch: pytest.MonkeyPatch, part: str, out: Path, *options: str) ->
     train.main()
 
 
+@pytest.mark.slow  # eight trainings of a step
 def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
     monkeypatch.setattr(clips, "BASIS_CLIPS", 12)
@@ -61,6 +62,7 @@ def test_training_resumes_and_exports(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (len(opinion.places), len(opinion.actions)) == (len(Place), len(ACTIONS))
 
 
+@pytest.mark.slow  # codec and transformer in full size
 def test_training_goes_on_from_exported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
     monkeypatch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])

@@ -76,7 +76,7 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
     adapter = stored
-    plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=6)
+    plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=4)
     segment = plan.segments[0]
     writer = PromptWriter(adapter, plan.settings, None)
     ((finished, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
@@ -134,9 +134,19 @@ def test_of_two_experts_the_one_for_little_noise_has_a_context() -> None:
     assert difference(velocities(adapter, x, 0.5, [text], context)[0], plain) > 1e-4
 
 
+QUICK = [("mochi", "fp8"), ("wan", "none"), ("ltx", "none")]  # of what is traced; the others are slow
+TRACED = [
+    pytest.param(family, quantize, marks=() if (family, quantize) in QUICK else pytest.mark.slow)
+    for family in FAMILIES
+    for quantize in QUANTIZATIONS
+]
+
+
 @torch.no_grad()
-def test_the_transformer_is_one_graph_while_weights_change(stored: PipelineAdapter) -> None:
-    adapter = stored
+@pytest.mark.parametrize(("family", "quantize"), TRACED)
+def test_the_transformer_is_one_graph_while_weights_change(family: str, quantize: str) -> None:
+    adapter = FAMILIES[family]()
+    adapter = adapter if quantize == adapter.spec.quantize else in_fp8(adapter)
     x = latents(adapter)
     scene, action = adapter.encode("a fox in the park"), adapter.encode("a dog sleeps")
     text = side_by_side((scene, action), (0.5, 0.5))

@@ -116,6 +116,7 @@ def rendered(folder: Path, launcher: list[str], *options: str) -> tuple[int, str
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow  # torchrun, four times
 def test_two_processes_make_the_same_film_as_one(tmp_path: Path) -> None:
     """Those of the two are stopped once on the way."""
     films = []
