@@ -39,6 +39,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[FakeAdapter]:
     adapters, waiting = [FakeAdapter(MODELS["mini"]) for _ in range(2)], dict[int, Any]()
 
     def send(message: Any, to: int) -> None:
+        assert to not in waiting  # an answer that nothing has fetched
         waiting[to] = _answer(lambda name: adapters[to - 1], *message)
 
     monkeypatch.setattr("storyreel.models.workers._send", send)
