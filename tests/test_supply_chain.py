@@ -25,15 +25,15 @@ READERS: dict[str, Callable[[Path], object]] = {
     "tags": reader.read_tags,
 }
 PLAYLISTS = {
-    "concat": "ffconcat version 1.0\nfile secret.mp4\n",
-    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    "film.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
+    "film.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.mp4\n#EXT-X-ENDLIST\n",
 }
 
 
 @pytest.mark.parametrize("playlist", PLAYLISTS)
 @pytest.mark.parametrize("reader", READERS)
 def test_no_reader_of_films_follows_a_playlist(tmp_path: Path, reader: str, playlist: str) -> None:
-    secret, film = tmp_path / "secret.mp4", tmp_path / "film.mp4"
+    secret, film = tmp_path / "secret.mp4", tmp_path / playlist
     with writer.SegmentWriter(secret, 32, 32, 12, 1) as encoder:
         encoder.write(bytes(12 * 32 * 32 * 3))
     READERS[reader](secret)
