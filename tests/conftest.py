@@ -308,7 +308,8 @@ def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeE
     return engine
 
 
-VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
+VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "tokenizers": "0.2"}
+VERSIONS["ffmpeg"] = "7"
 SAYS = b"\nwhat it says of itself: "
 
 

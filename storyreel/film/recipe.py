@@ -33,6 +33,7 @@ NO_PART: dict[str, str] = {
     "storyreel.story.quoting": "the same",
     "storyreel.files": "how files are written and hashed",
     "storyreel.lock": "one process a folder",
+    "storyreel.pages": "templates of pages",
     "storyreel.film.folder": "where files lie",
     "storyreel.film.store": "the same",
     "storyreel.film.hashes": "the same",

@@ -608,7 +608,7 @@ def test_an_out_that_cannot_be_is_named(
     assert run([command[0], str(story), *command[1:], "--out", str(out)]) == 73
     err = capsys.readouterr().err
     assert "File exists" not in err
-    words = {"long": "File name too long", "file": "not a folder"}.get(kind, "link that leads nowhere")
+    words = {"long": "File name too long", "file": "not a folder"}.get(kind, "is a broken link")
     assert words in err
     assert "hoose another --out" in err
     assert fake_engine.asked == 0

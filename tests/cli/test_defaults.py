@@ -70,7 +70,7 @@ def test_the_file_is_that_of_the_stories(
     assert "--out=" not in capsys.readouterr().out.replace("--output=", "")  # the job reads the file, too
 
 
-@pytest.mark.usefixtures("fake_engine", "plain_films")
+@pytest.mark.usefixtures("fake_engine")
 def test_paths_in_the_file_are_read_from_its_folder(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,7 +32,7 @@ from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, normalised
 from storyreel.evaluation.frames import SHOT_SIZE, Shots
 from storyreel.evaluation.metrics import METRICS
 from storyreel.evaluation.picture_measures import AlexNetFeatures
-from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
+from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, JUDGE, LITE, OWN, SHOTS, WEIGHTS
 from storyreel.models.specs import MINI_WEIGHTS
 
 CPU = torch.device("cpu")
@@ -181,7 +181,7 @@ def test_weights_are_told_by_name_and_hash(encoders: Encoders) -> None:
 
 
 def test_every_metric_names_weights_that_are_known() -> None:
-    assert {metric.needs for metric in METRICS.values()} - {None} == set(WEIGHTS)
+    assert {metric.needs for metric in METRICS.values()} - {None, OWN, JUDGE} == set(WEIGHTS)
 
 
 def global_state() -> tuple[object, ...]:

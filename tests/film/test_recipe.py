@@ -271,8 +271,6 @@ def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
 def test_an_edited_formula_is_ablated_anew(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores: dict[str, object] = {"film": {}, "scenes": [], "seams": []}
-    monkeypatch.setattr(ablation, "score", lambda *_: scores)
     text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
     films = ablation.plan_films(
         parse_story("foxes.yaml", text.encode()), "foxes", 1, ablation.pick_variants("full"), Overrides()

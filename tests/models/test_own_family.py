@@ -33,7 +33,7 @@ from storyreel.models.loading import TextEncoder, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import COMPONENTS, MODELS, ModelSpec
 from storyreel.render import Engine, render
-from tests.conftest import Silent, plan_of
+from tests.conftest import SAYS, Silent, encode_nothing, plan_of
 from tests.tiny import CPU, TEXTS, velocities
 
 STORY = "render: {model: own}\nscenes:\n  - [a fox in the park, a fox sleeps]\n  - [the park, a dog walks]\n"
@@ -239,13 +239,14 @@ def test_weights_and_context_reach_both_text_encoders(adapter: OwnAdapter) -> No
     assert difference(velocities(adapter, x, 0.7, [scene], context)[0], alone) > 1e-4
 
 
-@pytest.mark.usefixtures("plain_films")
-def test_it_renders(spec: ModelSpec, tmp_path: Path) -> None:
+def test_it_renders(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_nothing(monkeypatch)
     plan = plan_of(STORY, method=("weighting=true", "context=0.5", "window=1"))
     check_inventory(spec)
     result = render(plan, "film", tmp_path / "out", Engine("cpu"), Silent())
     assert result.rendered == 2
-    assert result.film.stat().st_size == plan.frames * 32 * 16 * 3
+    frames = result.film.read_bytes().partition(SAYS)[0]
+    assert len(frames) == plan.frames * 32 * 16 * 3
 
 
 def test_all_its_components_are_fetched_and_missed(spec: ModelSpec) -> None:
