@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from storyreel import render as rendering
+from storyreel import rendering
 from storyreel.denoise.prompts import all_prompts
 from storyreel.errors import StoppedError
 from storyreel.models.specs import MODELS

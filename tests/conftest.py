@@ -33,7 +33,7 @@ from storyreel.models.base import Context, MemoryMode, Request, Text
 from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Engine
+from storyreel.rendering import Engine
 from storyreel.stopping import SIGNALS
 from storyreel.story.plan import Plan, Segment
 from storyreel.story.planning import Overrides, make_plan
@@ -304,7 +304,7 @@ def known_recipe(adapter: str) -> Recipe:
 def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Every command that renders does so with the fake model."""
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
+    monkeypatch.setattr("storyreel.rendering.Engine", lambda *options: engine)
     return engine
 
 

@@ -117,7 +117,7 @@ def test_the_model_is_loaded_once(
         engines.append(options)
         return fake_engine
 
-    monkeypatch.setattr("storyreel.render.Engine", engine)
+    monkeypatch.setattr("storyreel.rendering.Engine", engine)
     assert batch.run(*(batch.story(f"{name}.yaml") for name in "abc")) == 0
     assert [options[:4] for options in engines] == [("auto", "auto", False, False)]
     assert fake_engine.asked == 3

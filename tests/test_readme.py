@@ -2,6 +2,7 @@
 
 What is in a block of ``sh`` is run where it is quick and needs no model, and else read by the program that
 it is for. The two commands of the project's README are run by `.ci/run`. Blocks of ``yaml`` are stories.
+Blocks of ``python`` run, one after the other, with a model that costs nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,10 @@ from storyreel import errors
 from storyreel.cli.app import app, run
 from storyreel.film import writer
 from storyreel.method.settings import Method
+from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.planning import make_plan
 from storyreel.story.schema import parse_story
-from tests.conftest import ROOT
+from tests.conftest import ROOT, FakeEngine
 
 PACKAGE = ROOT / "storyreel"
 PATHS = [ROOT / "README.md", *sorted(PACKAGE.rglob("README.md")), ROOT / "tests" / "README.md"]
@@ -102,7 +105,7 @@ def test_files_that_are_named_are_there(name: str) -> None:
 def test_nothing_is_left_open(name: str) -> None:
     assert not re.search(r"\b(FIGURES|SCORES|DRAWING|TODO|TBD|XXX|[A-Z]+_TRAINING)\b", READMES[name])
     assert not re.search(r"\| (TRANSFORMER|TEXT|CODEC) \|", READMES[name])
-    assert {kind for kind, _ in FENCE.findall(READMES[name])} <= {"sh", "yaml", "text"}
+    assert {kind for kind, _ in FENCE.findall(READMES[name])} <= {"sh", "yaml", "text", "python"}
     assert READMES[name].count("```") % 2 == 0
 
 
@@ -230,7 +233,7 @@ def test_every_setting_of_the_method_is_in_the_table_with_its_default() -> None:
 def test_the_tree_has_every_folder_and_module() -> None:
     tree = blocks("storyreel/README.md", "text")[0]
     there = {f"{path.name}/" if path.is_dir() else path.name for path in PACKAGE.iterdir()}
-    there -= {"__init__.py", "__pycache__/", "README.md"}
+    there -= {"__init__.py", "__pycache__/", "README.md", "py.typed"}
     assert set(re.findall(r"^[├└]── (\S+)", tree, re.M)) == there
 
 
@@ -270,3 +273,22 @@ def test_the_picture_is_made_by_the_command_that_is_said_to(tmp_path: Path) -> N
     done = subprocess.run([bash, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "stories" / "nyc.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize("name", [name for name in READMES if blocks(name, "python")])
+def test_python_runs(
+    name: str, tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ROOT / "stories", tmp_path / "stories")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(MODELS, "mini", replace(fake_model, name="mini", seconds=0.5))
+    engine = FakeEngine()
+    monkeypatch.setattr("storyreel.api.Engine", lambda device: engine)
+    monkeypatch.setattr("storyreel.engine.Engine", lambda device: engine)
+    for block in blocks(name, "python"):
+        exec(compile(block, name, "exec"), {})  # noqa: S102  # our own README
+
+
+def test_python_is_shown() -> None:
+    assert [name for name in READMES if blocks(name, "python")]

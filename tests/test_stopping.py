@@ -53,7 +53,7 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
             engine.stop = stop or options[-1]  # type: ignore[assignment]
             return engine
 
-        monkeypatch.setattr("storyreel.render.Engine", made)
+        monkeypatch.setattr("storyreel.rendering.Engine", made)
         return run([*words, str(story), "--out", str(tmp_path / name)])
 
     return command

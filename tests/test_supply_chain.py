@@ -82,7 +82,7 @@ HOSTILE = [
 def test_prompts_are_text_wherever_they_go(tmp_path: Path, fake_model: ModelSpec) -> None:
     """In chapters, tags, subtitles and on the page."""
     from storyreel.film.reader import read_tags
-    from storyreel.render import render
+    from storyreel.rendering import render
 
     def quoted(text: str) -> str:
         return "'" + text.replace("'", "''") + "'"

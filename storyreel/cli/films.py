@@ -14,7 +14,6 @@ from storyreel.cli.reading import (
     check_out,
     film_folder,
     film_folders,
-    film_name,
     is_story,
     raise_all,
     read,
@@ -23,6 +22,7 @@ from storyreel.cli.reading import (
 from storyreel.cli.results import Verified, failed, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import StoryreelError, UsageError, counted, printable
+from storyreel.story.naming import film_name
 
 
 def status(

@@ -25,18 +25,19 @@ from storyreel.cli.options import (
     flag,
 )
 from storyreel.cli.process import rank
-from storyreel.cli.reading import check_out, film_name, missing_weights, raise_all, read, tell, worst
+from storyreel.cli.reading import check_out, missing_weights, raise_all, read, tell, worst
 from storyreel.cli.results import failed, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import StoppedError, StoryreelError, UsageError, counted, printable
 from storyreel.stopping import KEPT, deferred, stopping
+from storyreel.story.naming import film_name
 from storyreel.story.plan import Plan
 from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
 
 if TYPE_CHECKING:
     from storyreel.models.specs import ModelSpec
-    from storyreel.render import Engine
+    from storyreel.rendering import Engine
 
 Errors = dict[str, StoryreelError]
 
@@ -120,7 +121,7 @@ def _render_all(
 @contextmanager
 def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engine]:
     """Give what renders; of torchrun's processes only the first gets it, the others serve it."""
-    from storyreel.render import Engine
+    from storyreel.rendering import Engine
 
     with stopping(KEPT) as stop:
         if rank() is None:
@@ -143,7 +144,7 @@ def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engin
 def _render(name: str, plan: Plan, options: RenderOptions, engine: Engine, as_json: bool) -> dict[str, Any]:
     """Render one film and say so; return what it left as plain data."""
     from storyreel.cli.display import RenderDisplay, say
-    from storyreel.render import render as render_film
+    from storyreel.rendering import render as render_film
 
     with RenderDisplay(name) as display:
         result = render_film(plan, name, options.out, engine, display, options.overwrite)

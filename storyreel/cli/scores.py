@@ -22,11 +22,12 @@ from storyreel.cli.options import (
     check_weights,
     option,
 )
-from storyreel.cli.reading import check_out, film_folder, film_name, missing_weights, raise_all, read
+from storyreel.cli.reading import check_out, film_folder, missing_weights, raise_all, read
 from storyreel.cli.rendering import print_plans
 from storyreel.cli.results import print_json
 from storyreel.errors import StoryreelError, UsageError
 from storyreel.stopping import KEPT, stopping
+from storyreel.story.naming import film_name
 
 if TYPE_CHECKING:
     from storyreel.evaluation.films import Film
@@ -185,7 +186,7 @@ def ablate(
         print_plans({film.label: film.plan for film in wanted}, as_json)
         return
     from storyreel.cli.display import RenderDisplay, print_comparison, say
-    from storyreel.render import Engine
+    from storyreel.rendering import Engine
 
     check_weights(options.weights)
     raise_all(missing_weights((film.label, film.plan) for film in wanted).values())

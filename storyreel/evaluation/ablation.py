@@ -10,7 +10,7 @@ from pathlib import Path
 
 from storyreel.errors import StoryreelError, UsageError, counted
 from storyreel.evaluation.films import Film, collect, rendered_film
-from storyreel.render import Engine, Progress, render
+from storyreel.rendering import Engine, Progress, render
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story

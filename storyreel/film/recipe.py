@@ -50,7 +50,7 @@ NO_PART: dict[str, str] = {
     "storyreel.film.messages": "words",
     "storyreel.film.ffmpeg": "how ffmpeg is started; its version is in the keys",
     "storyreel.engine": "loads the model",
-    "storyreel.render": "calls all others, in an order that no picture depends on",
+    "storyreel.rendering": "calls all others, in an order that no picture depends on",
 }
 
 

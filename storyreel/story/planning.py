@@ -23,7 +23,7 @@ from storyreel.method.similarity import shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
-from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, Story
+from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
@@ -104,6 +104,7 @@ def _model(story: Story, overrides: Overrides) -> ModelSpec:
 
 def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Refusals) -> Settings:
     """Return the film's settings: the command line's, else the story's, else the model's."""
+    _check_numbers(overrides)
     wished = story.render
     width, height = spec.size
     size = wished.size if overrides.size is None else overrides.size
@@ -129,6 +130,17 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         # A chosen guidance counts at all noise levels, as `guidance_scale` alone does in diffusers.
         guidance_2=spec.guidance_2 if guidance is None else None,
     )
+
+
+def _check_numbers(overrides: Overrides) -> None:
+    """Raise UsageError for a seed or a number of steps that no story could have either."""
+    given = {"seed": overrides.seed, "steps": overrides.steps}
+    try:
+        RenderSettings.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0])
+        raise UsageError(f"{name} {given[name]!r:.60} is not valid", f"{fault['msg']}.") from None
 
 
 def _segments(

@@ -23,9 +23,9 @@ from storyreel import __version__
 from storyreel.cli import display as console
 from storyreel.cli import stories as cli
 from storyreel.cli.app import run
-from storyreel.cli.reading import slug
 from storyreel.errors import NumericsError
 from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.story.naming import slug
 from tests.conftest import ROOT, FakeEngine
 
 NYC = str(ROOT / "stories" / "nyc.yaml")

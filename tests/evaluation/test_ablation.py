@@ -51,7 +51,7 @@ def story(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda device, stop: engine)
+    monkeypatch.setattr("storyreel.rendering.Engine", lambda device, stop: engine)
     return engine
 
 

@@ -11,7 +11,7 @@ from storyreel.cli.app import run
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
-from tests.test_render import film, make, raising, story
+from tests.test_rendering import film, make, raising, story
 
 SHORT = story([("a park", "a fox sits"), ("a street", "it walks")])
 
@@ -71,7 +71,7 @@ def test_the_work_of_a_render_that_was_not_finished_stays(out: Path) -> None:
 def test_a_state_inside_the_window_stays_while_it_is_needed(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         make(out, SHORT, engine=raising(FakeEngine(), 2), seed=2)
     assert run(["clean", str(out), "--yes"]) == 0

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from storyreel.errors import OutputError, StoryreelError
 from storyreel.files import digest
 from storyreel.film.store import Record
-from tests.test_render import film, make, segment, story
+from tests.test_rendering import film, make, segment, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 

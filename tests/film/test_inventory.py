@@ -12,7 +12,7 @@ from storyreel.film.keys import film_facts
 from storyreel.film.store import Kind, Record
 from tests.conftest import plan_of
 from tests.film.test_keys import WITH_ENCODER
-from tests.test_render import story
+from tests.test_rendering import story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 

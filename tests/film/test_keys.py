@@ -14,7 +14,7 @@ from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 from tests.film.test_differences import MADE_OF
-from tests.test_render import SCENES, story
+from tests.test_rendering import SCENES, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 # In `MADE_OF` there is no ffmpeg, which is an encoder like any other.

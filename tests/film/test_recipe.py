@@ -22,7 +22,7 @@ from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT, FakeEngine, Silent
-from tests.test_render import make
+from tests.test_rendering import make
 
 MINI, WAN = MODELS["mini"].adapter, MODELS["wan-14b"].adapter
 
@@ -110,7 +110,7 @@ def test_what_shapes_pictures_is_known() -> None:
 
 def test_every_module_of_a_render_shapes_pictures_or_is_known_not_to() -> None:
     """Also those that only `render` itself imports."""
-    reached = closure(["storyreel.render", MINI.partition(":")[0]], set(), source)
+    reached = closure(["storyreel.rendering", MINI.partition(":")[0]], set(), source)
     counted = recipe_of(MINI)
     files = {f"{name.removeprefix('storyreel.').replace('.', '/')}.py": name for name in reached}
     assert {files[name] for name in files.keys() - {*counted.latents, *counted.pictures}} == set(NO_PART)

@@ -18,7 +18,7 @@ from storyreel.film.store import Store
 from storyreel.film.verify import DAMAGED, MISSING, UNFINISHED, UNKNOWN, UNRECORDED, verify
 from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import VERSIONS, FakeEngine, plan_of
-from tests.test_render import make, raising, segment, story
+from tests.test_rendering import make, raising, segment, story
 
 STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 FILES = ["01.mp4", "01.safetensors", "02.mp4", "02.safetensors", "foxes.mp4", "index.html", "manifest.json"]

@@ -32,7 +32,7 @@ from storyreel.models.inventory import check_inventory
 from storyreel.models.loading import TextEncoder, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import COMPONENTS, MODELS, ModelSpec
-from storyreel.render import Engine, render
+from storyreel.rendering import Engine, render
 from tests.conftest import SAYS, Silent, encode_nothing, plan_of
 from tests.tiny import CPU, TEXTS, velocities
 

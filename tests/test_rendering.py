@@ -35,7 +35,7 @@ from storyreel.film.keys import film_tags, plan_facts
 from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Engine, Rendered, render
+from storyreel.rendering import Engine, Rendered, render
 from storyreel.story.plan import Segment
 from tests.conftest import VERSIONS, FakeAdapter, FakeEngine, FakeScorer, Silent, encode_nothing, plan_of
 from tests.tiny import velocities
@@ -257,7 +257,7 @@ def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "whole", steps=8)
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
     engine = FakeEngine()
 
     def interrupt(count: int) -> None:
@@ -340,7 +340,7 @@ WHERE = {
     "at a record": ("storyreel.film.store.write_atomically", 8),
     "while joining": ("storyreel.film.writer.join", 1),
     "at the last ffmpeg": ("storyreel.film.ffmpeg.finish", 7),
-    "at the page": ("storyreel.render.write_atomically", 1),
+    "at the page": ("storyreel.rendering.write_atomically", 1),
     "at the manifest": ("storyreel.film.folder.FilmFolder.publish", 1),
 }
 
@@ -470,7 +470,7 @@ def test_another_version_of_storyreel_is_the_same_film(
     make(tmp_path)
     before = film(tmp_path)
     monkeypatch.setattr(keys, "__version__", "99.0")
-    monkeypatch.setattr("storyreel.render.__version__", "99.0")
+    monkeypatch.setattr("storyreel.rendering.__version__", "99.0")
     result, progress, engine = make(tmp_path)
     assert (result.rendered, engine.asked, progress.heard) == (0, 0, [])
     assert film(tmp_path) == before  # which says what joined it
@@ -1044,7 +1044,7 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
 
     In between, every file is as it is in the end, or absent.
     """
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)  # windows are written after every forward
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)  # windows are written after every forward
     text, ended = story(SCENES[:2]), []
     make(tmp_path / "whole", text, steps=2)
     whole = contents(tmp_path / "whole")
