@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,16 +101,17 @@ def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
         storyreel.Film.open(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="nowhere"):
         storyreel.render(tmp_path / "nowhere.yaml")
-    for wrong in (
+    given: tuple[dict[str, Any], ...] = (
         {"steps": 0},
         {"seed": -1},
         {"steps": "8"},
         {"seed": 1.5},
         {"guidance": 0.5},
         {"size": "1"},
-    ):
+    )
+    for wrong in given:
         with pytest.raises(UsageError, match=next(iter(wrong)) + "|1"):
-            storyreel.plan(story, **wrong)  # type: ignore[arg-type]
+            storyreel.plan(story, **wrong)
     story.write_text("scenes: 1\n")
     with pytest.raises(ScriptError):
         storyreel.plan(story)
