@@ -6,7 +6,6 @@ Anything else that is raised is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, replace
 
 MAX_SHOWN = 100  # faults of one script that are printed
@@ -60,25 +59,17 @@ class Fault:
         return replace(self, message=message)
 
     def format(self, path: str, kind: str = "error") -> str:
-        """Return ``path:line:column: error: …``, the line, a caret under the place, and the mended line.
+        """Return ``path:line:column: kind: …``, the line, a caret under the place, and the mended line."""
+        from rich.cells import cell_len
 
-        ``kind`` stands for the word error.
-        """
         # Long lines are shown around the place; anything that does not print shows as a dot.
         first = max(0, self.column - 80)
         shown = "".join(c if c.isprintable() else "·" for c in self.source[first : first + 160])
-        before = " " * sum(_cells(c) for c in shown[: self.column - 1 - first])
+        before = " " * cell_len(shown[: self.column - 1 - first])
         head = printable(f"{path}:{self.line}:{self.column}: {kind}: {self.message}")
         margin = f"{self.line:5d} | "
         text = f"{head}\n{margin}{shown}\n{' ' * (len(margin) - 2)}| {before}^"
         return text + (f"\nwrite | {printable(self.mended)}" if self.mended else "")
-
-
-def _cells(char: str) -> int:
-    """Return how many cells of a terminal a character takes."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
 class ScriptError(StoryreelError):
@@ -92,7 +83,11 @@ class ScriptError(StoryreelError):
         self.faults = sorted(faults, key=lambda fault: (fault.line, fault.column))
 
     def __str__(self) -> str:
-        shown = [fault.format(self.path) for fault in self.faults[:MAX_SHOWN]]
+        return self.format("error")
+
+    def format(self, kind: str) -> str:
+        """Return all faults with their places, or the first `MAX_SHOWN`; ``kind`` is what each is called."""
+        shown = [fault.format(self.path, kind) for fault in self.faults[:MAX_SHOWN]]
         if len(self.faults) > MAX_SHOWN:
             shown.append(f"{self.path}: … and {len(self.faults) - MAX_SHOWN} more")
         return "\n".join(shown)

@@ -1,6 +1,6 @@
-"""Files: hashed, read as JSON, and written so that nothing half done can pass for done.
+"""Files: hashed, read as JSON, and written as a whole or not at all.
 
-A file is written under a temporary name, forced to disk and renamed.
+A file is written under a temporary name, synced to disk and renamed.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ def digest(value: object) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises OSError; ValueError for what cannot be written as JSON again.
+    """Return the value in a JSON file. Raises OSError; ValueError for what cannot be written as JSON again.
 
-    That is NaN and numbers that are infinite, which no JSON has, and half a character, which no text has;
-    and what is nested too deep to be read.
+    That is NaN, infinite numbers and half a surrogate pair; and what is nested too deep to be read.
     """
 
     def refuse(word: str) -> float:
-        raise ValueError(f"{word} is no number")
+        raise ValueError(f"{word} is not a number")
 
     def finite(digits: str) -> float:
         return number if math.isfinite(number := float(digits)) else refuse(digits)
 
     if not path.is_file():  # a pipe would never end
-        raise FileNotFoundError(errno.ENOENT, "is no file", str(path))
+        raise FileNotFoundError(errno.ENOENT, "is not a file", str(path))
     data = path.read_bytes()
     try:
         value = json.loads(data, parse_constant=refuse, parse_float=finite)
@@ -80,9 +79,9 @@ _PATH = (str, bytes, os.PathLike)
 
 @contextmanager
 def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str = KEPT) -> Iterator[None]:
-    """Turn the system's refusal to write ``path``, or into it, into OutputError.
+    """Turn an OSError about writing ``path``, or into it, into OutputError.
 
-    ``elsewhere`` and ``afterwards`` are what else helps, and what to do then.
+    ``elsewhere`` says what else would help, ``afterwards`` what to do then.
     """
     try:
         yield
@@ -90,7 +89,7 @@ def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str
         named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, _PATH) else path
         if not _concerns(named, path, error.errno):
             raise
-        where = path if ".part" in named.name else named  # of a temporary file nobody knows
+        where = path if ".part" in named.name else named  # the user knows no temporary file
         words = obstacle(path) if error.errno in _ABOUT_FOLDERS else None
         first = "Remove it" if words else _FIRST_AID.get(error.errno or 0)
         advice = f"{first}, or {elsewhere}" if first else elsewhere[:1].upper() + elsewhere[1:]
@@ -99,26 +98,26 @@ def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str
 
 
 def _concerns(named: Path, path: Path, code: int | None) -> bool:
-    """Tell whether an error that names one file is of writing another: beside it, nothing is read."""
+    """Tell whether an error about the file ``named`` comes from writing ``path``."""
     beside = path.parent in named.parents and code != errno.ENOENT
     return beside or path in named.parents or named in (path, *path.parents)
 
 
 def obstacle(path: Path) -> str | None:
-    """Return what stands where a path wants a folder; None if nothing does."""
+    """Return what is in the way of a path's folders; None if nothing is."""
     for parent in reversed((path, *path.parents)):
         with suppress(OSError):
             if parent.is_symlink() and not parent.exists():
-                return f"{parent} is a link that leads nowhere"
+                return f"{parent} is a broken link"
             if parent != path and parent.exists() and not parent.is_dir():
-                return f"{parent} is no folder"
+                return f"{parent} is not a folder"
     return None
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; on success, sync it and rename it to ``path``."""
-    # Temporary names are hidden and random: an orphaned writer can spoil only its own file.
+    """Yield a temporary path beside ``path``; on success, sync that file and rename it to ``path``."""
+    # Hidden and random, so that a writer that was left running spoils only its own file.
     part = path.with_name(f".{path.stem}-{secrets.token_hex(8)}.part{path.suffix}")
     try:
         yield part
@@ -131,7 +130,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last, where folders can be synced: not on Windows, not on every network."""
+    """Sync a folder, so that a rename in it lasts; not every file system can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -141,7 +140,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Write a whole file or nothing."""
+    """Write a whole file or nothing. Raises OSError."""
     with replacing(path) as part:
         _write(part, data.encode() if isinstance(data, str) else data)
 
@@ -154,7 +153,7 @@ def _sync(handle: int) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it cannot be asked for there
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # the file system cannot sync
             raise
 
 

@@ -1,4 +1,4 @@
-"""One process a folder: a lock that ends with its process, where the file system has locks."""
+"""A lock on a folder, for one process: released when the process ends, where the file system has locks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as L
 
 
 class Lock:
-    """The lock on a file. Beside it lies who holds it, for people.
+    """The lock on the file ``path``. A note beside it names the process that holds it.
 
-    Where the file system has no locks, that note is the lock: it is there as long as somebody works, and
-    one of a process that has died on this machine counts for nothing.
+    Where the file system has no locks, the note is the lock: it is removed when the lock is released, and
+    does not count if its process has ended on this machine.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +32,7 @@ class Lock:
         self._is_note_alone = False
 
     def acquire(self, patience: float) -> bool:
-        """Take the lock, trying for some seconds; tell whether that was granted. Raises OSError."""
+        """Try to take the lock for ``patience`` seconds; tell whether it is held now. Raises OSError."""
         deadline = time.monotonic() + patience
         while not self._take():
             if time.monotonic() >= deadline:
@@ -42,7 +42,7 @@ class Lock:
 
     @contextmanager
     def waited_for(self) -> Iterator[None]:
-        """Hold the lock, however long it takes to get it."""
+        """Wait for the lock, and hold it."""
         self.acquire(math.inf)
         try:
             yield
@@ -50,7 +50,7 @@ class Lock:
             self.release()
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         try:
             with suppress(OSError):
                 self._note.unlink()
@@ -60,7 +60,7 @@ class Lock:
                 os.close(handle)
 
     def is_held(self) -> bool:
-        """Tell whether anybody holds it; nothing is written, and nobody is kept out."""
+        """Tell whether any process holds the lock, without waiting or writing anything."""
         try:
             if not self._path.is_file():  # a pipe would never open
                 return False
@@ -73,7 +73,7 @@ class Lock:
         return False
 
     def holder(self) -> str:
-        """Return who holds it and since when, as far as is known, in brackets."""
+        """Return which process holds the lock, and since when, in brackets; "" if that is unknown."""
         try:
             process, host, since = self._noted()
         except (ValueError, TypeError):
@@ -81,10 +81,10 @@ class Lock:
         return f" (process {process} on {host}, since {since})"
 
     def hint(self) -> str:
-        """Return what else helps whoever did not get it, after a blank; "" where nothing does."""
+        """Return what else helps if the lock was not granted, after a blank; "" if nothing does."""
         if not self._is_note_alone:
             return ""
-        return f" This file system has no locks: if that process is no more, delete {self._note}."
+        return f" This file system has no locks: if that process has ended, delete {self._note}."
 
     def _take(self) -> bool:
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -99,7 +99,7 @@ class Lock:
                 return False
             raise
         self._handle = handle
-        with suppress(OSError):  # a note, and no reason to fail
+        with suppress(OSError):  # the note is only for people here
             self._note.write_text(self._words())
         return True
 
@@ -114,14 +114,14 @@ class Lock:
         return True
 
     def _is_noted(self) -> bool:
-        """Tell whether the note is there, and of a process that may be at work."""
+        """Tell whether the note is there, of a process that may still run."""
         try:
             process, host, _ = self._noted()
             if host == platform.node():
                 os.kill(int(process), 0)
         except (FileNotFoundError, ProcessLookupError):
             return False
-        except (OSError, ValueError, TypeError, OverflowError):  # not ours to signal, or just being written
+        except (OSError, ValueError, TypeError, OverflowError):  # another user's, or half written
             return self._note.exists()
         return True
 

@@ -79,13 +79,21 @@ class Submission:
 _SUBMISSION = TypeAdapter(Submission)
 
 
-def job_script(stories: Iterable[Path], arguments: Iterable[str], directives: Iterable[str]) -> str:
+def job_script(
+    stories: Iterable[Path],
+    arguments: Iterable[str],
+    directives: Iterable[str],
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Return the bash script of an array job that renders one of ``stories`` in each element.
 
-    ``arguments`` are render's, ``directives`` what follows ``#SBATCH``. Raises UsageError for control
-    characters, which no shell, log or table could show.
+    ``arguments`` are render's, ``directives`` what follows ``#SBATCH``; ``environment`` are variables that
+    a cluster may keep from a job. Raises UsageError for control characters, which no shell, log or table
+    could show.
     """
+    variables = [f"{name}={value}" for name, value in (environment or {}).items()]
     command = [sys.executable, "-m", "storyreel", "render", *arguments]
+    command = ["env", *variables, *command] if variables else command
     paths = [str(path.absolute()) for path in stories]
     directives = [*_DIRECTIVES, *directives]
     here = str(Path.cwd())
@@ -122,8 +130,8 @@ def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
     if shutil.which("sbatch") is None:
         raise MissingError(
             "there is no sbatch here",
-            "Submit where Slurm is installed; --slurm --dry-run prints the script, without --slurm the "
-            "stories are rendered here.",
+            "Submit where Slurm is installed; --dry-run prints the script; storyreel render renders the "
+            "stories here.",
         )
     folder = out / FOLDER
     with writing(folder):
@@ -134,7 +142,7 @@ def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
     job = done.stdout.decode(errors="replace").strip().partition(";")[0]
     if done.returncode or not job.isdigit():
         words = done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"sbatch submits nothing: {words}", "Mend what it says, and run this again.")
+        raise SlurmError(f"sbatch rejected the job: {words}", "Correct what it reports, and run this again.")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     submission = Submission(job, now, {name: str(path.absolute()) for name, path in films.items()})
     try:
@@ -142,7 +150,7 @@ def submit(script: str, out: Path, films: Mapping[str, Path]) -> Submission:
         write_atomically(folder / f"{job}.json", json.dumps(asdict(submission), indent=2) + "\n")
     except OSError as error:
         message = f"job {job} is submitted, but its record cannot be written: {error.strerror}"
-        raise OutputError(message, f"It will render, if it can write. scancel {job} ends it.") from None
+        raise OutputError(message, f"It renders if it can write. scancel {job} ends it.") from None
     return submission
 
 

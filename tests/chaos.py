@@ -28,12 +28,13 @@ from typing import Any
 
 import torch
 
-from storyreel import render as rendering
+from storyreel import rendering
 from storyreel.denoise.prompts import all_prompts
 from storyreel.errors import StoppedError
 from storyreel.models.specs import MODELS
 from storyreel.stopping import SIGNALS, stopping
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
 
 NAME = "short"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import errno
+import fcntl
+import json
 import math
 import os
 import signal
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +25,18 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
     from tests.tiny import CPU, FAMILIES, TINY, mochi
 
 from storyreel.benchmark import run as bench
-from storyreel.film import keys
+from storyreel.errors import StoryreelError
+from storyreel.film import ffmpeg as film_ffmpeg
+from storyreel.film import keys, reader, writer
 from storyreel.film.recipe import Recipe, recipe_of
-from storyreel.models.base import Memory, MemoryMode, OneByOne, Text
+from storyreel.models.base import Context, MemoryMode, Request, Text
+from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Engine
+from storyreel.rendering import Engine
 from storyreel.stopping import SIGNALS
-from storyreel.story.plan import Overrides, Plan, Segment, make_plan
+from storyreel.story.plan import Plan, Segment
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +46,31 @@ ROOT = Path(__file__).parent.parent
 def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No power is cut here; a sync is still asked for at its place, and may fail there."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that would reach farther than this machine fails, also where a library swallows the error."""
+    asked: list[object] = []
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+
+    def near(host: object) -> None:
+        if host not in (None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()):
+            asked.append(host)
+            raise OSError(errno.ENETUNREACH, "tests reach no network")
+
+    def connected(self: socket.socket, address: Any) -> None:
+        near(address[0] if isinstance(address, tuple) else None)
+        connect(self, address)
+
+    def resolved(host: Any, *rest: Any, **named: Any) -> Any:
+        near(host.decode() if isinstance(host, bytes) else host)
+        return resolve(host, *rest, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", connected)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    yield
+    assert not asked
 
 
 @pytest.fixture(autouse=True)
@@ -64,22 +97,23 @@ def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         for key, value in adapter.experts[0].config.items()
         if not key.startswith("_") and key != "torch_dtype"
     }
-    text = adapter.text_encoder.config
+    (encoder,) = adapter.text_encoders
+    (usual,) = adapter.reads_with
     spec = replace(
         adapter.spec,
         hub="someone/tiny",
+        size=(32, 32),
         dtype="float32",
         vae_dtype="float32",
         architecture=config,
+        vae_architecture={k: v for k, v in adapter.vae.config.items() if not k.startswith("_")},
         boundary_ratio=adapter.parts.options.get("boundary_ratio"),
         text_length=128,
     )
     monkeypatch.setitem(MODELS, spec.name, spec)
-    monkeypatch.setattr(
-        type(adapter), "vae_class", lambda: copy.deepcopy(adapter.vae).to(torch.get_default_device())
-    )
-    sizes = {name: getattr(text, name) for name in ("vocab_size", "d_kv", "d_ff", "num_layers", "num_heads")}
-    monkeypatch.setattr(type(adapter), "text_architecture", sizes)
+    names = ("d_model", "vocab_size", "d_kv", "d_ff", "num_layers", "num_heads")
+    sizes = {name: getattr(encoder.config, name) for name in names}
+    monkeypatch.setattr(type(adapter), "reads_with", (TextEncoder(usual.kind, sizes, usual.thin),))
     monkeypatch.setitem(bench.MATRIX, "cpu", 64)
     return spec.name
 
@@ -107,11 +141,11 @@ class FakeDecoder:
         return torch.cat(frames)
 
 
-class FakeAdapter(OneByOne):
+class FakeAdapter:
     """A model that wants every scene to be of one brightness, which its prompt decides.
 
-    The less a prompt's first token counts, the nearer to grey; what it remembers counts beside
-    the prompt. So what is told by other weights, or with another memory, looks otherwise.
+    The less a prompt's first token counts, the nearer to grey; the context counts beside the prompt. So
+    with other weights, or another context, a scene looks otherwise.
     """
 
     device = CPU
@@ -121,7 +155,7 @@ class FakeAdapter(OneByOne):
         self.spec = spec
         self.predicted: list[tuple[float, str]] = []
         self.on_predict: Callable[[int], None] = lambda count: None
-        self.modes = ["balanced", "low"]
+        self.modes: list[MemoryMode] = ["balanced", "low"]
 
     def compile(self) -> None:
         """Have nothing to compile."""
@@ -130,12 +164,15 @@ class FakeAdapter(OneByOne):
         for prompt in prompts:
             self.encode(prompt)
 
-    def economise(self) -> str | None:
-        return self.modes.pop(0) if self.modes else None
+    def lower_memory_mode(self) -> MemoryMode | None:
+        if not self.modes:
+            return None
+        self.memory = self.modes.pop(0)
+        return self.memory
 
     def encode(self, prompt: str) -> Text:
         codes = torch.tensor([float(b) for b in prompt.encode()] or [0.0])
-        return Text(codes[None, :, None], torch.ones(1, len(codes), dtype=torch.bool))
+        return Text((codes[None, :, None],), torch.ones(1, len(codes)))
 
     def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
@@ -143,25 +180,27 @@ class FakeAdapter(OneByOne):
     def expert_at(self, sigma: float) -> int:
         return 0
 
-    def predict(
-        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        return map(self.answer, requests)
+
+    def answer(self, request: Request) -> list[Tensor]:
+        x, sigma, texts, context = request
         self.on_predict(len(self.predicted))
-        words = "".join(chr(int(c)) for c in texts[-1].states.flatten())
+        words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
-        return [(x - self._wanted(text, memory)) / sigma for text in texts]
+        return [(x - self._wanted(text, context)) / sigma for text in texts]
 
     @staticmethod
-    def _wanted(text: Text, memory: Memory | None) -> float:
-        value = (float(text.states.sum() % 101) / 50 - 1) * (1 + float(text.mask[0, 0])) / 2
-        if memory is None:
+    def _wanted(text: Text, context: Context | None) -> float:
+        value = (float(text.states[0].sum() % 101) / 50 - 1) * (1 + float(text.weights[0, 0])) / 2
+        if context is None:
             return value
-        remembered, weights = memory.layers[0][1].flatten(), memory.weights
-        return (value + float(remembered @ weights)) / (1 + float(weights.sum()))
+        others, weights = context.layers[0][1].flatten(), context.weights
+        return (value + float(others @ weights)) / (1 + float(weights.sum()))
 
-    def remember(self, latents: Tensor, text: Text) -> Memory:
+    def context_of(self, latents: Tensor, text: Text) -> Context:
         tokens = latents.mean((1, 3, 4))[..., None, None]
-        return Memory(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
+        return Context(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
 
     def decode(self, latents: Tensor) -> Tensor:
         return FakeDecoder(self.spec).push(latents)
@@ -233,8 +272,19 @@ class Silent:
 
 
 @pytest.fixture
-def fake_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
-    """The table has a model ``fake`` with a weight file of its own."""
+def ffmpeg() -> None:
+    """Have the fake model's films be encoded all the same; see `fake_model`."""
+
+
+@pytest.fixture
+def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """The table has a model ``fake`` with a weight file of its own.
+
+    Starts of ffmpeg would take most of such a render. So films are their frames, but for tests that ask
+    for `ffmpeg` too.
+    """
+    if "ffmpeg" not in request.fixturenames:
+        encode_nothing(monkeypatch)
     weights = tmp_path / "fake-weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"weights")
@@ -255,22 +305,71 @@ def known_recipe(adapter: str) -> Recipe:
 def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Every command that renders does so with the fake model."""
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.render.Engine", lambda *options: engine)
+    monkeypatch.setattr("storyreel.rendering.Engine", lambda *options: engine)
     return engine
 
 
-@pytest.fixture
-def plain_films(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Films are their frames: starts of ffmpeg take most of such a render."""
+VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "tokenizers": "0.2"}
+VERSIONS["ffmpeg"] = "7"
+SAYS = b"\nwhat it says of itself: "
 
+
+def encode_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Have films be their frames, of the fake model's size, and behind them what else is said of a film."""
     from tests.film.test_decode import FakeWriter
 
-    def join(segments: list[Path], path: Path, *arguments: object) -> None:
-        path.write_bytes(b"".join(segment.read_bytes() for segment in segments))
+    width, height = MODELS["mini"].size
 
-    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.video.join", join)
-    monkeypatch.setattr("storyreel.film.video.encoder_version", str)
+    def join(
+        segments: Sequence[Path],
+        path: Path,
+        fps: int,
+        chapters: Sequence[writer.Chapter],
+        tags: dict[str, str],
+    ) -> None:
+        says = json.dumps({"fps": fps, "chapters": [vars(chapter) for chapter in chapters], "tags": tags})
+        with path.open("wb") as film:
+            for segment in segments:
+                film.write(segment.read_bytes())
+            film.write(SAYS + says.encode())
+
+    def read_frames(path: Path, *size: object) -> Iterator[bytes]:
+        assert size[:2] == (width, height)
+        frames, _, says = path.read_bytes().partition(SAYS)
+        if not says:
+            raise StoryreelError(f"cannot read the film {path}")
+        yield frames
+
+    def probe(path: Path) -> reader.Facts:
+        says = json.loads(path.read_bytes().partition(SAYS)[2] or "null")
+        if says is None:
+            raise StoryreelError(f"{path} is not a film")
+        starts = tuple(chapter["start"] / says["fps"] for chapter in says["chapters"])
+        return reader.Facts(width, height, says["fps"], says["tags"], starts)
+
+    def count_frames(path: Path) -> int:
+        return len(path.read_bytes().partition(SAYS)[0]) // (width * height * 3)
+
+    patch.setattr(writer, "SegmentWriter", FakeWriter)
+    patch.setattr(writer, "join", join)
+    for function in (read_frames, probe, count_frames):
+        patch.setattr(reader, function.__name__, function)
+    patch.setattr(film_ffmpeg, "version", lambda: VERSIONS["ffmpeg"])
+    patch.setattr(keys, "versions", lambda: VERSIONS)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a folder that one process fills for all that run the tests. None of them may change it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, made = base / name, base / f"{name}.made"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
+            make(folder)
+            made.touch()
+    return folder
 
 
 def plan_of(text: str, **overrides: object) -> Plan:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from storyreel.film import video
-from storyreel.method.blending import dissolve, dissolve_weights
+from storyreel.film import reader, writer
+from storyreel.method.blending import dissolve
 
 FRAMES = 12  # of a crossfade, half of them on either side of the border
 
@@ -28,10 +28,11 @@ def crossfaded(film: Tensor, borders: Sequence[int], frames: int = FRAMES) -> Te
     Where one of them is not there yet or not any more, its picture at the border stands still.
     """
     half, mixed = frames // 2, film.clone()
+    weights = ((torch.arange(frames) + 0.5) / frames).view(-1, 1, 1, 1)
     for border in borders:
         earlier = torch.cat([film[border - half : border], film[border - 1 :][:1].expand(half, -1, -1, -1)])
         later = torch.cat([film[border:][:1].expand(half, -1, -1, -1), film[border : border + half]])
-        mixed[border - half : border + half] = dissolve(earlier, later, dissolve_weights(frames))
+        mixed[border - half : border + half] = dissolve(earlier, later, weights)
     return mixed
 
 
@@ -42,12 +43,12 @@ def main(folders: Sequence[Path], target: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         settings, source = manifest["settings"], folder / manifest["film"]["file"]
         width, height = settings["width"], settings["height"]
-        data = b"".join(video.read_frames(source, width, height))
+        data = b"".join(reader.read_frames(source, width, height))
         film = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
         borders = [segment["start"] for segment in manifest["segments"][1:]]
         made = target / source.name
-        with video.SegmentWriter(made, width, height, settings["fps"], settings["upscale"]) as writer:
-            writer.write(crossfaded(film, borders).numpy().tobytes())
+        with writer.SegmentWriter(made, width, height, settings["fps"], settings["upscale"]) as encoder:
+            encoder.write(crossfaded(film, borders).numpy().tobytes())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from storyreel.errors import ScriptError, StoryreelError
 from storyreel.film.folder import FilmFolder
 from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, Record, read_record
-from storyreel.story.plan import make_plan
+from storyreel.story.planning import make_plan
 from storyreel.story.schema import MAX_PROMPT, parse_story
 from storyreel.story.yaml_source import forbidden_character
 

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow  # some thirty real renders
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, signals and /proc")
 def test_films_survive_kills_and_flipped_bits() -> None:
     command = [sys.executable, "-m", "tests.chaos", "--kills", "8", "--flips", "6", "--json"]

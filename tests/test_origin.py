@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from storyreel import origin
-from storyreel.evaluation.registry import WEIGHTS
-from storyreel.models.base import check_checksums
+from storyreel.evaluation.weights import WEIGHTS
+from storyreel.models.checksums import check_checksums
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
 from tests.test_readme import READMES
 

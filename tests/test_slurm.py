@@ -25,6 +25,7 @@ COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "scancel", "scontrol", "s
 LACKING = [name for name in COMMANDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
 
 pytestmark = [
+    pytest.mark.slow,  # it waits for a scheduler
     pytest.mark.skipif(bool(LACKING), reason=f"there is no Slurm here: {', '.join(LACKING)}"),
     pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() != 0, reason="slurmd runs as root only"),
 ]

@@ -22,11 +22,11 @@ import pytest
 from storyreel import stopping as stops
 from storyreel.cli.app import run
 from storyreel.errors import DamagedError, OutputError, StoppedError
-from storyreel.film import video
+from storyreel.film import ffmpeg
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
-from tests.conftest import ROOT, FakeEngine
+from tests.conftest import ROOT, FakeEngine, encode_nothing
 from tests.signals import EXEMPT, RIGHT, code_of, start, strike
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -53,7 +53,7 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
             engine.stop = stop or options[-1]  # type: ignore[assignment]
             return engine
 
-        monkeypatch.setattr("storyreel.render.Engine", made)
+        monkeypatch.setattr("storyreel.rendering.Engine", made)
         return run([*words, str(story), "--out", str(tmp_path / name)])
 
     return command
@@ -76,7 +76,6 @@ def last_event(out: Path) -> dict[str, str]:
     return event
 
 
-@pytest.mark.usefixtures("plain_films")
 @pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
 @pytest.mark.parametrize("at", [0, 4, 8, 17])
 def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
@@ -110,7 +109,6 @@ def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
 def test_ctrl_c_again_stops_at_once(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, first: signal.Signals
@@ -134,7 +132,6 @@ def test_ctrl_c_again_stops_at_once(
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
     tmp_path: Path, render: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +146,6 @@ def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
     assert "another: error: no room for the window" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_an_interrupt_sent_twice_is_one(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,7 +161,6 @@ def test_an_interrupt_sent_twice_is_one(
     assert keeps_window(tmp_path / "torn")
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int]) -> None:
     """SIGHUP under nohup, SIGINT in the background of a script."""
     for number in (signal.SIGHUP, signal.SIGINT):
@@ -179,18 +174,18 @@ def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
-WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "film.video.SegmentWriter.write"]
-WHERE += ["film.video._finish", "film.video.join", "render.film_keys", "film.folder.write_atomically"]
-WHERE += ["denoise.state.write_atomically"]
+WHERE = ["FakeEngine.scorer", "FakeAdapter.decode", "film.writer.SegmentWriter.write"]
+WHERE += ["film.ffmpeg.finish", "film.writer.join", "film.inventory.film_keys"]
+WHERE += ["film.folder.write_atomically", "denoise.state.write_atomically"]
 
 
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
 def test_a_signal_anywhere_and_others_behind_it(
     tmp_path: Path,
     render: Callable[..., int],
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
     where: str,
     first: signal.Signals,
 ) -> None:
@@ -198,8 +193,8 @@ def test_a_signal_anywhere_and_others_behind_it(
 
     The others come while the render leaves.
     """
-    if not where.startswith("film.video."):
-        request.getfixturevalue("plain_films")
+    if not where.startswith(("film.writer.", "film.ffmpeg.")):
+        encode_nothing(monkeypatch)
     prefix = "tests.conftest." if where.startswith("Fake") else "storyreel."
     path, name = (prefix + where).rsplit(".", 1)
     owner = pkgutil.resolve_name(path)
@@ -226,14 +221,13 @@ def test_a_signal_anywhere_and_others_behind_it(
         patch.setattr(owner, name, signalled)
         assert render("torn") == code_of(first)
     assert calls == nth
-    if where != "render.film_keys":  # before there is anything to tell
+    if where != "film.inventory.film_keys":  # before there is anything to tell
         assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
     assert torn == whole
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_an_interrupt_by_no_signal_is_130_and_handlers_are_as_before(
     tmp_path: Path, render: Callable[..., int]
 ) -> None:
@@ -283,7 +277,6 @@ def test_a_signal_is_not_forgotten_when_what_defers_it_fails() -> None:
         raise OutputError("no room")
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_a_command_runs_in_any_thread(tmp_path: Path, render: Callable[..., int]) -> None:
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(render("whole")))
@@ -306,12 +299,13 @@ def test_a_submitted_job_is_told_of_whatever_comes(
     assert (tmp_path / "out" / "slurm" / "42.json").exists()
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
     tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes when an ffmpeg runs that nobody knows yet."""
     started: list[subprocess.Popen[bytes]] = []
-    start = video._start
+    start = ffmpeg._start
 
     def signalled(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
         started.append(start(*arguments, **options))
@@ -319,7 +313,7 @@ def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
             os.kill(os.getpid(), signal.SIGTERM)
         return started[-1]
 
-    monkeypatch.setattr(video, "_start", signalled)
+    monkeypatch.setattr(ffmpeg, "_start", signalled)
     assert render("torn") == 75
     assert len(started) == 2
     assert started[1].returncode is not None
@@ -339,7 +333,7 @@ exec("os.kill(os.getpid(), signal.{name}); list(range(100))")
 # A command that does so when it runs; it is no render, which would listen for itself.
 COMMAND = """
 import sys
-from storyreel.cli import app as cli
+from storyreel.cli import stories as cli
 from storyreel.__main__ import main
 cli.story_schema = lambda: __import__("signalling")
 sys.argv[1:] = ["schema"]
@@ -368,7 +362,14 @@ def told(folder: Path, *command: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
+FIRST = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=() if number in FIRST else pytest.mark.slow) for number in SIGNALS],
+    ids=attrgetter("name"),
+)
 def test_a_signal_inside_exec_has_its_exit_code_under_python_m(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -423,6 +424,7 @@ def has_come(moment: float) -> bool:
     return time.monotonic() >= moment
 
 
+@pytest.mark.slow  # a real model
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     story, out = tmp_path / "foxes.yaml", tmp_path / "out"

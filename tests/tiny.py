@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +16,28 @@ from diffusers import (
     MochiTransformer3DModel,
     WanTransformer3DModel,
 )
+from torch import Tensor
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from storyreel.mini.nets import build_tokenizer
+from storyreel.models.base import Adapter, Context, Request, Text
+from storyreel.models.loading import Parts
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.pipeline import Parts, PipelineAdapter
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.models.wan import WanAdapter
 
 CPU = torch.device("cpu")
+
+
+def velocities(
+    adapter: Adapter, x: Tensor, sigma: float, texts: Sequence[Text], context: Context | None = None
+) -> list[Tensor]:
+    """Return the answer to one request."""
+    (answer,) = adapter.predict([Request(x, sigma, texts, context)])
+    return answer
+
 
 TEXTS = ["a fox sleeps in the park", "a dog walks"]
 TEXT = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "pad_token_id": 0}
@@ -157,14 +169,14 @@ def mochi(spec: ModelSpec = MOCHI) -> MochiAdapter:
     tokenizer = build_tokenizer(TEXTS)
     scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     text = text_encoder(False, len(tokenizer))
-    return MochiAdapter(spec, CPU, Parts([mochi_transformer()], mochi_vae(), text, tokenizer, scheduler))
+    return MochiAdapter(spec, CPU, Parts([mochi_transformer()], mochi_vae(), [text], [tokenizer], scheduler))
 
 
 def wan() -> WanAdapter:
     tokenizer = build_tokenizer(TEXTS)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     text = text_encoder(True, len(tokenizer))
-    return WanAdapter(WAN, CPU, Parts([wan_transformer()], wan_vae(), text, tokenizer, scheduler))
+    return WanAdapter(WAN, CPU, Parts([wan_transformer()], wan_vae(), [text], [tokenizer], scheduler))
 
 
 def wan_of_two_experts() -> WanAdapter:
@@ -185,7 +197,7 @@ def ltx(late: bool = False) -> LTXAdapter:
         shift_terminal=0.1,
     )
     text = text_encoder(False, len(tokenizer))
-    return LTXAdapter(LTX, CPU, Parts([ltx_transformer()], ltx_vae(late), text, tokenizer, scheduler))
+    return LTXAdapter(LTX, CPU, Parts([ltx_transformer()], ltx_vae(late), [text], [tokenizer], scheduler))
 
 
 def later_ltx() -> LaterLTXAdapter:

@@ -1,7 +1,7 @@
-"""What a model's work costs, calculated on tensors that have shapes and no data.
+"""What a film costs a model in arithmetic and memory, calculated on tensors that have shapes and no data.
 
-It needs neither weights nor a GPU. Operations are counted as `bench` counts them: those of the
-transformer's forwards. Memory is what is alive on the device at once while no graph is compiled, without
+No weights and no GPU are needed. Operations are counted as `bench` counts them: those of the
+transformer's evaluations. Memory is what is alive on the device at once while no graph is compiled, without
 the allocator's own and the kernels' scratch space: a GPU wants a few hundred MB more.
 """
 
@@ -19,10 +19,13 @@ from storyreel.benchmark.meter import Meter
 from storyreel.benchmark.run import VARIANTS, planned
 from storyreel.errors import UsageError
 from storyreel.method.step_skipping import SPEEDS
-from storyreel.models.base import Text, adapter_class, side_by_side
-from storyreel.models.pipeline import MODES, PipelineAdapter
+from storyreel.models.base import Request, Text, side_by_side
+from storyreel.models.loading import adapter_class
+from storyreel.models.offload import MODES
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides
 
 # What actions have in common is not known without a model: every seam has the longest overlap.
 CALCULABLE = tuple(name for name in VARIANTS if name != "without-sar")
@@ -33,7 +36,7 @@ TOKENS = 16  # of a scene or an action prompt, and of no prompt at all; both in 
 def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) -> dict[str, Any]:
     """Return what variants of a model cost. Raises UsageError for an unknown one."""
     if unknown := set(variants) - set(CALCULABLE):
-        raise UsageError(f"nothing can be calculated for {min(unknown)!r}", f"Known: {', '.join(CALCULABLE)}")
+        raise UsageError(f"{min(unknown)!r} cannot be calculated", f"Known: {', '.join(CALCULABLE)}")
     if spec.hub is None:
         raise UsageError(f"model {spec.name} can be measured: it is here", "Leave out --calculate.")
     adapter = adapter_class(spec).random(spec, META)
@@ -41,8 +44,8 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
     first = plans[variants[0]]
 
     @cache
-    def once(latents: int, texts: int, weighted: bool) -> int:
-        return forward(adapter, first, latents, texts, weighted).operations
+    def of_one(latents: int, texts: int, weighted: bool) -> int:
+        return evaluation(adapter, first, latents, texts, weighted).operations
 
     rows = []
     for name, plan in plans.items():
@@ -51,7 +54,7 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
                 "variant": name,
                 "forwards": plan.forwards // len(plan.segments),
                 "latents": plan.latents / len(plan.segments),
-                "pflop": operations(plan, once) / len(plan.segments) / 1e15,
+                "pflop": operations(plan, of_one) / len(plan.segments) / 1e15,
             }
         )
     settings = first.settings
@@ -60,15 +63,15 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
         "size": f"{settings.width}x{settings.height}",
         "frames": first.segments[0].frames + 1,
         "steps": settings.steps,
-        "memory_gb": {mode: round(size / 1e9, 1) for mode, size in needs(adapter, first).items()},
+        "memory_gb": {mode: round(size / 1e9, 1) for mode, size in memory_needed(adapter, first).items()},
         "variants": rows,
     }
 
 
-def operations(plan: Plan, once: Callable[[int, int, bool], int]) -> int:
-    """Return the floating-point operations of all forwards of a film's denoising.
+def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
+    """Return the floating-point operations of all model evaluations of a film's denoising.
 
-    ``once`` tells those of one forward for latent frames, texts and whether prompts are weighted.
+    ``of_one`` returns those of one, given its latent frames, its texts and whether prompts are weighted.
     """
     steps, speed, weighted = (
         plan.settings.steps,
@@ -76,52 +79,50 @@ def operations(plan: Plan, once: Callable[[int, int, bool], int]) -> int:
         bool(plan.settings.method.weighting),
     )
     return sum(
-        once(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)
+        of_one(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)
         for segment in plan.segments
         for step in range(steps)
         if speed.computes(step, steps)
     )
 
 
-def needs(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
+def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
     """Return the bytes that a device must have free for a film in each memory mode."""
     longest = max(segment.lead + segment.latents for segment in plan.segments)
-    experts, encoder, codec = (
-        sum(map(_bytes, modules)) for modules in (adapter.experts, [adapter.text_encoder], [adapter.vae])
-    )
-    denoising = forward(adapter, plan, longest, 2, True)
+    experts, encoders, vae = adapter.offload.sizes()
+    denoising = evaluation(adapter, plan, longest, 2, True)
     with Meter(_weights(adapter)) as decoding, torch.inference_mode():
-        latents = adapter._raw(_noise(plan, longest)).to(next(adapter.vae.parameters()).dtype)
-        for _ in adapter._decoded(latents):
+        for _ in adapter._decoded(adapter.raw(_noise(plan, longest))):
             pass
-    blocks = adapter.blocks(adapter.transformer)
-    # Two blocks at a time, the second on its way, and whatever is no block; one matrix of the encoder.
-    parts = _bytes(adapter.transformer) - sum(map(_bytes, blocks)) + 2 * max(map(_bytes, blocks))
-    largest = max(p.numel() * p.element_size() for p in adapter.text_encoder.parameters())
-    found = (
-        experts + encoder + codec + max(denoising.peak, decoding.peak),
-        experts + max(encoder, denoising.peak, codec + decoding.peak),
-        max(parts + denoising.peak, codec + decoding.peak, largest),
+    transformer = adapter.experts[0]
+    blocks = adapter.blocks(transformer)
+    # Two blocks at a time, the second on its way, and whatever is no block; one matrix of an encoder.
+    parts = _bytes(transformer) - sum(map(_bytes, blocks)) + 2 * max(map(_bytes, blocks))
+    largest = max(p.numel() * p.element_size() for e in adapter.text_encoders for p in e.parameters())
+    by_mode = (
+        experts + encoders + vae + max(denoising.peak, decoding.peak),
+        experts + max(encoders, denoising.peak, vae + decoding.peak),
+        max(parts + denoising.peak, vae + decoding.peak, largest),
     )
-    return dict(zip(MODES, found, strict=True))
+    return dict(zip(MODES, by_mode, strict=True))
 
 
 @torch.inference_mode()
-def forward(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
-    """Ask the transformer once, as a GPU would do it: with guidance for two ``texts``."""
-    width = adapter.text_encoder.config.d_model
+def evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
+    """Measure one evaluation of the transformer, as a GPU would do it: with guidance for two ``texts``."""
+    widths = [encoder.get_input_embeddings().embedding_dim for encoder in adapter.text_encoders]
 
     def text(tokens: int) -> Text:
-        mask = torch.ones(1, tokens, device=META, dtype=torch.bool)
-        return Text(torch.empty(1, tokens, width, device=META, dtype=adapter.dtype), mask)
+        states = (torch.empty(1, tokens, width, device=META, dtype=adapter.dtype) for width in widths)
+        return Text(tuple(states), torch.ones(1, tokens * len(widths), device=META))
 
-    told, nothing = text(2 * TOKENS), text(TOKENS)
+    prompt, nothing = text(2 * TOKENS), text(TOKENS)
     if weighted:
-        told = side_by_side([text(TOKENS), text(TOKENS), told], [0.0, 0.0, 1.0])
-    x = _noise(plan, latents)
+        prompt = side_by_side([text(TOKENS), text(TOKENS), prompt], [0.0, 0.0, 1.0])
+    request = Request(_noise(plan, latents), 0.5, [nothing, prompt][-texts:])
     meter = Meter(_weights(adapter))
     with meter, GpuAttention():
-        adapter.predict(x, 0.5, [nothing, told][-texts:])
+        list(adapter.predict([request]))
     return meter
 
 

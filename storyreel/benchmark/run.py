@@ -1,9 +1,8 @@
-"""Times and weighs a model's variants against diffusers' own pipeline, in turn in one process.
+"""Measures the time and memory of a model's variants, and of diffusers' own pipeline, in one process.
 
-Every variant gets the same prompts, noise, steps and sizes, on the same weights. Video encoding is left
-out; decoding is timed apart, and is ours for all, so that stock has no time of its own for it. Stock
-encodes its prompts while it is timed, which with random weights is next to nothing. Its arithmetic is
-plain's.
+All take the same prompts, noise, steps, sizes and weights. Video encoding is left out. Decoding is timed
+apart, and is storyreel's for all: stock has no time of its own for it. Stock encodes its prompts while it
+is timed, which with random weights is next to nothing. Its arithmetic is taken to be plain's.
 """
 
 from __future__ import annotations
@@ -21,15 +20,17 @@ import torch
 from torch import Tensor
 
 from storyreel.benchmark.meter import Meter
+from storyreel.benchmark.stock import stock_of
 from storyreel.denoise.loop import State, denoise, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts, similarities
 from storyreel.errors import MissingError, UsageError
-from storyreel.models.base import adapter_class, load_adapter
 from storyreel.models.device_errors import lacks_memory
+from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Overrides, Plan, make_plan
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 SCENES = (
@@ -52,10 +53,11 @@ MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is me
 
 @dataclass(frozen=True)
 class Timing:
-    """What a variant took. ``seconds`` are those of a segment's denoising, the median of all rounds.
+    """What a variant took, a segment: ``seconds`` of denoising, the median of all rounds.
 
-    ``latents`` are latent frames a segment, its overlaps counted; ``peak_mb`` and ``decode_peak_mb`` are
-    the device's memory in either part, None on a CPU, where it cannot be told apart.
+    ``forwards`` are model evaluations, guidance included; ``latents`` latent frames, overlaps counted;
+    ``tflops`` 10¹² operations a second, ``of_peak`` their share of what matrices reach; ``peak_mb`` and
+    ``decode_peak_mb`` the device's memory in either part, None on a CPU, where it cannot be told apart.
     """
 
     variant: str
@@ -81,7 +83,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
     if unknown := set(variants) - {STOCK, *VARIANTS}:
-        raise UsageError(f"there is no variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
+        raise UsageError(f"unknown variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
     with enough_memory(spec):
         adapter = load(spec, device, random_weights)
         folder = spec.weights / "scorer"
@@ -97,21 +99,21 @@ def bench(
         memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
         for number in range(rounds + 1):
             for name, plan in plans.items():
-                taken, used = run(adapter, plan, name, scorer)
-                memory[name] = max(memory[name][0], used[0]), max(memory[name][1], used[1])
+                seconds, peaks = run(adapter, plan, name, scorer)
+                memory[name] = max(memory[name][0], peaks[0]), max(memory[name][1], peaks[1])
                 if number:  # the first round warms up, and compiles
-                    times[name].append(taken)
+                    times[name].append(seconds)
             tell(f"round {number} of {rounds}" if number else "warmed up")
     rows = []
     for name, plan in plans.items():
         count = len(plan.segments)
-        seconds, decoding = (statistics.median(part) for part in zip(*times[name], strict=True))
+        denoising, decoding = (statistics.median(part) for part in zip(*times[name], strict=True))
         flops, forwards = work[name]
-        reached = flops / seconds / 1e12
+        reached = flops / denoising / 1e12
         rows.append(
             Timing(
                 name,
-                seconds / count,
+                denoising / count,
                 None if name == STOCK else decoding / count,
                 forwards // count,
                 plan.latents / count,
@@ -184,11 +186,12 @@ def run(
     device = adapter.device
     with peak_memory(device) as first:
         began = _now(device)
-        found = list(stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan, scorer))
+        of = stock_latents(adapter, plan) if variant == STOCK else our_latents(adapter, plan, scorer)
+        segments = list(of)
         denoising = _now(device) - began
     with peak_memory(device) as second:
         began = _now(device)
-        for latents in found:
+        for latents in segments:
             adapter.decode(latents)
         decoding = _now(device) - began
     return (denoising, decoding), (first[0], second[0])
@@ -203,26 +206,27 @@ def our_latents(
     """Yield the segments' latents as a render denoises them."""
     writer = PromptWriter(adapter, plan.settings, scorer)
     for part in plan.runs():
-        for take, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
-            yield take.x
+        for finished, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
+            yield finished.x
 
 
 def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
     """Yield the segments' latents as diffusers' own pipeline denoises them."""
+    stock = stock_of(adapter)
     guidance = [plan.settings.guidance_of(expert) for expert, _ in enumerate(adapter.experts)]
     for segment in plan.segments:
         noise = segment_noise(plan, segment).to(adapter.device)
-        yield adapter.stock_latents(segment.prompt, noise, plan.settings.steps, guidance)
+        yield stock.latents(segment.prompt, noise, plan.settings.steps, guidance)
 
 
 def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
-    """Return the floating-point operations of the denoising of all segments, and its forwards."""
+    """Return the floating-point operations of the denoising of all segments, and its model evaluations."""
     adapter.prepare(all_prompts(plan, scored=False))  # which is not denoising
-    asked: list[None] = []
+    evaluations: list[None] = []
     with Meter() as meter:
-        for _ in our_latents(adapter, plan, None, lambda: asked.append(None)):
+        for _ in our_latents(adapter, plan, None, lambda: evaluations.append(None)):
             pass
-    return float(meter.operations), len(asked)
+    return float(meter.operations), len(evaluations)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from storyreel.cli.telling import is_quiet, stamp
 from storyreel.errors import counted, printable
-from storyreel.evaluation.ablation import table_metrics
-from storyreel.evaluation.registry import METRICS
-from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
+from storyreel.evaluation.metrics import with_values
+from storyreel.evaluation.statistics import difference_cell, spread_cell
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+
+
+def say(text: str) -> None:
+    """Say on stderr what is good to know, unless that is not wanted."""
+    if not is_quiet():
+        stderr.print(f"{stamp()}{text}")
 
 
 def has_cursor(console: Console) -> bool:
@@ -65,8 +71,8 @@ class RenderDisplay:
         self._began = self._spoke = time.monotonic()
         if done:
             are = "is" if self._scenes == 1 else "are"
-            stderr.print(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
-        if done == self._scenes:
+            say(f"{self._name}: {done} of {counted(self._scenes, 'scene')} {are} there already")
+        if done == self._scenes or is_quiet():
             return
         if has_cursor(stderr):
             self._bars = Progress(
@@ -84,9 +90,7 @@ class RenderDisplay:
             )
             self._bars.start()
         else:
-            stderr.print(
-                f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}"
-            )
+            say(f"{self._name}: rendering {counted(self._scenes - done, 'scene')} with {plan.spec.name}")
 
     def forward(self) -> None:
         """One forward pass of the transformer is over."""
@@ -98,7 +102,7 @@ class RenderDisplay:
 
     def said(self, text: str) -> None:
         """Something has happened that the user should know."""
-        stderr.print(f"{self._name}: {text}")
+        say(f"{self._name}: {text}")
 
     def segment_finished(self, segment: Segment) -> None:
         """A segment is on disk."""
@@ -113,7 +117,7 @@ class RenderDisplay:
         spent = self._spoke - self._began
         forwards = max(1, self._forwards)
         left = max(0.0, spent / forwards * (self._total - forwards))
-        stderr.print(
+        say(
             f"{self._name}: step {self._forwards} of {self._total}, scene {self._done} of {self._scenes}, "
             f"{spent:.0f} s so far, about {left:.0f} s left"
         )
@@ -125,30 +129,20 @@ def results() -> Console:
     return stdout if stdout.file.isatty() else Console(highlight=False, markup=False, width=PLAIN_WIDTH)
 
 
-def print_ablation(report: Mapping[str, Any]) -> None:
-    """Print every variant's numbers on stdout, and how far they are from the full method's."""
-    stdout = results()
-    metrics = table_metrics(report["films"])
-
-    def show(title: str, rows: Mapping[str, Mapping[str, Any]], differences: bool) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold")
-        table.add_column("")
-        for name in rows:
-            table.add_column(name, justify="right")
-        for metric in metrics:
-            cell = difference_cell if differences else spread_cell
-            cells = [cell(rows[name][metric.key], metric.digits) for name in rows]
-            table.add_row(Text(metric.title), *map(Text, cells))
-        stdout.print(table)
-
-    show(films_words(report["summary"]), report["summary"], differences=False)
-    if differences := report["differences"]:
-        show(f"Difference to full, {interval_words(differences)}", differences, differences=True)
+def print_table(
+    title: str, headings: Sequence[str | Text], rows: Iterable[Sequence[str | Text]], words: int = 1
+) -> None:
+    """Print a table on stdout: its first columns hold ``words``, all others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    results().print(table)
 
 
 def print_bench(report: Mapping[str, Any]) -> None:
     """Print what every variant takes on stdout, the first of them as the measure of the others."""
-    stdout = results()
     stored = "" if report["quantize"] == "none" else f" in {report['quantize']}"
     title = (
         f"{report['model']} ({report['weights']} weights{stored}), {report['size']}, "
@@ -156,23 +150,11 @@ def print_bench(report: Mapping[str, Any]) -> None:
         f"median of {report['rounds']}"
     )
     rows = report["variants"]
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
     of_first = f"of {rows[0]['variant']}"
-    for heading in (
-        "s a segment",
-        of_first,
-        "s decoding",
-        "forwards",
-        "TFLOP/s",
-        "of peak",
-        "peak MB",
-        "decoding",
-    ):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row["variant"]),
+    headings = ["", "s a segment", of_first, "s decoding", "forwards", "TFLOP/s", "of peak", "peak MB"]
+    lines = (
+        [
+            row["variant"],
             f"{row['seconds']:.2f}",
             f"{row['seconds'] / rows[0]['seconds']:.3f}",
             "–" if row["decode_seconds"] is None else f"{row['decode_seconds']:.2f}",
@@ -180,32 +162,32 @@ def print_bench(report: Mapping[str, Any]) -> None:
             f"{row['tflops']:.3g}",
             f"{100 * row['of_peak']:.0f} %",
             *("–" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_mb", "decode_peak_mb")),
-        )
-    stdout.print(table)
+        ]
+        for row in rows
+    )
+    print_table(title, [*headings, "decoding"], lines)
 
 
 def print_calculation(report: Mapping[str, Any]) -> None:
     """Print what every variant would take on stdout, and how much memory that needs."""
-    stdout = results()
     rows = report["variants"]
     title = (
         f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
     )
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("")
-    for heading in ("PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(
-            Text(row["variant"]),
+    headings = ["", "PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"]
+    lines = (
+        [
+            row["variant"],
             f"{row['pflop']:.3g}",
             f"{row['pflop'] / rows[0]['pflop']:.3f}",
             str(row["forwards"]),
             f"{row['latents']:.1f}",
-        )
-    stdout.print(table)
+        ]
+        for row in rows
+    )
+    print_table(title, headings, lines)
     needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
-    stdout.print(f"GB of the device's memory, by --memory: {needs}")
+    results().print(f"GB of the device's memory, by --memory: {needs}")
 
 
 class FilmBar:
@@ -218,7 +200,7 @@ class FilmBar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=stderr,
-            disable=not has_cursor(stderr),
+            disable=is_quiet() or not has_cursor(stderr),
             transient=True,
         )
         self._task = self._bar.add_task(label, total=frames)
@@ -233,39 +215,46 @@ class FilmBar:
         self._bar.stop()
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print runs side by side on stdout, then what is wrong with each film."""
-    from storyreel.evaluation.report import ARROWS, best_runs, clock, table_words  # which needs torch
+def print_comparison(evaluation: Evaluation) -> None:
+    """Print runs side by side on stdout, and how far each is from the first; on stderr, what has no value."""
+    from storyreel.evaluation.report import best_runs, differences_words, means_words, run_heads, titled
 
-    stdout = results()
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
-    table = Table(title=" ".join(table_words(evaluation)), title_justify="left", title_style="bold")
-    table.add_column("")
-    table.add_column("kind")
-    for run in summary:
-        table.add_column(Text(printable(run)), justify="right", overflow="fold")
-    for run in differences:
-        words = printable(f"{run} less {next(iter(summary))}")
-        table.add_column(Text(words), justify="right", overflow="fold")
-    for metric in METRICS.values():
-        if all(of[metric.name] is None for of in summary.values()):
-            continue
+    heads = run_heads(summary)
+    means: list[list[str | Text]] = []
+    less: list[list[str | Text]] = []
+    for metric in with_values(summary):
         best = best_runs(metric, evaluation.comparison)
         cells = [
             Text(spread_cell(of[metric.name], metric.digits), style="bold" if run in best else "")
             for run, of in summary.items()
         ]
-        cells += [Text(difference_cell(d[metric.name], metric.digits)) for d in differences.values()]
-        table.add_row(Text(f"{metric.title} {ARROWS[metric.better]}".strip()), metric.status, *cells)
+        means.append([titled(metric), metric.status, *cells])
+        less.append(
+            [
+                titled(metric),
+                *(difference_cell(of[metric.name], metric.digits) for of in differences.values()),
+            ]
+        )
     if summary:
-        stdout.print(table)
+        columns = ["", "kind", *(heads[run] for run in summary)]
+        print_table(" ".join(means_words(evaluation)), columns, means, words=2)
+    if differences:
+        columns = ["", *(heads[run] for run in differences)]
+        print_table(" ".join(differences_words(evaluation)), columns, less)
+    if evaluation.missing:
+        say("without a value, since weights are missing:")
+        for why in dict.fromkeys(evaluation.missing.values()):
+            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
+            say(f"  {names}: {why}")
+
+
+def print_findings(evaluation: Evaluation) -> None:
+    """Print what is wrong with each film on stdout."""
+    from storyreel.evaluation.report import clock
+
     for scored in evaluation.films:
         lines = [f"{scored.film.label}: " + ("" if scored.found else "nothing stands out")]
         lines += [f"  {clock(finding.seconds)}  {finding.words}" for finding in scored.found]
         lines += [printable(f"  note: {note}") for note in scored.notes]
-        stdout.print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep
-    if evaluation.missing:
-        stderr.print("without a value, since weights are missing:")
-        for why in dict.fromkeys(evaluation.missing.values()):
-            names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
-            stderr.print(f"  {names}: {why}")
+        results().print("\n".join(lines), soft_wrap=True)  # a line is a line, also for grep

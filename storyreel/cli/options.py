@@ -6,169 +6,320 @@ import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from storyreel.errors import UsageError
-from storyreel.story.plan import Overrides
+from storyreel.cli import telling
+from storyreel.cli.defaults import PREFIX, source_of
+from storyreel.cli.help import LAST
+from storyreel.errors import ScriptError, UsageError
+from storyreel.models.specs import MODELS
+from storyreel.story.plan import Plan
+from storyreel.story.planning import Overrides, make_plan
+from storyreel.story.schema import Story
+from storyreel.story.vocabulary import warnings_of
 
 T = TypeVar("T")
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+FILM, WORK, SLURM = "Film", "Where and how", "Slurm"  # groups of options
+
+Speed = Literal["exact", "balanced", "fast"]
+Quantized = Literal["none", "fp8"]
+MemoryMode = Literal["auto", "high", "balanced", "low"]
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def option(form: str | Any, words: str, group: str = "", variable: str = "", **more: Any) -> Any:
+    """Return an option that takes a value: its form, or its choices; and the variable with its default."""
+    form = "|".join(get_args(form)) if get_origin(form) is Literal else form
+    more |= {"envvar": f"{PREFIX}{variable}", "show_envvar": False} if variable else {}
+    return typer.Option(metavar=form, help=words, rich_help_panel=group or None, **more)
+
+
+def flag(name: str, words: str, group: str = "") -> Any:
+    """Return an option that takes no value."""
+    return typer.Option(name, help=words, rich_help_panel=group or None)
+
+
+def _models() -> list[str]:
+    return list(MODELS)
+
+
+def _devices() -> list[str]:
+    return list(DEVICES)
+
+
+Stories = Annotated[
+    list[Path],
+    typer.Argument(help="YAML stories; - is standard input.", metavar="STORY…", is_eager=True),
+]
+SomeStories = Annotated[
+    list[Path] | None,
+    typer.Argument(help="YAML stories; - is standard input.", metavar="STORY…", is_eager=True),
+]
+Json = Annotated[bool, flag("--json", "Print the result as JSON; storyreel schema --of describes it.", LAST)]
+DryRun = Annotated[bool, flag("--dry-run", "Print the plan and load no model.", WORK)]
+Model = Annotated[
+    str | None,
+    option("NAME", "See: storyreel models. Default: mini.", FILM, "MODEL", autocompletion=_models),
+]
+Size = Annotated[str | None, option("WxH", "Pixels. Default: the model's.", FILM, "SIZE")]
+Steps = Annotated[
+    int | None,
+    option("N", "Denoising steps. Default: the model's.", FILM, "STEPS", min=1, max=1000),
+]
+Quantize = Annotated[
+    Quantized | None,
+    option(
+        Quantized,
+        "fp8: the transformer's weights in half of the memory, and other pictures, nearly as good. "
+        "Default: none.",
+        FILM,
+        "QUANTIZE",
+    ),
+]
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="A folder of the model's weights, instead of what was pulled."),
+    option("DIR", "A folder of the model's weights, instead of what was pulled.", WORK, "WEIGHTS"),
 ]
-
-Quantize = Annotated[
-    str | None,
+Device = Annotated[
+    str, option("DEVICE", "auto, cpu, cuda or cuda:N.", WORK, "DEVICE", autocompletion=_devices)
+]
+Strict = Annotated[
+    bool,
+    flag("--strict", "What the model cannot draw, where that is known, is a fault, not a warning.", WORK),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.", rich_help_panel=LAST)]
+Verbose = Annotated[
+    bool,
     typer.Option(
-        help="none or fp8: the transformer's weights in half of the memory, and other pictures, "
-        "nearly as good. Default: none."
+        "--verbose",
+        "-v",
+        help="Also when each thing happens, and which defaults count.",
+        rich_help_panel=LAST,
     ),
 ]
 
-Strict = Annotated[
-    bool, typer.Option("--strict", help="What the model cannot draw is a fault, where that is known.")
-]
 
-
-def with_options(command: Callable[..., T]) -> Callable[..., T]:
-    """Give a command the fields of each dataclass that it takes as options of its own.
+def as_command(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command the fields of each dataclass that it takes as options of its own, and -q and -v.
 
     typer reads a function's signature; this one names the fields where the command names the dataclass.
     """
     hints = get_type_hints(command, include_extras=True)
     grouped = {name: kind for name, kind in hints.items() if hasattr(kind, "__dataclass_fields__")}
-    parameters = []
-    for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        kind = grouped.get(parameter.name)
-        parameters += _parameters(kind) if kind else [parameter]
+    options = {name: _options(kind) for name, kind in grouped.items()}
+    types: dict[str, Any] = {"context": typer.Context}
+    defaults: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if kind := grouped.get(name):
+            types |= options[name]
+            defaults |= {f.name: f.default for f in fields(kind) if f.name in types}
+        else:
+            types[name], defaults[name] = hints[name], parameter.default
+    types |= {"quiet": Quiet, "verbose": Verbose}
+    defaults |= {"quiet": False, "verbose": False}
 
     @wraps(command)
-    def flat(**given: Any) -> T:
-        for name, kind in grouped.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        return command(**given)
+    def flat(context: typer.Context, **given: Any) -> T:
+        exclude("--quiet", given["quiet"], {"--verbose": given["verbose"]})
+        with telling.loudness(given.pop("verbose") - given.pop("quiet")):
+            sources = {name: source_of(context, name) for name in given}
+            for name, source in sources.items():
+                if source:
+                    telling.detail(f"{name}: {given[name]}, from {source}")
+            for name, kind in grouped.items():
+                values = {key: given.pop(key) for key in options[name]}
+                if "sources" in kind.__dataclass_fields__:
+                    values["sources"] = {key: sources[key] for key in options[name] if sources[key]}
+                given[name] = kind(**values)
+            return command(**given)
 
-    keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    flat.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
-    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name, keyword, default=defaults.get(name, inspect.Parameter.empty), annotation=kind
+            )
+            for name, kind in types.items()
+        ]
+    )
+    flat.__annotations__ = types
     return flat
 
 
-def _parameters(kind: Any) -> list[inspect.Parameter]:
+def _options(kind: Any) -> dict[str, Any]:
+    """Return the types of those fields that are options."""
     hints = get_type_hints(kind, include_extras=True)
-    option = inspect.Parameter.KEYWORD_ONLY
-    return [
-        inspect.Parameter(field.name, option, default=field.default, annotation=hints[field.name])
-        for field in fields(kind)
-    ]
+    return {f.name: hints[f.name] for f in fields(kind) if get_origin(hints[f.name]) is Annotated}
+
+
+def exclude(option: str, given: bool, others: dict[str, bool]) -> None:
+    """Raise UsageError if an option is given together with one that contradicts it."""
+    if given and (against := [other for other, is_given in others.items() if is_given]):
+        raise UsageError(f"{option} and {' and '.join(against)} exclude each other", "Give one of them.")
 
 
 def check_device(device: str) -> None:
     """Raise UsageError for what cannot be a device's name."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"there is no device {device!r}", "Use auto, cpu, cuda or cuda:N.")
+        raise UsageError(f"unknown device {device!r}", "Use auto, cpu, cuda or cuda:N.")
+
+
+def check_weights(weights: Path | None) -> None:
+    """Raise UsageError for what is no folder."""
+    if weights is not None and not weights.is_dir():
+        words = f"--weights {weights} is not a folder"
+        raise UsageError(words, "Name the folder that holds the model's parts: transformer, vae and so on.")
 
 
 @dataclass(frozen=True)
 class FilmOptions:
-    """What decides a film, beside its story."""
+    """What decides a film, beside its story.
 
-    model: Annotated[str | None, typer.Option(help="See: storyreel models. Default: mini.")] = None
-    seed: Annotated[int | None, typer.Option(min=0, max=2**63 - 1, help="Default: 0.")] = None
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels. Default: the model's.")] = None
-    seconds: Annotated[float | None, typer.Option(help="Length of scenes that name none.")] = None
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising steps.")] = None
-    guidance: Annotated[float | None, typer.Option(min=1, max=100, help="1 means none.")] = None
-    method: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Set one of the method's settings; may be repeated."),
+    ``sources`` says of the options that the environment or a file has set which variable or file it was.
+    """
+
+    model: Model = None
+    seed: Annotated[int | None, option("N", "Default: 0.", FILM, "SEED", min=0, max=2**63 - 1)] = None
+    size: Size = None
+    seconds: Annotated[
+        float | None, option("S", "Length of scenes that name none. Default: the model's.", FILM, "SECONDS")
     ] = None
-    speed: Annotated[str | None, typer.Option(help="exact, balanced or fast. Default: exact.")] = None
+    steps: Steps = None
+    guidance: Annotated[
+        float | None,
+        option("G", "1 means none. Default: the model's.", FILM, "GUIDANCE", min=1, max=100),
+    ] = None
+    method: Annotated[
+        list[str] | None, option("KEY=VALUE", "One of the method's settings; may be repeated.", FILM)
+    ] = None
+    speed: Annotated[
+        Speed | None,
+        option(Speed, "How many steps are computed, not guessed. Default: exact.", FILM, "SPEED"),
+    ] = None
     quantize: Quantize = None
     weights: Weights = None
     device: Device = "auto"
+    strict: bool = False  # an option of those commands that name it
+    sources: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         check_device(self.device)
 
-    def overrides(self) -> Overrides:
-        """Return what wins over the stories' own settings."""
-        return Overrides(
-            self.model,
-            self.seed,
-            self.size,
-            self.seconds,
-            self.steps,
-            self.guidance,
-            tuple(self.method or ()),
-            speed=self.speed,
-            quantize=self.quantize,
-            weights=self.weights,
-        )
+    def overrides(self, story: Story | None = None) -> Overrides:
+        """Return what wins over a story's own settings: what the command line says.
+
+        What the environment or a file says is a default, which counts where the story says nothing.
+        """
+        said = story.render if story else None
+        values = {name: getattr(self, name) for name in Overrides.__dataclass_fields__ if name in vars(self)}
+        for name in self.sources or ():
+            if getattr(said, name, None) is not None:
+                values[name] = None
+        return Overrides(**values | {"method": tuple(self.method or ()), "without": self.parts()})
+
+    def parts(self) -> frozenset[str]:
+        """Return the parts of the method that are left out."""
+        return frozenset()
+
+    def plan(self, story: Story, name: str, warned: dict[str, ScriptError] | None = None) -> Plan:
+        """Plan a story. Raises UsageError, ScriptError or MissingError.
+
+        What its model cannot draw of it is kept in ``warned`` under its name, or raised if ``strict``.
+        """
+        plan = make_plan(story, name, self.overrides(story))
+        if warned is not None and (faults := warnings_of(story, plan.spec)):
+            found = ScriptError(story.path, faults)
+            if self.strict:
+                raise found
+            warned[name] = found
+        return plan
 
 
 @dataclass(frozen=True)
-class RenderOptions(FilmOptions):
-    """How films are rendered, and where they go."""
+class CheckOptions(FilmOptions):
+    """What decides whether a story is valid."""
 
-    out: Annotated[Path, typer.Option(help="Folder for the films; each gets one of its own.")] = Path("out")
-    without: Annotated[
-        str, typer.Option(metavar="PARTS", help="Leave out parts of the method: dipw, twb, sar or all.")
-    ] = ""
-    memory: Annotated[
-        str,
-        typer.Option(
-            help="What stays on the GPU: high, all of the model; balanced, the transformer; low, of that "
-            "only the block that works. None changes the film. auto: by what is free.",
-        ),
-    ] = "auto"
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile the model first: for long films on a GPU.")
-    ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Render finished scenes again.")] = False
     strict: Strict = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.memory not in ("auto", "high", "balanced", "low"):
-            raise UsageError(f"there is no memory mode {self.memory!r}", "Use auto, high, balanced or low.")
 
-    def overrides(self) -> Overrides:
-        """Return what wins over the stories' own settings."""
-        parts = frozenset(part.strip() for part in self.without.split(",") if part.strip())
-        return replace(super().overrides(), without=parts)
+@dataclass(frozen=True)
+class OutOptions(FilmOptions):
+    """What decides films, and where they are."""
+
+    out: Annotated[Path, option("DIR", "Folder for the films; each gets one of its own.", WORK, "OUT")] = (
+        Path("out")
+    )
+    without: Annotated[
+        str, option("PARTS", "Leave out parts of the method: some of dipw,twb,sar, or all.", FILM)
+    ] = ""
+
+    def parts(self) -> frozenset[str]:
+        """Return the parts of the method that are left out."""
+        return frozenset(part.strip() for part in self.without.split(",") if part.strip())
+
+
+@dataclass(frozen=True)
+class RenderOptions(OutOptions):
+    """How films are rendered."""
+
+    memory: Annotated[
+        MemoryMode,
+        option(
+            MemoryMode,
+            "What stays on the GPU: high, all of the model; balanced, the transformer; low, of that "
+            "only the block that works. None changes the film. auto: by what is free.",
+            WORK,
+            "MEMORY",
+        ),
+    ] = "auto"
+    compile: Annotated[bool, flag("--compile", "Compile the model first: for long films on a GPU.", WORK)] = (
+        False
+    )
+    overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
+    strict: Strict = False
 
     def arguments(self) -> Iterator[str]:
-        """Yield the words that say the same on a command line, folders with their whole path."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value == field.default or value == []:
+        """Yield the words that say the same on a command line, folders with their whole path.
+
+        What a variable or a file has set is left to them: there, too, a story may say otherwise.
+        """
+        for name in _options(RenderOptions):
+            value = getattr(self, name)
+            if name in (self.sources or ()) or value is None or value is False or value in ("", []):
                 continue
             for one in value if isinstance(value, list) else [value]:
                 word = Path(one).absolute() if isinstance(one, Path) else one
-                yield f"--{field.name}" if one is True else f"--{field.name}={word}"
+                yield f"--{name}" if one is True else f"--{name}={word}"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that set an option, with their values."""
+        variables = {name: source for name, source in (self.sources or {}).items() if source.isidentifier()}
+        words = {name: getattr(self, name) for name in variables}
+        return {
+            variables[name]: str(value.absolute() if isinstance(value, Path) else value)
+            for name, value in words.items()
+        }
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
     """What a Slurm job asks for, one story an element."""
 
-    gpus: Annotated[int, typer.Option(min=0, help="Slurm: GPUs for a story.")] = 1
-    time: Annotated[str | None, typer.Option(metavar="TIME", help="Slurm: longest run of a story.")] = None
-    partition: Annotated[str | None, typer.Option(metavar="NAME", help="Slurm: partition.")] = None
-    mem: Annotated[str | None, typer.Option(metavar="SIZE", help="Slurm: memory for a story.")] = None
-    cpus: Annotated[int | None, typer.Option(min=1, help="Slurm: CPUs for a story.")] = None
-    max_parallel: Annotated[int | None, typer.Option(min=1, help="Slurm: stories at a time.")] = None
+    gpus: Annotated[int, option("N", "GPUs for a story.", SLURM, min=0)] = 1
+    time: Annotated[str | None, option("TIME", "Longest run of a story, as in 4:00:00.", SLURM)] = None
+    partition: Annotated[str | None, option("NAME", "Partition.", SLURM)] = None
+    mem: Annotated[str | None, option("SIZE", "Memory for a story, as in 64G.", SLURM)] = None
+    cpus: Annotated[int | None, option("N", "CPUs for a story.", SLURM, min=1)] = None
+    max_parallel: Annotated[int | None, option("N", "Stories at a time.", SLURM, min=1)] = None
     sbatch_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="--KEY=VALUE", help="Slurm: as after #SBATCH in a script; may be repeated."),
+        option("--KEY=VALUE", "Another option of sbatch; may be repeated.", SLURM),
     ] = None
 
     def directives(self, stories: int) -> Iterator[str]:

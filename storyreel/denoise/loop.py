@@ -1,4 +1,4 @@
-"""The one denoising loop: a window that moves over a run of segments, from noise to latents."""
+"""The denoising loop: a window that moves over a run of segments, from noise to latents."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from storyreel.denoise.prompts import Prompts, PromptWriter
 from storyreel.errors import NumericsError
 from storyreel.method.blending import blend_overlap, constrain, published_blend, renoised
 from storyreel.method.step_skipping import SPEEDS, continued
-from storyreel.models.base import Adapter, Memory, Request, Text
+from storyreel.models.base import Adapter, Context, Request, Text
 from storyreel.story.plan import Plan, Seam, Segment, Settings, admits, derived_seed
 
 
 @dataclass
-class Take:
-    """A segment on its way: x_σ (1, C, lead + own, H, W) after ``step`` steps, and what it is told.
+class SegmentState:
+    """A segment under way: x_σ (1, C, lead + own, H, W) after ``step`` steps, its prompts and its context.
 
     ``sigmas`` are its noise levels from 1 to 0, ``known`` the last velocities that were computed, each
-    with its σ, if steps are to be left out. ``broken`` is the tick in which it first held NaN or
-    infinity, on the device.
+    with its σ, if steps are to be skipped. ``broken`` () is the round of the loop in which x first held NaN
+    or infinity, infinite without; on the device.
     """
 
     segment: Segment
     x: Tensor
     step: int
     prompts: Prompts
-    memory: Memory | None
+    context: Context | None
     sigmas: list[float]
     broken: Tensor
     known: tuple[tuple[float, Tensor], ...] = ()
 
     @property
     def sigma(self) -> float:
-        """The noise level that it has come to."""
+        """The present noise level."""
         return self.sigmas[self.step]
 
 
 @dataclass
 class State:
-    """Where the denoising of a run stands: all it needs to go on.
+    """The state of a run's denoising: the latents finished last and the segments in the window.
 
-    ``before`` are the latents of the segment that was finished last, ``ending`` is how a scorer
-    saw its end.
+    ``before`` (1, C, lead + own, H, W) is None where there is none, ``ending`` (D,) is a scorer's vector of
+    how that segment ends.
     """
 
     before: Tensor | None
-    takes: list[Take]
+    window: list[SegmentState]
     ending: Tensor | None = None
 
 
@@ -64,39 +64,40 @@ def denoise(
     anchors: Anchors | None,
     state: State,
     on_forward: Callable[[], None],
-) -> Iterator[tuple[Take, State]]:
+) -> Iterator[tuple[SegmentState, State]]:
     """Yield the segments of a run as they are finished, each with the state of those behind it.
 
-    Segments begin a few steps apart and are denoised side by side; in every step neighbours
-    agree on their overlap. ``run`` are the segments that have not begun in ``state``; without
-    ``anchors`` they remember nothing. ``state`` moves along; when ``on_forward`` is called, it stands
-    where the step began. Raises NumericsError for NaN or infinity.
+    Segments begin a few steps apart and are denoised side by side; in every step the estimates of
+    neighbours are blended in their overlap. ``run`` are the segments that have not begun in ``state``;
+    without ``anchors`` they have no context. ``state`` is changed in place; when ``on_forward`` is called,
+    after every model evaluation, it is still that of the step's beginning. Raises NumericsError for NaN or
+    infinity.
     """
     settings, method = plan.settings, plan.settings.method
-    takes, waiting, tick = state.takes, list(run), 0
-    while takes or waiting:
-        if waiting and admits([take.step for take in takes], method.window, settings.steps):
+    window, waiting, tick = state.window, list(run), 0
+    while window or waiting:
+        if waiting and admits([begun.step for begun in window], method.window, settings.steps):
             segment = waiting.pop(0)
-            memory = None if anchors is None else anchors.memory(segment)
-            takes.append(begin(adapter, plan, segment, writer.prompts(segment), memory, state.before))
-        velocities = next_velocities(adapter, takes, writer.negative, settings, on_forward)
-        levels = [take.sigma for take in takes]
-        estimates = [denoised(t.x, v, sigma) for t, v, sigma in zip(takes, velocities, levels, strict=True)]
-        agreed = blend_seams(plan, takes, estimates, levels, state.before)
-        for index, (take, sigma) in enumerate(zip(takes, levels, strict=True)):
+            context = None if anchors is None else anchors.context(segment)
+            window.append(begin(adapter, plan, segment, writer.prompts(segment), context, state.before))
+        velocities = next_velocities(adapter, window, writer.negative, settings, on_forward)
+        levels = [begun.sigma for begun in window]
+        estimates = [denoised(s.x, v, sigma) for s, v, sigma in zip(window, velocities, levels, strict=True)]
+        blended = blend_seams(plan, window, estimates, levels, state.before)
+        for index, (begun, sigma) in enumerate(zip(window, levels, strict=True)):
             # What blending changed, as velocity; elsewhere this is exactly the model's own.
-            velocity = velocities[index] + (estimates[index] - agreed[index]) / sigma
-            take.x = euler(take.x, velocity, sigma, take.sigmas[take.step + 1])
-            take.step += 1
-            take.broken = torch.where(take.x.isfinite().all(), take.broken, take.broken.clamp(max=tick))
-            seen = takes[index - 1].prompts.ending if index else state.ending
-            seen = seen if is_blended(plan.seam(take.segment)) else None
-            writer.weigh(take.prompts, agreed[index], sigma, take.step, seen)
-        if takes[0].step == settings.steps:
-            _check(takes, tick)
-            done = takes.pop(0)
-            state.before, state.ending = done.x, done.prompts.ending
-            yield done, state
+            velocity = velocities[index] + (estimates[index] - blended[index]) / sigma
+            begun.x = euler(begun.x, velocity, sigma, begun.sigmas[begun.step + 1])
+            begun.step += 1
+            begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=tick))
+            ending = window[index - 1].prompts.ending if index else state.ending
+            ending = ending if is_blended(plan.seam(begun.segment)) else None
+            writer.weigh(begun.prompts, blended[index], sigma, begun.step, ending)
+        if window[0].step == settings.steps:
+            _check(window, tick)
+            finished = window.pop(0)
+            state.before, state.ending = finished.x, finished.prompts.ending
+            yield finished, state
         tick += 1
 
 
@@ -105,39 +106,39 @@ def begin(
     plan: Plan,
     segment: Segment,
     prompts: Prompts,
-    memory: Memory | None = None,
+    context: Context | None = None,
     before: Tensor | None = None,
-) -> Take:
+) -> SegmentState:
     """Return a segment as pure noise, ``before`` being the latents finished last."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     sigmas = adapter.sigmas(plan.settings.steps, noise.shape)
     never = torch.full((), math.inf, device=adapter.device)
-    return Take(segment, noise, 0, prompts, memory, sigmas, never)
+    return SegmentState(segment, noise, 0, prompts, context, sigmas, never)
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
-    """Return the latents of one segment by itself, told one text: the base model's own way."""
+    """Return the latents (1, C, lead + own, H, W) of one segment alone, of one text: the base model's way."""
     writer = PromptWriter(adapter, plan.settings, None)
     state = State(None, [begin(adapter, plan, segment, Prompts(text))])
-    (done, _), *_ = denoise(adapter, plan, [], writer, None, state, lambda: None)
-    return done.x
+    (finished, _), *_ = denoise(adapter, plan, [], writer, None, state, lambda: None)
+    return finished.x
 
 
-def _check(takes: Sequence[Take], tick: int) -> None:
-    """Raise NumericsError if a take has been spoilt, naming the one that was first and its step."""
-    spoilt = torch.stack([take.broken for take in takes]).tolist()
-    first = min(spoilt)
+def _check(window: Sequence[SegmentState], tick: int) -> None:
+    """Raise NumericsError if a segment holds NaN or infinity, naming the first such and its step."""
+    broken = torch.stack([begun.broken for begun in window]).tolist()
+    first = min(broken)
     if first < math.inf:
-        take = takes[spoilt.index(first)]
+        begun = window[broken.index(first)]
         raise NumericsError(
-            f"scene {take.segment.index + 1} turned to NaN or infinity in denoising step "
-            f"{take.step - (tick - int(first))}",
+            f"scene {begun.segment.index + 1} turned to NaN or infinity in denoising step "
+            f"{begun.step - (tick - int(first))}",
             "Try a lower --guidance or more --steps; finished scenes are kept.",
         )
 
 
 def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
-    """Return what a segment begins with; in the published form, with some of the one before in it.
+    """Return the x_1 of a segment (1, C, lead + own, H, W): its noise, or `published_blend` of it.
 
     ``before`` are the latents finished last. In the published form these are the segment's own
     neighbour's, since its window is 1.
@@ -153,8 +154,8 @@ def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
 def segment_noise(plan: Plan, segment: Segment) -> Tensor:
     """Return a segment's noise (1, C, lead + own, H, W), drawn on the CPU.
 
-    A part of it is the whole story's, which makes segments alike. Where a segment is blended
-    with the one before, the overlap's noise is that one's.
+    A part of it is the whole story's, the method's ``shared_noise``. Where a segment is blended with the one
+    before, the overlap's noise is that one's.
     """
     noise = _own_noise(plan, segment)
     if is_blended(plan.seam(segment)):
@@ -183,41 +184,42 @@ def _own_noise(plan: Plan, segment: Segment) -> Tensor:
 
 def next_velocities(
     adapter: Adapter,
-    takes: Sequence[Take],
+    window: Sequence[SegmentState],
     negative: Text,
     settings: Settings,
     on_forward: Callable[[], None],
 ) -> list[Tensor]:
-    """Return every take's velocity: the transformer's, or where the speed leaves that out, a likely one.
+    """Return every segment's velocity: the transformer's, or in a step that is skipped the continued one.
 
     With classifier-free guidance; at guidance 1 without a second pass.
     """
     speed, steps = SPEEDS[settings.speed], settings.steps
-    asking = [take for take in takes if speed.computes(take.step, steps) or not take.known]
-    experts = [adapter.expert_at(take.sigma) for take in asking]
+    computed = [begun for begun in window if speed.computes(begun.step, steps) or not begun.known]
+    experts = [adapter.expert_at(begun.sigma) for begun in computed]
     strengths = [
-        settings.guidance_of(expert) if speed.guides(take.step, steps) else 1.0
-        for take, expert in zip(asking, experts, strict=True)
+        settings.guidance_of(expert) if speed.guides(begun.step, steps) else 1.0
+        for begun, expert in zip(computed, experts, strict=True)
     ]
     requests = []
-    for take, strength in zip(asking, strengths, strict=True):
-        texts = [take.prompts.text] if strength == 1 else [negative, take.prompts.text]
-        requests.append(Request(take.x, take.sigma, texts, take.memory))
-    found: dict[int, Tensor] = {}
-    for take, strength, answer in zip(asking, strengths, adapter.predict_all(requests), strict=True):
-        found[take.segment.index] = (
-            answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
-        )
+    for begun, strength in zip(computed, strengths, strict=True):
+        texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
+        requests.append(Request(begun.x, begun.sigma, texts, begun.context))
+    velocities: dict[int, Tensor] = {}
+    for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
+        guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
+        velocities[begun.segment.index] = guided
         on_forward()
-    if speed.every > 1:  # not before all are there: until then the takes stand where they stood
-        for take, expert in zip(asking, experts, strict=True):
-            before = () if speed.turns(take.step, steps) else take.known[-1:]
+    if speed.every > 1:  # not before all are there: until then the segments are as the step began
+        for begun, expert in zip(computed, experts, strict=True):
+            before = () if speed.turns(begun.step, steps) else begun.known[-1:]
             # Another expert's velocity, with another guidance, is on no line with this one.
             before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
-            take.known = (*before, (take.sigma, found[take.segment.index]))
+            begun.known = (*before, (begun.sigma, velocities[begun.segment.index]))
     return [
-        found[take.segment.index] if take.segment.index in found else continued(take.known, take.sigma)
-        for take in takes
+        velocities[begun.segment.index]
+        if begun.segment.index in velocities
+        else continued(begun.known, begun.sigma)
+        for begun in window
     ]
 
 
@@ -232,31 +234,31 @@ def euler(x: Tensor, velocity: Tensor, sigma: float, lower: float) -> Tensor:
 
 
 def is_blended(seam: Seam | None) -> bool:
-    """Tell whether the segments on both sides of a seam have anything to do with each other."""
+    """Tell whether the estimates on both sides of a seam are blended."""
     return seam is not None and seam.overlap > 0 and seam.strength > 0
 
 
 def blend_seams(
     plan: Plan,
-    takes: Sequence[Take],
+    window: Sequence[SegmentState],
     estimates: Sequence[Tensor],
     levels: Sequence[float],
     before: Tensor | None,
 ) -> list[Tensor]:
-    """Return the estimates x̂0 as neighbours agree on them; a finished neighbour only gives.
+    """Return the estimates x̂0 of the window's segments, blended in their overlaps.
 
-    ``levels`` are the noise levels of the takes. Whoever is below the method's release level
-    goes on by itself.
+    ``levels`` are the segments' σ: below the method's release level an estimate stays as it is, and only
+    acts on its neighbours. So do ``before``, the latents that were finished last.
     """
-    agreed, release = list(estimates), plan.settings.method.release
-    for i, take in enumerate(takes):
-        seam = plan.seam(take.segment)
+    blended, release = list(estimates), plan.settings.method.release
+    for i, begun in enumerate(window):
+        seam = plan.seam(begun.segment)
         if seam is None or not is_blended(seam):
             continue
         if i > 0:
-            earlier, later = blend_overlap(agreed[i - 1], agreed[i], seam.overlap, seam.strength)
-            agreed[i - 1] = earlier if levels[i - 1] > release else agreed[i - 1]
-            agreed[i] = later if levels[i] > release else agreed[i]
+            earlier, later = blend_overlap(blended[i - 1], blended[i], seam.overlap, seam.strength)
+            blended[i - 1] = earlier if levels[i - 1] > release else blended[i - 1]
+            blended[i] = later if levels[i] > release else blended[i]
         elif before is not None and levels[0] > release:
-            agreed[0] = constrain(before, agreed[0], seam.overlap, seam.strength)
-    return agreed
+            blended[0] = constrain(before, blended[0], seam.overlap, seam.strength)
+    return blended

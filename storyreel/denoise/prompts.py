@@ -1,4 +1,4 @@
-"""What the model is told at every step: two prompts side by side, each by its weight, or one."""
+"""The text of every denoising step: scene, action and joined prompt, weighted, or the last alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMON_ACTIONS = (
 
 
 class Scorer(Protocol):
-    """Says how well pictures show a text, by the cosine of unit vectors."""
+    """A text-image encoder: how well a picture shows a text is the cosine of their unit vectors."""
 
     def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """Return unit vectors (P, D)."""
@@ -39,12 +39,13 @@ class Scorer(Protocol):
 
 @dataclass
 class Prompts:
-    """A segment's prompts: the text that the model reads, and how its weights came about.
+    """A segment's text, and its weights over the steps.
 
-    ``shares`` (3, L) tells which tokens are the scene's, the action's and those of both in one text,
-    ``wanted`` (2, D) is what a scorer compares pictures with, ``ending`` (D,) how the estimate ended
-    when it was last scored. ``weights`` (2,) of scene and action, and ``history``, one entry a step,
-    stay on the device.
+    ``shares`` (3, L) are the weights of the text's tokens if it were the scene prompt, the action prompt or
+    the joined one alone. ``wanted`` (2, D) are the scorer's vectors of scene and action, ``alignment`` (2,)
+    their cosines with the estimate when it was last scored, ``ending`` (D,) the vector of its last frame
+    then. ``weights`` (2,) are the present ones of scene and action, ``history`` has one entry a step. All are
+    on the device.
     """
 
     text: Text
@@ -56,12 +57,12 @@ class Prompts:
     history: tuple[Tensor, ...] = ()
 
     def apply(self) -> None:
-        """Write the weights where the attention reads them: in place, without asking the device."""
+        """Write the weights into the text, in place: without a synchronisation and without a new graph."""
         if self.shares is not None and self.weights is not None:
-            self.text.mask[0].copy_(text_weights(self.weights) @ self.shares)
+            self.text.weights[0].copy_(text_weights(self.weights) @ self.shares)
 
     def decided(self) -> list[tuple[float, float]]:
-        """Return the weights (scene, action) of every step, for people."""
+        """Return the weights (scene, action) of every step, rounded for records."""
         if not self.history:
             return []
         return [(round(scene, 4), round(action, 4)) for scene, action in torch.stack(self.history).tolist()]
@@ -70,8 +71,8 @@ class Prompts:
         """Return what has changed since the beginning."""
         if not self.history:
             return {}
-        found = {"alignment": self.alignment, "ending": self.ending, "history": torch.stack(self.history)}
-        return {name: value for name, value in found.items() if value is not None}
+        state = {"alignment": self.alignment, "ending": self.ending, "history": torch.stack(self.history)}
+        return {name: value for name, value in state.items() if value is not None}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned."""
@@ -83,25 +84,28 @@ class Prompts:
 
 
 def all_prompts(plan: Plan, scored: bool) -> list[str]:
-    """Return every text that a model reads for a film, each once; ``scored`` says that a scorer reads too."""
-    method, found = plan.settings.method, [""]
+    """Return every text that a model encodes for a film, each once.
+
+    With ``scored``, a scorer encodes the phrases that actions are compared by.
+    """
+    method, prompts = plan.settings.method, [""]
     for segment in plan.segments:
-        found += [segment.scene, segment.action, segment.prompt] if method.weighting else [segment.prompt]
+        prompts += [segment.scene, segment.action, segment.prompt] if method.weighting else [segment.prompt]
     if method.similarity and not scored:
-        found += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
-    return list(dict.fromkeys(found))
+        prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
+    return list(dict.fromkeys(prompts))
 
 
 class PromptWriter:
-    """Encodes prompts and weighs them in every step (DIPW, METHOD 2).
+    """Encodes prompts and sets their weights in every step (DIPW of arXiv 2503.06310, `method.weighting`).
 
-    Without a scorer, or for a model without cheap previews, progression alone rules.
+    Without a scorer, or for a model without cheap previews, progression alone decides.
     """
 
     def __init__(self, adapter: Adapter, settings: Settings, scorer: Scorer | None) -> None:
         self._adapter, self._method = adapter, settings.method
         self._scorer = scorer if self._method.alignment or self._method.smoothness else None
-        # On the device once and for all: a step must not wait for it.
+        # Sent to the device here, so that no step does.
         priors = [progression(step / settings.steps) for step in range(settings.steps)]
         self._priors = torch.stack(priors).to(adapter.device)
         self.negative = adapter.encode("")
@@ -110,12 +114,12 @@ class PromptWriter:
         """Return a segment's prompts as they are before the first step."""
         if not self._method.weighting:
             return Prompts(self._adapter.encode(segment.prompt))
-        told = (segment.scene, segment.action, segment.prompt)
-        texts = [self._adapter.encode(prompt) for prompt in told]
-        shares = torch.block_diag(*(text.mask.float() for text in texts))
+        texts = [self._adapter.encode(p) for p in (segment.scene, segment.action, segment.prompt)]
+        alone = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+        shares = torch.cat([side_by_side(texts, weights).weights for weights in alone])
         nothing = torch.zeros_like(self._priors[0])
         weights = self._weights(nothing, nothing, self._priors[0])
-        text = side_by_side(texts, [0.0, 0.0, 1.0])
+        text = side_by_side(texts, alone[2])
         prompts = Prompts(text, shares, weights=weights, history=(weights,))
         if self._scorer is not None:
             prompts.wanted = self._scorer.embed_texts([segment.scene, segment.action])
@@ -125,9 +129,9 @@ class PromptWriter:
     def weigh(
         self, prompts: Prompts, estimate: Tensor, sigma: float, step: int, ending: Tensor | None
     ) -> None:
-        """Set the weights of a step by the estimate x̂0 that was made at ``sigma`` in the one before.
+        """Set the weights of ``step`` by the estimate x̂0 that was made at ``sigma`` in the step before.
 
-        ``ending`` is how the segment before ends, as far as it has been seen.
+        ``ending`` (D,) is the scorer's vector of the end of the segment before, None where it has none.
         """
         if prompts.weights is None or step >= len(self._priors):
             return
@@ -155,16 +159,16 @@ class PromptWriter:
         pictures = self._adapter.preview(torch.cat(frames, 2))
         if pictures is None:
             return
-        seen = self._scorer.embed_pictures(pictures)
-        prompts.alignment = prompts.wanted @ seen.mean(0)
-        prompts.ending = seen[-1]
+        vectors = self._scorer.embed_pictures(pictures)
+        prompts.alignment = prompts.wanted @ vectors.mean(0)
+        prompts.ending = vectors[-1]
 
 
 @torch.inference_mode()
 def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[float | None]:
-    """Return how alike the actions at every seam are (SAR, METHOD 2); None where it is not asked.
+    """Return S_A of the actions at every seam (SAR of arXiv 2503.06310), None where nothing is compared.
 
-    The scorer reads them, or else the model's own text encoder: the mean of its tokens.
+    Their embeddings are the scorer's, or else the means of the model's own text tokens.
     """
     if not plan.settings.method.similarity or not any(seam.strength for seam in plan.seams):
         return [None] * len(plan.seams)
@@ -172,13 +176,12 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
     def embed(phrases: Sequence[str]) -> Tensor:
         if scorer is not None:
             return scorer.embed_texts(phrases)
-        texts = [adapter.encode(phrase) for phrase in phrases]
-        return torch.stack([text.states[text.mask == 1].mean(0) for text in texts])
+        return torch.stack([adapter.encode(phrase).mean() for phrase in phrases])
 
     typical = embed(COMMON_ACTIONS).mean(0)
-    told = embed([segment.phrase for segment in plan.segments])
+    actions = embed([segment.phrase for segment in plan.segments])
     return [
-        round(float(action_similarity(told[seam.after - 1], told[seam.after], typical)), 4)
+        round(float(action_similarity(actions[seam.after - 1], actions[seam.after], typical)), 4)
         if seam.strength
         else None
         for seam in plan.seams

@@ -1,4 +1,4 @@
-"""The state of a denoising on disk: what was finished last, and all it takes to denoise those behind it."""
+"""A denoising on disk: the latents finished last, and the states of the segments that were under way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from storyreel.denoise.anchors import Anchors
-from storyreel.denoise.loop import State, Take
+from storyreel.denoise.loop import SegmentState, State
 from storyreel.denoise.prompts import PromptWriter
 from storyreel.errors import StoryreelError
 from storyreel.files import write_atomically, writing
@@ -22,7 +22,7 @@ from storyreel.story.plan import Plan
 
 
 class Stored:
-    """The file of one segment, its latents and the takes that were under way beside it, or of a window."""
+    """The file of a finished segment and of the window behind it, or of a window alone."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -31,16 +31,17 @@ class Stored:
         """Write a state, and with it the latents (1, C, lead + own, H, W) that were finished last."""
         finished = {"latents": state.before, "ending": state.ending}
         tensors = {name: value for name, value in finished.items() if value is not None}
-        for behind in state.takes:
-            tensors[f"{behind.segment.number}.x"] = behind.x
-            for name, value in behind.prompts.state().items():
-                tensors[f"{behind.segment.number}.{name}"] = value
-            if behind.known:
-                levels, velocities = zip(*behind.known, strict=True)
-                tensors[f"{behind.segment.number}.levels"] = torch.tensor(levels, dtype=torch.float64)
-                tensors[f"{behind.segment.number}.velocities"] = torch.stack(velocities)
+        for begun in state.window:
+            number = begun.segment.number
+            tensors[f"{number}.x"] = begun.x
+            for name, value in begun.prompts.state().items():
+                tensors[f"{number}.{name}"] = value
+            if begun.known:
+                levels, velocities = zip(*begun.known, strict=True)
+                tensors[f"{number}.levels"] = torch.tensor(levels, dtype=torch.float64)
+                tensors[f"{number}.velocities"] = torch.stack(velocities)
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        facts = {"begun": {behind.segment.number: behind.step for behind in state.takes}}
+        facts = {"begun": {begun.segment.number: begun.step for begun in state.window}}
         with writing(self._path):
             # One entry: safetensors writes several in any order, and bytes are to be the same.
             write_atomically(self._path, save(tensors, {"storyreel": json.dumps(facts)}))
@@ -70,16 +71,16 @@ class Stored:
         return tensors
 
     def _forged(self) -> StoryreelError:
-        """Return the error for a file whose hash the manifest vouches for and that is not ours."""
+        """Return the error for a file with the hash that was recorded, which yet holds nothing of ours."""
         return StoryreelError(f"{self._path} holds no segment", "Render again with --overwrite.")
 
     @torch.inference_mode()
     def state(self, plan: Plan, adapter: Adapter, writer: PromptWriter, anchors: Anchors) -> State:
-        """Return the state."""
+        """Return the state that was saved, on the adapter's device."""
         device = adapter.device
         tensors = self._tensors()
         never = torch.full((), math.inf, device=device)
-        takes = []
+        window = []
         for number, step in self._begun().items():
             segment = plan.segments[int(number) - 1]
             prompts = writer.prompts(segment)
@@ -95,9 +96,9 @@ class Stored:
             )
             prompts.restore(parts)
             sigmas = adapter.sigmas(plan.settings.steps, x.shape)
-            memory = anchors.memory(segment)
-            takes.append(Take(segment, x, step, prompts, memory, sigmas, never, tuple(known)))
+            context = anchors.context(segment)
+            window.append(SegmentState(segment, x, step, prompts, context, sigmas, never, tuple(known)))
         before, ending = (
             tensors[name].to(device) if name in tensors else None for name in ("latents", "ending")
         )
-        return State(before, takes, ending)
+        return State(before, window, ending)

@@ -1,1 +1,1 @@
-"""What a film is worth: pure measures of pictures, and the statistics of many films."""
+"""What a film is worth: looked at once, scored scene by scene, and compared with others."""

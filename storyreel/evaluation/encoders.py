@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from transformers import Blip2ForImageTextRetrieval, Blip2Processor, Dinov2Model, ViTModel
 
 from storyreel.errors import DamagedError
-from storyreel.evaluation.pictures import AlexNetFeatures, lpips
-from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
+from storyreel.evaluation.picture_measures import AlexNetFeatures, lpips
+from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, SHOTS, WEIGHTS
 from storyreel.files import content_hash
-from storyreel.models.base import load_component, read_component
+from storyreel.models.loading import load_component, read_component
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import pulled_folder
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,33 +19,50 @@ from storyreel.errors import MissingError, StoryreelError
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import findings
-from storyreel.evaluation.look import look_at
-from storyreel.evaluation.registry import BLIP, CLIP, METRICS, OWN, WEIGHTS
+from storyreel.evaluation.frames import Pictures, look_at
+from storyreel.evaluation.kept_scores import keep_scores, read_scores, scores_key
+from storyreel.evaluation.metrics import METRICS
 from storyreel.evaluation.result import Evaluation, Scored
-from storyreel.evaluation.score import film_scores
+from storyreel.evaluation.scores import film_scores
 from storyreel.evaluation.statistics import Row, compare
-from storyreel.evaluation.verdicts import asked
-from storyreel.film import video
+from storyreel.evaluation.verdicts import asked, film_verdict
+from storyreel.evaluation.weights import BLIP, CLIP, OWN, WEIGHTS
+from storyreel.film import ffmpeg
+from storyreel.film.hashes import RememberedHashes
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 
+SCORER = "scorer"  # the folder of a text-image encoder among a model's weights
+
 
 class Evaluator:
-    """Scores films one after the other; every model is loaded once."""
+    """Scores films one after the other; every model is loaded once.
 
-    def __init__(self, device: torch.device, weights_dir: Path | None = None, own: bool = True) -> None:
+    ``weights_dir`` has pretrained models by their names, ``weights`` is the folder of the model that films
+    were made with, where it is not that of the table. With ``own`` a film's model is asked too: its
+    text-image encoder and its judge.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        weights_dir: Path | None = None,
+        own: bool = True,
+        weights: Path | None = None,
+    ) -> None:
         transformers.utils.logging.disable_progress_bar()  # ours is enough
         self._encoders = Encoders(device, weights_dir)
         self._device = device
         self._own = own
-        self._scorers: dict[str, Scorer | None] = {}
-        self.names = {name for name in WEIGHTS if name != OWN and self._encoders.folder(name) is not None}
+        self._weights = weights
+        self._scorers: dict[Path, Scorer] = {}
+        self.names = {name for name in WEIGHTS if self._encoders.folder(name) is not None}
 
     def require(self, metrics: Iterable[str]) -> None:
         """Raise MissingError if any of ``metrics`` has no weights, and DamagedError if they do not fit."""
         for name in metrics:
             needs = METRICS[name].needs
-            if needs is not None and needs != OWN:
+            if needs in WEIGHTS:
                 if needs not in self.names:
                     weights = WEIGHTS[needs]
                     raise MissingError(f"metric {name} needs {needs}, which is not here", weights.remedy)
@@ -54,39 +73,80 @@ class Evaluator:
         return {
             metric.name: f"{metric.needs} is not here: {WEIGHTS[metric.needs].remedy}"
             for metric in METRICS.values()
-            if metric.needs not in (None, OWN) and metric.needs not in self.names
+            if metric.needs in WEIGHTS and metric.needs not in self.names
         }
 
     def score(self, film: Film, tell: Callable[[int], None]) -> Scored:
-        """Score one film; ``tell`` hears how many frames went by."""
-        own = self._scorer(film.model)
+        """Score one film, or take the scores kept beside it; ``tell`` hears how many frames went by."""
+        folder = self._own_folder(film)
+        if folder is None and self._own and _of_scorer(film):
+            note = "the weights it was made with are not here, and its model's own encoder is not asked"
+            film = replace(film, notes=(*film.notes, f"{note} (--weights names their folder)"))
+        key = scores_key(film, [self.repeat, self._own, _scorer_hashes(folder)])
+        kept = read_scores(film.folder, key) if film.folder else None
+        if kept is None:
+            kept = self._measure(film, folder, tell)
+            if film.folder is not None:
+                keep_scores(film.folder, key, *kept)
+        scores, pictures = kept
+        return Scored(film, scores, findings(film, scores), pictures)
+
+    def _measure(
+        self, film: Film, folder: Path | None, tell: Callable[[int], None]
+    ) -> tuple[dict[str, Any], list[Pictures]]:
+        """Return a film's scores and each scene's pictures; ``folder`` is where its model's encoder lies."""
+        own = self._scorer(folder) if folder else None
         strangeness = asked(MODELS[film.model].strangeness) if own is not None and film.model else None
         look = look_at(film, self._encoders, self.names, own, strangeness, tell)
         texts = {CLIP: self._encoders.get(CLIP)} if CLIP in self.names else {}
         if own is not None:
             texts[OWN] = own
         readers = {BLIP: self._encoders.get(BLIP)} if BLIP in self.names else {}
-        scores = film_scores(film, look, texts, readers)
-        return Scored(film, scores, findings(film, scores), look)
+        verdict = film_verdict(film) if self._own else None
+        return film_scores(film, look, texts, readers, verdict), [scene.pictures for scene in look.scenes]
 
-    def _scorer(self, model: str | None) -> Scorer | None:
-        """Return the text-image encoder that lies with a model's weights; None without one."""
-        if model is None or model not in MODELS or not self._own:
+    def _own_folder(self, film: Film) -> Path | None:
+        """Return where the text-image encoder lies that a film was made with; None if it is not here.
+
+        Of a film that storyreel did not make, nothing is known but its model's name.
+        """
+        spec = MODELS.get(film.model or "")
+        if spec is None or not self._own:
             return None
-        if model not in self._scorers:
-            folder = MODELS[model].weights / "scorer"
-            self._scorers[model] = Scorer.load(folder, self._device) if folder.is_dir() else None
-        return self._scorers[model]
+        made_with = _of_scorer(film)
+        for folder in (self._weights, spec.weights):
+            if folder is not None and (folder / SCORER).is_dir():
+                here = _scorer_hashes(folder / SCORER)
+                if film.weights is None or (made_with and made_with.items() <= here.items()):
+                    return folder / SCORER
+        return None
 
+    def _scorer(self, folder: Path) -> Scorer:
+        if folder not in self._scorers:
+            self._scorers[folder] = Scorer.load(folder, self._device)
+        return self._scorers[folder]
+
+    @cached_property
     def repeat(self) -> dict[str, Any]:
-        """Return what it takes to get the same numbers again."""
+        """What it takes to get the same numbers again."""
         return {
             "storyreel": __version__,
             "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-            | {"ffmpeg": video.encoder_version()},
+            | {"ffmpeg": ffmpeg.version()},
             "device": str(self._device),
             "weights": {name: self._encoders.about(name) for name in sorted(self.names)},
         }
+
+
+def _of_scorer(film: Film) -> dict[str, str]:
+    """Return the SHA-256 of the files of the text-image encoder that a film was made with, by their names."""
+    return {name: value for name, value in (film.weights or {}).items() if name.startswith(f"{SCORER}/")}
+
+
+def _scorer_hashes(folder: Path | None) -> dict[str, str]:
+    """Return the SHA-256 of an encoder's files, by their names in its model's folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder else []
+    return {f"{SCORER}/{path.name}": value for path, value in RememberedHashes().of(files).items()}
 
 
 def evaluate(
@@ -113,4 +173,4 @@ def evaluate(
         Row(f.run, (f.name, f.told), f.story or f.name, s.scores["film"]) for s in scored for f in [s.film]
     ]
     comparison = compare(rows, METRICS, rows[0].run if rows else None)
-    return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat()), errors
+    return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat), errors

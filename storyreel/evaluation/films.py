@@ -19,10 +19,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyreel.errors import StoryreelError, UsageError, printable
-from storyreel.evaluation.rates import SLACK, common_rate, looks, picture_rate, usual_rate
+from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
-from storyreel.film import video
-from storyreel.story.plan import DEFAULT_MODEL
+from storyreel.film import reader
+from storyreel.method.step_skipping import SPEEDS
+from storyreel.story.planning import DEFAULT_MODEL
 from storyreel.story.schema import Character, Story, load_story
 
 MANIFEST = "manifest.json"
@@ -48,6 +49,11 @@ class Span:
     blended: bool
     others: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def frames(self) -> int:
+        """How many it has."""
+        return self.stop - self.start
+
 
 @dataclass(frozen=True)
 class Film:
@@ -56,8 +62,10 @@ class Film:
     Films of the same ``name`` in different runs are compared; several may tell the same ``story``, each with
     a seed of its own. It takes ``seconds``; ``times`` are when its own frames are shown, ``picks`` which of
     them is seen at every look, ``spans`` its scenes in looks. ``model`` is what rendered it, if that is
-    known, ``kind`` all that it was rendered with but for the seed; ``hdr`` is as in `video.Facts`; ``notes``
-    are what a reader of its scores should know.
+    known, ``kind`` all that it was rendered with but for the seed, ``weights`` the SHA-256 of that model's
+    files (None: nobody knows), ``cost`` what that took, by the names of metrics, ``folder`` where the render
+    left it. ``sha256`` is the file's, ``hdr`` is as in `reader.Facts`; ``notes`` are what a reader of its
+    scores should know.
     """
 
     run: str
@@ -74,6 +82,10 @@ class Film:
     picks: tuple[int, ...] = ()
     hdr: str = ""
     kind: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, str] | None = None
+    cost: Mapping[str, float] = field(default_factory=dict)
+    folder: Path | None = None
+    sha256: str = ""
 
     @property
     def frames(self) -> int:
@@ -95,18 +107,28 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class _Decided(_Part):
+    lead: int
+
+
 class _Segment(_Part):
     start: int = Field(ge=0)
     frames: int = Field(ge=1)
+    latents: int | None = None
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    decided: _Decided | None = None
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     fps: int = Field(ge=1)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    speed: str = ""
 
 
 class _Model(_Part):
     name: str
+    weights: dict[str, str] | None = None
 
 
 class _Manifest(_Part):
@@ -277,10 +299,12 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     ends = [(s.start, s.start + s.frames) for s in segments]
     told = replace(_told(story, ends), run=run, name=name, story=story_name)
     told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
+    told = replace(told, weights=manifest.model.weights, cost=_cost(manifest), folder=folder)
+    told = replace(told, sha256=file_hash(film))
     fps, count = manifest.settings.fps, ends[-1][1]
-    if file_hash(film) == manifest.film.get("sha256"):  # it has the frames that were planned
+    if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
-    facts, frames = video.probe(film), video.survey(film)
+    facts, frames = reader.probe(film), reader.survey(film)
     rate = usual_rate(frames.times, facts.fps)
     if abs(rate - fps) > SLACK * fps:
         raise StoryreelError(f"{film} has {rate:g} frames a second, by its manifest {fps}", again)
@@ -292,10 +316,26 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
 
 def _kind(manifest: _Manifest) -> dict[str, Any]:
     """Return the model and every setting but the seed, those of the method by their own names."""
-    settings = dict(manifest.settings.model_extra or {})
+    settings = manifest.settings.model_dump()
     method = settings.pop("method", None)
     settings.pop("seed", None)
+    settings.pop("fps")
     return {"model": manifest.model.name, **settings, **(method if isinstance(method, dict) else {})}
+
+
+def _cost(manifest: _Manifest) -> dict[str, float]:
+    """Return what a film cost, by the names of metrics: what its manifest says of that."""
+    cost: dict[str, float] = {}
+    segments, settings = manifest.segments, manifest.settings
+    latents = [s.decided.lead + s.latents for s in segments if s.decided and s.latents is not None]
+    if len(latents) == len(segments):
+        cost["latents"] = sum(latents)
+    if settings.steps is not None and settings.speed in SPEEDS:
+        cost["forwards"] = len(segments) * SPEEDS[settings.speed].forwards(settings.steps)
+    seconds = [s.seconds for s in segments if s.seconds is not None]
+    if len(seconds) == len(segments):
+        cost["render_seconds"] = sum(seconds)
+    return cost
 
 
 def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
@@ -308,7 +348,7 @@ def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
     story = load_story(story_path)
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name a film: MP4, MOV, MKV, WebM or AVI.")
-    facts, frames = video.probe(film), video.survey(film)
+    facts, frames = reader.probe(film), reader.survey(film)
     count = len(story.scenes)
     if len(frames.times) < count:
         raise StoryreelError(
@@ -330,10 +370,11 @@ def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
     run = film.parent if film.stem == story_path.stem else film.with_suffix("")
     told = replace(told, run=str(run), name=story_path.stem, story=story_path.stem, path=film)
     model = facts.tags.get("storyreel_model") or story.render.model or DEFAULT_MODEL
-    return _timed(replace(told, title=story.title or story_path.stem, model=model), facts, frames)
+    told = replace(told, title=story.title or story_path.stem, model=model, sha256=file_hash(film))
+    return _timed(told, facts, frames)
 
 
-def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
+def _timed(film: Film, facts: reader.Facts, frames: reader.Frames) -> Film:
     """Return a film with its frames' times and its rate, and what is to be said of them."""
     rate, notes = usual_rate(frames.times, facts.fps), list(film.notes)
     length = frames.times[-1] + 1 / rate
@@ -358,7 +399,7 @@ def _timed(film: Film, facts: video.Facts, frames: video.Frames) -> Film:
     return replace(film, fps=pictures, seconds=length, times=frames.times, hdr=facts.hdr, notes=tuple(notes))
 
 
-def _starts(segments: str, film: Path, facts: video.Facts, length: float, count: int) -> Sequence[float]:
+def _starts(segments: str, film: Path, facts: reader.Facts, length: float, count: int) -> Sequence[float]:
     """Return the seconds at which every scene begins."""
     if segments == "equal":
         return [index * length / count for index in range(count)]

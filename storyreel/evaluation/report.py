@@ -3,110 +3,97 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from html import escape
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from storyreel.errors import printable
-from storyreel.evaluation.registry import METRICS, Metric
+from storyreel.evaluation.metrics import METRICS, Metric, with_values
 from storyreel.evaluation.result import NOTE, Evaluation, Scored
 from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
+from storyreel.pages import filled
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = 3  # of the worst scenes, and of the worst seams
 FAR = 99.0  # deviations: as far from the usual as anything is said to be
 LONG_STRIP = 60  # scenes: beyond, the strip shows only those with findings
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif;
-  --bad: light-dark(#b3261e, #ff8a80); --bar: light-dark(#7a93b8, #6f8ab0); --line: light-dark(#ddd, #444); }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-section { margin: 3rem 0; border-top: 1px solid var(--line); }
-.wrong { padding-left: 1.2rem; } .wrong li { margin: .25rem 0; } .wrong b { color: var(--bad); }
-.strip, .worst { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .75rem; }
-.worst { grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); }
-figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; }
-img { width: 100%; border-radius: .3rem; display: block; } .pair { display: flex; gap: 2px; }
-.pair img { width: 50%; }
-.bad img { outline: 3px solid var(--bad); } .flag { color: var(--bad); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.25rem; }
-.charts svg { width: 100%; height: 5rem; } rect { fill: var(--bar); }
-rect.low { fill: light-dark(#2f4a72, #b9d0f5); } rect.wrong { fill: var(--bad); }
-.charts h4 { margin: 0; font-size: .9rem; } .charts small, small { opacity: .75; }
-svg line { stroke: currentColor; opacity: .4; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; font-weight: normal; }
-.wide { overflow-x: auto; } .runs td small { display: none; }
-@media (max-width: 40rem) { /* every number below its metric, with its run's name: nothing lies outside */
-  .runs, .runs tbody, .runs tr, .runs th, .runs td { display: block; text-align: left; white-space: normal; }
-  .runs tr:first-child { display: none; } .runs td { border: 0; } .runs td small { display: inline; }
-  .runs th, .runs td { overflow-wrap: anywhere; } }
-"""
-
 
 def report_page(evaluation: Evaluation) -> str:
-    """Return the report. Prompts and names come from outside and are escaped."""
-    films, runs = [*map(_film, evaluation.films)], _runs_table(evaluation)
-    several = len(evaluation.comparison["summary"]) > 1
-    parts = [runs, *films] if several else [*films, f"<section><h2>In numbers</h2>{runs}</section>"]
-    parts.append(_about(evaluation))
-    names = ", ".join(scored.film.label for scored in evaluation.films)
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>{escape(names[:100])}: storyreel eval</title>
-<style>{_STYLE}</style>
-<h1>What the films are like, and where they are bad</h1>
-{chr(10).join(parts)}
-</html>
-"""
+    """Return the report."""
+    heads, rows = _runs_table(evaluation)
+    return filled(
+        TEMPLATE,
+        title=", ".join(scored.film.label for scored in evaluation.films)[:100],
+        several=len(evaluation.comparison["summary"]) > 1,
+        words=[
+            *means_words(evaluation),
+            *differences_words(evaluation),
+            "Arrows point to what is better.",
+        ],
+        heads=heads,
+        rows=rows,
+        films=[_film(scored) for scored in evaluation.films],
+        note=NOTE,
+        metrics=[
+            {
+                "title": titled(metric),
+                "kind": metric.status,
+                "source": metric.source,
+                "sampling": metric.sampling,
+                "missing": evaluation.missing.get(metric.name, ""),
+            }
+            for metric in METRICS.values()
+        ],
+    )
 
 
-def _runs_table(evaluation: Evaluation) -> str:
-    """Show the runs side by side, the best in bold; on a narrow screen one below the other."""
+def _runs_table(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the heads and rows of the runs side by side, the best marked."""
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
-    first = next(iter(summary))
-    heads = {run: escape(printable(run)) for run in summary}
-    less = {run: f"{heads[run]} − {heads[first]}" for run in differences}
+    heads = run_heads(summary)
+    first = next(iter(heads.values()))
+    less = {run: f"{heads[run]} − {first}" for run in differences}
     rows = []
-    for metric in METRICS.values():
-        if all(of[metric.name] is None for of in summary.values()):
-            continue
+    for metric in with_values(summary):
         best = best_runs(metric, evaluation.comparison)
         cells = [
-            (heads[run], spread_cell(of[metric.name], metric.digits), run in best)
-            for run, of in summary.items()
+            (heads[r], spread_cell(of[metric.name], metric.digits), r in best) for r, of in summary.items()
         ]
         cells += [
-            (less[run], difference_cell(d[metric.name], metric.digits), False)
-            for run, d in differences.items()
+            (less[run], difference_cell(of[metric.name], metric.digits), False)
+            for run, of in differences.items()
         ]
-        shown = "".join(
-            f"<td><small>{head}</small> {'<b>' if bold else ''}{cell}{'</b>' if bold else ''}</td>"
-            for head, cell, bold in cells
-        )
-        rows.append(f"<tr><th>{_title(metric)} <small>{escape(metric.status)}</small></th>{shown}</tr>")
-    columns = "".join(f"<th>{head}</th>" for head in (*heads.values(), *less.values()))
-    told = "".join(
-        f"<p>{escape(line)}</p>" for line in (*table_words(evaluation), "Arrows point to what is better.")
-    )
-    table = f'<table class="runs"><tr><th></th>{columns}</tr>{"".join(rows)}</table>'
-    return f'{told}<div class="wide">{table}</div>'
+        shown = [{"head": head, "text": text, "best": is_best} for head, text, is_best in cells]
+        rows.append({"title": titled(metric), "kind": metric.status, "cells": shown})
+    return [*heads.values(), *less.values()], rows
 
 
-def table_words(evaluation: Evaluation) -> list[str]:
-    """Say what the columns of the table of runs are, each of them true of every column."""
-    summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
+def run_heads(runs: Collection[str]) -> dict[str, str]:
+    """Return what columns of runs are headed: the runs, by their names alone where they lie side by side."""
+    beside = len(runs) > 1 and len({Path(run).parent for run in runs}) == 1
+    return {run: printable(Path(run).name if beside else run) for run in runs}
+
+
+def means_words(evaluation: Evaluation) -> list[str]:
+    """Say what the columns of means are, each sentence true of every column."""
     rates = sorted({scored.film.fps for scored in evaluation.films})
-    words = [f"{films_words(summary)}, looked at {rates[0]:g} times a second."] if rates else []
-    if differences:
-        words.append(f"Differences are paired by story and seed: {interval_words(differences)}.")
-        if not evaluation.comparison["same_films"]:
-            words.append("Runs differ in their films: only the differences compare like with like.")
+    summary = evaluation.comparison["summary"]
+    return [f"{films_words(summary)}, looked at {rates[0]:g} times a second."] if rates else []
+
+
+def differences_words(evaluation: Evaluation) -> list[str]:
+    """Say what the columns of differences are, each sentence true of every column."""
+    comparison = evaluation.comparison
+    if not comparison["differences"]:
+        return []
+    first = next(iter(run_heads(comparison["summary"]).values()))
+    over = interval_words(comparison["differences"])
+    words = [f"Differences to {first} are paired by story and seed: {over}."]
+    if not comparison["same_films"]:
+        words.append("Runs differ in their films: only the differences compare like with like.")
     return words
 
 
@@ -123,66 +110,51 @@ def best_runs(metric: Metric, comparison: Mapping[str, Any]) -> set[str]:
     return {run for run, value in found.items() if value is not None and value["mean"] == best}
 
 
-def _film(scored: Scored) -> str:
+def _film(scored: Scored) -> dict[str, Any]:
+    """Return what the report shows of a film."""
     film, scores = scored.film, scored.scores
-    count = len(film.spans)
-    notes = "".join(f'<p class="flag">Note: {escape(printable(note))}.</p>' for note in scored.notes)
-    return f"""<section>
-<h2>{escape(film.title)} <small>{escape(film.label)}</small></h2>
-<p>{count} scenes, {film.frames / film.fps:.3g} s, looked at {film.fps:g} times a second.</p>{notes}
-<h3>What is wrong</h3>
-{_wrong(scored)}
-<h3>The scenes furthest from the usual</h3>
-<p>Each with the number that says so; that need not be wrong.</p>
-<div class="worst">{"".join(_worst_scenes(scored))}</div>
-<h3>The seams furthest from the usual</h3>
-<p>The last frame before, and the first behind.</p>
-<div class="worst">{"".join(_worst_seams(scored)) or "<p>It has no blended seams.</p>"}</div>
-<h3>Every scene</h3>
-<p>With its scene prompt and, smaller, its action prompt. Red is what is listed above as wrong.</p>
-<div class="strip">{"".join(_strip(scored))}</div>
-<h3>Scene by scene</h3>
-<p>One bar a scene, from left to right. Dark is the worst, red what is listed above as wrong.</p>
-<div class="charts">{"".join(_charts("scene", scored, scores["scenes"]))}</div>
-<h3>Seam by seam</h3>
-<div class="charts">{"".join(_charts("seam", scored, scores["seams"]))}</div>
-</section>"""
+    return {
+        "title": film.title,
+        "label": film.label,
+        "size": f"{len(film.spans)} scenes, {film.frames / film.fps:.3g} s, "
+        f"looked at {film.fps:g} times a second.",
+        "notes": [printable(note) for note in scored.notes],
+        "findings": [
+            {"when": clock(f.seconds), "words": f.words, "metric": METRICS[f.metric].title}
+            for f in scored.found
+        ],
+        "worst_scenes": [
+            {
+                **_scene(scored, index),
+                **_beside(metric, scores["scenes"], index),
+            }
+            for index, metric in worst_places("scene", scores["scenes"])
+        ],
+        "worst_seams": [
+            {
+                "number": index + 1,
+                "when": clock(film.spans[index + 1].start / film.fps),
+                "before": _encoded(scored.pictures[index].last),
+                "behind": _encoded(scored.pictures[index + 1].first),
+                **_beside(metric, scores["seams"], index),
+            }
+            for index, metric in worst_places("seam", scores["seams"])
+        ],
+        "strip": _strip(scored),
+        "scene_charts": _charts("scene", scored, scores["scenes"]),
+        "seam_charts": _charts("seam", scored, scores["seams"]),
+    }
 
 
-def _wrong(scored: Scored) -> str:
-    if not scored.found:
-        return "<p>Nothing stands out.</p>"
-    rows = (
-        f"<li><b>{clock(finding.seconds)}</b> {escape(finding.words)} "
-        f"<small>{escape(METRICS[finding.metric].title)}</small></li>"
-        for finding in scored.found
-    )
-    return f'<ul class="wrong">{"".join(rows)}</ul>'
-
-
-def _worst_scenes(scored: Scored) -> Iterator[str]:
-    scenes = scored.scores["scenes"]
-    for index, metric in worst_places("scene", scenes):
-        span, look = scored.film.spans[index], scored.look.scenes[index]
-        when = clock(span.start / scored.film.fps)
-        yield (
-            f"<figure>{_image(look.picture, f'scene {index + 1}')}<figcaption>"
-            f"<b>Scene {index + 1}</b>, {when}: {_beside(metric, scenes, index)}<br>"
-            f"{escape(span.scene)}<br><small>{escape(span.action)}</small></figcaption></figure>"
-        )
-
-
-def _worst_seams(scored: Scored) -> Iterator[str]:
-    seams = scored.scores["seams"]
-    for index, metric in worst_places("seam", seams):
-        before, after = scored.look.scenes[index : index + 2]
-        when = clock(scored.film.spans[index + 1].start / scored.film.fps)
-        yield (
-            f'<figure><div class="pair">{_image(before.last, "last frame before")}'
-            f"{_image(after.first, 'first frame behind')}</div><figcaption>"
-            f"<b>Scenes {index + 1} and {index + 2}</b>, {when}: {_beside(metric, seams, index)}"
-            "</figcaption></figure>"
-        )
+def _scene(scored: Scored, index: int) -> dict[str, Any]:
+    span = scored.film.spans[index]
+    return {
+        "number": index + 1,
+        "when": clock(span.start / scored.film.fps),
+        "picture": _encoded(scored.pictures[index].middle),
+        "scene": span.scene,
+        "action": span.action,
+    }
 
 
 def worst_places(scope: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple[int, Metric]]:
@@ -213,90 +185,75 @@ def worst_places(scope: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple
     return [(index, metric) for index, (_, metric) in ranked[:SHOWN]]
 
 
-def _beside(metric: Metric, entries: Sequence[Mapping[str, Any]], index: int) -> str:
-    """Return a metric's value at a place beside what is usual in the film."""
+def _beside(metric: Metric, entries: Sequence[Mapping[str, Any]], index: int) -> dict[str, str]:
+    """Return a metric's value at a place, and what is usual in the film."""
     values = [e[metric.name] for e in entries if e.get(metric.name) is not None and e.get("blended", True)]
-    value, usual = entries[index][metric.name], median(values)
-    return (
-        f"{escape(metric.title)} <b>{value:.{metric.digits}f}</b> {escape(metric.unit)} "
-        f"(usually {usual:.{metric.digits}f})"
-    )
+    return {
+        "metric": metric.title,
+        "value": f"{entries[index][metric.name]:.{metric.digits}f}",
+        "usual": f"{metric.unit} (usually {median(values):.{metric.digits}f})",
+    }
 
 
-def _strip(scored: Scored) -> Iterator[str]:
-    film = scored.film
+def _strip(scored: Scored) -> list[dict[str, Any]]:
+    """Return every scene, or of a long film those with findings."""
     flags: dict[int, list[str]] = {}
     for finding in (f for f in scored.found if METRICS[f.metric].scope == "scene"):
         flags.setdefault(finding.scene, []).append(METRICS[finding.metric].title)
-    for number, (span, look) in enumerate(zip(film.spans, scored.look.scenes, strict=True), 1):
-        if len(film.spans) > LONG_STRIP and number not in flags:
-            continue
-        flag = f'<span class="flag">{escape("; ".join(flags[number]))}</span><br>' if number in flags else ""
-        yield (
-            f'<figure class="{"bad" if number in flags else ""}">{_image(look.picture, f"scene {number}")}'
-            f"<figcaption><b>{number}</b> {clock(span.start / film.fps)} {flag}{escape(span.scene)}<br>"
-            f"<small>{escape(span.action)}</small></figcaption></figure>"
-        )
+    count = len(scored.film.spans)
+    shown = range(1, count + 1) if count <= LONG_STRIP else sorted(flags)
+    return [{**_scene(scored, n - 1), "flags": "; ".join(flags.get(n, []))} for n in shown]
 
 
-def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Draw every metric that has values as one bar a scene or seam."""
+def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return every metric that has values as one bar a scene or seam."""
     first = 1 if scope == "scene" else 2  # a seam is before its scene
     wrong = {(finding.metric, finding.scene - first) for finding in scored.found}
+    charts = []
     for metric in METRICS.values():
-        values = [entry.get(metric.name) for entry in entries]
-        there = [value for value in values if value is not None]
-        if metric.scope != scope or not there:
+        values = {
+            i: entry[metric.name] for i, entry in enumerate(entries) if entry.get(metric.name) is not None
+        }
+        if metric.scope != scope or not values:
             continue
-        names: Callable[[int], str] = (
-            (lambda i: f"scene {i + 1}") if scope == "scene" else (lambda i: f"scenes {i + 1} and {i + 2}")
-        )
-        low, high = min(0.0, *there), max(0.0, *there)
+        lowest, highest = min(values.values()), max(values.values())
+        low, high = min(0.0, lowest), max(0.0, highest)
         height = (high - low) or 1.0
-        ends = {"higher": min(there), "lower": max(there), None: None}
+        worst = {"higher": lowest, "lower": highest, None: None}[metric.better]
         bars = []
-        for index, value in enumerate(values):
-            if value is None:
-                continue
+        for index, value in values.items():
             top, bottom = (100 * (high - edge) / height for edge in (max(value, 0.0), min(value, 0.0)))
-            is_worst = value == ends[metric.better] and len(set(there)) > 1
-            bad = "wrong" if (metric.name, index) in wrong else "low" if is_worst else ""
-            tall = max(bottom - top, 0.8)
+            is_worst = value == worst and lowest < highest
+            place = f"scene {index + 1}" if scope == "scene" else f"scenes {index + 1} and {index + 2}"
             bars.append(
-                f'<rect class="{bad}" x="{index + 0.1:g}" width=".8" y="{top:.1f}" height="{tall:.1f}">'
-                f"<title>{names(index)}: {value:.{metric.digits}f}</title></rect>"
+                {
+                    "kind": "wrong" if (metric.name, index) in wrong else "low" if is_worst else "",
+                    "x": f"{index + 0.1:g}",
+                    "y": f"{top:.1f}",
+                    "height": f"{max(bottom - top, 0.8):.1f}",
+                    "words": f"{place}: {value:.{metric.digits}f}",
+                }
             )
-        zero = 100 * high / height
-        yield (
-            f"<div><h4>{_title(metric)}</h4><small>{escape(metric.unit)}, {min(there):.{metric.digits}f} to "
-            f"{max(there):.{metric.digits}f}</small>"
-            f'<svg viewBox="0 0 {len(values)} 100" preserveAspectRatio="none" role="img" '
-            f'aria-label="{escape(metric.title)}">{"".join(bars)}'
-            f'<line x1="0" x2="{len(values)}" y1="{zero:.1f}" y2="{zero:.1f}" '
-            'vector-effect="non-scaling-stroke"/></svg></div>'
+        charts.append(
+            {
+                "title": titled(metric),
+                "label": metric.title,
+                "range": f"{metric.unit}, {lowest:.{metric.digits}f} to {highest:.{metric.digits}f}",
+                "places": len(entries),
+                "zero": f"{100 * high / height:.1f}",
+                "bars": bars,
+            }
         )
+    return charts
 
 
-def _about(evaluation: Evaluation) -> str:
-    """Say what every metric is, and which had no weights."""
-    rows = "".join(
-        f"<tr><td>{_title(m)}</td><td>{escape(m.status)}</td><td>{escape(m.source)}</td>"
-        f"<td>{escape(m.sampling)}</td><td>{escape(evaluation.missing.get(m.name, ''))}</td></tr>"
-        for m in METRICS.values()
-    )
-    return (
-        f"<section><h2>What the numbers are</h2><p>{escape(NOTE)}</p><details><summary>Every metric</summary>"
-        '<div class="wide"><table><tr><th>metric</th><th>kind</th><th>what</th><th>of which frames</th>'
-        f"<th>missing</th></tr>{rows}</table></div></details></section>"
-    )
+def titled(metric: Metric) -> str:
+    """Return a metric's title with an arrow to what is better."""
+    return f"{metric.title} {ARROWS[metric.better]}".strip()
 
 
-def _title(metric: Metric) -> str:
-    return f"{escape(metric.title)} {ARROWS[metric.better]}".strip()
-
-
-def _image(data: bytes, words: str) -> str:
-    return f'<img alt="{escape(words)}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def clock(seconds: float) -> str:

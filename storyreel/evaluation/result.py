@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
-from storyreel.evaluation.look import Look
-from storyreel.evaluation.registry import METRICS, OWN
-from storyreel.files import content_hash
+from storyreel.evaluation.frames import Pictures
+from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.weights import OWN
 
 NOTE = (
     "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "
@@ -21,12 +22,12 @@ NAMES = {OWN: "the model's own encoder"}
 
 @dataclass(frozen=True)
 class Scored:
-    """A film with its scores, what is wrong with it, and what was seen of it."""
+    """A film with its scores, what is wrong with it, and pictures of every scene."""
 
     film: Film
     scores: dict[str, Any]
     found: list[Finding]
-    look: Look
+    pictures: Sequence[Pictures]
 
     @property
     def notes(self) -> list[str]:
@@ -62,7 +63,7 @@ class Evaluation:
                     "run": scored.film.run,
                     "name": scored.film.name,
                     "file": str(scored.film.path),
-                    "sha256": content_hash(scored.film.path),
+                    "sha256": scored.film.sha256,
                     "story": scored.film.story,
                     "fps": scored.film.fps,
                     "notes": scored.notes,

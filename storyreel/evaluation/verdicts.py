@@ -1,16 +1,24 @@
-"""What a judge says of a film whose truth is known, as plain data; and where judges are found."""
+"""What the judge of a model's world says of a film, as plain data; and where judges are found."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from storyreel.models.specs import MODELS
+
+if TYPE_CHECKING:
+    from storyreel.evaluation.films import Film
 
 
 @dataclass(frozen=True)
 class SceneVerdict:
-    """Whether a segment shows those it should, where it should, doing what it should."""
+    """Whether a segment shows those it should, where it should, doing what it should.
+
+    Each field is a metric of a scene, by its name in metrics.toml.
+    """
 
     characters: bool
     place: bool
@@ -45,3 +53,20 @@ def asked(place: str | None) -> Callable[..., Any] | None:
     module, _, name = place.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return function
+
+
+def film_verdict(film: Film) -> FilmVerdict | None:
+    """Ask the judge of a film's model, which sees the frames as the model made them.
+
+    None where the model has no judge, where the story is none that the judge knows the truth of, and where
+    the film is not looked at as often as the model makes frames.
+    """
+    from storyreel.evaluation.frames import film_frames
+
+    spec = MODELS.get(film.model or "")
+    judge_film = asked(spec.judge) if spec else None
+    if spec is None or judge_film is None or film.fps != spec.fps:
+        return None
+    smooth = [after for after, span in enumerate(film.spans) if span.blended]
+    verdict: FilmVerdict | None = judge_film(film.spans, smooth, film_frames(film, spec.upscale))
+    return verdict

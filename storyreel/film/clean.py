@@ -1,4 +1,4 @@
-"""Removes what no film uses: segments of other seeds, settings and texts than the present ones."""
+"""Removes the files of segments that no film uses: those of other seeds, settings and texts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, Kind, Store, file_name
 
 IN_USE = "in use: left alone"
-# What belongs to a segment, and under which of its keys; a finished film has no window.
+# A segment's files, and the key of each; a finished film has no window.
 OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
 OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("window", "key"))
 
 
 @dataclass(frozen=True)
 class Unused:
-    """What a film's folder could do without, with its bytes; ``reason`` says why nothing may go."""
+    """Files of a folder that are not needed, with their bytes; ``reason`` says why none may be removed."""
 
     folder: Path
     files: dict[Path, int] = field(default_factory=dict)
@@ -29,19 +29,19 @@ class Unused:
 
     @property
     def size(self) -> int:
-        """How many bytes these are."""
+        """Bytes of all of them."""
         return sum(self.files.values())
 
 
 def size_words(size: int) -> str:
-    """Return bytes as people say them."""
+    """Return a number of bytes for people to read."""
     return (
         f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size} bytes"
     )
 
 
 def film_folders(places: Iterable[Path]) -> Iterator[Path]:
-    """Yield every film's folder in some places, each of which may be one. Raises UsageError."""
+    """Yield every film's folder in ``places``, each of which may be one. Raises UsageError."""
     for place in places:
         if not place.is_dir():
             remedy = "Name the folder of a render, as in out/nyc, or one that holds several, as in out."
@@ -52,7 +52,7 @@ def film_folders(places: Iterable[Path]) -> Iterator[Path]:
 
 
 def unused(path: Path) -> Unused:
-    """Return what neither a folder's film needs nor a render that was not finished; nothing is written."""
+    """Return what neither a folder's film needs nor an unfinished one; nothing is written."""
     folder = FilmFolder(path, path.name)
     if folder.is_in_use():
         return Unused(path, reason=IN_USE)
@@ -67,7 +67,7 @@ def remove_unused(path: Path) -> Unused:
         return found
     try:
         with FilmFolder(path, path.name) as folder:
-            found = _unused(folder)  # again, since nobody renders into it from here on
+            found = _unused(folder)  # again: from here on no other process renders into it
             for file in found.files:
                 with writing(file):
                     file.unlink()
@@ -90,14 +90,14 @@ def _unused(folder: FilmFolder) -> Unused:
 def unneeded(folder: FilmFolder) -> dict[Path, int]:
     """Return the files of segments that a loaded folder does not need, with their bytes.
 
-    Raises OutputError if nothing says what it needs.
+    Raises OutputError if no manifest says what it needs.
     """
     read = {folder.manifest_path: folder.present, folder.unfinished_path: folder.unfinished}
     unread = [path.name for path, manifest in read.items() if manifest is None and path.exists()]
     manifests = [manifest for manifest in read.values() if manifest is not None]
     if unread or not manifests:
         why = f"{unread[0]} is damaged or of an earlier version" if unread else "there is no manifest"
-        raise OutputError(f"{why}, so that nothing says what is needed", "Run the same render again first.")
+        raise OutputError(f"{why}, so that what is needed is not known", "Run the same render again first.")
     needed = {name for manifest in manifests for name in _names(manifest)}
     found = {}
     for path in Store(folder.segments).files():
@@ -108,7 +108,7 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
 
 
 def _names(manifest: Manifest) -> Iterator[str]:
-    """Yield the names of all files of segments that a film needs, or will."""
+    """Yield the names of all files of segments that a film needs, or will need."""
     for segment in manifest.segments:
         for kind, key in OF_FINISHED if manifest.film else OF_UNFINISHED:
             name = file_name(kind, str(segment.get("number")), str(segment.get(key)))

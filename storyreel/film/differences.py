@@ -1,6 +1,6 @@
 """How the film that is wanted differs from one that is there, in words.
 
-What is compared comes from manifests, and those from disk: nothing in them is taken for granted.
+Manifests are read from disk: nothing is assumed of what is in them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from storyreel.errors import printable
 from storyreel.film.manifest import Manifest
 
-MOST_TOLD = 8  # differences
+MOST_TOLD = 8  # differences that are listed
 LONGEST = 40  # characters of a value
-NOBODYS = {"storyreel"}  # versions that no picture depends on
+IRRELEVANT = {"storyreel"}  # versions that no picture depends on
 
 
 def differences(before: Manifest, after: Manifest) -> list[str]:
-    """Return what differs, most interesting first; [] if what is wanted is what is there."""
-    old, new = before.about, json.loads(json.dumps(after.about))
+    """Return what differs, the most interesting first; [] if nothing does."""
+    old, new = before.facts, json.loads(json.dumps(after.facts))
     found = [
         *_values(old, new, ("title",)),
         *_scenes(before.segments, json.loads(json.dumps(after.segments))),
@@ -34,8 +34,8 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     return [printable(" ".join(words.split())) for words in found]
 
 
-def _part(about: Mapping[str, Any], name: str) -> dict[str, Any]:
-    part = about.get(name)
+def _part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = facts.get(name)
     return part if isinstance(part, dict) else {}
 
 
@@ -47,8 +47,8 @@ def _said(value: object) -> str:
 def _values(
     old: Mapping[str, Any], new: Mapping[str, Any], names: tuple[str, ...] = (), prefix: str = ""
 ) -> Iterator[str]:
-    """Yield what differs of values that people know by their names, as in "seed 0 -> 1"."""
-    for name in names or sorted({*old, *new} - NOBODYS):
+    """Yield the values that differ, with their names, as in "seed 0 -> 1"."""
+    for name in names or sorted({*old, *new} - IRRELEVANT):
         if old.get(name) != new.get(name):
             yield f"{prefix}{name.replace('_', ' ')} {_said(old.get(name))} -> {_said(new.get(name))}"
 
@@ -88,9 +88,9 @@ def _listed(names: list[str]) -> str:
 
 
 def _scenes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield what differs of scenes, each by its number in the film that is wanted.
+    """Yield the scenes that differ, each by its number in the film that is wanted.
 
-    What is the same at the beginning and at the end belongs together; between them, in their order.
+    Equal scenes at the beginning and at the end are matched; those between them are compared in their order.
     """
     texts = [[(s.get("scene"), s.get("action")) for s in scenes] for scenes in (old, new)]
     shorter = min(len(old), len(new))
@@ -117,6 +117,6 @@ def _scene(number: int, old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
             yield f"scene {number}'s {part} prompt"
     if old.get("frames") != new.get("frames"):
         yield f"scene {number}'s length"
-    # Before a film's first scene there is none, whatever it is told to be.
+    # The transition of a film's first scene means nothing.
     if old.get("index") and new.get("index") and old.get("blended") != new.get("blended"):
         yield f"scene {number}'s transition"

@@ -1,7 +1,7 @@
-"""The output folder of a film.
+"""The output folder of a film, out/NAME.
 
-Its manifest is that of the film that is there; of one that is being rendered, `UNFINISHED` says what it is
-to be. The segments of both, and of earlier ones, are in a `store.Store`.
+`manifest.json` is the manifest of the film that is there, `unfinished.json` that of one that is being
+rendered. The segments of both, and of former films, are in a `store.Store`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from storyreel.files import matches, write_atomically, writing
 from storyreel.film.manifest import Manifest
 from storyreel.lock import Lock
 
-LOOK = 0.5  # seconds in which a mere look at the lock is surely over
+LOOK = 0.5  # seconds: another process that only checks the lock holds it for less
 UNFINISHED = "unfinished.json"
 
 
 @dataclass
 class FilmFolder:
-    """One story's output. Use it as a context: it holds the folder's lock.
+    """A film's folder. As a context it creates the folder, holds its lock and has loaded its manifests.
 
-    ``present`` is the manifest of the film that is there, ``unfinished`` that of one which is not.
+    ``present`` is the manifest of the film that is there, ``unfinished`` that of one that is being rendered.
+    Entering raises LockedError if another process holds the lock, OutputError if the folder cannot be used.
     """
 
     path: Path
@@ -64,7 +65,7 @@ class FilmFolder:
         self._lock.release()
 
     def refuse_strange_files(self) -> None:
-        """Refuse links, which lead to what is not ours to change, and pipes and devices, which never end."""
+        """Raise OutputError for links, which may lead anywhere, and pipes and devices, which never end."""
         folders = (self.path, self.segments)
         ours = (
             ".lock",
@@ -81,26 +82,26 @@ class FilmFolder:
             if path.is_symlink() or (path.exists() and not is_ours):
                 kind = "folder" if path in folders else "file"
                 remedy = "Remove it, or choose another --out; --out itself may be a link."
-                raise OutputError(f"{path} is no plain {kind}", remedy)
+                raise OutputError(f"{path} is not a plain {kind}", remedy)
 
     @property
     def segments(self) -> Path:
-        """Where the segments are."""
+        """The folder of the segments' files."""
         return self.path / "segments"
 
     @property
     def film_path(self) -> Path:
-        """The film."""
+        """The film's file."""
         return self.path / f"{self.name}.mp4"
 
     @property
     def manifest_path(self) -> Path:
-        """The manifest of the film."""
+        """The manifest of the film that is there."""
         return self.path / "manifest.json"
 
     @property
     def unfinished_path(self) -> Path:
-        """What the film that is being rendered is to be."""
+        """The manifest of the film that is being rendered."""
         return self.path / UNFINISHED
 
     @property
@@ -109,11 +110,11 @@ class FilmFolder:
         return self.path / "index.html"
 
     def is_in_use(self) -> bool:
-        """Tell whether somebody renders into the folder; nothing is written, and nobody is kept out."""
+        """Tell whether a process renders into the folder, without taking the lock or writing anything."""
         return self._lock.is_held()
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what has happened, oldest first; a line that was cut short is left out."""
+        """Return the logged events, oldest first; lines that are not whole are left out."""
         events, path = [], self.path / "events.jsonl"
         try:
             if not path.is_file():
@@ -126,24 +127,27 @@ class FilmFolder:
         return [event for event in events if isinstance(event, dict)]
 
     def load(self) -> None:
-        """Read what former runs left; a manifest that is not ours counts as none."""
+        """Read the manifests; one that is damaged or of another format counts as missing."""
         self.present = Manifest.read(self.manifest_path)
         self.unfinished = Manifest.read(self.unfinished_path)
 
     def film_is_complete(self, key: str | None = None) -> bool:
-        """Tell whether the film is there, whole, and the one of ``key``, if one is given."""
+        """Tell whether the film is there and unchanged, and has this ``key``, if one is given."""
         film = self.present.film if self.present else {}
         named = film.get("file") == self.film_path.name
         wanted = key is None or film.get("key") == key
         return named and wanted and matches(self.film_path, film.get("sha256", ""))
 
     def begin(self, manifest: Manifest) -> None:
-        """Note what is being rendered; the film that is there stays."""
+        """Write the manifest of the film that is to be rendered. Raises OutputError."""
         self._write(self.unfinished_path, manifest.text())
         self.unfinished = manifest
 
     def publish(self, manifest: Manifest) -> None:
-        """Note what the film is that is there now; if that was being rendered, it is no longer."""
+        """Write the manifest of the film that is there; that of an unfinished one goes if it is the same.
+
+        Raises OutputError.
+        """
         self._write(self.manifest_path, manifest.text())
         self.present = manifest
         if self.unfinished is None or self.unfinished.video_keys == manifest.video_keys:
@@ -165,7 +169,7 @@ class FilmFolder:
             return False
 
     def log(self, event: str, **details: object) -> None:
-        """Append to ``events.jsonl``."""
+        """Append an event to ``events.jsonl``. Raises OutputError."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **details}, ensure_ascii=False)
         path = self.path / "events.jsonl"

@@ -1,7 +1,7 @@
-"""The hashes of large weights, remembered from one command to the next: reading 40 GB takes minutes.
+"""The hashes of large weights, cached from one command to the next: reading 40 GB takes minutes.
 
-A file is known again by its inode, its size, and the times of its last writing and of its last change,
-the second of which no program can set. That is no proof that the disk has not lost a bit since then:
+A file counts as unchanged while its inode, its size, and the times of its last writing and of its last change
+are the same, the second of which no program can set. A bit that the disk lost is not noticed so:
 `render --verify` reads every byte.
 """
 
@@ -19,17 +19,17 @@ from typing import Any
 from storyreel.files import content_hash, digest, is_named_by_hash, write_atomically
 
 LARGE = 64 << 20  # bytes; smaller files are read every time
-SETTLED = 10.0  # seconds without a change: one that follows at once may show the same times
+SETTLED = 10.0  # seconds without a change: a second change may follow too soon to change the times
 
 
 class RememberedHashes:
-    """SHA-256 of files; those of large ones are kept in a file of the user's cache folder."""
+    """SHA-256 of files; those of large ones are cached in ``path``, by default in the user's cache folder."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or cache_folder() / "hashes.json"
 
     def of(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Return the SHA-256 of files, without reading those that are as they were when last read."""
+        """Return the SHA-256 of files, reading only those that are not cached. Raises OSError."""
         known, found = self._load(), dict[Path, str]()
         for path in paths:
             stamp = _stamp(path)
@@ -41,7 +41,7 @@ class RememberedHashes:
         return found
 
     def to_read(self, paths: Iterable[Path]) -> int:
-        """Return how many bytes of large files would have to be read for their hashes."""
+        """Return how many bytes of large files `of` would read."""
         known = self._load()
         stamps = ((path, _stamp(path)) for path in paths)
         return sum(stamp[0] for path, stamp in stamps if stamp and _known(known, path, stamp) is None)
@@ -54,8 +54,8 @@ class RememberedHashes:
         return {}
 
     def _remember(self, path: Path, stamp: list[int], value: str) -> None:
-        # What other commands have written meanwhile is read again; one that writes just now wins, and
-        # costs no more than a second reading of what is lost here.
+        # What other commands have cached meanwhile is read again. If one writes at the same moment, one entry
+        # is lost, which costs a second reading.
         known = {name: entry for name, entry in self._load().items() if os.path.exists(name)}
         entry = {"stamp": stamp, "sha256": value}
         known[str(path.resolve())] = entry | {"seal": digest(entry)}
@@ -65,15 +65,15 @@ class RememberedHashes:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what storyreel can make again at any time."""
+    """Return the folder for what can be computed again at any time."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "storyreel"
-    except RuntimeError:  # a user without a home: nothing can be kept there, or found
+    except RuntimeError:  # a user without a home: nothing is cached
         return Path(os.devnull) / "storyreel"
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """Return what tells a file from any other and from itself in another state; None for a small one."""
+    """Return numbers that change whenever a file does; None for a small file."""
     if is_named_by_hash(path):
         return None
     facts = path.stat()
@@ -87,7 +87,7 @@ def _is_settled(stamp: list[int]) -> bool:
 
 
 def _known(known: dict[str, Any], path: Path, stamp: list[int] | None) -> str | None:
-    """Return the hash that was remembered of a file in this very state."""
+    """Return the cached hash of a file in this state; None if there is none."""
     entry = known.get(str(path.resolve())) if stamp else None
     if not isinstance(entry, dict) or entry.get("stamp") != stamp:
         return None

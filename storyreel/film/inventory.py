@@ -1,11 +1,12 @@
-"""What of a film is there, what is missing, and how much work that is. Nothing here loads torch."""
+"""What of a film is there, what is missing, and what is to be done about it. Loads no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from storyreel.film.keys import Keys
+from storyreel.film.keys import Keys, film_keys
 from storyreel.film.store import Kind, Record
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.plan import Plan, Segment, forwards_left
@@ -13,68 +14,87 @@ from storyreel.story.plan import Plan, Segment, forwards_left
 
 @dataclass
 class Inventory:
-    """The records of a plan's segments, by their index, whose files are whole.
+    """A film that is wanted, and the records of its segments' files that are there, by the segments' index.
 
-    ``windows`` are states of segments under way, by the first of them. Whoever makes more adds to it.
+    ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``windows`` are
+    the states of segments that were being denoised, by the first of them. A render adds what it saves.
     """
 
     plan: Plan
-    keys: Keys
+    facts: dict[str, Any]
     latents: dict[int, Record] = field(default_factory=dict)
     video: dict[int, Record] = field(default_factory=dict)
     windows: dict[int, Record] = field(default_factory=dict)
+    keys: Keys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.keys = film_keys(self.plan, self.facts)
 
     @property
-    def without_video(self) -> set[int]:
-        """The segments whose pictures are to be made, be it that their latents are missing."""
-        whole = self.video.keys() & self.latents.keys()
-        return {segment.index for segment in self.plan.segments} - whole
+    def missing(self) -> set[int]:
+        """The segments that lack their latents or their video."""
+        return self._missing(self.plan.segments)
 
-    def gaps(self, run: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
-        """Yield the first of neighbouring segments without latents, and how many they are."""
-        length = 0
-        for segment in (*run, None):
-            if segment is not None and segment.index not in self.latents:
-                length += 1
-            elif length:
-                after = run[-1].index + 1 if segment is None else segment.index
-                yield self.plan.segments[after - length], length
-                length = 0
+    def _missing(self, segments: Sequence[Segment]) -> set[int]:
+        return {s.index for s in segments if s.index not in self.video or s.index not in self.latents}
+
+    def stretches(self, run: Sequence[Segment]) -> list[tuple[Segment, int]]:
+        """Return what there is to do for a run, in order: segments to denoise, and those to decode only.
+
+        (first, n) stands for n neighbouring segments without latents, (segment, 0) for one that has its
+        latents, and whose pictures show in a video that is missing: its own or a neighbour's.
+        """
+        shown = {index + shift for index in self._missing(run) for shift in (-1, 0, 1)}
+        found: list[tuple[Segment, int]] = []
+        for segment in run:
+            first, count = found[-1] if found else (segment, 0)
+            if segment.index in self.latents:
+                if segment.index in shown:
+                    found.append((segment, 0))
+            elif count and first.index + count == segment.index:
+                found[-1] = first, count + 1
+            else:
+                found.append((segment, 1))
+        return found
 
     def resume(self, run: Sequence[Segment], first: Segment) -> Record | None:
-        """Return what holds the state in which a segment comes first; None if it is as at the beginning."""
+        """Return the record of the state from which a segment is denoised; None for the run's beginning."""
         if first.index in self.windows:
             return self.windows[first.index]
         return None if first.index == run[0].index else self.latents[first.index - 1]
 
     def forwards(self) -> int:
-        """Return how many forward passes of the transformer are to come."""
+        """Return how many model evaluations are to come."""
         steps, window = self.plan.settings.steps, self.plan.settings.method.window
-        speed, count = SPEEDS[self.plan.settings.speed], 0
+        speed, evaluations = SPEEDS[self.plan.settings.speed], 0
         for run in self.plan.runs():
-            for first, wanted in self.gaps(run):
-                stored = self.resume(run, first)
-                begun = stored.begun if stored else ()
-                following = run[-1].index + 1 - first.index - len(begun)
-                count += forwards_left(begun, wanted, following, window, steps, speed)
-        return count
+            for first, count in self.stretches(run):
+                if count:
+                    stored = self.resume(run, first)
+                    begun = stored.begun if stored else ()
+                    following = run[-1].index + 1 - first.index - len(begun)
+                    evaluations += forwards_left(begun, count, following, window, steps, speed)
+        return evaluations
 
 
-def look(plan: Plan, keys: Keys, find: Callable[[Kind, str, str], Record | None]) -> Inventory:
+def take_inventory(
+    plan: Plan, facts: dict[str, Any], find: Callable[[Kind, str, str], Record | None]
+) -> Inventory:
     """Return what of a plan is there, by what ``find`` has of a kind, a segment's number and a key.
 
-    That is `Store.find`, which reads every file, or `Store.record`, which believes what is recorded.
+    ``find`` is `Store.find`, which reads every file, or `Store.record`, which trusts the records.
     """
-    found = Inventory(plan, keys)
+    inventory = Inventory(plan, facts)
+    keys = inventory.keys
     for segment, key, video_key in zip(plan.segments, keys.latents, keys.video, strict=True):
         parts: list[tuple[Kind, str, dict[int, Record]]] = [
-            ("latents", key, found.latents),
-            ("video", video_key, found.video),
-            ("window", key, found.windows),
+            ("latents", key, inventory.latents),
+            ("video", video_key, inventory.video),
+            ("window", key, inventory.windows),
         ]
         for kind, wanted, records in parts:
-            if kind == "window" and segment.index in found.latents:
-                continue  # it is behind that already
+            if kind == "window" and segment.index in inventory.latents:
+                continue  # what comes after a finished segment is resumed from its file
             if (record := find(kind, segment.number, wanted)) is not None:
                 records[segment.index] = record
-    return found
+    return inventory

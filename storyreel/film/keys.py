@@ -1,9 +1,9 @@
-"""What a film is made from, the keys that cover it, and in words how two films differ.
+"""The facts of a film, which say what it is made from, and the keys that cover them.
 
-A segment's key covers all that shapes it: its own part of the story, the segments it is denoised with,
-those it grows out of or remembers, the model, its facts and its weights, the settings, the versions
-that compute it, the kind of device, and storyreel's own recipe. Title, place in the film and what else only
-decorates the film are no part of it; nor is storyreel's version.
+A segment's key covers all that shapes it: its plan and the seam before it, the segments it is denoised
+with, those it is blended with or takes context from, the model, its facts and its weights, the settings,
+the versions that compute it, the kind of device, and storyreel's own recipe. Title, place in the film and
+what else only decorates the film are no part of it; nor is storyreel's version.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from typing import Any
 from storyreel import __version__
 from storyreel.errors import DamagedError
 from storyreel.files import digest
-from storyreel.film import video
+from storyreel.film import ffmpeg
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.recipe import recipe_of
+from storyreel.film.writer import Chapter
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 
 # Facts of a model that shape none of its pictures, or are said elsewhere: in settings or in scenes.
 NO_FACTS = {
     *("name", "title", "licence", "weights", "hub", "revision", "judge", "strangeness"),
     *("vocabulary", "gallery"),
+    "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("quantize", "weighting", "fps", "upscale"),
-    *("architecture", "boundary_ratio"),  # of random weights
+    *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
 }
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
+AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 DEVICES = ("cpu", "cuda")  # kinds of what computes; the first where nothing else is known
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a film's segments: of their latents, and of their pictures."""
+    """The keys of a film's segments, by their index: of their latents, and of their videos."""
 
     latents: tuple[str, ...]
     video: tuple[str, ...]
@@ -59,7 +62,7 @@ def versions() -> dict[str, str]:
     """Return the versions of what shapes a picture, without importing it, and storyreel's own."""
     packages = ("torch", "diffusers", "transformers", "tokenizers")
     installed = {name: metadata.version(name) for name in packages}
-    return {"storyreel": __version__, **installed, ENCODER: video.encoder_version()}
+    return {"storyreel": __version__, **installed, ENCODER: ffmpeg.version()}
 
 
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
@@ -69,8 +72,8 @@ def ingredients(spec: ModelSpec) -> dict[str, Any]:
     return {"model": model, "versions": versions(), "recipe": asdict(recipe_of(spec.adapter))}
 
 
-def about_plan(plan: Plan) -> dict[str, Any]:
-    """Return what a film is to be, as plain data."""
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Return what is planned of a film as a whole, as plain data."""
     return {
         "title": plan.title,
         "story": plan.story,
@@ -83,51 +86,59 @@ def about_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def about_film(plan: Plan, made_of: Mapping[str, Any], device: str) -> dict[str, Any]:
+def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return what it takes to make the film again, as plain data.
 
-    ``made_of`` are the `ingredients` of its model, ``device`` is the kind of what computes it: cpu or cuda.
+    ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it: cpu or cuda.
     """
-    return about_plan(plan) | dict(made_of) | {"device": device}
+    return plan_facts(plan) | dict(of_model) | {"device": device}
 
 
-def about_scenes(plan: Plan) -> list[dict[str, Any]]:
-    """Return every segment's plan as plain data; what a render decides is in its records."""
+def scene_facts(plan: Plan) -> list[dict[str, Any]]:
+    """Return every segment's plan as plain data; what a render decides is in the segments' records."""
     return [
         {"number": s.number, **{key: value for key, value in asdict(s).items() if key != "lead"}}
         for s in plan.segments
     ]
 
 
-def film_keys(plan: Plan, about: Mapping[str, Any]) -> Keys:
-    """Return the keys of all segments."""
-    common = {part: about[part] for part in ("model", "device")}
-    common["settings"] = {k: v for k, v in about["settings"].items() if k not in OF_PICTURES}
-    common["recipe"] = about["recipe"]["latents"]
-    common["versions"] = {k: v for k, v in about["versions"].items() if k not in ("storyreel", ENCODER)}
+def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
+    """Return the keys of all segments, from the plan as it was made and the film's `film_facts`."""
+    common = {part: facts[part] for part in ("model", "device")}
+    common["settings"] = {k: v for k, v in facts["settings"].items() if k not in OF_PICTURES}
+    common["recipe"] = facts["recipe"]["latents"]
+    common["versions"] = {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)}
     shared = digest(common)
-    scenes = [
-        digest({k: v for k, v in asdict(s).items() if k not in ("start", "lead")}) for s in plan.segments
-    ]
+    planned = [_segment_digest(plan, segment) for segment in plan.segments]
     latents: list[str] = []
     for run in plan.runs():
         before = None
         for position in range(len(run)):
             together = run[position : position + plan.settings.method.window]
-            remembered = [latents[index] for s in together for index in plan.anchors(s)]
-            before = digest([shared, [scenes[s.index] for s in together], before, remembered])
+            context = [latents[index] for s in together for index in plan.anchors(s)]
+            before = digest([shared, [planned[s.index] for s in together], before, context])
             latents.append(before)
-    of_pictures = {name: about["settings"][name] for name in OF_PICTURES}
-    pictures = digest([of_pictures, about["recipe"]["pictures"], about["versions"].get(ENCODER)])
+    of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
+    pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
     following = [[latents[s.index]] if s.blended else [] for s in plan.segments[1:]]
     of_video = (digest([pictures, own, shown]) for own, shown in zip(latents, [*following, []], strict=True))
     return Keys(tuple(latents), tuple(of_video))
 
 
-def film_chapters(plan: Plan) -> list[video.Chapter]:
+def _segment_digest(plan: Plan, segment: Segment) -> str:
+    """Return a digest of all that is planned of a segment, and of how it is blended with the one before.
+
+    What the seam before it decides alone, its lead, is left out, and so is its start in the film.
+    """
+    own = {name: value for name, value in asdict(segment).items() if name not in ("start", "lead")}
+    seam = plan.seam(segment) if segment.blended else None
+    return digest([own, asdict(seam) if seam else None])
+
+
+def film_chapters(plan: Plan) -> list[Chapter]:
     """Return a chapter per scene: its scene prompt as title, both prompts as subtitle."""
     return [
-        video.Chapter(s.start, s.start + s.frames, s.scene, "\n".join(dict.fromkeys([s.scene, s.action])))
+        Chapter(s.start, s.start + s.frames, s.scene, "\n".join(dict.fromkeys([s.scene, s.action])))
         for s in plan.segments
     ]
 
@@ -139,7 +150,7 @@ def film_tags(plan: Plan, version: str = __version__) -> dict[str, str]:
     """
     return {
         "title": plan.title,
-        "comment": f"Generated by AI ({video.AI_GENERATED})",
+        "comment": f"Generated by AI ({AI_GENERATED})",
         "storyreel_version": version,
         "storyreel_model": plan.spec.name,
         "storyreel_seed": str(plan.settings.seed),
@@ -150,11 +161,11 @@ def film_tags(plan: Plan, version: str = __version__) -> dict[str, str]:
     }
 
 
-def film_key(plan: Plan, about: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """Return a key that covers all that makes a film of its segments' pictures, given as SHA-256.
+def film_key(plan: Plan, facts: Mapping[str, Any], videos: Sequence[str]) -> str:
+    """Return a key that covers all that makes a film of its segments' videos, given as SHA-256.
 
     storyreel's version is in the tags, and no part of the key: another one joins nothing again.
     """
     chapters = [asdict(chapter) for chapter in film_chapters(plan)]
-    made_by = [about["recipe"]["pictures"], about["versions"].get(ENCODER)]
-    return digest([pictures, chapters, film_tags(plan, version=""), made_by])
+    made_by = [facts["recipe"]["pictures"], facts["versions"].get(ENCODER)]
+    return digest([videos, chapters, film_tags(plan, version=""), made_by])

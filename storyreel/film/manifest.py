@@ -1,4 +1,4 @@
-"""The manifest: what a film is, or is to be, and what was made of it."""
+"""The manifest of a film: what it is made from, its segments, and the files that were made."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 
 from storyreel.files import read_json
 from storyreel.film.inventory import Inventory
-from storyreel.film.keys import about_scenes
+from storyreel.film.keys import scene_facts
 from storyreel.film.store import FORMAT
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a film is, or is to be.
+    """The manifest of a film that is there, or that is to be rendered.
 
-    ``about`` is what it is made from, ``segments`` are its scenes with what was made of them, ``film`` is
-    its file with a key and a SHA-256; {} as long as it is not joined.
+    ``facts`` say what it is made from (`keys.film_facts`), ``segments`` are its scenes with the files that
+    were made of them, ``film`` is the film's file, with its key and SHA-256; {} as long as it is not joined.
     """
 
-    about: dict[str, Any]
+    facts: dict[str, Any]
     segments: list[dict[str, Any]]
     film: dict[str, str]
 
     def text(self) -> str:
-        """Return it as the text of a file."""
-        manifest = {"format": FORMAT, **self.about, "segments": self.segments, "film": self.film}
+        """Return the manifest as the text of a file."""
+        manifest = {"format": FORMAT, **self.facts, "segments": self.segments, "film": self.film}
         return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
     @property
     def video_keys(self) -> list[Any]:
-        """The keys of its segments' pictures, None of those that are planned."""
+        """The keys of its segments' videos; None where the manifest has none."""
         return [segment.get("video_key") for segment in self.segments]
 
     @classmethod
     def read(cls, path: Path) -> Manifest | None:
-        """Read a file; None if it is not there, of another format, or nothing that was written so."""
+        """Read a file; None if it is not there, of another format, or not a manifest."""
         try:
             manifest = read_json(path)
             if manifest.pop("format") != FORMAT:
@@ -50,13 +50,16 @@ class Manifest:
         return cls(manifest, segments, film)
 
 
-def wanted_film(about: dict[str, Any], there: Inventory, film: dict[str, str] | None = None) -> Manifest:
-    """Return the manifest of a plan: its scenes, each with its keys and the records of what is there."""
+def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> Manifest:
+    """Return the manifest of a film that is planned; with ``film``, its joined file, of one that is complete.
+
+    The second also has every segment's records.
+    """
     segments = []
-    for index, scene in enumerate(about_scenes(there.plan)):
-        entry = scene | {"key": there.keys.latents[index], "video_key": there.keys.video[index]}
+    for index, scene in enumerate(scene_facts(inventory.plan)):
+        entry = scene | {"key": inventory.keys.latents[index], "video_key": inventory.keys.video[index]}
         if film is not None:
-            made = there.latents[index], there.video[index]
+            made = inventory.latents[index], inventory.video[index]
             entry |= {
                 "files": {record.file: record.sha256 for record in made},
                 "device": made[0].device,
@@ -64,4 +67,4 @@ def wanted_film(about: dict[str, Any], there: Inventory, film: dict[str, str] | 
                 "decided": made[0].decided,
             }
         segments.append(entry)
-    return Manifest(about, segments, film or {})
+    return Manifest(inventory.facts, segments, film or {})

@@ -3,44 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from pathlib import Path
 
 from storyreel.film.inventory import Inventory
 from storyreel.film.keys import film_tags
 from storyreel.film.store import Decided, DecidedSeam
-from storyreel.story.plan import Plan
+from storyreel.pages import filled
+from storyreel.story.plan import Plan, Segment
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-video { width: 100%; background: #000; border-radius: .5rem; }
-ol { padding: 0; list-style: none; }
-li { display: grid; grid-template-columns: 4.5rem 1fr; gap: .75rem; padding: .5rem; border-radius: .4rem; }
-li.now { background: color-mix(in srgb, currentColor 10%, transparent); }
-button { font: inherit; font-variant-numeric: tabular-nums; cursor: pointer; align-self: start; }
-small, dd, dt { opacity: .75; } dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
-li svg { width: 8rem; height: 2rem; grid-column: 2; overflow: visible; }
-polyline { fill: none; stroke: currentColor; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
-line { stroke: currentColor; opacity: .25; vector-effect: non-scaling-stroke; }
-"""
-
-_SCRIPT = """
-const film = document.querySelector("video");
-const scenes = [...document.querySelectorAll("li")];
-for (const scene of scenes) {
-  scene.querySelector("button").onclick = () => {
-    film.currentTime = Number(scene.dataset.start) + 0.001;
-    film.play();
-  };
-}
-film.ontimeupdate = () => {
-  for (const scene of scenes) {
-    const { start, end } = scene.dataset;
-    scene.classList.toggle("now", film.currentTime >= start && film.currentTime < end);
-  }
-};
-"""
+TEMPLATE = Path(__file__).with_name("film.html.j2")
 
 
 def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str, Decided]) -> str:
@@ -48,39 +19,23 @@ def film_page(plan: Plan, name: str, tags: dict[str, str], decided: Mapping[str,
 
     ``decided`` is what the manifest says of each segment's seam and prompt weights.
     """
-    fps = plan.spec.fps
-    rows = []
-    for segment in plan.segments:
-        start, end = segment.start / fps, (segment.start + segment.frames) / fps
-        made: Decided = decided.get(segment.number, {})
-        note = f" <small>({_seam(seam)})</small>" if (seam := made.get("seam")) else ""
-        action = "" if segment.action == segment.scene else f"<br><small>{escape(segment.action)}</small>"
-        rows.append(
-            f'<li data-start="{start:g}" data-end="{end:g}"><button>{_clock(start)}</button>'
-            f"<div>{escape(segment.scene)}{note}{action}</div>"
-            f"{_curve(made.get('prompt_weights') or [])}</li>"
-        )
-    facts = "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in tags.items())
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<link rel="icon" href="data:,">
-<title>{escape(plan.title)}</title>
-<style>{_STYLE}</style>
-<h1>{escape(plan.title)}</h1>
-<video src="{escape(name)}.mp4" controls loop preload="metadata"></video>
-<h2>Scenes</h2>
-<ol>
-{chr(10).join(rows)}
-</ol>
-<h2>Made from</h2>
-<dl>
-{facts}
-</dl>
-<script>{_SCRIPT}</script>
-</html>
-"""
+    scenes = [_scene(segment, decided.get(segment.number, {}), plan.spec.fps) for segment in plan.segments]
+    return filled(TEMPLATE, title=plan.title, name=name, scenes=scenes, facts=tags)
+
+
+def _scene(segment: Segment, made: Decided, fps: int) -> dict[str, str]:
+    """Return what the page shows of a scene; nothing where there is nothing to show."""
+    seam = made.get("seam")
+    start, end = segment.start / fps, (segment.start + segment.frames) / fps
+    return {
+        "start": f"{start:g}",
+        "end": f"{end:g}",
+        "clock": f"{int(start) // 60}:{int(start) % 60:02d}",
+        "scene": segment.scene,
+        "action": "" if segment.action == segment.scene else segment.action,
+        "seam": _seam(seam) if seam else "",
+        "curve": _curve(made.get("prompt_weights") or []),
+    }
 
 
 def _seam(seam: DecidedSeam) -> str:
@@ -91,20 +46,12 @@ def _seam(seam: DecidedSeam) -> str:
 
 
 def _curve(weights: Sequence[tuple[float, float]]) -> str:
-    """Draw the action prompt's weight over the denoising steps, from 0 at the bottom to 1."""
+    """Return the action prompt's weight over the denoising steps, as points from 0 at the bottom to 1."""
     if len(weights) < 2:
         return ""
-    points = " ".join(
+    return " ".join(
         f"{100 * i / (len(weights) - 1):.1f},{100 - 100 * w:.1f}" for i, (_, w) in enumerate(weights)
     )
-    return (
-        '<svg viewBox="0 0 100 100" preserveAspectRatio="none"><title>weight of the action prompt over the '
-        f'steps</title><line x1="0" x2="100" y1="50" y2="50"/><polyline points="{points}"/></svg>'
-    )
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def film_page_of(name: str, film: dict[str, str], there: Inventory) -> str:

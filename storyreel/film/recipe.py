@@ -1,8 +1,8 @@
-"""What storyreel itself has to do with a picture: a digest of the source that shapes it.
+"""The recipe: a digest of storyreel's own source code that shapes pictures.
 
-A segment is kept for the recipe that made it, so that an edited formula never gets an old film back,
-and nobody has to remember to raise a number. The recipe is the syntax trees, without comments,
-docstrings and layout, of every module that the making of segments imports.
+It is part of every key, so that an edited formula renders again by itself, without a number that has to be
+raised. It is made of the syntax trees, without comments, docstrings and layout, of all modules that
+denoising and decoding import, but for those in `NO_PART`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from storyreel.errors import MissingError
 
-# Where to begin; a model's adapter, which its table entry names, comes to the latents.
-LATENTS = ("storyreel.making", "storyreel.models.scorer")
+# Where imports are followed from; for latents, from the model's adapter too.
+LATENTS = ("storyreel.film.segments", "storyreel.models.scorer")
 PICTURES = "storyreel.film.decode"  # from latents to encoded pictures
-# What rendering imports, and what yet shapes no picture. Any other module counts.
+# What rendering imports and shapes no picture, and why. Any other module counts.
 NO_PART: dict[str, str] = {
     "storyreel": "the version: a release that changes no picture renders nothing again",
     "storyreel.errors": "words",
@@ -28,24 +28,29 @@ NO_PART: dict[str, str] = {
     "storyreel.stopping": "when to stop",
     "storyreel.models.specs": "facts; those of a film's model are in its keys",
     "storyreel.models.inventory": "whether a model's files are there",
-    "storyreel.story.tokens": "counts what may be too long",
     "storyreel.story.schema": "reads the story; what it reads is in the keys",
     "storyreel.story.yaml_source": "the same",
     "storyreel.story.quoting": "the same",
-    "storyreel.files": "whether files are whole",
-    "storyreel.lock": "who writes there",
+    "storyreel.files": "how files are written and hashed",
+    "storyreel.lock": "one process a folder",
+    "storyreel.pages": "templates of pages",
     "storyreel.film.folder": "where files lie",
     "storyreel.film.store": "the same",
     "storyreel.film.hashes": "the same",
     "storyreel.film.manifest": "what was made",
     "storyreel.film.inventory": "what is there and what is missing",
-    "storyreel.film.keys": "what is hashed; whatever changes here changes the keys themselves",
+    "storyreel.film.keys": "what is hashed; a change here changes the keys by itself",
     "storyreel.film.recipe": "the same",
     "storyreel.film.differences": "says what has changed",
-    "storyreel.film.clean": "removes what nobody needs",
+    "storyreel.film.clean": "removes files that are not needed",
     "storyreel.film.page": "decorates the film",
+    "storyreel.models.checksums": "whether a model's files are whole",
+    "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",
-    "storyreel.render": "calls all others, keeps and says what they do",
+    "storyreel.film.messages": "words",
+    "storyreel.film.ffmpeg": "how ffmpeg is started; its version is in the keys",
+    "storyreel.engine": "loads the model",
+    "storyreel.rendering": "calls all others, in an order that no picture depends on",
 }
 
 
@@ -168,7 +173,7 @@ def _write(node: ast.AST, words: list[str]) -> None:
 
 
 def _is_nothing(node: ast.AST, parent: ast.AST) -> bool:
-    """Tell whether a node is a text that nobody uses: a docstring, or an empty part of an f-string.
+    """Tell whether a node is a text without effect: a docstring, or an empty part of an f-string.
 
     Some versions of Python have such parts and some do not.
     """

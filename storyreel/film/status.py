@@ -1,4 +1,4 @@
-"""What has become of films, seen from outside: no model, no torch, and nothing is written."""
+"""The state of films, from what is on disk: no model, no torch, and nothing is written."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from storyreel import slurm
 from storyreel.errors import StoryreelError
 from storyreel.files import digest
 from storyreel.film.folder import FilmFolder
-from storyreel.film.keys import about_plan
+from storyreel.film.keys import plan_facts
 from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, file_name
 from storyreel.story.plan import Plan
 
-# How a render ends that only has to be run again.
+# Reasons of a stop after which the same command goes on.
 STOPPED = {"StoppedError", "KeyboardInterrupt"}
 
 
 @dataclass(frozen=True)
 class FilmStatus:
-    """One of the states done, running, stopped, failed and waiting, and how many ``scenes`` are finished.
+    """A film's ``state``, done, running, stopped, failed or waiting, and how many ``scenes`` are finished.
 
-    ``total`` is None while nobody has planned the film. ``reason`` says why it is so, where that helps.
+    ``total`` is None if the film was never planned. ``reason`` says why it is in this state, or is "".
     """
 
     state: str
@@ -34,31 +34,30 @@ class FilmStatus:
 
 
 def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
-    """Look at a film's folder; with a ``plan``, done is only a film that is as planned.
+    """Return the state of a film; with a ``plan``, only a film that is as planned counts as done.
 
-    Other weights or versions than the film's own are not seen: they take a whole render's reading.
+    Changed weights and versions are not noticed: that takes reading the weights.
     """
     folder = FilmFolder(out / name, name)
-    in_use = folder.is_in_use()  # before the rest: what is done meanwhile counts as running, not as stopped
+    in_use = folder.is_in_use()  # first: a render that ends meanwhile counts as running, not as stopped
     folder.load()
     last = (folder.events() or [{}])[-1]
-    there = [manifest for manifest in (folder.present, folder.unfinished) if manifest is not None]
-    # Beside a film there may be a render that was not finished: which of them counts is a question of the
-    # plan, else of what happened last.
+    manifests = [manifest for manifest in (folder.present, folder.unfinished) if manifest is not None]
+    # Beside a film there may be an unfinished one: the plan says which of them counts, else the last event.
     if plan:
-        there = [manifest for manifest in there if _is_as_planned(manifest, plan)]
+        manifests = [manifest for manifest in manifests if _is_as_planned(manifest, plan)]
     elif last.get("event") != "finished":
-        there.reverse()
-    scenes = _finished(folder, there[0]) if there else 0
-    total = len(plan.segments) if plan else len(there[0].segments) if there else None
+        manifests.reverse()
+    scenes = _finished(folder, manifests[0]) if manifests else 0
+    total = len(plan.segments) if plan else len(manifests[0].segments) if manifests else None
     if in_use:
-        of = folder.unfinished or folder.present
-        return FilmStatus("running", _finished(folder, of) if of else 0, total)
-    if not there and (folder.present or folder.unfinished):
+        rendered = folder.unfinished or folder.present
+        return FilmStatus("running", _finished(folder, rendered) if rendered else 0, total)
+    if not manifests and (folder.present or folder.unfinished):
         return FilmStatus("waiting", 0, total, "it was rendered from another story or with other settings")
-    if there and there[0] is folder.present and folder.film_is_complete():
+    if manifests and manifests[0] is folder.present and folder.film_is_complete():
         return FilmStatus("done", scenes, total)
-    begun = bool(there) and there[0] is folder.unfinished
+    begun = bool(manifests) and manifests[0] is folder.unfinished
     match last.get("event"):
         case None:
             return FilmStatus("waiting", scenes, total)
@@ -72,11 +71,11 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
         case "stopped" | "finished":
             return FilmStatus("stopped", scenes, total)
         case _:
-            return FilmStatus("stopped", scenes, total, "it ended without a word")
+            return FilmStatus("stopped", scenes, total, "it ended unexpectedly; it may have been killed")
 
 
 def _finished(folder: FilmFolder, manifest: Manifest) -> int:
-    """Count the scenes of a film whose pictures are recorded."""
+    """Count the scenes of a film whose videos are recorded."""
     try:
         names = {path.name for path in folder.segments.iterdir()}
     except OSError:
@@ -86,10 +85,10 @@ def _finished(folder: FilmFolder, manifest: Manifest) -> int:
 
 
 def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Return how the films of ``plans`` are, else those of the last submission, else all in ``out``.
+    """Return the state of the films of ``plans``, else of the last submission, else of all in ``out``.
 
-    By their names, as plain data; of submitted ones with the ``job`` and what ``slurm`` says of it. If
-    Slurm does not answer, ``tell`` is told why.
+    By their names, as plain data; of submitted ones with the ``job`` and its state in ``slurm``. If Slurm
+    does not answer, ``tell`` is called with the reason.
     """
     submission = slurm.last_submission(out)
     elements: dict[str, int] = {}
@@ -123,6 +122,6 @@ def films_in(out: Path) -> Iterator[str]:
 
 
 def _is_as_planned(manifest: Manifest, plan: Plan) -> bool:
-    wanted, model = about_plan(plan), manifest.about.get("model")
+    wanted, model = plan_facts(plan), manifest.facts.get("model")
     same_model = isinstance(model, dict) and model.get("name") == plan.spec.name
-    return same_model and digest({key: manifest.about.get(key) for key in wanted}) == digest(wanted)
+    return same_model and digest({key: manifest.facts.get(key) for key in wanted}) == digest(wanted)

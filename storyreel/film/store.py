@@ -1,9 +1,8 @@
-"""The segments of a film's folder, each under a key that covers all that shaped it.
+"""The files of a film's segments, each named by a key that covers all that shaped it.
 
-Beside each file lies its record, sealed and written once, after the file. A file counts when its
-record has the key that is looked for and the file's own hash; anything else is absent. What was made
-for another seed, another setting or another text has another key: nothing is in its way, and
-it is there when that is wanted again.
+Beside each file lies its record, sealed and written once, after the file. A file counts if its record has
+the key that is looked for and the file's own hash; anything else is taken for missing. Files of another
+seed, setting or text have other keys: they stay beside the new ones, and are used again when wanted again.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from Py
 
 from storyreel.files import digest, file_hash, matches, write_atomically, writing
 
-# The clean latents of a segment, with the state of those behind it; its pictures; and the state of
-# segments under way, of which it is the first.
+# latents: a segment's clean latents, with the state of the segments after it. video: its frames, encoded.
+# window: the state of segments that are being denoised, of which it is the first.
 Kind = Literal["latents", "video", "window"]
 SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "window": ".window.safetensors"}
 FORMAT = 4  # of manifests and of records; another number is another film
@@ -43,7 +42,7 @@ class DecidedSeam(TypedDict):
 
 
 class Decided(TypedDict, total=False):
-    """What the method chose for a segment; ``prompt_weights`` of scene and action in every step."""
+    """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step."""
 
     lead: int
     seam: DecidedSeam | None
@@ -52,11 +51,11 @@ class Decided(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of a file: whose it is, what it holds, and how it came about.
+    """What is known of a file of a segment, whose ``number`` counts from 01.
 
     ``key`` covers all that shaped it. ``device`` is what computed it and ``seconds`` how long that took.
-    ``begun`` are the steps done by the segments whose state lies in the same file, ``decided`` is what the
-    method chose while latents were made.
+    ``begun`` are the steps done of the segments whose state is in the same file, ``decided`` is what the
+    method chose while latents were denoised.
     """
 
     kind: Kind
@@ -70,11 +69,11 @@ class Record:
 
     @property
     def file(self) -> str:
-        """The name of the file that it is about."""
+        """The name of the file that it describes."""
         return file_name(self.kind, self.number, self.key)
 
     def text(self) -> str:
-        """Return it as the text of a file, sealed by its own hash."""
+        """Return the record as the text of a file, sealed by its own hash."""
         content = {"format": FORMAT, **asdict(self)}
         return json.dumps(content | {"seal": digest(content)}, ensure_ascii=False) + "\n"
 
@@ -88,7 +87,7 @@ def file_name(kind: Kind, number: str, key: str) -> str:
 
 
 def read_record(path: Path) -> Record | None:
-    """Read a record; None if it is not there, was changed, or is of another file."""
+    """Read a record; None if it is missing, was changed, or describes another file."""
     try:
         if path.stat().st_size > MOST_BYTES:
             return None
@@ -112,18 +111,18 @@ class Store:
         return self.folder / file_name(kind, number, key)
 
     def record(self, kind: Kind, number: str, key: str) -> Record | None:
-        """Return what is recorded under a key, whether its file is whole or not."""
+        """Return the record of a key, without a look at its file; None if there is none."""
         path = self.path(kind, number, key)
         record = read_record(path.with_name(f"{path.name}{RECORD}"))
         return record if record is not None and record.key == key else None
 
     def find(self, kind: Kind, number: str, key: str) -> Record | None:
-        """Return the record of a key if its file is there and whole: the file is read."""
+        """Return the record of a key if its file is there and unchanged, else None: reads the file."""
         record = self.record(kind, number, key)
         return record if record is not None and self.is_whole(record) else None
 
     def is_whole(self, record: Record) -> bool:
-        """Tell whether a record's file is there and as it was written."""
+        """Tell whether a record's file is there and unchanged."""
         return matches(self.folder / record.file, record.sha256)
 
     def keep(
@@ -136,7 +135,7 @@ class Store:
         begun: tuple[int, ...] = (),
         decided: Decided | None = None,
     ) -> Record:
-        """Record a file that is in its place."""
+        """Write the record of a file that is complete, and return it. Raises OutputError."""
         path = self.path(kind, number, key)
         record = Record(
             kind, number, key, file_hash(path), device, round(seconds, 3), begun, decided or Decided()
@@ -147,14 +146,14 @@ class Store:
         return record
 
     def drop(self, kind: Kind, number: str, key: str) -> None:
-        """Remove a file that nobody needs any longer, its record first."""
+        """Remove a file, its record first. Raises OutputError."""
         path = self.path(kind, number, key)
         with writing(path):
             path.with_name(f"{path.name}{RECORD}").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
 
     def files(self) -> Iterator[Path]:
-        """Yield every file that was written here by a render, of whatever key."""
+        """Yield every file that a render wrote here, of any key."""
         if self.folder.is_dir():
             for path in sorted(self.folder.iterdir(), reverse=True):  # a record before its file
                 plain = path.is_file() and not path.is_symlink()

@@ -1,10 +1,9 @@
-"""TWB, time-weighted blending of neighbouring segments (METHOD 2; arXiv 2503.06310).
+"""TWB, time-weighted blending of neighbouring segments (arXiv 2503.06310).
 
-The published form adds clean latents of the finished segment to the noisy latents of the next,
-which shrinks the variance and passes errors only forwards. Here neighbours share an overlap
-and their estimates x̂0 are blended there in every denoising step, so that each constrains the
-other at one noise level. Blending x̂0 and not x also lets a finished segment constrain one
-that has only begun.
+The published form, `published_blend`, adds clean latents of the finished segment to the noisy latents of the
+next, which shrinks the variance and passes errors only forwards. A deviation: neighbours share an overlap,
+and their estimates x̂0 are blended there in every denoising step, so that each constrains the other at one
+noise level. Blending x̂0 and not x also lets a finished segment constrain one that has only begun.
 """
 
 from __future__ import annotations
@@ -45,7 +44,8 @@ def blend_overlap(
 def constrain(finished: Tensor, later: Tensor, overlap: int, strength: float = 1.0) -> Tensor:
     """Pull the first frames of a segment's x̂0 towards the last ones of a finished segment.
 
-    What is finished cannot move any more: at ``strength`` 1 its frames are taken as they are.
+    ``finished`` (B, C, F, H, W) stays as it is; at ``strength`` 1 its frames replace those of ``later``
+    (B, C, G, H, W).
     """
     if not overlap or strength == 0:
         return later
@@ -54,7 +54,7 @@ def constrain(finished: Tensor, later: Tensor, overlap: int, strength: float = 1
 
 
 def published_blend(noise: Tensor, tail: Tensor, beta: float, gamma: float) -> Tensor:
-    """Return z_new,0 ← γ·z_prev,T + γ·z̄ + (1 - 2γ)·z_new,0, the paper's blending, once per seam.
+    """Return γ·z_prev,T + γ·z̄ + (1 - 2γ)·z_new,0: the blending of arXiv 2503.06310, once per seam.
 
     ``tail`` (B, C, K, H, W) are the last K latent frames of the segment before, z_prev,T the very
     last of them and z̄ = Σ w_i z_i / Σ w_i with w_i = β^(K-i-1). It pulls every frame of ``noise``
@@ -67,16 +67,11 @@ def published_blend(noise: Tensor, tail: Tensor, beta: float, gamma: float) -> T
 
 
 def renoised(mixed: Tensor, noise: Tensor, gamma: float) -> Tensor:
-    """Give `published_blend` back the variance that it took from the noise (a deviation).
+    """Return what `published_blend` gave with the variance of the noise again (a deviation).
 
-    Its noise has standard deviation 1 - 2γ, its latents, being alike, one of nearly 2γ.
+    Of its noise the standard deviation is 1 - 2γ, of its latents, which are alike, nearly 2γ.
     """
     return mixed + (math.sqrt(1 - (2 * gamma) ** 2) - (1 - 2 * gamma)) * noise
-
-
-def dissolve_weights(frames: int) -> Tensor:
-    """Return the later picture's weight in each of some frames, shape (N, 1, 1, 1), rising evenly."""
-    return ((torch.arange(frames, dtype=torch.float32) + 0.5) / max(1, frames)).view(-1, 1, 1, 1)
 
 
 def dissolve(earlier: Tensor, later: Tensor, weights: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 Blending = Literal["joint", "published", "none"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PARTS = ("dipw", "twb", "sar")
+OLD_NAMES = {"memory": "context"}  # of settings, by which stories and commands may still call them
 
 
 class Method(BaseModel):
@@ -61,18 +62,27 @@ class Method(BaseModel):
     inertia: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.5, description="How much of a step's weights is kept for the next."
     )
-    memory: Share = Field(
+    context: Share = Field(
         default=0.0,
-        description="How much anchor frames of earlier segments count in the attention, next to a "
-        "segment's own; 0 is no memory.",
+        description="How much context frames of earlier segments count in the attention, next to a "
+        "segment's own; 0 is no context. Once called memory.",
     )
     beta: Share = Field(
         default=0.8,
-        description="β, the decay of the memory and of the published blending, per segment or frame.",
+        description="β, the decay of the context and of the published blending, per segment or frame.",
     )
     gamma: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.1, description="γ of the published blending."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names_are_understood(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        # With both names there, the old one stays, and is refused as unknown.
+        new = {old: name for old, name in OLD_NAMES.items() if name not in values}
+        return {new.get(key, key): value for key, value in values.items()}
 
     @model_validator(mode="after")
     def _lambdas_sum_to_one(self) -> Self:
@@ -106,7 +116,7 @@ class Method(BaseModel):
         if "dipw" in parts:
             changes |= {"weighting": False}
         if "twb" in parts:
-            changes |= {"blending": "none", "shared_noise": 0.0, "memory": 0.0}
+            changes |= {"blending": "none", "shared_noise": 0.0, "context": 0.0}
         if "sar" in parts:
             changes |= {"similarity": False}
         return self.model_copy(update=changes)

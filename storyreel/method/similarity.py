@@ -1,7 +1,7 @@
-"""SAR, the semantic action representation (METHOD 2; arXiv 2503.06310).
+"""SAR, the semantic action representation (arXiv 2503.06310).
 
-The published α' = α·(1 - S_A): the more alike two neighbouring actions are, the weaker is the
-blending of their segments. S_A is the cosine of the actions' embeddings. Here α' scales a
+As published, α' = α·(1 - S_A), with S_A the cosine of two neighbouring actions' embeddings: the more alike
+the actions are, the weaker is the blending of their segments. Where α' acts is not said; here it scales a
 seam's blending strength and its overlap, so that a story of similar actions costs less.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # planning, which looks at words alone, loads no torch
+if TYPE_CHECKING:  # planning needs the words alone, and loads no torch
     from torch import Tensor
 
 _ARTICLES = ("a", "an", "the")
@@ -65,5 +65,5 @@ def seam_strength(strength: float, similarity: float) -> float:
 
 
 def seam_overlap(longest: int, similarity: float) -> int:
-    """Return a seam's overlap in latent frames: ``longest`` between strangers, 1 between twins."""
+    """Return a seam's overlap in latent frames: ``longest`` at similarity 0, 1 at similarity 1."""
     return min(longest, max(1, round(longest * (1 - similarity))))

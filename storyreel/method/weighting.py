@@ -1,9 +1,8 @@
-"""DIPW, dynamics-informed prompt weighting (METHOD 2; arXiv 2503.06310).
+"""DIPW, dynamics-informed prompt weighting (arXiv 2503.06310).
 
-In every denoising step the scene prompt and the action prompt count by weights that follow
-from how well the present estimate x̂0 shows each of them (alignment), how well the end of the
-segment before does (smoothness), and how far the denoising has come (progression): scenes are
-laid out first, movements later. The λ are not published.
+The scene prompt and the action prompt have weights in every denoising step: by how well the present
+estimate x̂0 shows each of them (alignment), how well the end of the segment before does (smoothness), and
+how far the denoising has come (progression: the scene first, the movement later). The λ are not published.
 """
 
 from __future__ import annotations
@@ -52,6 +51,6 @@ def smoothed(weights: Tensor, before: Tensor | None, inertia: float) -> Tensor:
     """Return an exponential moving average over the steps; ``inertia`` 0 forgets at once.
 
     A deviation: estimates jump from step to step, and weights that jump with them do not
-    converge. The first step has nothing ``before`` it.
+    converge. ``before`` is None in the first step.
     """
     return weights if before is None else torch.lerp(weights, before, inertia)

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from storyreel.denoise.loop import denoised, sample
 from storyreel.errors import StoryreelError
-from storyreel.models.base import Memory, Text, load_adapter
+from storyreel.models.base import Request
+from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Overrides, Plan, derived_seed, joined_prompt, make_plan
+from storyreel.story.plan import Plan, derived_seed, joined_prompt
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
@@ -385,13 +387,12 @@ class Watched(MochiAdapter):
         """Begin to keep estimates."""
         self.guidance, self.estimates = guidance, list[Tensor]()
 
-    def predict(
-        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-    ) -> list[Tensor]:
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Predict as ever, and note what picture the guided velocity means."""
-        without, with_text = velocities = super().predict(x, sigma, texts, memory)
-        self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
-        return velocities
+        for (x, sigma, *_), velocities in zip(requests, super().predict(requests), strict=True):
+            without, with_text = velocities
+            self.estimates.append(denoised(x, without + self.guidance * (with_text - without), sigma))
+            yield velocities
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""What the families' attention processors share: tokens that count more or less, and memory."""
+"""What the families' attention processors share: tokens that count more or less, and context frames."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from storyreel.models.base import Memory
+from storyreel.models.base import Context
 
 
-def added_logits(mask: Tensor, before: int, dtype: torch.dtype) -> Tensor:
-    """Return what attention adds to its logits, (B, 1, 1, before + L), or a mask of booleans.
+def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
+    """Return what attention adds to its logits, (B, 1, 1, video + L): the logarithm of each token's weight.
 
-    ``mask`` (B, L) says of each text token whether it counts or, as a float, how much: the log of
-    the weight is added (METHOD 4). ``before`` tokens of the video stand before the text's.
+    ``weights`` (B, L) are the text tokens', before which ``video`` tokens of weight 1 stand: softmax of the
+    sums is Σ w·exp(q·k)·v / Σ w·exp(q·k), so that weight 0 excludes a token and 2 is two of it.
     """
-    if mask.is_floating_point():
-        return nn.functional.pad(mask.log(), (before, 0)).to(dtype)[:, None, None]
-    return nn.functional.pad(mask.bool(), (before, 0), value=True)[:, None, None]
+    return nn.functional.pad(weights.log(), (video, 0)).to(dtype)[:, None, None]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, free: int) -> Tensor:
@@ -46,8 +44,6 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor, free: int) 
     if q.device.type == "cpu":
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     many, sums = flash(q, k[:, :, :free], v[:, :, :free], 0.0, False)[:2]
-    if not added.is_floating_point():
-        added = torch.zeros_like(added, dtype=torch.float32).masked_fill(~added, -torch.inf)
     logits = q.float() @ k[:, :, free:].float().transpose(2, 3) / q.shape[-1] ** 0.5 + added[..., free:]
     whole = torch.logaddexp(sums.float(), logits.logsumexp(-1))[..., None]
     few = (logits - whole).exp().to(v.dtype) @ v[:, :, free:]
@@ -55,58 +51,56 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor, free: int) 
     return merged
 
 
-class Remembering:
-    """An attention processor that can look at other frames too, and say what it sees in its own.
+class ContextProcessor:
+    """An attention processor whose video can attend to earlier frames too.
 
-    ``memory`` holds keys (1, M, heads, D) and values of other frames with their weights (M,); they
-    stand beside the video's own. Into ``recorder`` goes what this layer makes of its video. The
-    keys are kept with the positions that they had there.
+    ``context`` holds keys (1, M, heads, D) and values of those frames with their weights (M,); they
+    stand beside the video's own, with the rotary positions that they had there. Into ``recorder``, if there
+    is one, go the keys and values of the video itself.
     """
 
-    memory: tuple[Tensor, Tensor, Tensor] | None = None
+    context: tuple[Tensor, Tensor, Tensor] | None = None
     recorder: list[tuple[Tensor, Tensor]] | None = None
 
-    def note(self, key: Tensor, value: Tensor) -> None:
-        """Record the video's keys and values (B, N, heads, D), if somebody asked for them."""
+    def record(self, key: Tensor, value: Tensor) -> None:
+        """Record the video's keys and values (B, N, heads, D), if there is a recorder."""
         if self.recorder is not None:
             self.recorder.append((key.clone(), value.clone()))
 
     def extend(
         self, key: Tensor, value: Tensor, added: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys, values and what is added to their logits with the memory's behind them."""
-        if self.memory is None:
+        """Return keys, values and what is added to their logits with the context's behind them."""
+        if self.context is None:
             return key, value, added
-        keys, values, weights = self.memory
+        keys, values, weights = self.context
         if added is None:
             added = key.new_zeros(len(key), 1, 1, key.shape[1])
-        elif not added.is_floating_point():
-            added = torch.zeros_like(added, dtype=key.dtype).masked_fill(~added, -torch.inf)
         key = torch.cat([key, keys.to(key.dtype).expand(len(key), -1, -1, -1)], 1)
         value = torch.cat([value, values.to(value.dtype).expand(len(key), -1, -1, -1)], 1)
         return key, value, torch.cat([added, weights.log().to(added).expand(len(key), 1, 1, -1)], 3)
 
 
 @contextmanager
-def with_memory(processors: Sequence[Remembering], memory: Memory | None) -> Iterator[None]:
-    """Let every layer attend to its part of a memory too."""
+def attending_to(processors: Sequence[ContextProcessor], context: Context | None) -> Iterator[None]:
+    """Let every layer attend to its part of a context too."""
     try:
         for index, processor in enumerate(processors):
-            processor.memory = None if memory is None else (*memory.layers[index], memory.weights)
+            processor.context = None if context is None else (*context.layers[index], context.weights)
         yield
     finally:
         for processor in processors:
-            processor.memory = None
+            processor.context = None
 
 
 @contextmanager
-def recording(processors: Sequence[Remembering]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect the keys and values of the video that the layers see, in the layers' order."""
-    seen: list[tuple[Tensor, Tensor]] = []
+def recording(processors: Sequence[ContextProcessor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect the keys and values of the video in each layer, in the layers' order."""
+    recorded: list[tuple[Tensor, Tensor]] = []
     try:
         for processor in processors:
-            processor.recorder = seen
-        yield seen
+            processor.recorder = recorded
+        yield recorded
     finally:
         for processor in processors:
             processor.recorder = None

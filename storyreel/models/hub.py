@@ -24,8 +24,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
 from storyreel.files import file_hash, write_atomically, writing
 from storyreel.lock import Lock
-from storyreel.models.inventory import COMPONENTS
-from storyreel.models.specs import PULLED, ModelSpec, pulled_folder
+from storyreel.models.specs import COMPONENTS, PULLED, ModelSpec, pulled_folder
 
 KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
@@ -66,7 +65,7 @@ def pull(
     """
     if spec.hub is None:
         return spec.weights
-    choose = partial(needed, variant=spec.variant)
+    choose = partial(needed, variant=spec.variant, components=spec.components)
     return fetch(spec.name, spec.hub, choose, tell, update, endpoint, spec.revision)
 
 
@@ -157,12 +156,12 @@ def at_the_top(names: Sequence[str]) -> list[str]:
     return [n for n in names if "/" not in n and n.endswith(KINDS) and not _of_another_variant(n)]
 
 
-def needed(names: Sequence[str], variant: str | None) -> list[str]:
+def needed(names: Sequence[str], variant: str | None, components: Sequence[str] = COMPONENTS) -> list[str]:
     """Return the files that loading a pipeline reads; of a component in several precisions, one."""
     chosen = []
     for name in names:
         path = PurePosixPath(name)
-        inside = len(path.parts) == 2 and path.parts[0] in COMPONENTS and path.suffix in KINDS
+        inside = len(path.parts) == 2 and path.parts[0] in components and path.suffix in KINDS
         if name == "model_index.json" or (inside and ".." not in path.parts):
             chosen.append(name)
     weights = [name for name in chosen if ".safetensors" in name]
@@ -249,7 +248,7 @@ def _refused(hub: str, error: HfHubHTTPError) -> MissingError:
     status = error.response.status_code if error.response is not None else 0
     if status in (401, 403):
         remedy = f"Accept the licence at the hub's page of {hub}, then: hf auth login"
-        return MissingError(f"the hub asks who wants {hub}", remedy)
+        return MissingError(f"the hub gives {hub} only to those who log in", remedy)
     if status in (407, 511) and error.response is not None:
         return _stranger(str(error.response.url).partition("/api/")[0])
     if status == 404:

@@ -8,7 +8,6 @@ from storyreel.errors import DamagedError, MissingError
 from storyreel.files import read_json
 from storyreel.models.specs import ModelSpec
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
 INDEX = ".safetensors.index.json"
 _NEEDED = (".safetensors", ".json")
@@ -20,13 +19,12 @@ def check_inventory(spec: ModelSpec) -> None:
     folder = spec.weights
     if not any(path.suffix == ".safetensors" for path in weight_files(spec)):
         raise MissingError(f"there are no weights in {folder}", spec.remedy)
-    wanted = [
-        name for name, kind in _json(spec, folder / "model_index.json").items() if _is_named(name, kind)
-    ]
+    index = _json(spec, folder / "model_index.json")
+    wanted = [name for name in index if name in spec.components and _has_class(index[name])]
     for part in [folder / name for name in wanted] + [f for f in [folder / "scorer"] if f.exists()]:
         if not part.is_dir() or not any(part.iterdir()):
             raise MissingError(f"there is no {part.name} in {folder}", spec.remedy)
-        if part.name not in _WITHOUT_WEIGHTS:
+        if not part.name.startswith(_WITHOUT_WEIGHTS):
             _check_weights(spec, part)
 
 
@@ -41,9 +39,9 @@ def weight_files(spec: ModelSpec) -> list[Path]:
     return files
 
 
-def _is_named(name: str, kind: object) -> bool:
-    """Tell whether an entry of model_index.json names a part: [library, class], both null if it has none."""
-    return name in COMPONENTS and isinstance(kind, list) and any(kind)
+def _has_class(kind: object) -> bool:
+    """Tell whether an entry of model_index.json is [library, class]; without such a part, both are null."""
+    return isinstance(kind, list) and any(kind)
 
 
 def _check_weights(spec: ModelSpec, part: Path) -> None:

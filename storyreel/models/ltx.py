@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_ltx import (
     LTXAttention,
@@ -19,46 +19,42 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from storyreel.errors import DamagedError
-from storyreel.models.attention import Remembering, added_logits
-from storyreel.models.base import MemoryMode, Text
+from storyreel.models.attention import ContextProcessor, added_logits
+from storyreel.models.base import MemoryMode, Text, stacked
+from storyreel.models.loading import Parts, TextEncoder
 from storyreel.models.ltx_decoder import stream
-from storyreel.models.pipeline import T5_XXL, Parts, PipelineAdapter, padded, padded_length
+from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter, padded_length
 from storyreel.models.specs import ModelSpec
 
 SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025  # for codecs that end the denoising, as their authors advise
+DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025  # for VAEs that end the denoising, as their authors advise
 NOISE_SEED = 0
 
 
 class LTXAdapter(PipelineAdapter):
     """LTX packs its latents into one row of tokens, and spaces its steps by their number."""
 
-    pipeline_class = LTXPipeline
     transformer_class = LTXVideoTransformer3DModel
     vae_class = AutoencoderKLLTXVideo
-    text_encoder_class = T5EncoderModel
-    text_architecture = T5_XXL
+    reads_with = (TextEncoder(T5EncoderModel, T5_XXL, T5_THIN),)
     schedule: ClassVar[dict[str, Any]] = {"use_dynamic_shifting": True}
 
     def __init__(
         self, spec: ModelSpec, device: torch.device, parts: Parts, memory: MemoryMode = "auto"
     ) -> None:
+        vae: Any = parts.vae
+        if any(vae.config.decoder_inject_noise):  # LTX-Video 0.9.1's: from no generator of ours
+            raise DamagedError("this VAE adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
         super().__init__(spec, device, parts, memory)
-        if any(self.vae.config.decoder_inject_noise):  # LTX-Video 0.9.1's: from no generator of ours
-            raise DamagedError("this codec adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
 
     def _prepare(self, transformer: Any) -> None:
         for layer in self._self_attention(transformer):
-            layer.set_processor(RememberingLTXProcessor())
+            layer.set_processor(ContextLTXProcessor())
 
-    def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
-        """Return the layers that have another attention than diffusers', with that one."""
-        return [(layer, LTXVideoAttnProcessor) for layer in self._self_attention(transformer)]
-
-    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
+    def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode as LTX was taught: its text encoder sees the padding too."""
         kept = padded_length(int(mask.sum()), mask.shape[1])
-        return Text(self.text_encoder(ids)[0][:, :kept], mask[:, :kept].bool())
+        return encoder(ids)[0][:, :kept], mask[:, :kept].float()
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return noise levels that lie the nearer to noise, the more tokens there are."""
@@ -73,17 +69,18 @@ class LTXAdapter(PipelineAdapter):
         return levels
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        tokens = self._packed(x).to(self.dtype)
-        added = added_logits(padded([text.mask for text in texts]).float(), 0, self.dtype)
+        tokens = packed(x).to(self.dtype)
+        states, weights = stacked(texts)
+        added = added_logits(weights, 0, self.dtype)
         output: Tensor = transformer(
             hidden_states=tokens.expand(len(texts), -1, -1),
-            encoder_hidden_states=padded([text.states for text in texts]),
+            encoder_hidden_states=states,
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
             encoder_attention_mask=added[:, 0],
             return_dict=False,
             **self._positions(x),
         )[0]
-        return self._unpacked(output, x.shape)
+        return unpacked(output, x.shape)
 
     def _positions(self, x: Tensor) -> dict[str, Any]:
         """Return what tells the transformer where and when its tokens are."""
@@ -95,19 +92,6 @@ class LTXAdapter(PipelineAdapter):
             "width": width,
             "rope_interpolation_scale": scale,
         }
-
-    def _packed(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-    def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        unpacked: Tensor = x.transpose(1, 2).unflatten(2, tuple(shape[2:]))
-        return unpacked
-
-    def _stock_input(self, x: Tensor) -> Tensor:
-        return self._packed(x)
-
-    def _call_options(self) -> dict[str, Any]:
-        return {"frame_rate": self.spec.fps}
 
     def _raw(self, latents: Tensor) -> Tensor:
         shape = (1, -1, 1, 1, 1)
@@ -131,10 +115,8 @@ class LTXAdapter(PipelineAdapter):
 class LaterLTXAdapter(LTXAdapter):
     """LTX of 0.9.5 and later: other noise levels, and a latent frame is where its last picture is."""
 
-    pipeline_class = LTXConditionPipeline
-
-    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
-        return PipelineAdapter._encoded(self, ids, mask)
+    def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return PipelineAdapter._encoded(self, encoder, ids, mask)
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return linear-quadratic noise levels, as this pipeline passes them on."""
@@ -153,24 +135,9 @@ class LaterLTXAdapter(LTXAdapter):
         places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
         return {"video_coords": places[None]}
 
-    def _give_noise(self, pipeline: Any, noise: Tensor) -> None:
-        prepare = pipeline.prepare_latents  # which draws its own, whatever it is given
 
-        def prepare_ours(*arguments: Any, **options: Any) -> tuple[Any, ...]:
-            _, *others = prepare(*arguments, **options)
-            return self._packed(noise), *others
-
-        pipeline.prepare_latents = prepare_ours
-
-    def _unpacked(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        return x if x.ndim == 5 else super()._unpacked(x, shape)
-
-    def _stock_input(self, x: Tensor) -> Tensor:
-        return x
-
-
-class RememberingLTXProcessor(Remembering, LTXVideoAttnProcessor):  # type: ignore[misc]  # without types
-    """Self-attention that can look at other frames too."""
+class ContextLTXProcessor(ContextProcessor, LTXVideoAttnProcessor):  # type: ignore[misc]  # without types
+    """Self-attention of the video, to earlier frames too."""
 
     def __call__(
         self,
@@ -180,12 +147,12 @@ class RememberingLTXProcessor(Remembering, LTXVideoAttnProcessor):  # type: igno
         attention_mask: Tensor | None = None,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Attend, video (B, N, D) to itself and to its memory."""
+        """Attend, video (B, N, D) to itself and to its context."""
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
         if image_rotary_emb is not None:
             query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
         query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        self.note(key, value)
+        self.record(key, value)
         key, value, added = self.extend(key, value, None)
         output = dispatch_attention_fn(
             query,
@@ -198,3 +165,14 @@ class RememberingLTXProcessor(Remembering, LTXVideoAttnProcessor):  # type: igno
         output = output.flatten(2, 3).to(query.dtype)
         projected: Tensor = attn.to_out[1](attn.to_out[0](output))
         return projected
+
+
+def packed(x: Tensor) -> Tensor:
+    """Turn latents (B, C, F, H, W) into tokens (B, F·H·W, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def unpacked(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Turn tokens (B, F·H·W, C) into latents of a shape (…, F, H, W)."""
+    latents: Tensor = x.transpose(1, 2).unflatten(2, tuple(shape[2:]))
+    return latents

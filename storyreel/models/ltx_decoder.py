@@ -1,8 +1,8 @@
 """LTX's decoder, a few latent frames at a time.
 
-Its convolutions look one frame ahead, so that diffusers can only decode all at once, or in tiles
-that differ. Here every convolution keeps the last frames that it saw, and what goes around it
-waits until it has caught up: the same arithmetic as `LTXVideoDecoder3d`, at constant memory.
+Its convolutions need the frame ahead, so that diffusers can only decode all at once, or in tiles
+that differ. Here every convolution keeps its last input frames, and what bypasses it is kept until its
+output is there: the same arithmetic as `LTXVideoDecoder3d`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield the pictures (1, 3, T, H, W) of latents (1, C, F, H, W), ``at_once`` latent frames a time.
 
-    ``time`` (1,) is the timestep for a decoder that is told one.
+    ``time`` (1,) is the timestep for a decoder that takes one.
     """
     state = _Stream()
     chunks = latents.split(at_once, dim=2)
@@ -36,7 +36,7 @@ def stream(
 
 
 class _Stream:
-    """What the layers of one decoder have seen of one clip and not yet used up."""
+    """The frames of one clip that the layers of a decoder still need."""
 
     def __init__(self) -> None:
         self._tails: dict[nn.Module, Tensor] = {}
@@ -44,7 +44,7 @@ class _Stream:
         self._begun: set[tuple[nn.Module, str]] = set()
 
     def decode(self, decoder: LTXVideoDecoder3d, x: Tensor, time: Tensor | None, last: bool) -> Tensor:
-        """Return the pictures that are certain after the next latents ``x``."""
+        """Return the pictures that the next latents ``x`` complete."""
         if decoder.timestep_scale_multiplier is not None and time is not None:
             time = time * decoder.timestep_scale_multiplier
         x = self._convolve(decoder.conv_in, x, last)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLMochi, MochiPipeline, MochiTransformer3DModel
-from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from storyreel.models.base import Text
+from storyreel.models.base import Text, stacked
+from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi_attention import use_batched_attention
-from storyreel.models.pipeline import T5_XXL, PipelineAdapter, padded
+from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
 
 THRESHOLD = 0.025  # as in diffusers' pipeline: the noise that half of the steps are spent on
 
@@ -25,26 +25,19 @@ THRESHOLD = 0.025  # as in diffusers' pipeline: the noise that half of the steps
 class MochiAdapter(PipelineAdapter):
     """Mochi counts noise levels and velocities the other way round: 1 is clean."""
 
-    pipeline_class = MochiPipeline
     transformer_class = MochiTransformer3DModel
     vae_class = AutoencoderKLMochi
-    text_encoder_class = T5EncoderModel
-    text_architecture = T5_XXL
+    reads_with = (TextEncoder(T5EncoderModel, T5_XXL, T5_THIN),)
     schedule: ClassVar[dict[str, Any]] = {"invert_sigmas": True}
-    pipeline_options = frozenset({"force_zeros_for_empty_prompt"})
 
     def _prepare(self, transformer: Any) -> None:
         use_batched_attention(transformer)
 
-    def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
-        """Return the layers that have another attention than diffusers', with that one."""
-        return [(layer, MochiAttnProcessor2_0) for layer in self._self_attention(transformer)]
-
-    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
-        text = super()._encoded(ids, mask)
+    def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        states, weights = super()._encoded(encoder, ids, mask)
         if self.parts.options.get("force_zeros_for_empty_prompt") and int(mask.sum()) <= 1:
-            return Text(text.states, torch.zeros_like(text.mask))  # of "" there is the end token alone
-        return text
+            return states, torch.zeros_like(weights)  # of "" there is the end token alone
+        return states, weights
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return Mochi's linear-quadratic noise levels, or even ones for a model that wants them.
@@ -57,10 +50,11 @@ class MochiAdapter(PipelineAdapter):
         return [1 - level for level in self.parts.scheduler.sigmas.tolist()]
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
+        states, weights = stacked(texts)
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
-            encoder_hidden_states=padded([text.states for text in texts]),
-            encoder_attention_mask=padded([text.mask for text in texts]),
+            encoder_hidden_states=states,
+            encoder_attention_mask=weights,
             timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
             return_dict=False,
         )[0]

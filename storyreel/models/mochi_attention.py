@@ -9,7 +9,7 @@ from diffusers.models.embeddings import MochiAttentionPool
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 from torch import Tensor, nn
 
-from storyreel.models.attention import Remembering, added_logits, attend
+from storyreel.models.attention import ContextProcessor, added_logits, attend
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -24,23 +24,31 @@ def use_batched_attention(transformer: MochiTransformer3DModel) -> None:
         return
     for block in transformer.transformer_blocks:
         block.attn1.processor = BatchedMochiAttnProcessor()
-    transformer.time_embed.pooler.register_forward_hook(_weighted_pool)
+    transformer.time_embed.pooler = WeightedPool(transformer.time_embed.pooler)
     transformer.rope = PlainMochiRoPE()
 
 
-def _weighted_pool(pool: MochiAttentionPool, inputs: tuple[Tensor, Tensor], output: Tensor) -> Tensor:
-    """Pool the text again where its mask holds weights: `MochiAttentionPool` weighs only the query."""
-    x, mask = inputs
-    if not mask.is_floating_point():
-        return output
-    x = torch.cat([pool.pool_tokens(x, mask, keepdim=True), x], 1)
-    key, value = pool.to_kv(x).unflatten(2, (2, pool.num_attention_heads, -1)).transpose(1, 3).unbind(2)
-    query = pool.to_q(x[:, 0]).unflatten(1, (pool.num_attention_heads, -1))[:, :, None]
-    pooled = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=added_logits(mask, 1, query.dtype)
-    )
-    weighted: Tensor = pool.to_out(pooled.squeeze(2).flatten(1, 2))
-    return weighted
+class WeightedPool(nn.Module):
+    """`MochiAttentionPool`, with its layers, for tokens of any weight: its own weighs the query alone.
+
+    For weights of 0 and 1 it is the same, bit for bit.
+    """
+
+    def __init__(self, pool: MochiAttentionPool) -> None:
+        super().__init__()
+        self.num_attention_heads = pool.num_attention_heads
+        self.to_kv, self.to_q, self.to_out = pool.to_kv, pool.to_q, pool.to_out
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Pool tokens x (B, L, D) by their weights (B, L) to (B, E)."""
+        x = torch.cat([MochiAttentionPool.pool_tokens(x, weights, keepdim=True), x], 1)
+        key, value = self.to_kv(x).unflatten(2, (2, self.num_attention_heads, -1)).transpose(1, 3).unbind(2)
+        query = self.to_q(x[:, 0]).unflatten(1, (self.num_attention_heads, -1))[:, :, None]
+        pooled = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=added_logits(weights, 1, query.dtype)
+        )
+        projected: Tensor = self.to_out(pooled.squeeze(2).flatten(1, 2))
+        return projected
 
 
 class PlainMochiRoPE(MochiRoPE):  # type: ignore[misc]  # diffusers has no types
@@ -51,13 +59,11 @@ class PlainMochiRoPE(MochiRoPE):  # type: ignore[misc]  # diffusers has no types
         return angles.cos(), angles.sin()
 
 
-class BatchedMochiAttnProcessor(Remembering):
+class BatchedMochiAttnProcessor(ContextProcessor):
     """The arithmetic of `MochiAttnProcessor2_0` without its loop, graph breaks and host syncs.
 
-    The mask (B, L) says of each text token whether it counts or, as a float, how much: log of
-    the weight is added to its attention logits (METHOD 4). Weight 1 is attention as ever, 0
-    excludes; a token that stands there twice at a half each counts as once. What comes out at
-    the positions of excluded tokens is of no consequence, since nothing ever reads them.
+    The mask (B, L) holds the text tokens' weights, see `added_logits`. What comes out at the positions of
+    excluded tokens is of no consequence, since nothing ever reads them.
     """
 
     def __call__(
@@ -68,7 +74,7 @@ class BatchedMochiAttnProcessor(Remembering):
         attention_mask: Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attend: video (B, N, D) and text (B, L, E) with its mask, to the same shapes."""
+        """Attend: video (B, N, D) and text (B, L, E) with its weights, to the same shapes."""
 
         def heads(layer: nn.Module, x: Tensor) -> Tensor:
             split: Tensor = layer(x).unflatten(2, (attn.heads, -1))
@@ -86,8 +92,8 @@ class BatchedMochiAttnProcessor(Remembering):
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
         count = hidden_states.shape[1]
-        self.note(key[:, :count], value[:, :count])
-        free = count if self.memory is None else 0
+        self.record(key[:, :count], value[:, :count])
+        free = count if self.context is None else 0
         key, value, added = self.extend(key, value, added_logits(attention_mask, count, query.dtype))
         joint = attend(query, key, value, added, free).flatten(2)
         video, text = joint[:, :count], joint[:, count:]

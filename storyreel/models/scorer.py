@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
-from storyreel.models.base import load_component, read_component
+from storyreel.models.loading import load_component, read_component
 
 
 class Scorer:
     """A text-image encoder; scores are cosines between -1 and 1.
 
-    Pictures are squeezed to the encoder's square instead of cropped, so that whoever stands at
+    Pictures are squeezed to the encoder's square instead of cropped, so that what stands at
     an edge counts too (a deviation from CLIP's own preprocessing).
     """
 

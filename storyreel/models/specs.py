@@ -13,6 +13,8 @@ from storyreel.errors import UsageError
 
 PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
 QUANTIZATIONS = ("none", "fp8")
+# The folders of a pipeline that are read, where they are there.
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 MINI_WEIGHTS = Path(__file__).parent.parent / "mini" / "weights"
 
 
@@ -22,22 +24,23 @@ class ModelSpec:
 
     ``adapter`` is "module:class"; ``weights`` a folder laid out as diffusers lays out a pipeline, which
     for a model with a ``hub`` (its repository there) is what `storyreel pull` fetched: of its commits the
-    ``revision``, of several precisions the ``variant``. ``dtype`` and ``vae_dtype`` are torch's names of
-    what transformer and text encoder, and the codec, compute in, and ``quantize`` says whether the
-    transformer's weights are stored in that or in fewer bits; ``even_steps`` asks for evenly spaced noise
-    levels instead of the family's own. ``architecture`` is where the transformer's configuration
-    differs from diffusers' default, and ``boundary_ratio`` the noise level at which a second expert takes
-    over: for random weights of the true sizes.
+    ``revision``, of several precisions the ``variant``, of its folders the ``components``. ``dtype`` and
+    ``vae_dtype`` are torch's names of what transformer and text encoders, and the VAE, compute in, and
+    ``quantize`` says whether the transformer's weights are stored in that or in fewer bits; ``even_steps``
+    asks for evenly spaced noise levels instead of the family's own. ``architecture`` and
+    ``vae_architecture`` are where the configurations of transformer and VAE differ from diffusers' defaults,
+    and ``boundary_ratio`` the noise level at which a second expert takes over: for random weights of the
+    true sizes.
 
-    ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the codec's
+    ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the VAE's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
     latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
-    expert's, where it has one of its own. ``weighting`` tells whether prompts are weighed where nobody says
-    so. ``upscale`` enlarges the picture in the film.
+    expert's, where it has one of its own. ``weighting`` is the default of the method's setting of that name.
+    ``upscale`` enlarges the picture in the film.
 
-    ``seconds_per_forward`` (one forward with guidance at the default size and length, on
+    ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
     where nobody has measured them yet. ``memory_gb`` is what a GPU must have free in each memory mode, at
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
@@ -74,11 +77,13 @@ class ModelSpec:
     hub: str | None = None
     revision: str | None = None
     variant: str | None = None
+    components: tuple[str, ...] = COMPONENTS
     dtype: str = "bfloat16"
     vae_dtype: str = "bfloat16"
     quantize: str = "none"
     even_steps: bool = False
     architecture: dict[str, Any] = field(default_factory=dict)
+    vae_architecture: dict[str, Any] = field(default_factory=dict)
     boundary_ratio: float | None = None
     weighting: bool = True
     upscale: int = 1
@@ -99,7 +104,7 @@ class ModelSpec:
     def quantized(self, how: str) -> ModelSpec:
         """Return the same model with its weights stored as one of `QUANTIZATIONS`. Raises UsageError."""
         if how not in QUANTIZATIONS:
-            raise UsageError(f"there is no quantization {how!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
+            raise UsageError(f"unknown quantization {how!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
         return replace(self, quantize=how)
 
     @property
@@ -143,6 +148,24 @@ LTX: dict[str, Any] = {
     "text_length": 128,
     "steps": 50,
     "guidance": 3.0,
+}
+
+# That of 0.9.5 and later.
+LATER_LTX_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 1024, 2048),
+    "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+    "decoder_block_out_channels": (256, 512, 1024),
+    "layers_per_block": (4, 6, 6, 2, 2),
+    "decoder_layers_per_block": (5,) * 4,
+    "spatio_temporal_scaling": (True,) * 4,
+    "decoder_spatio_temporal_scaling": (True,) * 3,
+    "decoder_inject_noise": (False,) * 4,
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "upsample_residual": (True,) * 3,
+    "upsample_factor": (2,) * 3,
+    "timestep_conditioning": True,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
 }
 
 # The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
@@ -273,7 +296,8 @@ MODELS: dict[str, ModelSpec] = {
             hub="Lightricks/LTX-Video-0.9.7-dev",
             revision="2101082f5eb5540770a2df43747feadb6f69b889",
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
-            memory_gb={"high": 41.9, "balanced": 35.6, "low": 6.3},
+            vae_architecture=LATER_LTX_VAE,
+            memory_gb={"high": 45.1, "balanced": 35.6, "low": 9.5},
             licence="LTX-Video Open Weights License",
             **{**LTX, "text_length": 256},
         ),
@@ -285,7 +309,7 @@ def find_model(name: str) -> ModelSpec:
     """Return a model's facts, with the folder where its weights are or will be. Raises UsageError."""
     if name not in MODELS:
         known = ", ".join(MODELS)
-        raise UsageError(f"there is no model {name!r}", f"Known models: {known}. See: storyreel models")
+        raise UsageError(f"unknown model {name!r}", f"Known models: {known}. See: storyreel models")
     spec = MODELS[name]
     return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
 

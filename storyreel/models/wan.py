@@ -3,70 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from storyreel.models.attention import Remembering, added_logits
-from storyreel.models.base import Text
-from storyreel.models.pipeline import T5_XXL, PipelineAdapter, padded, padded_length
+from storyreel.models.attention import ContextProcessor, added_logits
+from storyreel.models.base import Text, stacked
+from storyreel.models.loading import TextEncoder
+from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter, padded_length
 
 
 class WanAdapter(PipelineAdapter):
     """Wan's text has no mask: what pads it counts, as zeros."""
 
-    pipeline_class = WanPipeline
     transformer_class = WanTransformer3DModel
     vae_class = AutoencoderKLWan
-    text_encoder_class = UMT5EncoderModel
-    text_architecture: ClassVar[dict[str, Any]] = {**T5_XXL, "vocab_size": 256384}
+    reads_with = (TextEncoder(UMT5EncoderModel, {**T5_XXL, "vocab_size": 256384}, T5_THIN),)
     stack = "blocks"
     schedule: ClassVar[dict[str, Any]] = {"shift": 3.0}
-    pipeline_options = frozenset({"boundary_ratio"})
 
     def _prepare(self, transformer: Any) -> None:
         for block in transformer.blocks:
-            block.attn1.set_processor(RememberingWanProcessor())
+            block.attn1.set_processor(ContextWanProcessor())
             block.attn2.set_processor(WeightedWanProcessor())
 
-    def stock_layers(self, transformer: Any) -> Sequence[tuple[Any, Callable[[], Any]]]:
-        """Return the layers that have another attention than diffusers', with that one."""
-        layers = [layer for block in transformer.blocks for layer in (block.attn1, block.attn2)]
-        return [(layer, WanAttnProcessor) for layer in layers]
-
-    def _encoded(self, ids: Tensor, mask: Tensor) -> Text:
+    def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode; the zeros behind a text are all alike, so that two stand for all by their weights.
 
         The first one's weight has a logarithm that bfloat16 holds exactly, the second has the rest.
         """
-        text = super()._encoded(ids, mask)
+        read, _ = super()._encoded(encoder, ids, mask)
         count, length = int(mask.sum()), mask.shape[1]
         blank = length - count
         most = math.exp(math.floor(16 * math.log(blank)) / 16) if blank > 1 else float(blank)
         kept = padded_length(min(count + 2, length), length)
-        states = text.states.new_zeros(1, kept, text.states.shape[2])
-        states[:, :count] = text.states[:, :count]
+        states = read.new_zeros(1, kept, read.shape[2])
+        states[:, :count] = read[:, :count]
         weights = torch.zeros(1, kept, device=ids.device)
         weights[:, :count] = 1
         for place, weight in enumerate((most, blank - most)[: kept - count]):
             weights[:, count + place] = weight
-        return Text(states, weights)
+        return states, weights
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        added = added_logits(padded([text.mask for text in texts]), 0, self.dtype)
+        states, weights = stacked(texts)
+        added = added_logits(weights, 0, self.dtype)
         for block in transformer.blocks:
             block.attn2.processor.added = added
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
-            encoder_hidden_states=padded([text.states for text in texts]),
+            encoder_hidden_states=states,
             return_dict=False,
         )[0]
         return output
@@ -77,7 +71,9 @@ class WanAdapter(PipelineAdapter):
         cache: list[Tensor | None] = [None] * sum(isinstance(m, WanCausalConv3d) for m in decoder.modules())
         for index, frame in enumerate(self.vae.post_quant_conv(latents).split(1, dim=2)):
             first = {"first_chunk": True} if index == 0 else {}
-            yield decoder(frame, feat_cache=cache, feat_idx=[0], **first)
+            pictures = decoder(frame, feat_cache=cache, feat_idx=[0], **first)
+            patch = self.vae.config.patch_size  # 2.2's VAE for small models makes 2x2 pixels a channel
+            yield pictures if patch is None else unpatchify(pictures, patch)
 
 
 class WeightedWanProcessor(WanAttnProcessor):  # type: ignore[misc]  # diffusers has no types
@@ -98,8 +94,8 @@ class WeightedWanProcessor(WanAttnProcessor):  # type: ignore[misc]  # diffusers
         return output
 
 
-class RememberingWanProcessor(Remembering, WanAttnProcessor):  # type: ignore[misc]
-    """Self-attention that can look at other frames too."""
+class ContextWanProcessor(ContextProcessor, WanAttnProcessor):  # type: ignore[misc]
+    """Self-attention of the video, to earlier frames too."""
 
     def __call__(
         self,
@@ -109,14 +105,14 @@ class RememberingWanProcessor(Remembering, WanAttnProcessor):  # type: ignore[mi
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Attend, video (B, N, D) to itself and to its memory."""
+        """Attend, video (B, N, D) to itself and to its context."""
         query, key, value = (
             layer(hidden_states).unflatten(2, (attn.heads, -1))
             for layer in (lambda x: attn.norm_q(attn.to_q(x)), lambda x: attn.norm_k(attn.to_k(x)), attn.to_v)
         )
         if rotary_emb is not None:
             query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-        self.note(key, value)
+        self.record(key, value)
         key, value, added = self.extend(key, value, None)
         output = dispatch_attention_fn(
             query,

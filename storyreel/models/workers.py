@@ -1,15 +1,15 @@
 """Several devices for one film: ``torchrun --nproc-per-node N -m storyreel render …``.
 
-The first process renders as ever. What it asks the transformer, one request for every segment of the
-window, is shared out: the others do nothing but answer. Any family can do that, no arithmetic changes,
-and so the film is the same as from one process. (Splitting one segment's tokens over devices instead,
-as diffusers' context parallelism does, has a plan for Wan and LTX alone, and none for a memory's keys.)
+The first process renders. Its requests to the transformer, one for every segment of the window, are
+shared out; the other processes answer requests and do nothing else. Any family can do that, no arithmetic
+changes, and so the film is the same as from one process. (Splitting one segment's tokens over devices,
+as diffusers' context parallelism does, has a plan for Wan and LTX alone, and none for context keys.)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -19,7 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from storyreel.errors import MissingError
-from storyreel.models.base import Adapter, Memory, Request, Text, pick_device
+from storyreel.models.base import Adapter, MemoryMode, Request
+from storyreel.models.devices import pick_device
+from storyreel.models.offload import MODES
 
 PATIENCE = timedelta(days=30)  # a process without a request waits as long as the film takes
 
@@ -43,9 +45,9 @@ def own_device(name: str) -> str:
 
 @contextmanager
 def together(device: str) -> Iterator[None]:
-    """Meet the other processes, and part at the end: the first sends the others home.
+    """Join the other processes; at the end the first process ends their `serve`.
 
-    Raises MissingError in the first if any of them lacks its ``device``; the others part at once.
+    Raises MissingError in the first if any of them lacks its ``device``; the others exit at once.
     """
     # Requests are a few megabytes on their way to seconds of work, and go over the CPU: gloo does for all.
     dist.init_process_group("gloo", timeout=PATIENCE)
@@ -59,10 +61,10 @@ def together(device: str) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _send_home()
+        _end_service()
         raise
-    # An interrupt reaches all processes by itself; nobody waits for a farewell then.
-    _send_home()
+    # An interrupt reaches all processes by itself: none of them waits for a message then.
+    _end_service()
     dist.destroy_process_group()
 
 
@@ -77,10 +79,10 @@ def _lack_of(device: str) -> str | None:
     return None
 
 
-def _send_home() -> None:
+def _end_service() -> None:
     if rank() == 0:
         for other in range(1, members()):
-            with suppress(Exception):  # whoever has died needs no farewell
+            with suppress(Exception):  # a process may have died
                 _send(None, other)
 
 
@@ -93,114 +95,53 @@ def serve(adapter_of: Callable[[str], Adapter]) -> None:
             return
         if message is None:
             return
-        name, task, content = message
-        answer: Any
-        try:
-            adapter = adapter_of(name)
-            if task == "economise":
-                answer = adapter.economise()
-            else:
-                with torch.inference_mode():
-                    answer = [_moved(v, "cpu") for v in adapter.predict(*_on(content, adapter.device))]
-        except Exception as error:  # the first process says it, and decides what to do
-            answer = error
-        _send(answer, 0)
+        _send(_answer(adapter_of, *message), 0)  # and keep nothing of it: after an error, memory is scarce
 
 
-class Crew:
-    """An adapter whose requests are answered by all processes."""
+def _answer(
+    adapter_of: Callable[[str], Adapter], name: str, mode: MemoryMode, request: Request
+) -> list[Tensor] | Exception:
+    """Return the velocities for a request, or an error, which is raised in the first process.
+
+    The memory mode is lowered as far as the first process has lowered its own.
+    """
+    try:
+        adapter = adapter_of(name)
+        while MODES.index(adapter.memory) < MODES.index(mode):
+            adapter.lower_memory_mode()
+        with torch.inference_mode():
+            (velocities,) = adapter.predict([request.to(adapter.device)])
+        return [velocity.cpu() for velocity in velocities]
+    except Exception as error:
+        return error
+
+
+class Workers:
+    """An adapter whose requests are answered by all processes; everything else the first does alone."""
 
     def __init__(self, adapter: Adapter) -> None:
-        self._own = adapter
-        self.spec, self.device = adapter.spec, adapter.device
+        self._adapter = adapter
 
-    @property
-    def memory(self) -> Any:
-        """The memory mode of the first process."""
-        return self._own.memory
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
 
-    def predict_all(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
-        """Answer requests, shared out in turn; the first process takes the first of every round."""
-        others = members()
-        for begin in range(0, len(requests), others):
-            shared = range(begin, min(begin + others, len(requests)))
-            for index in shared[1:]:
-                _send((self.spec.label, "predict", _away(requests[index])), index - begin)
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        """Answer requests, dealt out in turn; the first process takes the first of every round."""
+        name, mode = self._adapter.spec.label, self._adapter.memory
+        for begin in range(0, len(requests), members()):
+            first, *others = requests[begin : begin + members()]
+            for worker, request in enumerate(others, 1):
+                _send((name, mode, request.to("cpu")), worker)
             answers: list[Any] = []
             try:
-                answers.append(self._own.predict(*requests[begin]))
+                answers += self._adapter.predict([first])
             except Exception as error:  # the others' answers must be fetched first
                 answers.append(error)
-            answers += [_receive(index - begin) for index in shared[1:]]
+            answers += [_receive(worker) for worker in range(1, len(others) + 1)]
             if failures := [answer for answer in answers if isinstance(answer, BaseException)]:
                 raise failures[0]
             for answer in answers:
-                yield [velocity.to(self.device) for velocity in answer]
-
-    def economise(self) -> str | None:
-        """Go to the next lower memory mode, everywhere."""
-        for other in range(1, members()):
-            _send((self.spec.label, "economise", None), other)
-            _receive(other)
-        return self._own.economise()
-
-    def predict(
-        self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-    ) -> list[Tensor]:
-        """Answer one request."""
-        return self._own.predict(x, sigma, texts, memory)
-
-    def compile(self) -> None:
-        """Compile the first process's model; the others compile their own as they load it."""
-        self._own.compile()
-
-    def prepare(self, prompts: Iterable[str]) -> None:
-        """Encode prompts in advance."""
-        self._own.prepare(prompts)
-
-    def encode(self, prompt: str) -> Text:
-        """Encode a prompt."""
-        return self._own.encode(prompt)
-
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
-        """Return noise levels."""
-        return self._own.sigmas(steps, shape)
-
-    def expert_at(self, sigma: float) -> int:
-        """Return which transformer is made for a noise level."""
-        return self._own.expert_at(sigma)
-
-    def remember(self, latents: Tensor, text: Text) -> Memory:
-        """Return what the model sees in clean latents."""
-        return self._own.remember(latents, text)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return the pictures of a clip's latents."""
-        return self._own.decode(latents)
-
-    def preview(self, latents: Tensor) -> Tensor | None:
-        """Return a cheap picture of each latent frame."""
-        return self._own.preview(latents)
-
-
-def _away(request: Request) -> tuple[Any, ...]:
-    return tuple(_moved(part, "cpu") for part in request)
-
-
-def _on(content: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
-    return tuple(_moved(part, device) for part in content)
-
-
-def _moved(part: Any, device: torch.device | str) -> Any:
-    """Return tensors, texts and memories on a device, and anything else as it is."""
-    if isinstance(part, Tensor):
-        return part.to(device)
-    if isinstance(part, Text):
-        return Text(part.states.to(device), part.mask.to(device))
-    if isinstance(part, Memory):
-        layers = tuple((keys.to(device), values.to(device)) for keys, values in part.layers)
-        return Memory(layers, part.weights.to(device))
-    return [_moved(item, device) for item in part] if isinstance(part, list | tuple) else part
+                yield [velocity.to(self._adapter.device) for velocity in answer]
 
 
 def _send(message: Any, to: int) -> None:

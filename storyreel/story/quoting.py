@@ -1,6 +1,6 @@
-"""Lines of a story that YAML reads otherwise than they are meant, for want of quotes, and how to write them.
+"""Lines of a story that lack quotes, and how to write them.
 
-YAML is strict about plain text: a colon, a brace, a quote or a number sign may mean something to it.
+To YAML, a colon, a brace, a quote or a number sign in plain text may be syntax.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _STRUCTURE = re.compile(
 
 
 def mended(line: str) -> str | None:
-    """Return a line with its text quoted, if it makes no sense by itself as it stands and does then."""
-    if len(line) > MAX_LINE or '{"' in line or _is_readable(line):  # of JSON more is wrong than quotes
+    """Return a line with its text quoted, if YAML cannot read it as it is and can then; else None."""
+    if len(line) > MAX_LINE or '{"' in line or _is_readable(line):  # '{"': JSON, with other faults
         return None
     return next((candidate for candidate in _candidates(line) if _is_readable(candidate)), None)
 
@@ -42,7 +42,7 @@ def with_comment(line: str) -> str | None:
 
 
 def lost_behind(line: str, text_end: int) -> int | None:
-    """Return where a number sign stands behind a plain text that hardly begins a comment, as in "gate #7".
+    """Return where a number sign follows a plain text that is hardly meant to begin a comment: "gate #7".
 
     A comment is written with a blank behind its sign, and with more than a number. None if there is none.
     """
@@ -62,7 +62,7 @@ def cut_at(line: str, goes_on: bool) -> int | None:
 
 
 def reason(line: str) -> str:
-    """Say what keeps YAML from reading the text of a line."""
+    """Return what keeps YAML from reading the text of a line."""
     match = _LINE.fullmatch(line)
     text = match["text"] if match else line
     first = text[:1]
@@ -71,7 +71,7 @@ def reason(line: str) -> str:
     if first in ("'", '"'):
         if text.count(first) == 1:
             return "has no closing quote"
-        return "holds the quotes that it stands in" if text[-1] == first else "goes on behind its quotes"
+        return "holds the quotes that it stands in" if text[-1] == first else "goes on after its quotes"
     if first in ("{", "["):
         return f"begins with {first}" if text[-1:] not in ("}", "]") else "holds signs of YAML's own"
     if first and first in "*&!|>%@`?,-":
@@ -80,7 +80,7 @@ def reason(line: str) -> str:
 
 
 def without_odd_blanks(line: str) -> tuple[str, int, str] | None:
-    """Return a line with plain blanks before its text, the first other one's index, and its name.
+    """Return a line with plain blanks before its text, and the index of the first other one, and itself.
 
     None if all of them are plain.
     """
@@ -92,7 +92,7 @@ def without_odd_blanks(line: str) -> tuple[str, int, str] | None:
 
 
 def quoted(text: str) -> str:
-    """Return a text as YAML reads it for certain: in the quotes that it does not hold itself."""
+    """Return a text in quotes, so that YAML reads it as it is."""
     if '"' in text and "'" not in text:
         return f"'{text}'"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
@@ -100,7 +100,7 @@ def quoted(text: str) -> str:
 
 
 def _candidates(line: str) -> Iterator[str]:
-    """Yield what the line may have been meant to be, the likeliest first."""
+    """Yield what the line may be meant to be, the likeliest first."""
     for pattern in (_LINE, _ITEM):
         if (match := pattern.fullmatch(line)) is None:
             continue
@@ -117,7 +117,7 @@ def _candidates(line: str) -> Iterator[str]:
 
 
 def _meant(text: str) -> str:
-    """Return a text without quotes that were to be around all of it."""
+    """Return a text without the quotes that were meant to enclose it."""
     first = text[:1]
     if first not in ("'", '"'):
         return text

@@ -1,8 +1,9 @@
-"""The story: what a user writes, as YAML, checked completely before anything is rendered."""
+"""The story as a user writes it in YAML: what it may hold, and every fault of one that is read."""
 
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,17 +33,18 @@ MAX_PROMPT = 2000  # characters, with the names filled in
 MAX_SCENES = 1000
 SIZE_PATTERN = r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}"
 MAX_SECONDS = 600.0
-MAX_ERRORS = 200  # of pydantic's that are looked at in one file
+MAX_ERRORS = 200  # of pydantic's that are reported of one file
 HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 
+STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 _FIELDS = ("name", "noun", "possessive")
-_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of what is written in one's own words
+_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of free texts
 
 
 def _one_line(value: object) -> object:
-    """Join a text that YAML folded over several lines. One that shows nothing is empty."""
+    """Join the lines of a folded text; one without a visible character becomes empty."""
     if not isinstance(value, str):
         return value
     visible = any(unicodedata.category(c)[0] in "LNPS" and c != HANGUL_FILLER for c in value)
@@ -51,7 +53,7 @@ def _one_line(value: object) -> object:
 
 def _no_braces(value: str) -> str:
     if "{" in value or "}" in value:
-        raise PydanticCustomError("braces", "the cast's own texts have no placeholders; take out the braces")
+        raise PydanticCustomError("braces", "texts of the cast have no placeholders; take out the braces")
     return value
 
 
@@ -64,7 +66,7 @@ Transition = Literal["blend", "cut"]
 
 
 class _Strict(BaseModel):
-    """No unknown keys, no quiet conversions, no changes afterwards."""
+    """No unknown keys, no silent conversions, no changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -77,14 +79,14 @@ class Character(_Strict):
     noun: CastText | None = Field(default=None, description="Without article; by default taken from name.")
 
     def field(self, name: str) -> str:
-        """Return one of the declared fields, and nothing else."""
+        """Return the text of a field, by its name."""
         if name == "noun":
             return self.noun or re.sub(r"^(an?|the)\s+", "", self.name)
         return {"name": self.name, "possessive": self.possessive}[name]
 
 
 class Scene(_Strict):
-    """One scene: the setting, and what the character does in it. One prompt alone is both."""
+    """One scene: the setting, and what the character does there. One prompt alone is both."""
 
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
@@ -137,7 +139,7 @@ def _long_form(value: object) -> object:
 
 
 class RenderSettings(_Strict):
-    """How to render the story; the command line wins over it."""
+    """How to render the story; the command line takes precedence."""
 
     model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     seed: Seed | None = None
@@ -180,12 +182,12 @@ class Story(_Strict):
     _source: Source | None = PrivateAttr(None)
 
     def fault(self, message: str, *location: str | int) -> Fault:
-        """Return a fault at a place of the file, for checks that only a later stage can do."""
+        """Return a fault at ``location``, keys and indices, for checks of a later stage."""
         return self._source.fault(message, location) if self._source else Fault(message)
 
     @property
     def path(self) -> str:
-        """Where the story was read from."""
+        """The file that the story was read from."""
         return self._source.path if self._source else "story"
 
     def where(self, words: Sequence[str], *location: str | int) -> list[Fault]:
@@ -202,7 +204,7 @@ class Story(_Strict):
         return self._source.where(words, location)
 
     def filled(self, text: str) -> str:
-        """Return a prompt with the cast's names in it."""
+        """Return a prompt with its placeholders filled in."""
         return "".join(piece.text for piece in self.pieces(text))
 
     def pieces(self, text: str) -> Iterator[Piece]:
@@ -222,7 +224,7 @@ class Story(_Strict):
 
 
 def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
-    """Say what is wrong with each bad placeholder of a prompt.
+    """Yield what is wrong with each bad placeholder of a prompt.
 
     This is not `str.format`: there are no conversions, no indices and no attributes but the
     declared fields. A literal brace is written twice.
@@ -232,7 +234,7 @@ def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
         if match[0] in ("{{", "}}"):
             continue
         if who is None:
-            yield f"{match[0]!r} is no placeholder; a literal brace is written twice"
+            yield f"{match[0]!r} is not a placeholder; a literal brace is written twice"
         elif who not in cast:
             known = ", ".join(f"{{{name}}}" for name in cast) or "none: the story has no cast"
             yield f"unknown placeholder {match[0]}; known: {known}"
@@ -241,10 +243,15 @@ def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
 
 
 def load_story(path: Path) -> Story:
-    """Read and check a story. Raises UsageError without a file, ScriptError with all faults."""
+    """Read and check a story, from standard input for "-".
+
+    Raises UsageError without a file, ScriptError with all faults.
+    """
+    if path == STDIN:
+        return parse_story("stdin", sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b"")
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)  # never all of what may be a film or a device
+            raw = file.read(MAX_BYTES + 1)  # it may be a film or a device
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder", "Name the story's YAML file.") from None
     except OSError as error:
@@ -269,14 +276,14 @@ def _checked(source: Source) -> Story:
     if not isinstance(source.data, dict):
         fault = source.fault("a story is a mapping with the key scenes")
         raise ScriptError(path, [*source.faults, fault])
-    # What YAML refused is missing for the checks after it: they are silent on its place.
+    # What YAML refused is missing in the data: faults that follow from that are left out.
     refused = {(fault.line, fault.column) for fault in source.faults}
     faults = [*_prompt_faults(source), *source.lost_texts(_TEXTS)]
     try:
         story = Story.model_validate(source.data)
     except ValidationError as error:
-        told = (item for item in error.errors(include_url=False) if not _is_told_already(source, item))
-        faults += [_located(source, item) for item in islice(told, MAX_ERRORS)]
+        items = (item for item in error.errors(include_url=False) if not _is_repeated(source, item))
+        faults += [_located(source, item) for item in islice(items, MAX_ERRORS)]
     else:
         story._source = source
         if not faults and not refused:
@@ -286,8 +293,8 @@ def _checked(source: Source) -> Story:
     raise ScriptError(path, [*source.faults, *dict.fromkeys(faults)])
 
 
-def _is_told_already(source: Source, error: Any) -> bool:
-    """Tell whether an error is of an action that is the scene prompt, of which the same is said."""
+def _is_repeated(source: Source, error: Any) -> bool:
+    """Tell whether an error is about an action that is the scene prompt, which has the same error."""
     match error["loc"]:
         case ("scenes", int(index), "action"):
             scene = source.data["scenes"][index]
@@ -296,7 +303,7 @@ def _is_told_already(source: Source, error: Any) -> bool:
 
 
 def _located(source: Source, error: Any) -> Fault:
-    """Turn one of pydantic's errors into a fault at its place, in a writer's words."""
+    """Turn one of pydantic's errors into a fault at its place, in plain words."""
     location = list(error["loc"])
     names_character = len(location) == 3 and location[0] == "cast" and location[2] == "[key]"
     if names_character:
@@ -329,7 +336,7 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
         case "string_too_short":
             return "empty text"
         case "string_pattern_mismatch":
-            return f"{shown} is no size; write WIDTHxHEIGHT, as in 96x64"
+            return f"{shown} is not a size; write WIDTHxHEIGHT, as in 96x64"
         case "model_type" | "dict_type":
             return f"expected a mapping with {_allowed_keys([*location, ''])}, not {shown}{_odd_blank(given)}"
         case "list_type":
@@ -346,9 +353,9 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
 
 
 def _odd_blank(text: object) -> str:
-    """Say which blank a text holds that separates nothing in YAML; "" without any."""
+    """Name a blank in a text that does not separate anything in YAML; "" if there is none."""
     found = re.search(f"[{ODD_BLANKS}]", text) if isinstance(text, str) else None
-    return f"; {character(found[0])} is no blank to YAML: type a plain one" if found else ""
+    return f"; {character(found[0])} is not a blank in YAML: type a plain one" if found else ""
 
 
 def _allowed_keys(location: list[str | int]) -> str:
@@ -364,7 +371,7 @@ def _allowed_keys(location: list[str | int]) -> str:
 
 
 def _prompt_faults(source: Source) -> Iterator[Fault]:
-    """Check the placeholders of whatever looks like a prompt, in a story with other faults too."""
+    """Yield the faults of all placeholders, also in a story with other faults."""
     scenes, cast = source.data.get("scenes"), source.data.get("cast")
     known = list(cast) if isinstance(cast, dict) else []
     for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):

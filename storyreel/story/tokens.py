@@ -1,4 +1,4 @@
-"""How many tokens a prompt has: counted where the model's tokenizer is here, estimated where it is not."""
+"""The tokens of a prompt: counted if the model's tokenizer is on this machine, else estimated."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-CHARACTERS = 4  # that a token of T5 has in English text, on average
+CHARACTERS = 4  # of a token of T5 in English text, on average
 
 
 def token_counter(folder: Path) -> Callable[[str], int] | None:
-    """Return what counts a text's tokens as the tokenizer in a folder does; None if there is none to read.
+    """Return a function that counts a text's tokens by the tokenizer in a folder; None if there is none.
 
-    A damaged one counts as none: loading the model says what is wrong with it.
+    A damaged one counts as none: loading the model reports it.
     """
     for name, load in (("tokenizer.json", _fast), ("spiece.model", _pieces)):
         if (folder / name).is_file():
             try:
                 return load(folder / name)
-            except Exception:  # in the library's own words
+            except Exception:  # of the library's own
                 return None
     return None
 
@@ -40,11 +40,11 @@ def _pieces(path: Path) -> Callable[[str], int]:
 
 
 def fewest_tokens(text: str) -> int:
-    """Return what a text has at least: no token of T5 is of two words, and the end has one too."""
+    """Return the least number of tokens of a text: none of T5's spans two words, and the end has one too."""
     return len(text.split()) + 1
 
 
 def estimated_tokens(text: str) -> int:
-    """Return about how many tokens T5 makes of a text; of scripts other than Latin, one a character."""
+    """Return about how many tokens T5 makes of a text: of signs other than ASCII, one a character."""
     plain = sum(char.isascii() for char in text)
     return max(fewest_tokens(text), math.ceil(plain / CHARACTERS) + len(text) - plain + 1)

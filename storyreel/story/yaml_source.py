@@ -1,4 +1,4 @@
-"""YAML text to plain data, with the place of every value and without YAML's surprises.
+"""From YAML text to plain data, with the place of every value and without YAML's surprises.
 
 Refused: aliases (alias bombs), duplicate keys, tags, several documents, dates, octal and
 sexagesimal numbers, deep nesting, control and bidirectional characters, what is not UTF-8.
@@ -20,15 +20,15 @@ from storyreel.story import quoting
 MAX_BYTES = 256 * 1024
 MAX_READ_AGAIN = 64 * 1024  # characters, of files with lines that lack quotes: some dozens of them, as a rule
 MAX_DEPTH = 20
-MAX_NODES = 20_000  # twice what the longest story has; a file of nothing but commas is given up early
-MAX_DIGITS = 40  # Python refuses to read numbers of thousands of digits, and nobody means them
+MAX_NODES = 20_000  # twice what the longest story has
+MAX_DIGITS = 40  # Python refuses numbers of thousands of digits
 
 LOST = "quote it: a number sign behind a blank begins a comment, and what follows is lost"
 _TAG = "tag:yaml.org,2002:"
 _LINE_END = re.compile(r"\r\n|\n|\r")  # as editors count; what else ends a line for PyYAML is forbidden
 _NUMBER = re.compile(r"[-+]?(0|[1-9]\d*)(\.\d*)?([eE][-+]?\d+)?|[-+]?\.\d+|[-+]?\.(inf|nan)", re.I)
-# Control characters; bidirectional controls, which can make a script read other than it is
-# (CVE-2021-42574); separators, marks and tags that no one sees.
+# Control characters; bidirectional controls, which can make a text look different from what it is
+# (CVE-2021-42574); separators, marks and tags that do not show.
 _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
     "\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0000-\U000e007f]"
@@ -36,7 +36,7 @@ _FORBIDDEN = re.compile(
 
 
 class _RefusedError(Exception):
-    """A fault that ends the reading, with its mark; whether it may be text that lacks quotes."""
+    """A fault that ends the reading, with its mark; ``may_be_text`` if it may be text that lacks quotes."""
 
     def __init__(self, message: str, mark: Any, may_be_text: bool = False) -> None:
         super().__init__(message)
@@ -47,17 +47,17 @@ class _RefusedError(Exception):
 
 @dataclass
 class _Text:
-    """A script's text, its lines, and the faults found in it so far."""
+    """A story's text, its lines, and the faults found in it so far."""
 
     text: str
     faults: list[Fault] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)  # of the file, whatever was meant
+    lines: list[str] = field(default_factory=list)  # of the file as it is
 
     def __post_init__(self) -> None:
         self.lines = self.lines or _LINE_END.split(self.text)
 
     def fault(self, message: str, mark: Any) -> Fault:
-        """Return a fault at a mark; one behind the last character belongs to the last line."""
+        """Return a fault at a mark; one after the last character belongs to the last line."""
         if mark is None:
             return Fault(message)
         line = min(mark.line, len(self.lines) - 1)
@@ -65,7 +65,7 @@ class _Text:
         return Fault(message, line + 1, column + 1, self.lines[line])
 
     def refuse(self, message: str, mark: Any) -> None:
-        """Note a fault after which reading goes on."""
+        """Add a fault that does not end the reading."""
         self.faults.append(self.fault(message, mark))
 
 
@@ -109,13 +109,13 @@ def forbidden_character(text: str) -> tuple[int, str] | None:
 
 
 def character(char: str) -> str:
-    """Name a character that may not show."""
+    """Return a character's code and name."""
     return f"U+{ord(char):04X} ({unicodedata.name(char, 'control character').lower()})"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file: its data, where each part of it stands, and what was refused so far.
+    """A parsed file: its data, the place of each part, and the faults so far.
 
     What was refused is None in the data.
     """
@@ -155,7 +155,7 @@ class Source:
         return places
 
     def with_plain_blanks(self) -> Source | None:
-        """Return the file as it is without other blanks than YAML's between its parts; None if it has none.
+        """Return the file with plain blanks in place of others between its parts; None if it has no others.
 
         Such a blank is a fault in a file with other faults, which it may well explain. Raises ScriptError.
         """
@@ -211,7 +211,7 @@ def _find(node: yaml.Node, location: Sequence[str | int], key: bool) -> tuple[ya
 
 
 def parse(path: str, raw: bytes) -> Source:
-    """Read a YAML document. Raises ScriptError where reading cannot go on.
+    """Read a YAML document. Raises ScriptError if it cannot be read to its end.
 
     A line that only lacks quotes, or has another blank than YAML's, is a fault like others: reading goes on
     with the line as it may have been meant.
@@ -235,7 +235,7 @@ def _parse(path: str, text: _Text) -> Source:
 
 
 class _UnreadableError(Exception):
-    """The text cannot be read on: the faults so far and the last, and the lines in which that may lie."""
+    """The text cannot be read to its end: all faults, the last one's last, and the lines that may hold it."""
 
     def __init__(self, faults: Sequence[Fault], lines: Sequence[int] = (), in_brackets: bool = False) -> None:
         super().__init__(faults)
@@ -273,9 +273,9 @@ def _read(path: str, text: _Text) -> Source:
 
 
 def _without_repeats(faults: Sequence[Fault]) -> Sequence[Fault]:
-    """Return the faults of a text of which lines were mended: each once, and no other behind such a line's.
+    """Return the faults of a text of which lines were replaced: each once, and one of such a line.
 
-    What is read again is found again, and a mended line's columns are not the file's.
+    A text that is read again has the same faults again, and the columns of such a line are not the file's.
     """
     if not any(fault.mended for fault in faults):
         return faults
@@ -289,7 +289,7 @@ def _without_repeats(faults: Sequence[Fault]) -> Sequence[Fault]:
     return list(kept)
 
 
-# What the parser says most often, and what that means to somebody who writes a story.
+# The parser's most frequent messages, and what they mean to the writer of a story.
 _PLAIN_WORDS = {
     "cannot start any token": "a tab cannot indent, and @ and ` cannot begin a text; use blanks, or quote it",
     "could not find expected ':'": "a line that is neither a key with its colon nor an item with its dash; "
@@ -311,7 +311,7 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
 
 
 def _with_plain_blanks(text: _Text) -> _Text | None:
-    """Return a text without other blanks than YAML's before and behind its keys, each a fault; or None."""
+    """Return a text with plain blanks around its keys, and a fault for each other; None without any."""
     if not set(text.text) & set(quoting.ODD_BLANKS):
         return None
     pieces = re.split(f"({_LINE_END.pattern})", text.text)
@@ -319,18 +319,18 @@ def _with_plain_blanks(text: _Text) -> _Text | None:
     for index, line in enumerate(pieces[::2]):
         if found := quoting.without_odd_blanks(line):
             pieces[2 * index], column, char = found
-            message = f"{character(char)} is no blank to YAML; type a plain one"
+            message = f"{character(char)} is not a blank in YAML; type a plain one"
             faults.append(Fault(message, index + 1, column + 1, text.lines[index]))
     return replace(text, text="".join(pieces), faults=[*text.faults, *faults]) if faults else None
 
 
 def _as_meant(text: _Text, error: _UnreadableError) -> _Text | None:
-    """Return a text as it may have been meant, with the faults that it has as it is; None if unknown."""
+    """Return a text as it may have been meant, with the faults of the one given; None if unknown."""
     if error.lines and (plain := _with_plain_blanks(text)):
         return plain
     pieces = re.split(f"({_LINE_END.pattern})", text.text)
     for index in error.lines:
-        # A part of a list over several lines makes no sense by itself, whatever is wrong with it.
+        # A part of a list over several lines is never readable by itself.
         if (error.in_brackets and index != error.lines[-1]) or 2 * index >= len(pieces):
             continue
         line = pieces[2 * index]
@@ -361,7 +361,7 @@ def _decode(path: str, raw: bytes) -> str:
 
 
 def _without_forbidden(text: str) -> _Text:
-    """Replace forbidden characters, noting the first of a line, so that the rest can be read."""
+    """Replace forbidden characters, with a fault for the first of a line, so that the rest can be read."""
     faults = []
     pieces = re.split(f"({_LINE_END.pattern})", text)
     for position in range(0, len(pieces), 2):
@@ -375,7 +375,7 @@ def _without_forbidden(text: str) -> _Text:
 
 
 def _construct(node: yaml.Node, text: _Text) -> Any:
-    """Turn nodes into str, int, float, bool, None, list and dict; note what is refused."""
+    """Turn nodes into str, int, float, bool, None, list and dict; add a fault for what is refused."""
     if isinstance(node, yaml.MappingNode):
         return dict(_pairs(node, text))
     if isinstance(node, yaml.SequenceNode):

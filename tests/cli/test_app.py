@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from storyreel import __version__
-from storyreel.cli import app as cli
 from storyreel.cli import display as console
-from storyreel.cli.app import run, slug
+from storyreel.cli import stories as cli
+from storyreel.cli.app import run
 from storyreel.errors import NumericsError
 from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.story.naming import slug
 from tests.conftest import ROOT, FakeEngine
 
 NYC = str(ROOT / "stories" / "nyc.yaml")
@@ -57,7 +58,7 @@ def test_quantize_is_an_option_of_whatever_renders(
 ) -> None:
     for command in (["render"], ["batch"], ["ablate", "--seeds", "1"]):
         assert run([*command, str(story), "--quantize", "int3", "--out", str(tmp_path / "out")]) == 2
-        assert "there is no quantization 'int3'\nUse none or fp8." in capsys.readouterr().err
+        assert "'int3' is not one of 'none', 'fp8'" in capsys.readouterr().err
     options = ["render", str(story), "--quantize", "fp8", "--dry-run"]
     assert run(options) == 0
     assert "model fake in fp8, " in capsys.readouterr().out
@@ -111,7 +112,7 @@ def test_an_interrupt_is_130_and_says_how_to_go_on(
         (["render", NYC, "--guidance", "0.5"], 2, "guidance"),
         (["render", NYC, "--guidance", "nan"], 2, "guidance"),
         (["render", NYC, "--seed", "-1"], 2, "seed"),
-        (["render", NYC, "--device", "tpu"], 2, "no device 'tpu'"),
+        (["render", NYC, "--device", "tpu"], 2, "unknown device 'tpu'"),
         (["render", NYC, "--model", "sora"], 2, "Known models: mini"),
         (["inspect", "nowhere.mp4"], 2, "not a file"),
     ],
@@ -282,6 +283,7 @@ def test_without_docstrings_is_refused_plainly() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # three real renders
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_in_a_real_render(tmp_path: Path) -> None:
     """SIGINT to the real command with the embedded model, then the same command again."""
@@ -340,6 +342,7 @@ def test_verify_says_what_is_wrong_and_renders_nothing(
     assert fake_engine.asked == asked
 
 
+@pytest.mark.slow  # eight real renders, of which seven end early
 @pytest.mark.skipif(sys.platform == "win32", reason="flock")
 def test_of_eight_processes_one_works_and_seven_say_so(tmp_path: Path) -> None:
     story = tmp_path / "short.yaml"
@@ -605,7 +608,7 @@ def test_an_out_that_cannot_be_is_named(
     assert run([command[0], str(story), *command[1:], "--out", str(out)]) == 73
     err = capsys.readouterr().err
     assert "File exists" not in err
-    words = {"long": "File name too long", "file": "not a folder"}.get(kind, "link that leads nowhere")
+    words = {"long": "File name too long", "file": "not a folder"}.get(kind, "is a broken link")
     assert words in err
     assert "hoose another --out" in err
     assert fake_engine.asked == 0
@@ -646,6 +649,7 @@ def test_a_path_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "take [/red] [bold]2/nyc" in screen.file.getvalue()  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_any_legal_path_holds_stories_and_films(
     tmp_path: Path, fake_engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.usefixtures("plain_films")
 @pytest.mark.parametrize(
     ("file", "environment", "bars"),
     [

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from storyreel.cli.app import STARTER, run
+from storyreel.cli.app import run
+from storyreel.cli.stories import STARTER
 from storyreel.cli.streams import Stream
 from tests.conftest import ROOT, FakeEngine
 
@@ -43,7 +44,6 @@ def lost(request: pytest.FixtureRequest) -> Iterator[Stream]:
         yield Stream(buffer, line_buffering=True)
 
 
-@pytest.mark.usefixtures("plain_films")
 def test_a_batch_goes_on_without_its_log(
     tmp_path: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, lost: Stream
 ) -> None:

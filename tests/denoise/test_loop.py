@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -27,7 +26,7 @@ from storyreel.denoise.loop import (
 )
 from storyreel.denoise.prompts import Prompts, PromptWriter
 from storyreel.errors import NumericsError
-from storyreel.models.base import Adapter, Memory, Text
+from storyreel.models.base import Adapter, Request, Text
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Plan
@@ -57,8 +56,8 @@ def film(adapter: Adapter, plan: Plan, scorer: FakeScorer | None = None) -> list
     writer = PromptWriter(adapter, plan.settings, scorer)
     anchors = Anchors(adapter, plan, finished.__getitem__)
     for run in plan.runs():
-        for take, _ in denoise(adapter, plan, run, writer, anchors, State(None, []), nothing):
-            finished[take.segment.index] = take.x
+        for done, _ in denoise(adapter, plan, run, writer, anchors, State(None, []), nothing):
+            finished[done.segment.index] = done.x
     return [finished[index] for index in range(len(plan.segments))]
 
 
@@ -92,7 +91,7 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
     adapter = MochiAdapter(MOCHI, CPU, parts)
     text, negative = adapter.encode(segment.prompt), adapter.encode("")
     ours = film(adapter, plan)[1]
-    for block in adapter.transformer.transformer_blocks:
+    for block in adapter.experts[0].transformer_blocks:
         block.attn1.processor = MochiAttnProcessor2_0()
     with_stock_attention = film(adapter, plan)[1]
 
@@ -105,10 +104,10 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
     )
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
-        prompt_embeds=text.states,
-        prompt_attention_mask=text.mask,
-        negative_prompt_embeds=negative.states,
-        negative_prompt_attention_mask=negative.mask,
+        prompt_embeds=text.states[0],
+        prompt_attention_mask=text.weights.bool(),
+        negative_prompt_embeds=negative.states[0],
+        negative_prompt_attention_mask=negative.weights.bool(),
         latents=segment_noise(plan, segment),
         height=64,
         width=64,
@@ -226,19 +225,19 @@ def test_only_a_window_of_segments_is_under_way(plan: Plan) -> None:
     plan = plan_of(STORY + '  - ["a", "b"]\n' * 7, steps=8, method=("window=4",))
     writer = PromptWriter(adapter, plan.settings, None)
     for _, after in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
-        assert len(after.takes) <= 3
+        assert len(after.window) <= 3
 
 
 def test_a_state_is_all_it_takes_to_go_on(tiny: MochiAdapter, plan: Plan) -> None:
-    plan = plan_of(STORY, method=("memory=0.3", "window=2"))
+    plan = plan_of(STORY, method=("context=0.3", "window=2"))
     whole = film(tiny, plan)
     writer = PromptWriter(tiny, plan.settings, None)
     anchors = Anchors(tiny, plan, whole.__getitem__)
     takes = denoise(tiny, plan, plan.segments, writer, anchors, State(None, []), nothing)
     _, after = next(takes)
     del takes
-    rest = plan.segments[1 + len(after.takes) :]
-    resumed = [take.x for take, _ in denoise(tiny, plan, rest, writer, anchors, after, nothing)]
+    rest = plan.segments[1 + len(after.window) :]
+    resumed = [done.x for done, _ in denoise(tiny, plan, rest, writer, anchors, after, nothing)]
     assert len(resumed) == 2
     for a, b in zip(whole[1:], resumed, strict=True):
         assert torch.equal(a, b)
@@ -248,7 +247,7 @@ def test_a_finished_neighbour_gives_and_does_not_take(plan: Plan) -> None:
     generator = torch.Generator().manual_seed(0)
     before, x = (torch.randn(1, 12, 3, 8, 8, generator=generator) for _ in range(2))
     kept, lead = before.clone(), plan.segments[1].lead
-    take = begin(FakeAdapter(TINY), plan, plan.segments[1], Prompts(Text(x, x)))
+    take = begin(FakeAdapter(TINY), plan, plan.segments[1], Prompts(Text((x,), x)))
     (blended,) = blend_seams(plan, [take], [x], [0.9], before)
     assert torch.equal(before, kept)
     assert torch.equal(blended[:, :, :lead], before[:, :, -lead:])
@@ -285,12 +284,10 @@ def test_the_published_form_pulls_towards_the_neighbour(plan: Plan) -> None:
     begun: list[Tensor] = []
 
     class Watched(FakeAdapter):
-        def predict(
-            self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-        ) -> list[Tensor]:
-            if sigma == 1:
-                begun.append(x)
-            return super().predict(x, sigma, texts)
+        def answer(self, request: Request) -> list[Tensor]:
+            if request.sigma == 1:
+                begun.append(request.x)
+            return super().answer(request)
 
     text = HEAD + "".join(f"  - [a {n}, it goes]\n" for n in ("fox", "dog", "cat", "cow", "ape"))
     plan = plan_of(text, method=("blending=published", "gamma=0.4"))
@@ -301,21 +298,21 @@ def test_the_published_form_pulls_towards_the_neighbour(plan: Plan) -> None:
     assert not torch.equal(begun[4], segment_noise(plan, plan.segments[4]))
 
 
-def test_memory_reaches_the_segments_behind_and_its_weight_fades_to_nothing(
+def test_context_reaches_the_segments_behind_and_its_weight_fades_to_nothing(
     tiny: MochiAdapter, plan: Plan
 ) -> None:
-    plain = film(tiny, plan_of(STORY, method=("window=1", "memory=0.0")))
-    faint = film(tiny, plan_of(STORY, method=("window=1", "memory=0.000000001")))
-    strong = film(tiny, plan_of(STORY, method=("window=1", "memory=1.0")))
-    assert torch.equal(plain[0], strong[0])  # it has nobody to remember
+    plain = film(tiny, plan_of(STORY, method=("window=1", "context=0.0")))
+    faint = film(tiny, plan_of(STORY, method=("window=1", "context=0.000000001")))
+    strong = film(tiny, plan_of(STORY, method=("window=1", "context=1.0")))
+    assert torch.equal(plain[0], strong[0])  # nothing is before it
     for a, b, c in zip(plain[1:], faint[1:], strong[1:], strict=True):
         assert torch.allclose(a, b, atol=1e-5)
         assert not torch.allclose(a, c, atol=1e-3)
 
 
-def test_memory_crosses_a_cut(tiny: MochiAdapter, plan: Plan) -> None:
+def test_context_crosses_a_cut(tiny: MochiAdapter, plan: Plan) -> None:
     """A cut ends blending, not the character."""
-    whole = plan_of(STORY + CUT_SCENE, method=("memory=0.5",))
+    whole = plan_of(STORY + CUT_SCENE, method=("context=0.5",))
     assert whole.anchors(whole.segments[-1]) == (0, 2)
     last = film(tiny, whole)[-1]
     assert not torch.allclose(last, film(tiny, plan_of(STORY + CUT_SCENE))[-1], atol=1e-4)
@@ -324,18 +321,16 @@ def test_memory_crosses_a_cut(tiny: MochiAdapter, plan: Plan) -> None:
 @pytest.mark.parametrize("at", [0, 4])
 def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
     class Broken(FakeAdapter):
-        def predict(
-            self, x: Tensor, sigma: float, texts: Sequence[Text], memory: Memory | None = None
-        ) -> list[Tensor]:
+        def answer(self, request: Request) -> list[Tensor]:
             factor = math.nan if len(self.predicted) == at else 1.0
-            return [factor * v for v in super().predict(x, sigma, texts)]
+            return [factor * v for v in super().answer(request)]
 
     plan = plan_of(STORY, method=("window=1",))
     finished = []
     writer = PromptWriter(adapter := Broken(TINY), plan.settings, None)
     with pytest.raises(NumericsError, match=f"scene {at // 3 + 1} .* step {at % 3 + 1}"):
-        for take, _ in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
-            finished.append(take.segment.index)
+        for done, _ in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
+            finished.append(done.segment.index)
     assert finished == list(range(at // 3))
 
 

@@ -64,24 +64,24 @@ def test_without_weighting_one_text_joins_both_prompts(segment: Segment) -> None
     prompts = weighed(writer(scorer, weighting=False), segment)
     adapter = FakeAdapter(MINI)
     joined = adapter.encode(f"{SCENE}. {ACTION}")
-    assert torch.equal(prompts.text.states, joined.states)
-    assert torch.equal(prompts.text.mask, joined.mask)
+    assert torch.equal(prompts.text.states[0], joined.states[0])
+    assert torch.equal(prompts.text.weights, joined.weights)
     assert (prompts.decided(), prompts.state(), scorer.seen) == ([], {}, [])
-    assert torch.equal(writer().negative.states, adapter.encode("").states)
+    assert torch.equal(writer().negative.states[0], adapter.encode("").states[0])
 
 
 def test_scene_action_and_both_stand_side_by_side_each_by_its_weight(segment: Segment) -> None:
     adapter = FakeAdapter(MINI)
     texts = [SCENE, ACTION, segment.prompt]
-    states = torch.cat([adapter.encode(text).states for text in texts], 1)
+    states = torch.cat([adapter.encode(text).states[0] for text in texts], 1)
     for steps in (1, STEPS - 1):
         prompts = weighed(writer(), segment, steps=range(steps))
-        assert torch.equal(prompts.text.states, states)
+        assert torch.equal(prompts.text.states[0], states)
         lead = prompts.decided()[-1][0] - prompts.decided()[-1][1]
         assert (lead > 0) == (steps == 1)
         counts = [max(lead, 0), max(-lead, 0), 1 - abs(lead)]
         expected = [c for c, text in zip(counts, texts, strict=True) for _ in text]
-        assert prompts.text.mask[0].tolist() == pytest.approx(expected, abs=2e-4)
+        assert prompts.text.weights[0].tolist() == pytest.approx(expected, abs=2e-4)
 
 
 def test_weights_sum_to_one_and_follow_the_progression_without_a_scorer(segment: Segment) -> None:
@@ -160,21 +160,21 @@ def test_a_model_without_previews_is_ruled_by_progression(segment: Segment) -> N
     assert scorer.seen == []
 
 
-def test_the_mask_is_written_in_place(segment: Segment) -> None:
+def test_the_weights_are_written_in_place(segment: Segment) -> None:
     told = writer(FakeScorer(ACTION))
     prompts = told.prompts(segment)
-    place, text = prompts.text.mask.data_ptr(), prompts.text
-    seen = [prompts.text.mask.clone()]
+    place, text = prompts.text.weights.data_ptr(), prompts.text
+    seen = [prompts.text.weights.clone()]
     for step in range(STEPS - 1):
         told.weigh(prompts, estimate(1.0), 1 - step / STEPS, step + 1, None)
-        seen.append(prompts.text.mask.clone())
+        seen.append(prompts.text.weights.clone())
     assert prompts.text is text
-    assert prompts.text.mask.data_ptr() == place
+    assert prompts.text.weights.data_ptr() == place
     assert all(not torch.equal(a, b) for a, b in pairwise(seen))
-    assert all(float(mask.max()) <= 1 and float(mask.min()) >= 0 for mask in seen)
+    assert all(float(w.max()) <= 1 and float(w.min()) >= 0 for w in seen)
     prompts.restore(told.prompts(segment).state())
-    assert prompts.text.mask.data_ptr() == place
-    assert torch.equal(prompts.text.mask, seen[0])
+    assert prompts.text.weights.data_ptr() == place
+    assert torch.equal(prompts.text.weights, seen[0])
 
 
 @pytest.mark.parametrize("scored", [True, False])
@@ -187,7 +187,7 @@ def test_a_restored_segment_goes_on_as_if_nothing_had_been(segment: Segment, sco
     assert ("ending" in state) == scored
     restored = told.prompts(segment)
     restored.restore({name: value.clone() for name, value in state.items()})
-    assert torch.equal(restored.text.mask, kept.text.mask)
+    assert torch.equal(restored.text.weights, kept.text.weights)
     assert restored.decided() == kept.decided()
     for name, value in restored.state().items():
         assert torch.equal(value, state[name])
@@ -195,7 +195,7 @@ def test_a_restored_segment_goes_on_as_if_nothing_had_been(segment: Segment, sco
     for sigma in (0.9, *(1 - step / STEPS for step in rest)):
         for prompts in (kept, restored):
             told.weigh(prompts, estimate(0.75), sigma, STEPS - 1, neighbour.ending)
-        assert torch.equal(restored.text.mask, kept.text.mask)
+        assert torch.equal(restored.text.weights, kept.text.weights)
 
 
 PAIRS = f"""

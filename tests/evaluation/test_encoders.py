@@ -29,9 +29,10 @@ from transformers import (
 
 from storyreel.errors import DamagedError
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, normalised
-from storyreel.evaluation.look import SHOT_SIZE, Shots
-from storyreel.evaluation.pictures import AlexNetFeatures
-from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, METRICS, SHOTS, WEIGHTS
+from storyreel.evaluation.frames import SHOT_SIZE, Shots
+from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.picture_measures import AlexNetFeatures
+from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, JUDGE, LITE, OWN, SHOTS, WEIGHTS
 from storyreel.models.specs import MINI_WEIGHTS
 
 CPU = torch.device("cpu")
@@ -180,7 +181,7 @@ def test_weights_are_told_by_name_and_hash(encoders: Encoders) -> None:
 
 
 def test_every_metric_names_weights_that_are_known() -> None:
-    assert {metric.needs for metric in METRICS.values()} - {None} == set(WEIGHTS)
+    assert {metric.needs for metric in METRICS.values()} - {None, OWN, JUDGE} == set(WEIGHTS)
 
 
 def global_state() -> tuple[object, ...]:
@@ -191,7 +192,7 @@ def global_state() -> tuple[object, ...]:
 
 @pytest.mark.extras
 @torch.inference_mode()
-@pytest.mark.parametrize("length", [1, 49, 50, 51, 130])
+@pytest.mark.parametrize("length", [51, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 49, 50, 130))])
 def test_shot_scores_are_the_packages_own(length: int) -> None:
     before = global_state()
     detector = Encoders(CPU).get(SHOTS)

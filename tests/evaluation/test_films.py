@@ -14,8 +14,8 @@ import pytest
 
 from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.films import Film, collect, find_films, foreign_film, looked_at, rendered_film
-from storyreel.film import video
-from storyreel.film.video import Facts, Frames
+from storyreel.film import reader
+from storyreel.film.reader import Facts, Frames
 from storyreel.story.schema import parse_story
 
 STORY = """\
@@ -114,6 +114,23 @@ def test_blending_is_what_the_story_wants_whatever_was_rendered(tmp_path: Path) 
     assert looked_at(film, 12).picks == tuple(range(72))
 
 
+def test_what_a_film_cost_is_in_its_manifest_as_far_as_that_says(tmp_path: Path) -> None:
+    folder = rendered(tmp_path / "foxes", steps=4, speed="exact")
+    assert collect([folder], [])[0][0].cost == {"forwards": 4 * 3}
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for number, segment in enumerate(manifest["segments"]):
+        segment |= {"latents": 8, "decided": {"lead": number}, "seconds": 1.5}
+    path.write_text(json.dumps(manifest))
+    film = collect([folder], [])[0][0]
+    assert film.cost == {"forwards": 12, "latents": 3 * 8 + 0 + 1 + 2, "render_seconds": 4.5}
+    for damage in (float("nan"), -1.0, "long"):
+        manifest["segments"][1]["seconds"] = damage
+        path.write_text(json.dumps(manifest))
+        (error,) = collect([folder], [])[1]
+        assert "is no manifest of a render" in str(error)
+
+
 def test_names_in_any_script_are_told(tmp_path: Path) -> None:
     for name in ("雪の狐", "лиса", "ثعلب", "a b", "\udcff"):
         film = rendered_film(str(tmp_path), name, name, rendered(tmp_path / name))
@@ -126,8 +143,8 @@ def clip(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     said: dict[str, Any] = {"fps": 12.0, "tags": {}, "chapters": (0.0, 2.0, 4.0), "hdr": ""}
     said |= {"times": tuple(i / 12 for i in range(72)), "changes": (0.0, *[3.0] * 71)}
     facts = ("fps", "tags", "chapters", "hdr")
-    monkeypatch.setattr(video, "probe", lambda path: Facts(96, 64, **{key: said[key] for key in facts}))
-    monkeypatch.setattr(video, "survey", lambda path: Frames(said["times"], said["changes"]))
+    monkeypatch.setattr(reader, "probe", lambda path: Facts(96, 64, **{key: said[key] for key in facts}))
+    monkeypatch.setattr(reader, "survey", lambda path: Frames(said["times"], said["changes"]))
     return said
 
 

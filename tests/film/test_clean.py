@@ -11,15 +11,14 @@ from storyreel.cli.app import run
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
-from tests.test_render import encode_nothing, film, make, raising, story
+from tests.test_rendering import film, make, raising, story
 
 SHORT = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture(autouse=True)
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_model: ModelSpec) -> Path:
+def out(tmp_path: Path, fake_model: ModelSpec) -> Path:
     """A finished film of seed 0, where that of seed 1 was before."""
-    encode_nothing(monkeypatch)
     out = tmp_path / "out"
     make(out, SHORT, seed=1)
     make(out, SHORT)
@@ -72,7 +71,7 @@ def test_the_work_of_a_render_that_was_not_finished_stays(out: Path) -> None:
 def test_a_state_inside_the_window_stays_while_it_is_needed(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         make(out, SHORT, engine=raising(FakeEngine(), 2), seed=2)
     assert run(["clean", str(out), "--yes"]) == 0
@@ -110,7 +109,7 @@ def test_where_nothing_says_what_is_needed_everything_is(
         return
     before = everything(out)
     assert run(["clean", str(out), "--yes"]) == 0
-    assert "nothing says what is needed" in capsys.readouterr().err
+    assert "what is needed is not known" in capsys.readouterr().err
     assert everything(out) == before
 
 
@@ -133,7 +132,7 @@ def test_a_link_is_left_alone(out: Path, tmp_path: Path, capsys: pytest.CaptureF
     (out / "foxes" / "segments").symlink_to(tmp_path / "elsewhere" / "segments")
     before = everything(tmp_path)
     assert run(["clean", str(out), "--yes"]) == 0
-    assert "no plain folder" in capsys.readouterr().err
+    assert "not a plain folder" in capsys.readouterr().err
     assert everything(tmp_path) == before
 
 

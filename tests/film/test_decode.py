@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyreel.film.decode import HELD, FilmStream
+from storyreel.film.decode import FilmStream
+from storyreel.film.dissolve import HELD
 from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Plan, Segment
 from tests.conftest import FakeAdapter, FakeDecoder, plan_of
@@ -38,7 +39,7 @@ class FakeWriter:
 
 @pytest.fixture(autouse=True)
 def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
+    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
 
 
 def film_plan(transitions: str = "bb", seconds: float = 2.0, **overrides: object) -> Plan:
@@ -57,7 +58,7 @@ def latents(segment: Segment) -> Tensor:
     frames = torch.arange(segment.lead + segment.latents)
     greys = (frames * 0.05 + segment.index * 0.01 - 0.8) * (-1.0 if segment.index % 2 else 1.0)
     greys[0] = 0.3
-    return greys.view(1, 1, -1, 1, 1).expand(1, 48, -1, 8, 12)
+    return greys.view(1, 1, -1, 1, 1).expand(1, 32, -1, 8, 12)
 
 
 def films(
@@ -185,9 +186,19 @@ def test_segments_that_nobody_needs_can_be_left_out(fake_model: ModelSpec, tmp_p
 def test_a_film_of_the_wrong_length_is_a_bug(fake_model: ModelSpec, tmp_path: Path) -> None:
     plan = film_plan("b")
     stream = FilmStream(plan, FakeAdapter(plan.spec), {0}, placed(tmp_path), lambda s, _: None)
-    with pytest.raises(RuntimeError, match="scene 01 has 21 frames, planned were 24"), stream:
+    with pytest.raises(RuntimeError, match="scene 01 has 22 pictures, planned were 25"), stream:
         stream.push(plan.segments[0], latents(plan.segments[0])[:, :, :-1])
         stream.finish()
+
+
+def test_frames_that_lack_a_scene_are_a_bug(fake_model: ModelSpec, tmp_path: Path) -> None:
+    """The last frames of the first scene show the second, which is not pushed."""
+    plan = film_plan("b")
+    stream = FilmStream(plan, FakeAdapter(plan.spec), {0}, placed(tmp_path), lambda s, _: None)
+    with pytest.raises(RuntimeError, match="scene 01 show a scene that was not decoded"), stream:
+        stream.push(plan.segments[0], latents(plan.segments[0]))
+        stream.finish()
+    assert list(tmp_path.glob("*.mp4")) == []
 
 
 def test_an_interrupt_leaves_no_half_film(fake_model: ModelSpec, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from storyreel.errors import printable
 from storyreel.film.differences import MOST_TOLD, differences
 from storyreel.film.inventory import Inventory
-from storyreel.film.keys import about_film, film_keys
-from storyreel.film.manifest import Manifest, wanted_film
+from storyreel.film.keys import film_facts
+from storyreel.film.manifest import Manifest, film_manifest
 from storyreel.story.plan import Plan
 from tests import fuzz
 from tests.conftest import plan_of
@@ -39,13 +39,12 @@ def story(pairs: list[tuple[str, str]] = PAIRS, more: str = "") -> str:
 
 
 def wanted(plan: Plan, made_of: dict[str, Any] = MADE_OF, device: str = "cpu") -> Manifest:
-    about = about_film(plan, made_of, device)
-    return wanted_film(about, Inventory(plan, film_keys(plan, about)))
+    return film_manifest(Inventory(plan, film_facts(plan, made_of, device)))
 
 
 def read_back(manifest: Manifest) -> Manifest:
     """As it comes from disk: tuples are lists there."""
-    return Manifest(json.loads(json.dumps(manifest.about)), json.loads(json.dumps(manifest.segments)), {})
+    return Manifest(json.loads(json.dumps(manifest.facts)), json.loads(json.dumps(manifest.segments)), {})
 
 
 def told(text: str | None = None, **options: Any) -> list[str]:
@@ -66,7 +65,7 @@ def test_the_same_film_is_the_same() -> None:
         ({"guidance": 2.5}, ["guidance 3.0 -> 2.5"]),
         ({"speed": "fast"}, ["speed exact -> fast"]),
         ({"quantize": "fp8"}, ["quantize none -> fp8"]),
-        ({"method": ("overlap=1", "memory=0.2")}, ["memory 0.0 -> 0.2", "overlap none -> 1"]),
+        ({"method": ("overlap=1", "context=0.2")}, ["context 0.0 -> 0.2", "overlap none -> 1"]),
         ({"seconds": 0.25}, [f"scene {n}'s length" for n in (1, 2, 3, 4)]),
         ({"seed": 5, "steps": 2}, ["seed 0 -> 5", "steps 3 -> 2"]),
     ],
@@ -152,15 +151,15 @@ def test_anything_can_stand_in_a_manifest() -> None:
     after = wanted(plan_of(story()))
     for number in range(300):
         draw = random.Random(number)
-        before = json.loads(json.dumps({"about": after.about, "segments": after.segments}))
+        before = json.loads(json.dumps({"facts": after.facts, "segments": after.segments}))
         for _ in range(draw.randint(1, 5)):
             fuzz._spoil(draw, before)
-        about, segments = before.get("about"), before.get("segments")
-        if not isinstance(about, dict) or not isinstance(segments, list):
+        facts, segments = before.get("facts"), before.get("segments")
+        if not isinstance(facts, dict) or not isinstance(segments, list):
             continue  # which `Manifest.read` refuses
         if not all(isinstance(segment, dict) for segment in segments):
             continue
-        for words in differences(Manifest(about, segments, {}), after):
+        for words in differences(Manifest(facts, segments, {}), after):
             assert words == printable(words)  # no terminal is commanded
             assert "\n" not in words
             assert len(words) < 400

@@ -195,7 +195,7 @@ def test_what_is_no_json_of_ours_is_refused(tmp_path: Path) -> None:
         assert read_json(path) == {"a": 1e9}
     path.write_text('"\\ud83e\\udd8a \ud83e"'.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     assert read_json(path).startswith("🦊")
-    with pytest.raises(OSError, match="no file"):
+    with pytest.raises(OSError, match="not a file"):
         read_json(tmp_path)
 
 
@@ -240,7 +240,7 @@ def test_what_stands_in_the_way_is_named(tmp_path: Path, kind: str) -> None:
     for path in (block / "film", block / "deep" / "film"):
         with pytest.raises(OutputError) as caught, FilmFolder(path, "film"):
             pass
-        words = "no folder" if kind == "file" else "a link that leads nowhere"
+        words = "not a folder" if kind == "file" else "a broken link"
         assert caught.value.message.endswith(f": {block} is {words}")
 
 

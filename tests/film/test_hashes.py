@@ -169,7 +169,7 @@ def test_weights_are_remembered_and_a_long_reading_is_said(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     (fake_model.weights / "model.safetensors").write_bytes(b"weights" * 9)
-    monkeypatch.setattr("storyreel.render.LONG", 20)
+    monkeypatch.setattr("storyreel.engine.LONG", 20)
     said: list[str] = []
     first = FakeEngine().ingredients(fake_model, said.append)
     assert (len(said), files.read) == (1, ["model.safetensors"])

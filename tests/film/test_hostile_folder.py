@@ -19,7 +19,7 @@ from safetensors.torch import save
 from storyreel.errors import OutputError, StoryreelError
 from storyreel.files import digest
 from storyreel.film.store import Record
-from tests.test_render import encode_nothing, film, make, segment, story
+from tests.test_rendering import film, make, segment, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 
@@ -27,9 +27,8 @@ STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 
 
 @pytest.fixture
-def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def out(tmp_path: Path) -> Path:
     """An output with a finished film of two scenes."""
-    encode_nothing(monkeypatch)
     make(tmp_path / "out", STORY)
     return tmp_path / "out"
 
@@ -157,7 +156,7 @@ def test_what_is_no_plain_file_is_refused_unread(out: Path, tmp_path: Path, name
             path.symlink_to(outside)
         case "link to nothing":
             path.symlink_to(tmp_path / "nothing")
-    with pytest.raises(OutputError, match="no plain file"):
+    with pytest.raises(OutputError, match="not a plain file"):
         rendered(out)
     assert outside.read_text() == "not ours"
     assert not (tmp_path / "nothing").exists()
@@ -175,7 +174,7 @@ def test_a_folder_that_leads_elsewhere_is_refused(out: Path, tmp_path: Path, nam
     path = out / "foxes" / name
     shutil.rmtree(path)
     (out / "foxes" if name == "." else path).symlink_to(elsewhere)
-    with pytest.raises(OutputError, match="no plain folder"):
+    with pytest.raises(OutputError, match="not a plain folder"):
         rendered(out)
     assert [p.name for p in elsewhere.iterdir()] == ["holiday.mp4"]
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from storyreel.film.inventory import Inventory
-from storyreel.film.keys import NO_FACTS, Keys, about_film, film_key, film_keys, ingredients
-from storyreel.film.store import Record
+from storyreel.film.keys import NO_FACTS, Keys, film_facts, film_key, film_keys, ingredients
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 from tests.film.test_differences import MADE_OF
-from tests.test_render import SCENES, story
+from tests.test_rendering import SCENES, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 # In `MADE_OF` there is no ffmpeg, which is an encoder like any other.
@@ -26,7 +23,7 @@ WITH_ENCODER = {**MADE_OF, "versions": {**MADE_OF["versions"], "ffmpeg": "7"}}
 
 def keys_of(plan: Plan | None = None, made_of: dict[str, Any] = WITH_ENCODER, device: str = "cpu") -> Keys:
     plan = plan or plan_of(story())
-    return film_keys(plan, about_film(plan, made_of, device))
+    return film_keys(plan, film_facts(plan, made_of, device))
 
 
 def changed(*path: str, value: object) -> Keys:
@@ -65,6 +62,15 @@ def test_what_encodes_pictures_is_in_theirs_alone(path: tuple[str, ...]) -> None
     assert not {*before.video} & {*after.video}
 
 
+def test_how_a_seam_is_planned_is_in_the_keys_of_what_is_blended_there() -> None:
+    """And of what is denoised beside it or after it: here of the last three and the one before the seam."""
+    plan = plan_of(story(), method=("window=2",))
+    seams = [*plan.seams[:2], replace(plan.seams[2], overlap=1), *plan.seams[3:]]
+    before, after = keys_of(plan), keys_of(replace(plan, seams=tuple(seams)))
+    assert plan.seams[2].overlap > 1
+    assert [a == b for a, b in zip(before.latents, after.latents, strict=True)] == [True] * 2 + [False] * 4
+
+
 def test_storyreels_version_is_in_none() -> None:
     assert changed("versions", "storyreel", value="9") == keys_of()
 
@@ -94,15 +100,15 @@ def test_pictures_depend_on_the_segment_that_shows_through_them() -> None:
 
 def test_a_film_is_another_with_any_of_its_parts(fake_model: ModelSpec) -> None:
     plan = plan_of(story())
-    about = about_film(plan, WITH_ENCODER, "cpu")
+    facts = film_facts(plan, WITH_ENCODER, "cpu")
     pictures = [str(n) for n in range(6)]
-    key = film_key(plan, about, pictures)
-    assert film_key(plan, about, [*pictures[:5], "x"]) != key
-    assert film_key(plan_of(story(title="Vixens")), about, pictures) != key
-    assert film_key(plan_of(story([*SCENES[:5], ("a hill", "it hops")])), about, pictures) != key
-    other = about | {"recipe": {**about["recipe"], "pictures": {"video.py": "9"}}}
+    key = film_key(plan, facts, pictures)
+    assert film_key(plan, facts, [*pictures[:5], "x"]) != key
+    assert film_key(plan_of(story(title="Vixens")), facts, pictures) != key
+    assert film_key(plan_of(story([*SCENES[:5], ("a hill", "it hops")])), facts, pictures) != key
+    other = facts | {"recipe": {**facts["recipe"], "pictures": {"video.py": "9"}}}
     assert film_key(plan, other, pictures) != key
-    newer = about | {"versions": {**about["versions"], "storyreel": "9"}}
+    newer = facts | {"versions": {**facts["versions"], "storyreel": "9"}}
     assert film_key(plan, newer, pictures) == key
 
 
@@ -126,53 +132,3 @@ def test_ingredients_are_plain_data(fake_model: ModelSpec) -> None:
         "tokenizers",
         "ffmpeg",
     }
-
-
-def record(index: int, *begun: int) -> Record:
-    return Record("latents", f"{index + 1:02d}", "k", "s", "cpu", 1.0, begun)
-
-
-def inventory(text: str | None = None, **options: Any) -> Inventory:
-    plan = plan_of(text or story(), **options)
-    return Inventory(plan, keys_of(plan))
-
-
-Change = Callable[[Inventory], object]
-
-
-@pytest.mark.parametrize(
-    ("change", "forwards"),
-    [
-        (lambda there: None, 6 * 3),
-        (lambda there: there.latents.update({0: record(0, 2, 1)}), 15 - 3),
-        (lambda there: there.latents.update({0: record(0, 2, 1), 1: record(1, 2, 1)}), 12 - 3),
-        (lambda there: there.windows.update({0: record(0, 2, 1)}), 18 - 3),
-        (lambda there: there.latents.update({i: record(i) for i in range(6)}), 0),
-        (lambda there: there.latents.update({i: record(i, 2, 1) for i in (0, 1, 2, 4, 5)}), 3),
-        (lambda there: there.latents.update({i: record(i, 2, 1) for i in range(1, 6)}), 3 + 2 + 1),
-    ],
-)
-def test_forwards_to_come_are_counted_from_what_is_there(change: Change, forwards: int) -> None:
-    there = inventory()
-    change(there)
-    assert there.forwards() == forwards
-
-
-def test_gaps_end_at_cuts_and_a_state_comes_from_the_segment_before() -> None:
-    there = inventory(story(cut=3))
-    there.latents.update({0: record(0, 2), 4: record(4)})
-    runs = list(there.plan.runs())
-    assert [[(s.index, n) for s, n in there.gaps(run)] for run in runs] == [[(1, 2)], [(3, 1), (5, 1)]]
-    first = there.plan.segments
-    assert there.resume(runs[0], first[1]) == record(0, 2)
-    assert there.resume(runs[1], first[3]) is None
-    there.windows[3] = record(3, 1)
-    assert there.resume(runs[1], first[3]) == record(3, 1)
-    assert there.resume(runs[1], first[5]) == record(4)
-
-
-def test_pictures_without_latents_are_made_again() -> None:
-    there = inventory()
-    there.video.update({i: record(i) for i in range(6)})
-    there.latents.update({i: record(i) for i in (0, 1, 2, 4, 5)})
-    assert there.without_video == {3}

@@ -19,10 +19,10 @@ from storyreel.evaluation import ablation
 from storyreel.film import keys
 from storyreel.film.recipe import NO_PART, Recipe, closure, fingerprint, recipe_of, source
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.story.plan import Overrides
+from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
 from tests.conftest import ROOT, FakeEngine, Silent
-from tests.test_render import encode_nothing, make
+from tests.test_rendering import make
 
 MINI, WAN = MODELS["mini"].adapter, MODELS["wan-14b"].adapter
 
@@ -95,13 +95,14 @@ def test_what_shapes_pictures_is_known() -> None:
     """A module that comes to this list, or leaves it, is to be thought about once: is that so?"""
     found = recipe_of(MINI)
     assert list(found.latents) == [
-        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py", "making.py"),
-        *("method/blending.py", "method/memory.py", "method/settings.py", "method/similarity.py"),
+        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
+        "film/segments.py",
+        *("method/blending.py", "method/context.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
-        *("models/mochi.py", "models/mochi_attention.py", "models/pipeline.py", "models/quantized.py"),
-        *("models/scorer.py", "story/plan.py"),
+        *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
+        *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),
     ]
-    assert list(found.pictures) == ["film/decode.py", "film/video.py"]
+    assert list(found.pictures) == ["film/decode.py", "film/dissolve.py", "film/mp4.py", "film/writer.py"]
     mini, wan = set(found.latents), set(recipe_of(WAN).latents)
     assert wan - mini == {"models/wan.py"}
     assert mini - wan == {"models/mochi.py", "models/mochi_attention.py"}
@@ -109,7 +110,7 @@ def test_what_shapes_pictures_is_known() -> None:
 
 def test_every_module_of_a_render_shapes_pictures_or_is_known_not_to() -> None:
     """Also those that only `render` itself imports."""
-    reached = closure(["storyreel.render", MINI.partition(":")[0]], set(), source)
+    reached = closure(["storyreel.rendering", MINI.partition(":")[0]], set(), source)
     counted = recipe_of(MINI)
     files = {f"{name.removeprefix('storyreel.').replace('.', '/')}.py": name for name in reached}
     assert {files[name] for name in files.keys() - {*counted.latents, *counted.pictures}} == set(NO_PART)
@@ -143,8 +144,9 @@ FORMULAS = {
         lambda text: text.replace("TEXT_MULTIPLE = 16", "TEXT_MULTIPLE = 8"),
     ),
     "storyreel.story.plan": ("latents", lambda text: text.replace("storyreel noise", "noise")),
-    "storyreel.film.decode": ("pictures", lambda text: text.replace("HELD = 1 / 3", "HELD = 1 / 4")),
-    "storyreel.film.video": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
+    "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 3", "HELD = 1 / 4")),
+    "storyreel.film.decode": ("pictures", lambda text: text.replace("[None]", "[[None]]")),
+    "storyreel.film.writer": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
 }
 
 
@@ -166,6 +168,9 @@ def test_an_edited_formula_is_another_recipe(module: str) -> None:
         ("storyreel.errors", lambda text: text.replace("exit_code = 1", "exit_code = 3")),
         ("storyreel.cli.app", lambda text: text + "\nprint()\n"),
         ("storyreel.cli.display", lambda text: text + "\nprint()\n"),
+        ("storyreel.film.reader", lambda text: text.replace("flags=area", "flags=bicubic")),
+        ("storyreel.film.ffmpeg", lambda text: text.replace('"-nostdin", ', "")),
+        ("storyreel.story.planning", lambda text: text + "\nprint()\n"),
         ("storyreel.models.wan", lambda text: text.replace("3.0", "5.0")),
         ("storyreel.story.vocabulary", lambda text: text.replace("MAX_WORDS = 25", "MAX_WORDS = 30")),
         ("storyreel.models.specs", lambda text: text.replace("steps=64", "steps=60")),
@@ -252,7 +257,6 @@ def blending(text: str) -> str:
 def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_nothing(monkeypatch)
     make(tmp_path)
     cli = partial(recipe_of, read=edited("storyreel.cli.app", lambda text: text + "# edited\n"))
     monkeypatch.setattr(keys, "recipe_of", cli)
@@ -268,9 +272,6 @@ def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(
 def test_an_edited_formula_is_ablated_anew(
     tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode_nothing(monkeypatch)
-    scores: dict[str, object] = {"film": {}, "scenes": [], "seams": []}
-    monkeypatch.setattr(ablation, "score", lambda *_: scores)
     text = 'render: {model: fake}\nscenes:\n  - ["a park", "a fox sits"]\n  - ["a street", "it walks"]\n'
     films = ablation.plan_films(
         parse_story("foxes.yaml", text.encode()), "foxes", 1, ablation.pick_variants("full"), Overrides()
@@ -278,7 +279,7 @@ def test_an_edited_formula_is_ablated_anew(
 
     def ablated() -> str:
         said: list[str] = []
-        ablation.ablate(films, tmp_path, FakeEngine(), lambda label: nullcontext(Silent()), said.append)
+        ablation.render_films(films, tmp_path, FakeEngine(), lambda label: nullcontext(Silent()), said.append)
         return said[0]
 
     assert "2 of 2 scenes rendered" in ablated()

@@ -12,23 +12,21 @@ from typing import Any
 import pytest
 
 from storyreel.errors import LockedError, OutputError
-from storyreel.film import keys, video
+from storyreel.film import keys, reader, writer
 from storyreel.film.folder import FilmFolder
 from storyreel.film.store import Store
 from storyreel.film.verify import DAMAGED, MISSING, UNFINISHED, UNKNOWN, UNRECORDED, verify
 from storyreel.models.specs import MODELS, ModelSpec
-from tests.conftest import FakeEngine, plan_of
-from tests.test_render import VERSIONS, encode_nothing, make, raising, segment, story
+from tests.conftest import VERSIONS, FakeEngine, plan_of
+from tests.test_rendering import make, raising, segment, story
 
 STORY = story([("a park", "a fox sits"), ("a street", "it walks")])
 FILES = ["01.mp4", "01.safetensors", "02.mp4", "02.safetensors", "foxes.mp4", "index.html", "manifest.json"]
 
 
 @pytest.fixture
-def out(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A film of two scenes, which is their frames; each has as many as it should."""
-    encode_nothing(monkeypatch)
-    monkeypatch.setattr(video, "count_frames", lambda path: 12 if path.stem == "foxes" else 6)
+def out(tmp_path: Path, fake_model: ModelSpec) -> Path:
+    """A film of two scenes."""
     make(tmp_path / "out", STORY)
     return tmp_path / "out"
 
@@ -101,7 +99,7 @@ def test_what_would_never_end_is_refused_unread(out: Path) -> None:
     path = file(out, "01.mp4")
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(OutputError, match="no plain file"):
+    with pytest.raises(OutputError, match="not a plain file"):
         faults(out)
 
 
@@ -189,9 +187,9 @@ def test_what_another_seed_left_is_no_fault(out: Path) -> None:
 
 
 def test_the_frames_of_every_film_are_counted(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "count_frames", lambda path: 6)
+    monkeypatch.setattr(reader, "count_frames", lambda path: 6)
     assert faults(out) == {"foxes.mp4": "has 6 frames instead of 12"}
-    monkeypatch.setattr(video, "count_frames", lambda path: 12)
+    monkeypatch.setattr(reader, "count_frames", lambda path: 12)
     assert set(faults(out)) == {"01.mp4", "02.mp4"}
 
 
@@ -200,13 +198,14 @@ def test_published_checksums_count(out: Path, fake_model: ModelSpec) -> None:
     assert faults(out) == {"model.safetensors": "is damaged or missing"}
 
 
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_shorter_film_with_a_record_of_its_own_is_found(tmp_path: Path, fake_model: ModelSpec) -> None:
     """With ffmpeg itself, as an older version may have left it."""
     make(tmp_path, STORY)
     assert faults(tmp_path) == {}
     path = segment(tmp_path, "02", ".mp4")
-    with video.SegmentWriter(path, 96, 64, 12, 1) as writer:
-        writer.write(bytes(5 * 96 * 64 * 3))
+    with writer.SegmentWriter(path, 96, 64, 12, 1) as encoder:
+        encoder.write(bytes(5 * 96 * 64 * 3))
     (record,) = Store(path.parent).folder.glob("02-*.mp4.json")
     key = re.search(r'"key": "(\w+)"', record.read_text())
     assert key is not None

@@ -9,7 +9,6 @@ from storyreel.method.blending import (
     blend_overlap,
     constrain,
     dissolve,
-    dissolve_weights,
     published_blend,
     renoised,
     time_weights,
@@ -89,19 +88,9 @@ def test_what_the_published_form_takes_from_the_variance_is_given_back(gamma: fl
         assert torch.equal(restored, noise)
 
 
-@given(st.integers(1, 40))
-def test_a_dissolve_rises_evenly_and_is_symmetric(count: int) -> None:
-    weights = dissolve_weights(count)
-    assert weights.shape == (count, 1, 1, 1)
-    weights = weights.flatten()
-    assert torch.allclose(weights.diff(), torch.full((count - 1,), 1 / count), atol=1e-6)
-    assert torch.allclose(weights + weights.flip(0), torch.ones(count))
-    assert 0 < float(weights[0]) < 1
-
-
 def test_dissolving_by_hand() -> None:
     black, white = torch.zeros(4, 2, 3, 3, dtype=torch.uint8), torch.full((4, 2, 3, 3), 255).byte()
-    mixed = dissolve(black, white, dissolve_weights(4))
+    mixed = dissolve(black, white, torch.tensor([1, 3, 5, 7]).view(4, 1, 1, 1) / 8)
     assert (mixed.dtype, mixed.shape) == (torch.uint8, black.shape)
     # 255/8, 3·255/8, 5·255/8, 7·255/8, rounded and not cut off.
     assert mixed[:, 0, 0, 0].tolist() == [32, 96, 159, 223]

@@ -5,7 +5,9 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
+from storyreel.errors import ScriptError
 from storyreel.method.settings import PARTS, Method, legal_values
+from tests.conftest import plan_of
 
 KEYS = tuple(Method.model_fields)
 
@@ -91,12 +93,23 @@ def test_unknown_keys_and_quiet_conversions_are_refused() -> None:
 
 @pytest.mark.parametrize("parts", [set(c) for n in range(4) for c in itertools.combinations(PARTS, n)])
 def test_parts_switch_off_what_they_are_and_nothing_else(parts: set[str]) -> None:
-    method = Method(memory=0.5, window=3, strength=0.7)
+    method = Method(context=0.5, window=3, strength=0.7)
     left = method.without(parts)
     changed = {key for key in KEYS if getattr(left, key) != getattr(method, key)}
-    expected = {"dipw": {"weighting"}, "sar": {"similarity"}, "twb": {"blending", "shared_noise", "memory"}}
+    expected = {"dipw": {"weighting"}, "sar": {"similarity"}, "twb": {"blending", "shared_noise", "context"}}
     assert changed == set().union(*(expected[part] for part in parts))
     assert (left.weighting, left.similarity) == (False if "dipw" in parts else None, "sar" not in parts)
     if "twb" in parts:
-        assert (left.blending, left.shared_noise, left.memory) == ("none", 0, 0)
+        assert (left.blending, left.shared_noise, left.context) == ("none", 0, 0)
     assert Method.model_validate(left.model_dump()) == left
+
+
+def test_context_is_understood_by_its_old_name() -> None:
+    assert Method.model_validate({"memory": 0.3}) == Method(context=0.3)
+    with pytest.raises(ValidationError, match=r"memory\n.*Extra inputs"):
+        Method.model_validate({"memory": 0.3, "context": 0.2})
+    story = "render: {method: {memory: 0.3}}\nscenes:\n  - [a, b]\n"
+    assert plan_of(story).settings.method.context == 0.3
+    assert plan_of(story, method=("memory=0.1",)).settings.method.context == 0.1
+    with pytest.raises(ScriptError, match=r"story.yaml:1:\d+: error: context must be a number from 0 to 1"):
+        plan_of(story.replace("0.3", "7"))

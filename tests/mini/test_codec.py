@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLMochi
 from storyreel.mini import codec
 from storyreel.mini.nets import build_tokenizer
 from storyreel.mini.training.clips import drawn_videos
+from storyreel.models.loading import Parts
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.pipeline import Parts
 from tests.tiny import CPU, TEXTS, TINY, mochi_transformer, text_encoder
 
 Clips = tuple[torch.Tensor, torch.Tensor]
@@ -103,7 +103,7 @@ def test_the_preview_is_the_best_linear_map_to_a_latents_middle_picture(
     vae: AutoencoderKLMochi, clips: Clips
 ) -> None:
     tokenizer = build_tokenizer(TEXTS)
-    parts = Parts([mochi_transformer()], vae, text_encoder(False, len(tokenizer)), tokenizer)
+    parts = Parts([mochi_transformer()], vae, [text_encoder(False, len(tokenizer))], [tokenizer])
     spec = replace(TINY, frames_per_latent=3, latent_channels=codec.CHANNELS)
     video = clips[0][:12]
     images = ((video + 1) * 127.5).round().to(torch.uint8)

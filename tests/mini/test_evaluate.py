@@ -258,6 +258,7 @@ def test_missing_weights_are_named_without_a_traceback(
 # With the package's weights
 
 
+@pytest.mark.slow  # of the weights
 def test_the_score_of_the_estimate_rises_while_noise_goes() -> None:
     studio = Studio(MINI_WEIGHTS, CPU)
     scorer = Scorer.load(MINI_WEIGHTS / "scorer", CPU)

@@ -146,6 +146,7 @@ def test_the_judge_is_small() -> None:
     assert WEIGHTS.stat().st_size <= 2e6
 
 
+@pytest.mark.slow  # of the weights
 def test_it_knows_unseen_true_clips(judge: Judge) -> None:
     right, count = torch.zeros(6), 40
     for clip, images, _ in true_clips(count, SEED + 1):

@@ -24,9 +24,10 @@ from storyreel.mini.training import codec as codec_training
 from storyreel.mini.training.judge import judge_loss, worsened
 from storyreel.mini.training.scorer import contrast
 from storyreel.mini.world import Action, Character, Look, Place, stage_clip
-from storyreel.models.base import load_adapter
+from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
+from tests.tiny import velocities
 
 PARTS = ("codec", "transformer", "scorer", "judge")
 
@@ -79,6 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow  # every part trains, in full size
 @pytest.mark.parametrize("part", PARTS)
 def test_a_copied_checkpoint_is_taken_up_elsewhere(part: str, trained: Path, tmp_path: Path) -> None:
     """With the tokenizer and, but for its own training, the codec, it is all that a machine needs."""
@@ -91,6 +93,7 @@ def test_a_copied_checkpoint_is_taken_up_elsewhere(part: str, trained: Path, tmp
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.slow  # every part trains, in full size
 @pytest.mark.parametrize("part", PARTS)
 def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -108,6 +111,7 @@ def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path
             assert sheet.width > 0
 
 
+@pytest.mark.slow  # every part trains, in full size
 def test_what_is_written_is_the_average(trained: Path) -> None:
     saved = state(trained, "transformer")
     written = MochiTransformer3DModel.from_pretrained(trained / "transformer")
@@ -117,18 +121,20 @@ def test_what_is_written_is_the_average(trained: Path) -> None:
     assert any(not torch.equal(written.state_dict()[n], saved["transformer"][n]) for n in names)
 
 
+@pytest.mark.slow  # every part trains, in full size
 def test_a_trained_codec_knows_how_its_latents_are_normalised(trained: Path) -> None:
     vae = AutoencoderKLMochi.from_pretrained(trained / "codec")
     assert set(vae.config["latents_std"]) != {1.0}
     assert torch.tensor(vae.config["latents_mean"]).abs().max() > 0
 
 
+@pytest.mark.slow  # every part trains, in full size
 def test_a_run_ends_in_weights_that_load_and_can_be_gone_on_from(trained: Path, tmp_path: Path) -> None:
     target, again, twice = tmp_path / "weights", tmp_path / "again", tmp_path / "twice" / "weights"
     run("export", trained, "--to", str(target))
     adapter = load_adapter(replace(MODELS["mini"], weights=target), torch.device("cpu"))
     x = torch.zeros(1, codec.CHANNELS, 2, 8, 12)
-    (velocity,) = adapter.predict(x, 0.5, [adapter.encode("a corgi dog is sitting")])
+    (velocity,) = velocities(adapter, x, 0.5, [adapter.encode("a corgi dog is sitting")])
     assert velocity.shape == x.shape
     assert velocity.isfinite().all()
     preview = adapter.preview(x)

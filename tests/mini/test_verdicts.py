@@ -18,7 +18,8 @@ from storyreel.mini.lessons import FPS, HEIGHT, WIDTH
 from storyreel.mini.plots import PLOTS, STORIES, words
 from storyreel.mini.verdicts import judge_film, strangeness, truths
 from storyreel.mini.world import draw_clip, stage_clip
-from storyreel.story.plan import Segment, make_plan
+from storyreel.story.plan import Segment
+from storyreel.story.planning import make_plan
 from storyreel.story.schema import load_story
 from tests.conftest import ROOT
 from tests.mini.test_judge import with_bias

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from storyreel.cli.app import run
 from storyreel.errors import MissingError
-from storyreel.models.base import CHECKSUMS, load_adapter, write_checksums
+from storyreel.models.checksums import CHECKSUMS, write_checksums
+from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from tests.models.test_families import save
@@ -70,6 +73,17 @@ def test_a_damaged_weight_file_is_refused_by_name(spec: ModelSpec, part: str, da
         load_adapter(spec, CPU)
     assert caught.value.exit_code == 69
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_weights_in_a_pickle_are_not_read(spec: ModelSpec, part: str) -> None:
+    """However well they would fit."""
+    (path,) = (spec.weights / part).glob("*.safetensors")
+    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(path), path.with_name(name))
+    path.unlink()
+    with pytest.raises(MissingError, match=part):
+        load_adapter(spec, CPU)
 
 
 CONFIGS = ["transformer/config.json", "vae/config.json", "text_encoder/config.json", "model_index.json"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from storyreel.errors import DamagedError
-from storyreel.models.base import read_component
 from storyreel.models.device_errors import device_error, lacks_memory
+from storyreel.models.loading import read_component
 from tests.conftest import ROOT
 
 MEMORY = [

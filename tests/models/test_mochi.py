@@ -12,18 +12,19 @@ import torch
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
 from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
-from storyreel.models.base import joined_memories, load_adapter, pick_device, side_by_side
+from storyreel.models.base import joined_contexts, side_by_side, stacked
+from storyreel.models.devices import pick_device
+from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from tests.tiny import CPU, TINY, mochi_transformer
+from tests.tiny import CPU, TINY, mochi_transformer, velocities
 
 
 @pytest.fixture
 def saved(tiny: MochiAdapter, tmp_path: Path) -> ModelSpec:
     """The tiny model on disk, as a pipeline's folder."""
-    for name in ("transformer", "vae", "text_encoder", "tokenizer"):
-        getattr(tiny, name).save_pretrained(tmp_path / name)
-    build_scheduler().save_pretrained(tmp_path / "scheduler")
+    for name, part in {**tiny.parts.by_name(), "scheduler": build_scheduler()}.items():
+        part.save_pretrained(tmp_path / name)
     (tmp_path / "model_index.json").write_text("{}")
     return replace(TINY, weights=tmp_path)
 
@@ -37,16 +38,17 @@ def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
     stock = mochi_transformer()
     x = latents().expand(2, -1, -1, -1, -1)
     texts = [tiny.encode("a fox sleeps in the park"), tiny.encode("")]
-    assert texts[0].mask.sum() != texts[1].mask.sum()
+    assert texts[0].weights.sum() != texts[1].weights.sum()
+    states, weights = stacked(texts)
     with torch.no_grad():
         theirs = stock(
             hidden_states=x,
-            encoder_hidden_states=torch.cat([t.states for t in texts]),
-            encoder_attention_mask=torch.cat([t.mask for t in texts]),
+            encoder_hidden_states=states,
+            encoder_attention_mask=weights.bool(),
             timestep=torch.tensor([300.0, 300.0]),
             return_dict=False,
         )[0]
-        ours = tiny.predict(x[:1], 0.7, texts)
+        ours = velocities(tiny, x[:1], 0.7, texts)
     for a, b in zip(ours, theirs.split(1), strict=True):
         assert torch.allclose(-a, b, atol=2e-6 * float(b.abs().max()))
 
@@ -54,35 +56,35 @@ def test_attention_equals_diffusers(tiny: MochiAdapter) -> None:
 def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
     x = latents()
     scene, action = tiny.encode("a fox in the park"), tiny.encode("a dog sleeps")
-    (goal,) = tiny.predict(x, 0.7, [scene])
+    (goal,) = velocities(tiny, x, 0.7, [scene])
     distances = []
     for share in (0.05, 0.35, 0.65, 0.95):
-        (now,) = tiny.predict(x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
+        (now,) = velocities(tiny, x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
         distances.append(float((now - goal).detach().norm()))
     assert distances == sorted(distances, reverse=True)
 
 
 @torch.inference_mode()
-def test_remembering_ones_own_keys_changes_nothing(tiny: MochiAdapter) -> None:
+def test_a_context_of_its_own_keys_changes_nothing(tiny: MochiAdapter) -> None:
     """With every key of the video there twice, and the text counting twice, attention is the same."""
-    attention = tiny.transformer.transformer_blocks[0].attn1
+    attention = tiny.experts[0].transformer_blocks[0].attn1
     generator = torch.Generator().manual_seed(0)
     video, text = (torch.randn(1, n, 16, generator=generator) for n in (6, 3))
-    mask = torch.ones(1, 3)
-    plain = attention(video, text, attention_mask=mask)
+    weights = torch.ones(1, 3)
+    plain = attention(video, text, attention_mask=weights)
     own = [heads.unflatten(2, (2, 8)) for heads in (attention.to_k(video), attention.to_v(video))]
-    attention.processor.memory = (attention.norm_k(own[0]), own[1], torch.ones(6))
-    twice = attention(video, text, attention_mask=2 * mask)
+    attention.processor.context = (attention.norm_k(own[0]), own[1], torch.ones(6))
+    twice = attention(video, text, attention_mask=2 * weights)
     for a, b in zip(plain, twice, strict=True):
         assert torch.allclose(a, b, atol=2e-6)
 
 
-def test_memories_join(tiny: MochiAdapter) -> None:
+def test_contexts_join(tiny: MochiAdapter) -> None:
     x, text = latents(), tiny.encode("a fox")
-    one, other = (tiny.remember(latents(2)[:, :, i : i + 1], text) for i in (0, 1))
+    one, other = (tiny.context_of(latents(2)[:, :, i : i + 1], text) for i in (0, 1))
     faint = replace(other, weights=other.weights * 0)
-    (alone,) = tiny.predict(x, 0.7, [text], one)
-    (both,) = tiny.predict(x, 0.7, [text], joined_memories([one, faint]))
+    (alone,) = velocities(tiny, x, 0.7, [text], one)
+    (both,) = velocities(tiny, x, 0.7, [text], joined_contexts([one, faint]))
     assert torch.allclose(alone, both, atol=2e-6 * float(alone.detach().abs().max()))
 
 
@@ -124,7 +126,7 @@ def test_a_damaged_tokenizer_is_refused(saved: ModelSpec) -> None:
 
 
 def test_an_encoded_prompt_drags_no_graph_along(tiny: MochiAdapter) -> None:
-    assert not tiny.encode("a fox").states.requires_grad
+    assert not tiny.encode("a fox").states[0].requires_grad
 
 
 def test_missing_weights_and_devices_are_named(tmp_path: Path) -> None:

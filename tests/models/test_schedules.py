@@ -13,8 +13,8 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from storyreel.errors import DamagedError
-from storyreel.models.base import load_adapter
-from storyreel.models.pipeline import PipelineAdapter, _scheduler
+from storyreel.models.loading import load_adapter, load_scheduler
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS
 from tests.conftest import plan_of
 from tests.models.test_families import save
@@ -67,7 +67,7 @@ LTX = {
 def adapter_with(config: dict[str, Any], family: str, folder: Path) -> PipelineAdapter:
     (folder / "scheduler_config.json").write_text(json.dumps(config))
     adapter = FAMILIES[family]()
-    adapter.parts.scheduler = _scheduler(folder)
+    adapter.parts.scheduler = load_scheduler(adapter.schedulers, folder)
     return adapter
 
 

@@ -60,6 +60,7 @@ def test_a_damaged_or_missing_folder_is_refused(folder: Path) -> None:
         Scorer.load(folder, CPU)
 
 
+@pytest.mark.slow  # of the weights
 @torch.inference_mode()
 def test_the_embedded_scorer_ranks_the_right_caption_first() -> None:
     scores = ranking(Scorer.load(MINI_WEIGHTS / "scorer", CPU), 60, SEED + 2)

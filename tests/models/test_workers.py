@@ -1,4 +1,4 @@
-"""Two processes make the same film as one."""
+"""Several processes make the same film as one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from tests.conftest import ROOT
+import pytest
+import torch
+
+from storyreel.models.base import Request
+from storyreel.models.specs import MODELS
+from storyreel.models.workers import Workers, _answer
+from tests.conftest import ROOT, FakeAdapter
 
 STORY = """\
 scenes:
@@ -24,6 +31,64 @@ scenes:
   - [a corgi dog is in Central Park, a corgi dog is running]
 render: {seconds: 0.5, steps: 2, quantize: fp8}
 """
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[FakeAdapter]:
+    """The models of two more processes, which answer in this one."""
+    adapters, waiting = [FakeAdapter(MODELS["mini"]) for _ in range(2)], dict[int, Any]()
+
+    def send(message: Any, to: int) -> None:
+        assert to not in waiting  # an answer that nothing has fetched
+        waiting[to] = _answer(lambda name: adapters[to - 1], *message)
+
+    monkeypatch.setattr("storyreel.models.workers._send", send)
+    monkeypatch.setattr("storyreel.models.workers._receive", waiting.pop)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    return adapters
+
+
+def requests(adapter: FakeAdapter, count: int = 5) -> list[Request]:
+    x = torch.zeros(1, MODELS["mini"].latent_channels, 2, 8, 12)
+    return [Request(x, 0.5, [adapter.encode(""), adapter.encode(f"scene {n}")]) for n in range(count)]
+
+
+def test_requests_are_dealt_out_and_answered_in_order(others: list[FakeAdapter]) -> None:
+    first, alone = FakeAdapter(MODELS["mini"]), FakeAdapter(MODELS["mini"])
+    wanted = list(alone.predict(requests(alone)))
+    for answer, expected in zip(Workers(first).predict(requests(alone)), wanted, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(answer, expected, strict=True))
+    assert [[words for _, words in a.predicted] for a in (first, *others)] == [
+        ["scene 0", "scene 3"],
+        ["scene 1", "scene 4"],
+        ["scene 2"],
+    ]
+
+
+def test_an_error_of_any_process_is_raised_and_no_answer_is_left_over(others: list[FakeAdapter]) -> None:
+    first = FakeAdapter(MODELS["mini"])
+
+    def fail(count: int) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    for failing in (first, others[0]):
+        failing.on_predict = fail
+        with pytest.raises(RuntimeError, match="out of memory"):
+            list(Workers(first).predict(requests(first, 3)))
+        failing.on_predict = lambda count: None
+        assert len(list(Workers(first).predict(requests(first)))) == 5
+
+
+def test_the_others_follow_the_first_process_to_a_lower_memory_mode(others: list[FakeAdapter]) -> None:
+    first = FakeAdapter(MODELS["mini"])
+    others[1].lower_memory_mode()
+    shared = Workers(first)
+    assert shared.lower_memory_mode() == "balanced" == shared.memory
+    list(shared.predict(requests(first, 3)))
+    assert [adapter.memory for adapter in others] == ["balanced", "balanced"]
+    shared.lower_memory_mode()
+    list(shared.predict(requests(first, 3)))
+    assert [adapter.memory for adapter in others] == ["low", "low"]
 
 
 def started(folder: Path, launcher: list[str], *options: str) -> subprocess.Popen[str]:
@@ -52,6 +117,7 @@ def rendered(folder: Path, launcher: list[str], *options: str) -> tuple[int, str
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+@pytest.mark.slow  # torchrun, four times
 def test_two_processes_make_the_same_film_as_one(tmp_path: Path) -> None:
     """Those of the two are stopped once on the way."""
     films = []

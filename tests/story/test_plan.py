@@ -11,14 +11,8 @@ from storyreel.cli.app import run
 from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import (
-    admits,
-    derived_seed,
-    forwards_left,
-    joined_prompt,
-    seconds_problem,
-    size_problem,
-)
+from storyreel.story.plan import admits, derived_seed, forwards_left, joined_prompt
+from storyreel.story.planning import seconds_problem, size_problem
 from tests.conftest import plan_of
 
 MINI = MODELS["mini"]
@@ -63,7 +57,7 @@ def test_how_weights_are_stored_is_the_storys_or_the_command_lines() -> None:
     assert plan_of(STORY, quantize="fp8").spec.label == "mini in fp8"
     assert plan_of(in_story).spec.quantize == "fp8"
     assert plan_of(in_story, quantize="none").spec == plan_of(STORY).spec
-    with pytest.raises(UsageError, match="no quantization 'int3'") as caught:
+    with pytest.raises(UsageError, match="unknown quantization 'int3'") as caught:
         plan_of(STORY, quantize="int3")
     assert "none or fp8" in caught.value.remedy
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import jsonschema
@@ -14,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storyreel.cli.app import run
-from storyreel.errors import ScriptError
+from storyreel.errors import Fault, ScriptError
 from storyreel.story.schema import MAX_PROMPT, parse_story, story_schema
 from storyreel.story.yaml_source import MAX_BYTES
 from tests.conftest import ROOT
@@ -137,12 +136,12 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "unknown placeholder": (CAST + 'scenes:\n  - ["{third} walks", b]\n', 4, "unknown placeholder {third}"),
     "placeholder without cast": ('scenes:\n  - [a, "{first} walks"]\n', 2, "no cast"),
     "attribute": (CAST + 'scenes:\n  - ["{first.__class__}", b]\n', 4, "name, noun, possessive"),
-    "deep attribute": (CAST + 'scenes:\n  - ["{first.name.upper}", b]\n', 4, "no placeholder"),
-    "index": (CAST + 'scenes:\n  - ["{first[0]}", b]\n', 4, "no placeholder"),
-    "conversion": (CAST + 'scenes:\n  - ["{first!r}", b]\n', 4, "no placeholder"),
-    "format": (CAST + 'scenes:\n  - ["{first:>999999999}", b]\n', 4, "no placeholder"),
-    "empty placeholder": (CAST + 'scenes:\n  - ["{} walks", b]\n', 4, "no placeholder"),
-    "lone brace": ('scenes:\n  - ["a } b", b]\n', 2, "no placeholder"),
+    "deep attribute": (CAST + 'scenes:\n  - ["{first.name.upper}", b]\n', 4, "not a placeholder"),
+    "index": (CAST + 'scenes:\n  - ["{first[0]}", b]\n', 4, "not a placeholder"),
+    "conversion": (CAST + 'scenes:\n  - ["{first!r}", b]\n', 4, "not a placeholder"),
+    "format": (CAST + 'scenes:\n  - ["{first:>999999999}", b]\n', 4, "not a placeholder"),
+    "empty placeholder": (CAST + 'scenes:\n  - ["{} walks", b]\n', 4, "not a placeholder"),
+    "lone brace": ('scenes:\n  - ["a } b", b]\n', 2, "not a placeholder"),
     "bad character name": ("cast:\n  First One: {name: a}\n" + PAIR, 2, "cannot name a character"),
     "seconds 0": ("scenes:\n  - {scene: a, action: b, seconds: 0}\n", 2, "greater than 0"),
     "seconds negative": ("scenes:\n  - {scene: a, action: b, seconds: -1}\n", 2, "greater than 0"),
@@ -189,9 +188,7 @@ def test_broken_script(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     text, line, words = BROKEN[name]
     path = tmp_path / "story.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    began = time.perf_counter()
     assert run(["validate", str(path)]) == 65
-    assert time.perf_counter() - began < 10  # a hang; the machine may be busy
     out, err = capsys.readouterr()
     assert out == ""
     head, *rest = err.splitlines()
@@ -244,7 +241,7 @@ _WORDS += ["=", "!!binary x", "!!timestamp z", "!!int z", ".inf", ".nan", "9" * 
 GOOD = (ROOT / "stories" / "dc.yaml").read_text()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_mutated_stories_give_faults_and_nothing_else(data: st.DataObject) -> None:
     text = GOOD[: data.draw(st.integers(200, 900))]
@@ -255,7 +252,7 @@ def test_mutated_stories_give_faults_and_nothing_else(data: st.DataObject) -> No
     _faults_or_story(text.encode("utf-8", "surrogatepass"))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_noise_gives_faults_and_nothing_else(raw: bytes) -> None:
     _faults_or_story(raw)
@@ -268,7 +265,7 @@ _values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -420,12 +417,12 @@ def test_a_blank_that_is_none_is_named_where_it_is(text: str, places: list[tuple
     with pytest.raises(ScriptError) as caught:
         parse_story("s.yaml", text.encode())
     assert [(fault.line, fault.column) for fault in caught.value.faults] == places
-    assert re.match(r"U\+[0-9A-F]{4} \(.*(space|SPACE).*\) is no blank", caught.value.faults[0].message)
+    assert re.match(r"U\+[0-9A-F]{4} \(.*(space|SPACE).*\) is not a blank", caught.value.faults[0].message)
 
 
 def test_a_blank_that_is_none_is_named_in_keys_and_lists_too() -> None:
     for text in ("scenes:\n  \u00a0- [a, b]\n", PAIR + "render: {seed:\u00a07}\n"):
-        with pytest.raises(ScriptError, match=r"U\+00A0 \(no-break space\) is no blank"):
+        with pytest.raises(ScriptError, match=r"U\+00A0 \(no-break space\) is not a blank"):
             parse_story("s.yaml", text.encode())
 
 
@@ -445,3 +442,9 @@ def test_the_schema_beside_the_examples_is_this_one() -> None:
     assert json.loads(path.read_text()) == story_schema()
     for story in (ROOT / "stories").glob("*.yaml"):
         assert story.read_text().startswith(f"# yaml-language-server: $schema={path.name}\n")
+
+
+@pytest.mark.parametrize(("before", "cells"), [("猫が", 4), ("e\u0301", 1), ("é", 1), ("ab", 2)])
+def test_a_caret_counts_cells_of_a_terminal_and_not_characters(before: str, cells: int) -> None:
+    fault = Fault("wrong", 3, len(before) + 1, f"{before}x")
+    assert fault.format("a.yaml").splitlines()[2] == "      | " + " " * cells + "^"

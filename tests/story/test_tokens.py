@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from storyreel.cli.app import run
 from storyreel.models.specs import MODELS, find_model
-from storyreel.story.plan import make_plan
+from storyreel.story.planning import make_plan
 from storyreel.story.schema import parse_story
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.cli.app import STARTER, run
-from storyreel.errors import Fault, MissingError
+from storyreel.cli.app import run
+from storyreel.cli.results import result_schema
+from storyreel.cli.stories import STARTER
+from storyreel.errors import MAX_SHOWN, Fault, MissingError, ScriptError
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.schema import parse_story
 from storyreel.story.vocabulary import MAX_WORDS, Vocabulary, load_vocabulary, plain, spelled, warnings_of
@@ -313,15 +320,20 @@ def test_validate_warns_and_with_strict_refuses(tmp_path: Path, capsys: pytest.C
     assert run(["validate", "--strict", str(ROOT / "stories" / "nyc.yaml")]) == 0
 
 
+@pytest.fixture
+def taught(fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """A fake model that was taught what mini was."""
+    monkeypatch.setitem(MODELS, "fake", replace(MODELS["fake"], vocabulary=MINI.vocabulary))
+    return fake_engine
+
+
 @pytest.mark.parametrize("command", ["render", "batch"])
 def test_what_renders_warns_first_and_tells_it_as_data(
     command: str,
     tmp_path: Path,
-    fake_engine: FakeEngine,
-    monkeypatch: pytest.MonkeyPatch,
+    taught: FakeEngine,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(MODELS, "fake", replace(MODELS["fake"], vocabulary=MINI.vocabulary))
     path, fine = tmp_path / "dragon.yaml", tmp_path / "fine.yaml"
     path.write_text("render: {model: fake}\nscenes:\n" + FOX.replace("is sitting", "is a dragn and sits"))
     fine.write_text("render: {model: fake}\nscenes:\n" + FOX)
@@ -341,17 +353,15 @@ def test_what_renders_warns_first_and_tells_it_as_data(
     told(capsys.readouterr().out)
     assert run([*options, "--strict", "--dry-run"]) == 65
     assert warning.replace("warning", "error") in capsys.readouterr().err
-    assert fake_engine.asked == 0
+    assert taught.asked == 0
     assert run([*options, "--json"]) == 0
     out, err = capsys.readouterr()
-    assert err.index(warning) < err.index("rendering 1 scenes")
+    assert err.index(warning) < err.index("rendering 1 scene with")
     told(out)
 
 
-def test_a_batch_with_strict_renders_what_can_be_drawn(
-    tmp_path: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(MODELS, "fake", replace(MODELS["fake"], vocabulary=MINI.vocabulary))
+@pytest.mark.usefixtures("taught")
+def test_a_batch_with_strict_renders_what_can_be_drawn(tmp_path: Path) -> None:
     path, fine = tmp_path / "dragon.yaml", tmp_path / "fine.yaml"
     path.write_text(f"render: {{model: fake}}\n{DRAGON.split('render')[0]}")
     fine.write_text("render: {model: fake}\nscenes:\n" + FOX)
@@ -359,6 +369,97 @@ def test_a_batch_with_strict_renders_what_can_be_drawn(
     assert run(["batch", "--strict", str(path), str(fine), "--out", str(out)]) == 65
     assert (out / "fine" / "fine.mp4").exists()
     assert not (out / "dragon").exists()
+
+
+@pytest.mark.usefixtures("taught")
+def test_warnings_are_in_the_json_of_validate_and_faults_with_strict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dragon.yaml"
+    path.write_text(DRAGON, encoding="utf-8")
+
+    def said(*options: str) -> dict[str, Any]:
+        run(["validate", str(path), "--json", *options])
+        result = json.loads(capsys.readouterr().out)
+        jsonschema.Draft202012Validator(result_schema("validate")).validate(result)
+        found: dict[str, Any] = result[str(path)]
+        return found
+
+    one = {
+        "line": 3,
+        "column": 34,
+        "message": "mini does not know 'dragon'; `storyreel models mini` lists what it draws",
+    }
+    warned, refused = said(), said("--strict")
+    assert one in warned["warnings"]
+    assert (warned["valid"], warned["faults"]) == (True, [])
+    assert (refused["valid"], refused["warnings"]) == (False, [])
+    assert refused["faults"] == warned["warnings"]
+
+
+def test_a_job_is_warned_of_before_it_is_submitted(
+    tmp_path: Path, taught: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, fine = tmp_path / "dragon.yaml", tmp_path / "fine.yaml"
+    path.write_text("render: {model: fake}\nscenes:\n" + FOX.replace("is sitting", "is a dragn and sits"))
+    fine.write_text("render: {model: fake}\nscenes:\n" + FOX)
+    options = ["--dry-run", "--out", str(tmp_path / "out")]
+    assert run(["submit", str(path), *options]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith(f"{path}:3:43: warning: fake does not know 'dragn'; ")
+    assert "--strict" not in out
+    assert run(["submit", str(path), "--strict", *options]) == 65
+    assert f"{path}:3:43: error: fake does not know 'dragn'; " in capsys.readouterr().err
+    assert run(["submit", str(fine), "--strict", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "--strict" in out  # a story that is changed later is refused in the job
+    assert "warning" not in err
+    assert taught.asked == 0
+
+
+@pytest.mark.usefixtures("taught")
+def test_an_ablation_warns_once_of_a_story_and_tells_it_of_every_film(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dragon.yaml"
+    path.write_text("render: {model: fake}\nscenes:\n" + FOX.replace("is sitting", "is a dragn and sits"))
+    words = ["ablate", str(path), "--seeds", "2", "--variants", "full", "--dry-run", "--json"]
+    assert run([*words, "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("warning: fake does not know 'dragn'") == 1
+    assert [len(film["warnings"]) for film in json.loads(out).values()] == [1, 1]
+
+
+@pytest.mark.usefixtures("taught")
+def test_nothing_is_said_where_it_is_not_wanted_or_nothing_is_rendered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = tmp_path / "dragon.yaml", str(tmp_path / "out")
+    path.write_text("render: {model: fake}\nscenes:\n" + FOX.replace("is sitting", "is a dragn and sits"))
+    assert run(["validate", "-q", str(path)]) == 0
+    assert run(["render", "-q", str(path), "--out", out]) == 0
+    assert run(["status", str(path), "--out", out]) == 0
+    assert run(["batch", "--status", str(path), "--out", out]) == 0
+    assert run(["verify", out]) == 0
+    assert "warning" not in capsys.readouterr().err
+    assert run(["render", str(path), "--out", out]) == 0  # there is nothing to render, but a film to be had
+    assert "warning" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("taught")
+def test_warnings_of_standard_input_have_their_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(DRAGON.encode())))
+    assert run(["validate", "-"]) == 0
+    assert "stdin:3:34: warning: mini does not know 'dragon'" in capsys.readouterr().err
+
+
+def test_many_warnings_are_counted() -> None:
+    faults = [Fault("too much", line) for line in range(1, MAX_SHOWN + 4)]
+    lines = ScriptError("story.yaml", faults).format("warning").splitlines()
+    assert lines[0] == "story.yaml:1:1: warning: too much"
+    assert lines[-1] == "story.yaml: … and 3 more"
 
 
 def test_models_lists_what_one_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
-from storyreel.models.base import write_checksums
-from storyreel.models.pipeline import PREVIEW
+from storyreel.models.checksums import write_checksums
+from storyreel.models.loading import PREVIEW
 
 from .clips import BACKSTAGE, CALIBRATION_CLIPS, drawn_videos, trained_codec
 

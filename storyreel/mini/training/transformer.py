@@ -17,11 +17,11 @@ from storyreel.denoise.loop import sample
 from storyreel.mini import codec, nets
 from storyreel.mini.lessons import HEIGHT, WIDTH, all_texts, sample_text
 from storyreel.mini.plots import PLOTS, STORIES, words
+from storyreel.models.loading import Parts
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.mochi_attention import use_batched_attention
-from storyreel.models.pipeline import Parts
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Overrides, make_plan
+from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
 from .clips import Pool, trained_codec
@@ -135,7 +135,7 @@ class Trainer:
         """Write the networks as they are, and a sheet of what they draw."""
         self.transformer.save_pretrained(folder / "transformer")
         self.text_encoder.save_pretrained(folder / "text_encoder")
-        parts = Parts([self.transformer], self.vae, self.text_encoder, self.tokenizer)
+        parts = Parts([self.transformer], self.vae, [self.text_encoder], [self.tokenizer])
         save_sheet(list(sample_films(MochiAdapter(MODELS["mini"], self.device, parts))), sheet)
         self._middle.clear()
         for network in (self.transformer, self.text_encoder):

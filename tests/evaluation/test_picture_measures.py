@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from storyreel.evaluation.encoders import HEADS
-from storyreel.evaluation.pictures import AlexNetFeatures, grey, lab, lpips, ssim
+from storyreel.evaluation.picture_measures import AlexNetFeatures, grey, lab, lpips, ssim
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:

@@ -28,15 +28,17 @@ from storyreel.errors import (
     StoppedError,
     StoryreelError,
 )
-from storyreel.film import keys, video
+from storyreel.film import keys, writer
+from storyreel.film.ffmpeg import program
 from storyreel.film.folder import FilmFolder
-from storyreel.film.keys import about_plan, film_tags
+from storyreel.film.keys import film_tags, plan_facts
+from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.render import Engine, Rendered, render
+from storyreel.rendering import Engine, Rendered, render
 from storyreel.story.plan import Segment
-from tests.conftest import FakeAdapter, FakeEngine, FakeScorer, Silent, plan_of
-from tests.film.test_decode import FakeWriter
+from tests.conftest import VERSIONS, FakeAdapter, FakeEngine, FakeScorer, Silent, encode_nothing, plan_of
+from tests.tiny import velocities
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
 SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
@@ -97,33 +99,6 @@ class Stopping(Silent):
 pytestmark = pytest.mark.usefixtures("fake_model")
 
 
-@pytest.fixture
-def ffmpeg() -> None:
-    """Encode with ffmpeg, which takes most of a fake render's time; see `plain_films`."""
-
-
-@pytest.fixture(autouse=True)
-def plain_films(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Films are their frames, but for tests that ask for `ffmpeg`."""
-    if "ffmpeg" not in request.fixturenames:
-        encode_nothing(monkeypatch)
-
-
-def encode_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def join(segments: list[Path], path: Path, *arguments: object) -> None:
-        with path.open("wb") as film:
-            for segment in segments:
-                film.write(segment.read_bytes())
-            film.write(repr(arguments).encode())
-
-    monkeypatch.setattr("storyreel.film.video.SegmentWriter", FakeWriter)
-    monkeypatch.setattr("storyreel.film.video.join", join)
-    monkeypatch.setattr("storyreel.film.keys.versions", lambda: VERSIONS)
-
-
-VERSIONS = {"storyreel": "0", "torch": "2", "diffusers": "0.4", "transformers": "5", "ffmpeg": "7"}
-
-
 @pytest.mark.usefixtures("ffmpeg")
 def test_a_render_leaves_what_was_promised(tmp_path: Path) -> None:
     result, progress, _ = make(tmp_path)
@@ -166,7 +141,7 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
 
 def test_the_guidance_of_a_second_expert_is_told_too() -> None:
     own, chosen = (plan_of(story(), model="wan-2.2-a14b", guidance=guidance) for guidance in (None, 4.0))
-    settings = [about_plan(plan)["settings"] for plan in (own, chosen)]
+    settings = [plan_facts(plan)["settings"] for plan in (own, chosen)]
     assert [(s["guidance"], s["guidance_2"]) for s in settings] == [(4, 3), (4, None)]
     assert [film_tags(plan)["storyreel_guidance"] for plan in (own, chosen)] == ["4 and 3", "4"]
 
@@ -282,7 +257,7 @@ def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "whole", steps=8)
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
     engine = FakeEngine()
 
     def interrupt(count: int) -> None:
@@ -356,16 +331,16 @@ def segment(out: Path, number: str, suffix: str) -> Path:
 
 
 WHERE = {
-    "while encoding": ("storyreel.film.video.SegmentWriter.write", 9),
-    "when ffmpeg ends": ("storyreel.film.video._finish", 4),
+    "while encoding": ("storyreel.film.writer.SegmentWriter.write", 9),
+    "when ffmpeg ends": ("storyreel.film.ffmpeg.finish", 4),
     "at the note of what is rendered": ("storyreel.film.folder.FilmFolder.begin", 1),
     "at the latents": ("storyreel.denoise.state.write_atomically", 3),
     "before latents are recorded": ("storyreel.film.store.Store.keep", 5),
     "before pictures are recorded": ("storyreel.film.store.Store.keep", 6),
     "at a record": ("storyreel.film.store.write_atomically", 8),
-    "while joining": ("storyreel.film.video.join", 1),
-    "at the last ffmpeg": ("storyreel.film.video._finish", 7),
-    "at the page": ("storyreel.render.write_atomically", 1),
+    "while joining": ("storyreel.film.writer.join", 1),
+    "at the last ffmpeg": ("storyreel.film.ffmpeg.finish", 7),
+    "at the page": ("storyreel.rendering.write_atomically", 1),
     "at the manifest": ("storyreel.film.folder.FilmFolder.publish", 1),
 }
 
@@ -378,7 +353,7 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
     """The n-th call of something is interrupted before it does its work."""
     target, nth = WHERE[where]
     path, name = target.rsplit(".", 1)
-    if not path.startswith("storyreel.film.video"):
+    if not path.startswith(("storyreel.film.writer", "storyreel.film.ffmpeg")):
         encode_nothing(monkeypatch)
     make(tmp_path / "whole")
     owner = pkgutil.resolve_name(path)
@@ -495,7 +470,7 @@ def test_another_version_of_storyreel_is_the_same_film(
     make(tmp_path)
     before = film(tmp_path)
     monkeypatch.setattr(keys, "__version__", "99.0")
-    monkeypatch.setattr("storyreel.render.__version__", "99.0")
+    monkeypatch.setattr("storyreel.rendering.__version__", "99.0")
     result, progress, engine = make(tmp_path)
     assert (result.rendered, engine.asked, progress.heard) == (0, 0, [])
     assert film(tmp_path) == before  # which says what joined it
@@ -586,9 +561,9 @@ def test_a_film_survives_whatever_happens_to_its_successor(
                 if moment == "decode":
                     once.setattr(FakeAdapter, "decode", interrupt)
                 elif moment == "encode":
-                    once.setattr("storyreel.film.video.SegmentWriter", interrupt)
+                    once.setattr("storyreel.film.writer.SegmentWriter", interrupt)
                 elif moment == "join":
-                    once.setattr(video, "join", interrupt)
+                    once.setattr(writer, "join", interrupt)
                 with pytest.raises(KeyboardInterrupt):
                     make(tmp_path, engine=engine, seed=77)
             assert film(tmp_path) == before
@@ -615,17 +590,17 @@ def test_what_differs_is_said_before_anything_is_rendered(tmp_path: Path) -> Non
     _, progress, _ = make(tmp_path, story(scenes), seed=1, steps=2)
     words, unused = progress.heard
     assert words == (
-        "other than the film that is there: scene 5's action prompt; seed 0 -> 1; steps 3 -> 2; "
+        "differs from the film that is there: scene 5's action prompt; seed 0 -> 1; steps 3 -> 2; "
         "what is there stays until the new film is complete"
     )
     assert "storyreel clean" in unused
     _, progress, _ = make(tmp_path, story(scenes, title="Vixens"), seed=1, steps=2)
-    assert progress.heard == ["other than the film that is there: title Foxes -> Vixens"]
+    assert progress.heard == ["differs from the film that is there: title Foxes -> Vixens"]
     begun = tmp_path / "begun"
     with pytest.raises(KeyboardInterrupt):
         make(begun, engine=raising(FakeEngine(), 3))
     _, progress, _ = make(begun, seed=2)
-    assert progress.heard[0].startswith("other than the film that was begun: seed 0 -> 2")
+    assert progress.heard[0].startswith("differs from the film that was begun: seed 0 -> 2")
 
 
 def test_a_film_of_an_earlier_version_stays_until_its_successor_is_complete(tmp_path: Path) -> None:
@@ -649,7 +624,7 @@ def test_a_film_has_segments_of_one_kind_of_device(tmp_path: Path, monkeypatch: 
     automatic = FakeEngine()
     automatic.device = "auto"
     make(tmp_path)
-    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device("cuda"))
     assert make(tmp_path, engine=automatic)[0].rendered == 0
     segment(tmp_path, "06", ".safetensors").unlink()
     _, progress, _ = make(tmp_path, engine=automatic)
@@ -689,13 +664,13 @@ def test_overwrite_renders_everything_again(tmp_path: Path) -> None:
 def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     fake = engine.adapter(MODELS["fake"])
-    predict = fake.predict
+    answer = fake.answer
 
-    def broken(*arguments):  # type: ignore[no-untyped-def]
+    def broken(request: Request) -> list[torch.Tensor]:
         factor = float("nan") if len(fake.predicted) >= 12 else 1.0
-        return [factor * v for v in predict(*arguments)]
+        return [factor * v for v in answer(request)]
 
-    monkeypatch.setattr(fake, "predict", broken)
+    monkeypatch.setattr(fake, "answer", broken)
     with pytest.raises(NumericsError, match=r"scene 4 .* step 3"):
         make(tmp_path, engine=engine)
     assert finished(tmp_path) == ({"01", "02", "03"}, {"01", "02"})
@@ -712,6 +687,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
     assert engine.asked == 0
 
 
+@pytest.mark.slow  # forty scenes, all living objects counted at each
 @pytest.mark.usefixtures("ffmpeg")
 def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
     """Living tensors are counted at every forward: they are a window's, not the story's."""
@@ -742,12 +718,11 @@ def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
 
 
 class Costs(Silent):
-    """Counts, of two spells of ten scenes each, the calls of any function and the bytes that are written."""
+    """Counts, of spells of ten scenes each, the calls of any function and the bytes that are written."""
 
-    SPELLS = (10, 980)
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, *spells: int) -> None:
         super().__init__()
+        self._spells = spells
         self.calls, self.bytes = Counter[int](), Counter[int]()
         self._spell: int | None = None
         write, log = files._write, FilmFolder.log
@@ -764,7 +739,7 @@ class Costs(Silent):
         patch.setattr(FilmFolder, "log", logged)
 
     def segment_finished(self, segment: Segment) -> None:
-        if segment.index in self.SPELLS:
+        if segment.index in self._spells:
             self._spell = segment.index
             sys.setprofile(self._count)
         elif self._spell is not None and segment.index == self._spell + 10:
@@ -777,20 +752,22 @@ class Costs(Silent):
             self.calls[self._spell or 0] += 1
 
 
-def test_a_scene_costs_the_same_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scenes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_scene_costs_the_same_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: int
+) -> None:
     """Work is counted instead of timed: a machine may be busy."""
-    costs = Costs(monkeypatch)
-    text = story([SCENES[index % 6] for index in range(1000)])
+    early, late = 10, scenes - 20
+    costs = Costs(monkeypatch, early, late)
+    text = story([SCENES[index % 6] for index in range(scenes)])
     result = render(plan_of(text, steps=1, seconds=0.25), "foxes", tmp_path, FakeEngine(), costs)
-    assert result.rendered == 1000
-    early, late = Costs.SPELLS
+    assert result.rendered == scenes
     assert costs.calls[early] > 1000
     assert costs.calls[late] == pytest.approx(costs.calls[early], rel=0.02)
     assert costs.bytes[early] > 10 * 1000
     assert costs.bytes[late] == pytest.approx(costs.bytes[early], rel=0.02)
-    assert (
-        costs.bytes[0] < 1000 * costs.bytes[early] / 10 * 1.2
-    )  # at the beginning and the end, a little more
+    # At the beginning and the end, a little more.
+    assert costs.bytes[0] < scenes * costs.bytes[early] / 10 * 1.2
 
 
 @pytest.mark.parametrize("weighting", [True, False])
@@ -880,7 +857,7 @@ def test_a_lack_of_memory_names_fp8_where_it_would_help(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", full)
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", full)
     with pytest.raises(MissingError, match="model fake in mode high") as caught:
         Engine("cpu", "high").adapter(MODELS["fake"])
     assert "--quantize fp8" in caught.value.remedy
@@ -910,10 +887,10 @@ def test_a_lack_of_memory_is_known_by_its_words(tmp_path: Path, error: RuntimeEr
     assert progress.heard[0].startswith("out of memory: going on with --memory balanced")
     assert result.rendered == 6
 
-    def full() -> str:  # as when no memory can be pinned
+    def full() -> MemoryMode | None:  # as when no memory can be pinned
         raise error
 
-    adapter.on_predict, adapter.economise = fail_once, full  # type: ignore[method-assign]
+    adapter.on_predict, adapter.lower_memory_mode = fail_once, full  # type: ignore[method-assign]
     adapter.modes, adapter.predicted = ["balanced", "low"], []
     with pytest.raises(MissingError, match="the device has too little memory") as caught:
         make(tmp_path, engine=engine, overwrite=True)
@@ -930,8 +907,8 @@ def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch:
             raise torch.AcceleratorError("CUDA error: out of memory")
         return FakeAdapter(spec)
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", load)
-    monkeypatch.setattr("storyreel.models.base.pick_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", load)
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device("cuda", 0))
     Engine("cuda").adapter(MODELS["fake"])
     assert tried == ["auto", "balanced", "low"]
     fits.clear()
@@ -946,7 +923,7 @@ def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch:
     def bug(*_: object) -> None:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr("storyreel.models.base.load_adapter", bug)
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", bug)
     with pytest.raises(RuntimeError, match="shapes differ"):
         Engine("cuda").adapter(MODELS["fake"])
 
@@ -970,10 +947,10 @@ def test_one_engine_has_a_model_as_it_is_and_in_fp8() -> None:
     assert isinstance(whole, PipelineAdapter)
     assert isinstance(stored, PipelineAdapter)
     assert engine.adapter(spec) is whole
-    assert stored._sizes()[0] < 0.3 * whole._sizes()[0]
+    assert stored.offload.sizes()[0] < 0.3 * whole.offload.sizes()[0]
     x = torch.randn(1, spec.latent_channels, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        (a,), (b,) = (m.predict(x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
+        (a,), (b,) = (velocities(m, x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
     assert 0.01 < float((b - a).norm() / a.norm()) < 0.1
 
 
@@ -1067,7 +1044,7 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
 
     In between, every file is as it is in the end, or absent.
     """
-    monkeypatch.setattr("storyreel.render.KEEP_EVERY", 0.0)  # windows are written after every forward
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)  # windows are written after every forward
     text, ended = story(SCENES[:2]), []
     make(tmp_path / "whole", text, steps=2)
     whole = contents(tmp_path / "whole")
@@ -1114,12 +1091,12 @@ def test_when_ffmpeg_dies_what_is_finished_stays(
     """The third ffmpeg of a render dies; one clear error, and the next run goes on."""
     make(tmp_path / "whole")
     script, count = tmp_path / "ffmpeg", tmp_path / "count"
-    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{video.ffmpeg()}" "$@"'
+    begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 3 ] && exec "{program()}" "$@"'
     script.write_text(f"#!/bin/sh\n{begin}\n{death}\n")
     script.chmod(0o755)
     kind, words = DYING[death]
     with monkeypatch.context() as patch:
-        patch.setattr(video, "ffmpeg", lambda: str(script))
+        patch.setattr("storyreel.film.ffmpeg.program", lambda: str(script))
         with pytest.raises(kind, match=words) as caught:
             make(tmp_path / "torn")
     assert type(caught.value) is kind

@@ -1,9 +1,10 @@
-"""From a look at a film to its scores, scene by scene and seam by seam, and what runs differ by."""
+"""From what was seen of a film to its scores: scene by scene, seam by seam, and of all of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any, Protocol
 
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from storyreel.evaluation.films import Film
-from storyreel.evaluation.look import Look
-from storyreel.evaluation.pictures import lab
-from storyreel.evaluation.registry import BLIP, CLIP, DINO, DINO1, LITE, METRICS, OWN, Metric
+from storyreel.evaluation.frames import Look
+from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.picture_measures import lab
 from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
+from storyreel.evaluation.verdicts import FilmVerdict
+from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, LITE, OWN
 
 BLACK = 10.0  # of 255
 MOVES = 1.0  # of 255
@@ -55,12 +58,16 @@ class TextEncoder(TextReader, Protocol):
 
 @torch.inference_mode()
 def film_scores(
-    film: Film, look: Look, texts: Mapping[str, TextEncoder], readers: Mapping[str, TextReader] | None = None
+    film: Film,
+    look: Look,
+    texts: Mapping[str, TextEncoder],
+    readers: Mapping[str, TextReader] | None = None,
+    verdict: FilmVerdict | None = None,
 ) -> dict[str, Any]:
     """Return a film's scores as plain data: of every scene, of every border, and of the film.
 
-    ``texts`` are the text-image encoders by name, ``readers`` what else was given the prompts. What has no
-    weights, or no meaning here, is absent.
+    ``texts`` are the text-image encoders by name, ``readers`` what else was given the prompts, ``verdict`` is
+    what the judge of the film's model says. What has no weights, or no meaning here, is absent.
     """
     scenes: list[dict[str, Any]] = [{} for _ in film.spans]
     seams: list[dict[str, Any]] = [{"after": after} for after in range(1, len(film.spans))]
@@ -80,8 +87,10 @@ def film_scores(
             seam["shot_cut_seam"] = max(look.shots[first:last])
         for scene, (start, stop) in zip(scenes, inside, strict=True):
             scene["shot_cut_inside"] = max(look.shots[start:stop], default=None)
+    if verdict is not None:
+        _from_verdict(verdict, scenes, seams)
     cut = [one for item in {**texts, **(readers or {})}.items() if (one := _cut(film, *item))]
-    return {"scenes": scenes, "seams": seams, "film": _whole(scenes, seams), "prompts_cut": cut}
+    return {"scenes": scenes, "seams": seams, "film": _whole(film, scenes, seams), "prompts_cut": cut}
 
 
 def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:
@@ -218,30 +227,49 @@ def _from_texts(
             scene |= {f"{prefix}identity": fit - others[rival], f"{prefix}identity_rival": rival}
 
 
-def _whole(scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapping[str, Any]]) -> Scores:
+def _from_verdict(
+    verdict: FilmVerdict, scenes: Sequence[dict[str, Any]], seams: Sequence[dict[str, Any]]
+) -> None:
+    """Add what a judge says: what is right is 100, what is wrong 0."""
+    for scene, said in zip(scenes, verdict.scenes, strict=True):
+        scene |= {name: 100.0 * right for name, right in asdict(said).items()}
+    for seam in verdict.seams:
+        seams[seam.after - 1] |= {
+            "transition_characters": 100.0 * seam.characters,
+            "same_place": seam.same_place,
+        }
+
+
+def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapping[str, Any]]) -> Scores:
     """Return the film's own value of every metric: means over scenes, medians over seams.
 
     Seams are the borders that the story wants smooth; where it wants none, all borders are.
     """
+
+    def values(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+        return [entry[name] for entry in entries if entry.get(name) is not None]
+
+    def middle(found: Sequence[float]) -> float | None:
+        return median(found) if found else None
+
+    def mean(found: Sequence[float]) -> float | None:
+        return fmean(found) if found else None
+
+    smooth = [seam for seam in seams if seam["blended"]]
+    staying, changing = ([s for s in smooth if s.get("same_place") is same] for same in (True, False))
+    of_film: Scores = {
+        "transition_characters": mean(values(smooth, "transition_characters")),
+        "seam_ratio_same_place": middle(values(staying, "seam_ratio")),
+        "largest_step_place_change": middle(values(changing, "largest_step")),
+        "largest_step_max": max(values(smooth, "largest_step"), default=None),
+        **film.cost,
+    }
     found: Scores = {}
-    for metric in METRICS.values():
+    for name, metric in METRICS.items():
         if metric.scope == "scene":
-            values = [scene[metric.name] for scene in scenes if scene.get(metric.name) is not None]
-            found[metric.name] = fmean(values) if values else None
+            found[name] = mean(values(scenes, name))
+        elif metric.scope == "seam":
+            found[name] = middle(values(smooth or seams, name))
         else:
-            kept = [seam for seam in seams if seam["blended"]] or seams
-            values = [seam[metric.name] for seam in kept if seam.get(metric.name) is not None]
-            found[metric.name] = median(values) if values else None
+            found[name] = of_film.get(name)
     return found
-
-
-def worst(metric: Metric, scores: Mapping[str, Any], count: int = 1) -> list[int]:
-    """Return the positions of a metric's worst scenes or seams, the worst first; of cuts, none."""
-    entries = scores["scenes"] if metric.scope == "scene" else scores["seams"]
-    sign = 1 if metric.better == "lower" else -1
-    ranked = [
-        (sign * entry[metric.name], index)
-        for index, entry in enumerate(entries)
-        if entry.get(metric.name) is not None and entry.get("blended", True)
-    ]
-    return [index for _, index in sorted(ranked, key=lambda pair: (-pair[0], pair[1]))[:count]]

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from storyreel.errors import MissingError, StoryreelError
-from storyreel.film import video
+from storyreel.film import ffmpeg, mp4, reader, writer
 
 WIDTH, HEIGHT, FPS = 32, 16, 12
 PROMPTS = ["Zoë = walks; a # b \\ end", "猫が走る\nsecond line", "-y http://evil [0:v] %d <b>{x}"]
 
 
 def write(path: Path, grey: int, frames: int = 6, upscale: int = 2) -> None:
-    with video.SegmentWriter(path, WIDTH, HEIGHT, FPS, upscale) as writer:
+    with writer.SegmentWriter(path, WIDTH, HEIGHT, FPS, upscale) as encoder:
         for _ in range(frames):
-            writer.write(np.full((HEIGHT, WIDTH, 3), grey, np.uint8).tobytes())
+            encoder.write(np.full((HEIGHT, WIDTH, 3), grey, np.uint8).tobytes())
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def film(tmp_path: Path) -> Path:
     for index, grey in enumerate((40, 120, 200)):
         segments.append(tmp_path / f"{index}.mp4")
         write(segments[-1], grey)
-    chapters = [video.Chapter(6 * i, 6 * i + 6, text, f"{text}\naction") for i, text in enumerate(PROMPTS)]
+    chapters = [writer.Chapter(6 * i, 6 * i + 6, text, f"{text}\naction") for i, text in enumerate(PROMPTS)]
     path = tmp_path / "film.mp4"
-    video.join(segments, path, FPS, chapters, {"title": PROMPTS[0], "storyreel_seed": "7"})
+    writer.join(segments, path, FPS, chapters, {"title": PROMPTS[0], "storyreel_seed": "7"})
     return path
 
 
@@ -81,7 +81,7 @@ def test_chapters_subtitles_and_tags_carry_any_text(film: Path) -> None:
     assert "Zoë = walks; a # b \\ end".encode() in words
     assert "猫が走る".encode() in words
     assert b"[0:v] %d" in words
-    tags = video.read_tags(film)
+    tags = reader.read_tags(film)
     assert tags["title"] == PROMPTS[0]
     assert tags["storyreel_seed"] == "7"
 
@@ -99,7 +99,7 @@ AS_WRITTEN = [
 
 def cues(film: Path) -> list[str]:
     """Return subtitles as ffmpeg reads them, without signs that show nothing."""
-    command = [video.ffmpeg(), "-v", "error", "-i", str(film), "-f", "srt", "-"]
+    command = [ffmpeg.program(), "-v", "error", "-i", str(film), "-f", "srt", "-"]
     text = subprocess.run(command, capture_output=True, check=True).stdout.decode()
     blocks = re.split(r"(?:^|\n\n)\d+\n[\d:,]+ --> [\d:,]+\n", text.replace("\u2060", ""))
     return [block.strip("\n") for block in blocks[1:]]
@@ -109,9 +109,9 @@ def test_subtitles_are_shown_as_they_are_written(tmp_path: Path) -> None:
     write(tmp_path / "a.mp4", 1)
     escapes = [r"A:\News \n \h \t \\n", r"ends with \ ", "\\{x\\}"]
     texts = [*AS_WRITTEN, *escapes, r"{\an8}up"]
-    chapters = [video.Chapter(6 * i, 6 * i + 6, "a", f"{text}\n{text}") for i, text in enumerate(texts)]
+    chapters = [writer.Chapter(6 * i, 6 * i + 6, "a", f"{text}\n{text}") for i, text in enumerate(texts)]
     segments = [tmp_path / "a.mp4"] * len(texts)
-    video.join(segments, tmp_path / "film.mp4", FPS, chapters, {})
+    writer.join(segments, tmp_path / "film.mp4", FPS, chapters, {})
     assert cues(tmp_path / "film.mp4")[:-1] == [f"{text}\n{text}" for text in texts[:-1]]
     with av.open(str(tmp_path / "film.mp4")) as container:
         packets = [bytes(packet)[2:].decode() for packet in container.demux(subtitles=0)]
@@ -122,21 +122,34 @@ FOLDERS = ["take#2", "why?", "why?a=b#c", "100%d", "%03d", "%23", "a:b", "http:"
 FOLDERS += ["[0-9]*", "{a,b}", "猫 é", " blanks ", "a'b\"c", "a\\b", "$HOME `id`;", "concat:a|b", "x" * 250]
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
+    """Two short films, by their greys."""
+    path = tmp_path_factory.mktemp("clips") / "a.mp4"
+    found = {}
+    for grey in (200, 40):
+        write(path, grey)
+        found[grey] = path.read_bytes()
+    return found
+
+
 @pytest.mark.parametrize("name", FOLDERS, ids=ascii)
-def test_any_legal_path_works(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_legal_path_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: dict[int, bytes]
+) -> None:
     """With clips of the same names where ffmpeg would look if it read the path as anything else."""
     for folder, grey in ((tmp_path, 200), (tmp_path / name / name, 40)):
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / "01.mp4", grey)
+        (folder / "01.mp4").write_bytes(clips[grey])
     monkeypatch.chdir(tmp_path / name)
     film = Path(name) / "film%d#?.mp4"
-    chapters = [video.Chapter(0, 6, "a", "b")]
-    video.join([Path(name) / "01.mp4"], film, FPS, chapters, {"title": "t"})
-    assert video.count_frames(film) == 6
-    assert video.read_tags(film)["title"] == "t"
-    facts = video.probe(film)
+    chapters = [writer.Chapter(0, 6, "a", "b")]
+    writer.join([Path(name) / "01.mp4"], film, FPS, chapters, {"title": "t"})
+    assert reader.count_frames(film) == 6
+    assert reader.read_tags(film)["title"] == "t"
+    facts = reader.probe(film)
     assert (facts.width, facts.height, facts.chapters) == (64, 32, (0.0,))
-    grey = np.frombuffer(b"".join(video.read_frames(film, WIDTH, HEIGHT)), np.uint8).mean()
+    grey = np.frombuffer(b"".join(reader.read_frames(film, WIDTH, HEIGHT)), np.uint8).mean()
     assert abs(grey - 40) < 3
 
 
@@ -168,9 +181,9 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_an_exception_leaves_no_ffmpeg(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
-    with pytest.raises(KeyboardInterrupt), video.SegmentWriter(path, WIDTH, HEIGHT, FPS, 1) as writer:
-        writer.write(bytes(WIDTH * HEIGHT * 3))
-        process = writer._process
+    with pytest.raises(KeyboardInterrupt), writer.SegmentWriter(path, WIDTH, HEIGHT, FPS, 1) as encoder:
+        encoder.write(bytes(WIDTH * HEIGHT * 3))
+        process = encoder._process
         raise KeyboardInterrupt
     assert process.poll() is not None
 
@@ -180,18 +193,18 @@ def test_a_dying_ffmpeg_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.M
     script = tmp_path / "ffmpeg"
     script.write_text("#!/bin/sh\necho 'x264 [error]: malloc failed' >&2\nexit 1\n")
     script.chmod(0o755)
-    monkeypatch.setattr(video, "ffmpeg", lambda: str(script))
+    monkeypatch.setattr(ffmpeg, "program", lambda: str(script))
     with pytest.raises(StoryreelError, match="malloc failed"):
         write(tmp_path / "a.mp4", 1, frames=500)
-    monkeypatch.setattr(video, "ffmpeg", lambda: str(tmp_path / "nothing"))
+    monkeypatch.setattr(ffmpeg, "program", lambda: str(tmp_path / "nothing"))
     with pytest.raises(MissingError, match="does not start"):
         write(tmp_path / "a.mp4", 1)
     monkeypatch.undo()
-    video.ffmpeg.cache_clear()
+    ffmpeg.program.cache_clear()
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "nothing"))
     with pytest.raises(MissingError, match="does not start"):
-        video.encoder_version()
-    video.ffmpeg.cache_clear()
+        ffmpeg.version()
+    ffmpeg.program.cache_clear()
 
 
 def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
@@ -199,7 +212,7 @@ def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
     for data in (os.urandom(999), b";FFMETADATA1\ntitle=hello\n"):
         path.write_bytes(data)
         with pytest.raises(StoryreelError, match="not a film"):
-            video.read_tags(path)
+            reader.read_tags(path)
 
 
 def script(path: Path, text: str) -> str:
@@ -211,9 +224,9 @@ def script(path: Path, text: str) -> str:
 
 @pytest.fixture
 def no_ffmpeg_yet() -> Iterator[None]:
-    video.ffmpeg.cache_clear()
+    ffmpeg.program.cache_clear()
     yield
-    video.ffmpeg.cache_clear()
+    ffmpeg.program.cache_clear()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
@@ -221,19 +234,21 @@ def no_ffmpeg_yet() -> Iterator[None]:
 @pytest.mark.parametrize("named", ["ffmpeg", "./bin/ffmpeg", "none is bundled"])
 def test_an_ffmpeg_is_found_by_its_name(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
-    own = script(tmp_path / "bin" / "ffmpeg", f'exec "{video.ffmpeg()}" "$@"')
-    video.ffmpeg.cache_clear()
+    own = script(tmp_path / "bin" / "ffmpeg", f'exec "{ffmpeg.program()}" "$@"')
+    ffmpeg.program.cache_clear()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
     monkeypatch.chdir(tmp_path)
     if named == "none is bundled":  # the package then names what is on PATH
         monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", lambda: "ffmpeg")
     else:
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", named)
-    assert video.ffmpeg() == own
-    assert video.encoder_version()
+    assert ffmpeg.program() == own
+    assert ffmpeg.version()
     write(tmp_path / "bin" / "a.mp4", 1)
-    video.join([tmp_path / "bin" / "a.mp4"], tmp_path / "film.mp4", FPS, [video.Chapter(0, 6, "a", "b")], {})
-    assert video.count_frames(tmp_path / "film.mp4") == 6
+    writer.join(
+        [tmp_path / "bin" / "a.mp4"], tmp_path / "film.mp4", FPS, [writer.Chapter(0, 6, "a", "b")], {}
+    )
+    assert reader.count_frames(tmp_path / "film.mp4") == 6
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
@@ -252,7 +267,7 @@ def test_what_is_no_ffmpeg_is_said_to_be_none(
             script(path, "echo 'gcc version 9'")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "no-such-ffmpeg" if kind == "no such name" else str(path))
     with pytest.raises(MissingError, match="ffmpeg") as caught:
-        video.encoder_version()
+        ffmpeg.version()
     assert "IMAGEIO_FFMPEG_EXE" in caught.value.remedy
 
 
@@ -260,23 +275,23 @@ def test_what_is_no_ffmpeg_is_said_to_be_none(
 def test_an_ffmpeg_that_ended_early_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says that all is well and leaves a valid, shorter film."""
     taken = 4 * WIDTH * HEIGHT * 3
-    early = f'(head -c {taken}; cat >/dev/null) | "{video.ffmpeg()}" "$@"'
-    monkeypatch.setattr(video, "ffmpeg", lambda: script(tmp_path / "ffmpeg", early))
+    early = f'(head -c {taken}; cat >/dev/null) | "{ffmpeg.program()}" "$@"'
+    monkeypatch.setattr(ffmpeg, "program", lambda: script(tmp_path / "ffmpeg", early))
     with pytest.raises(StoryreelError, match=r"has \[\(4, 0.333.* not \(6, 0.5\)"):
         write(tmp_path / "a.mp4", 1, frames=6)
-    assert video.count_frames(tmp_path / "a.mp4") == 4
+    assert reader.count_frames(tmp_path / "a.mp4") == 4
     write(tmp_path / "b.mp4", 1, frames=4)
     for nothing in (b"", b"\0\0\0\1moov", (tmp_path / "b.mp4").read_bytes()[:900]):
         (tmp_path / "c.mp4").write_bytes(nothing)
         with pytest.raises(StoryreelError, match="ffmpeg failed"):
-            video.check_length(tmp_path / "c.mp4", 4, FPS)
+            mp4.check_length(tmp_path / "c.mp4", 4, FPS)
 
 
 def test_a_film_of_other_segments_than_planned_is_noticed(tmp_path: Path) -> None:
     write(tmp_path / "a.mp4", 1, frames=5)
-    chapter = video.Chapter(0, 6, "a", "b")
+    chapter = writer.Chapter(0, 6, "a", "b")
     with pytest.raises(StoryreelError, match="ffmpeg failed"):
-        video.join([tmp_path / "a.mp4"], tmp_path / "film.mp4", FPS, [chapter], {})
+        writer.join([tmp_path / "a.mp4"], tmp_path / "film.mp4", FPS, [chapter], {})
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal")
@@ -286,20 +301,20 @@ def test_ffmpeg_does_not_outlive_its_parent(tmp_path: Path, work: str) -> None:
     busy = script(tmp_path / "ffmpeg", "exec sleep 60 5>&1")
     code = (
         "import os, pathlib, sys, time\n"
-        "from storyreel.film import video\n"
-        f"video.ffmpeg = lambda: {busy!r}\n"
+        "from storyreel.film import ffmpeg, mp4, reader, writer\n"
+        f"ffmpeg.program = lambda: {busy!r}\n"
         f"path = pathlib.Path({str(tmp_path / 'a.mp4')!r})\n"
-        "start = video._start\n"
+        "start = ffmpeg._start\n"
         "def told(*arguments, **options):\n"
         "    process = start(*arguments, **options)\n"
         "    print(process.pid, flush=True)\n"
         "    return process\n"
-        "video._start = told\n"
+        "ffmpeg._start = told\n"
         "if sys.argv[1] == 'write':\n"
-        "    with video.SegmentWriter(path, 32, 16, 12, 1):\n"
+        "    with writer.SegmentWriter(path, 32, 16, 12, 1):\n"
         "        time.sleep(60)\n"
         "else:\n"
-        "    list(video.read_frames(path, 32, 16))\n"
+        "    list(reader.read_frames(path, 32, 16))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code, work], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
@@ -307,7 +322,7 @@ def test_ffmpeg_does_not_outlive_its_parent(tmp_path: Path, work: str) -> None:
         assert alive(orphan)
         parent.kill()
         parent.stdout.close()
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 30  # half of what it sleeps
     while alive(orphan) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not alive(orphan)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.evaluation.look import picked
+from storyreel.evaluation.frames import picked
 
 
 @given(st.lists(st.integers(0, 19), max_size=60).map(sorted), st.lists(st.integers(1, 7), min_size=20))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.evaluation.rates import common_rate, looks, picture_rate, usual_rate
+from storyreel.evaluation.frame_rates import common_rate, looks, picture_rate, usual_rate
 
 RATES = st.sampled_from([5.0, 8.0, 12.0, 15.0, 16.0, 23.976, 24.0, 25.0, 29.97, 30.0, 50.0, 60.0])
 

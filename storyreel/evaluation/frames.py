@@ -1,4 +1,4 @@
-"""One look at a film, from its first frame to its last: everything that its scores are made of.
+"""One pass over a film's frames: everything that its scores are made of.
 
 Frames stream by: what is kept is a few numbers a frame, and of every scene some vectors and small pictures.
 So memory does not grow with the frames of a scene, nor with the size of the film.
@@ -10,6 +10,7 @@ import io
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -19,10 +20,11 @@ from torch.nn import functional as F
 from storyreel.errors import StoryreelError
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
 from storyreel.evaluation.films import Film, Span
-from storyreel.evaluation.pictures import grey, ssim
-from storyreel.evaluation.registry import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SAMPLES, SHOTS
+from storyreel.evaluation.metrics import SAMPLES
+from storyreel.evaluation.picture_measures import grey, ssim
 from storyreel.evaluation.seams import frame_steps
-from storyreel.film import video
+from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SHOTS
+from storyreel.film import reader
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4
@@ -97,19 +99,25 @@ class Shots:
         self._held = self._held[STEP:].clone()
 
 
+class Pictures(NamedTuple):
+    """Small JPEGs of a scene: of its middle and its ends."""
+
+    middle: bytes
+    first: bytes
+    last: bytes
+
+
 @dataclass(frozen=True)
 class SceneLook:
     """What encoders saw of a scene: unit vectors (n, D) by encoder, and BLIP-2's numbers by name.
 
     ``strangeness`` says how little its pictures can be read, above 1 by nobody; None where the film's model
-    has no judge. ``picture``, ``first`` and ``last`` are small JPEGs of its middle and its ends.
+    has no judge.
     """
 
     vectors: Mapping[str, Tensor]
     blip: Mapping[str, float]
-    picture: bytes
-    first: bytes
-    last: bytes
+    pictures: Pictures
     strangeness: float | None = None
 
 
@@ -167,10 +175,9 @@ class Scenes:
             self._before = scaled
         elif self.looks:
             self.distances.append(None)
-        middle = frames[len(frames) // 2]
         strange = self._strangeness(frames[1:-1]) if self._strangeness is not None else None
-        first, last = jpeg(frames[0]), jpeg(frames[-1])
-        self.looks.append(SceneLook(vectors, blip, jpeg(middle), first, last, strange))
+        shown = Pictures(*map(jpeg, (frames[len(frames) // 2], frames[0], frames[-1])))
+        self.looks.append(SceneLook(vectors, blip, shown, strange))
 
 
 @dataclass(frozen=True)
@@ -221,16 +228,20 @@ def look_at(
     return Look(numbers, scenes.looks, scenes.distances, shots.scores if shots is not None else None)
 
 
-def film_frames(film: Film) -> Iterator[Tensor]:
-    """Yield what is seen of a film, uint8 (T, H, W, 3), some looks at a time, smaller where it is large."""
-    facts = video.probe(film.path)
-    scale = min(1.0, LONGEST_SIDE / max(facts.width, facts.height))
+def film_frames(film: Film, upscale: int | None = None) -> Iterator[Tensor]:
+    """Yield what is seen of a film, uint8 (T, H, W, 3), some looks at a time.
+
+    The frames are brought back to what they were before they were enlarged ``upscale`` times; without that,
+    they are made smaller where they are large.
+    """
+    facts = reader.probe(film.path)
+    scale = 1 / upscale if upscale else min(1.0, LONGEST_SIDE / max(facts.width, facts.height))
     width, height = (max(1, round(side * scale)) for side in (facts.width, facts.height))
     frames = (
         torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, height, width, 3)
-        for data in video.read_frames(film.path, width, height, "auto", film.hdr)
+        for data in reader.read_frames(film.path, width, height, "auto", film.hdr)
     )
-    return picked(frames, film.picks)
+    yield from picked(frames, film.picks)
 
 
 def picked(frames: Iterable[Tensor], picks: Sequence[int]) -> Iterator[Tensor]:

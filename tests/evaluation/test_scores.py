@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.findings import findings
-from storyreel.evaluation.look import FrameNumbers, Look, SceneLook
-from storyreel.evaluation.registry import BLIP, CLIP, DINO, DINO1, OWN
+from storyreel.evaluation.frames import FrameNumbers, Look, Pictures, SceneLook
 from storyreel.evaluation.report import worst_places
 from storyreel.evaluation.result import Scored
-from storyreel.evaluation.score import film_scores
+from storyreel.evaluation.scores import film_scores
+from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, OWN
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 SCENES = ("red", "green", "blue")
@@ -63,7 +63,8 @@ def look(
     for chunk in frames.split(7):
         numbers.see(chunk)
     scenes = [
-        SceneLook(v, {}, b"", b"", b"", strange) for v, strange in zip(vectors, strangeness, strict=False)
+        SceneLook(v, {}, Pictures(b"", b"", b""), strange)
+        for v, strange in zip(vectors, strangeness, strict=False)
     ]
     return Look(numbers, scenes, [None] * (len(vectors) - 1), None)
 
@@ -97,7 +98,7 @@ def test_prompts_that_an_encoder_cuts_are_counted() -> None:
         {"encoder": OWN, "cut": 5, "of": 9, "reads": 4},
         {"encoder": BLIP, "cut": 3, "of": 3, "reads": 4},  # it is given joined texts alone
     ]
-    notes = Scored(long, scores, [], look(*painted())).notes
+    notes = Scored(long, scores, [], []).notes
     assert notes[0] == (
         "5 of its 9 prompts, alone and joined, are longer than the 4 tokens that the model's own encoder "
         "reads: it was given their beginnings"

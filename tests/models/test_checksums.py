@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from storyreel.errors import DamagedError, MissingError
-from storyreel.models.base import CHECKSUMS, check_checksums, load_adapter, write_checksums
+from storyreel.models.checksums import CHECKSUMS, check_checksums, write_checksums
+from storyreel.models.loading import load_adapter
 from storyreel.models.specs import MINI_WEIGHTS, MODELS
 
 

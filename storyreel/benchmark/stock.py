@@ -1,0 +1,156 @@
+"""What diffusers' own pipeline makes of the same prompt, noise and weights, to compare with.
+
+A family that is to be compared has an entry in `STOCK`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
+from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor
+
+from storyreel.errors import UsageError
+from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter, packed, unpacked
+from storyreel.models.mochi import MochiAdapter
+from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.wan import WanAdapter
+
+
+class Stock:
+    """A family's pipeline in diffusers: what it is, and what it is called with.
+
+    ``options`` are those of model_index.json that it takes, ``processor`` makes the attention of the
+    transformers' layers in ``attention``.
+    """
+
+    pipeline_class: ClassVar[type[Any]]
+    options: ClassVar[frozenset[str]] = frozenset()
+    processor: ClassVar[Callable[[], Any]]
+    attention: ClassVar[Sequence[str]] = ("attn1",)
+
+    def __init__(self, adapter: PipelineAdapter) -> None:
+        self._adapter = adapter
+
+    def latents(self, prompt: str, noise: Tensor, steps: int, guidance: Sequence[float]) -> Tensor:
+        """Return the latents that noise (1, C, F, H, W) becomes; ``guidance`` is that of each expert."""
+        spec, parts = self._adapter.spec, self._adapter.parts
+        components = {
+            **parts.by_name(),
+            "scheduler": type(parts.scheduler).from_config(parts.scheduler.config),
+        }
+        chosen = {name: value for name, value in parts.options.items() if name in self.options}
+        pipeline = self.pipeline_class(**components, **chosen)
+        pipeline.set_progress_bar_config(disable=True)
+        frames, height, width = noise.shape[2:]
+        with self._own_attention():
+            latents: Tensor = pipeline(
+                prompt=prompt,
+                height=height * spec.pixels_per_latent,
+                width=width * spec.pixels_per_latent,
+                num_frames=spec.frames_per_latent * (frames - 1) + 1,
+                num_inference_steps=steps,
+                **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
+                max_sequence_length=spec.text_length,
+                output_type="latent",
+                **self._arguments(pipeline, noise),
+            ).frames
+        return self._unpacked(latents, noise)
+
+    @contextmanager
+    def _own_attention(self) -> Iterator[None]:
+        """Let the transformers have diffusers' own attention for a while, and none that is compiled."""
+        blocks: list[Any] = [
+            block for expert in self._adapter.experts for block in self._adapter.blocks(expert)
+        ]
+        layers = [getattr(block, name) for block in blocks for name in self.attention]
+        ours = [layer.processor for layer in layers]
+        compiled = [block._compiled_call_impl for block in blocks]  # Mochi's own attention breaks graphs
+        try:
+            for layer in layers:
+                layer.processor = type(self).processor()
+            for block in blocks:
+                block._compiled_call_impl = None
+            yield
+        finally:
+            for block, implementation in zip(blocks, compiled, strict=True):
+                block._compiled_call_impl = implementation
+            for layer, processor in zip(layers, ours, strict=True):
+                layer.processor = processor
+
+    def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
+        """Return what else the pipeline is called with: at least the noise, in its own form."""
+        return {"latents": noise}
+
+    def _unpacked(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Return the pipeline's latents in the shape of the noise."""
+        return latents
+
+
+class MochiStock(Stock):
+    """`MochiPipeline`."""
+
+    pipeline_class = MochiPipeline
+    options = frozenset({"force_zeros_for_empty_prompt"})
+    processor = MochiAttnProcessor2_0
+
+
+class WanStock(Stock):
+    """`WanPipeline`, with one transformer or two."""
+
+    pipeline_class = WanPipeline
+    options = frozenset({"boundary_ratio", "expand_timesteps"})
+    processor = WanAttnProcessor
+    attention = ("attn1", "attn2")
+
+
+class LTXStock(Stock):
+    """`LTXPipeline`, whose latents are one row of tokens."""
+
+    pipeline_class = LTXPipeline
+    processor = LTXVideoAttnProcessor
+
+    def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
+        return {"latents": packed(noise), "frame_rate": self._adapter.spec.fps}
+
+    def _unpacked(self, latents: Tensor, noise: Tensor) -> Tensor:
+        return unpacked(latents, noise.shape)
+
+
+class LaterLTXStock(Stock):
+    """`LTXConditionPipeline`, which draws its own noise, whatever it is given."""
+
+    pipeline_class = LTXConditionPipeline
+    processor = LTXVideoAttnProcessor
+
+    def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
+        prepare = pipeline.prepare_latents
+
+        def prepare_ours(*arguments: Any, **options: Any) -> tuple[Any, ...]:
+            _, *others = prepare(*arguments, **options)
+            return packed(noise), *others
+
+        pipeline.prepare_latents = prepare_ours
+        return {"frame_rate": self._adapter.spec.fps}
+
+
+STOCK: dict[type, type[Stock]] = {
+    MochiAdapter: MochiStock,
+    WanAdapter: WanStock,
+    LTXAdapter: LTXStock,
+    LaterLTXAdapter: LaterLTXStock,
+}
+
+
+def stock_of(adapter: PipelineAdapter) -> Stock:
+    """Return the pipeline that a model is compared with. Raises UsageError if its family has none."""
+    for family in type(adapter).__mro__:
+        if family in STOCK:
+            return STOCK[family](adapter)
+    words = f"model {adapter.spec.name} has no pipeline to compare with"
+    raise UsageError(words, "Leave out the variant stock.")

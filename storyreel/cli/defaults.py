@@ -1,0 +1,94 @@
+"""Defaults that stay: the file ``storyreel.toml`` beside the stories, with options' names as keys."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from storyreel.cli.reading import is_story
+from storyreel.errors import UsageError
+
+FILE = "storyreel.toml"
+PREFIX = "STORYREEL_"  # of the environment's variables, with the option's name in capitals
+PATHS = ("out", "weights")  # read from the file's folder, wherever the command is run
+KEYS = (
+    *("model", "seed", "size", "seconds", "steps", "guidance", "speed", "quantize"),
+    *("weights", "device", "memory", "out"),
+)
+
+
+class FileDefaults(dict[str, Any]):
+    """The file's values of a command's options, read when the first is asked for, so that help needs none.
+
+    ``given`` are the values of the command line as they become known; the stories among them come first, and
+    the file is theirs, or that of the working directory.
+    """
+
+    def __init__(self, given: Mapping[str, Any], keys: Collection[str]) -> None:
+        super().__init__()
+        self.path: Path | None = None
+        self._given, self._keys = given, keys
+        self._values: dict[str, Any] | None = None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an option's value, or the default if the file has none. Raises UsageError."""
+        if name not in self._keys:
+            return default
+        if self._values is None:
+            stories = self._given.get("stories") or filter(is_story, self._given.get("places") or ())
+            self.path = defaults_file(list(stories))
+            self._values = read_defaults(self.path) if self.path else {}
+        return self._values.get(name, default)
+
+
+def source_of(context: Any, name: str) -> str:
+    """Return where an option's value comes from, if that is the environment or a file; "" otherwise."""
+    source = context.get_parameter_source(name)
+    if source is not None and source.name == "ENVIRONMENT":
+        return f"{PREFIX}{name.upper()}"
+    if source is not None and source.name == "DEFAULT_MAP":
+        return str(getattr(context.default_map, "path", ""))
+    return ""
+
+
+def defaults_file(stories: Collection[Path]) -> Path | None:
+    """Return the file beside some stories or in a folder of them, or in the working directory without any.
+
+    Raises UsageError if it is not one and the same for all.
+    """
+    folders = {story if story.is_dir() else story.parent for story in stories} or {Path()}
+    files = {folder.resolve(): folder / FILE for folder in sorted(folders)}
+    found = [path for path in files.values() if path.is_file()]
+    if found and len(files) > 1:
+        names = ", ".join(str(folder / FILE) for folder in sorted(folders))
+        raise UsageError(
+            f"the stories lie in several folders, and {found[0]} counts for those beside it alone",
+            f"Run the command once for each folder ({names}).",
+        )
+    return found[0] if found else None
+
+
+def read_defaults(path: Path) -> dict[str, Any]:
+    """Return what a file sets. Raises UsageError for what it cannot set."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror}", "Correct that, or move it away."
+        ) from None
+    except (ValueError, RecursionError) as error:  # no UTF-8, or no TOML
+        words = str(error) or "it is nested too deep"
+        raise UsageError(f"{path}: {words}", 'Write KEY = VALUE, as in model = "mini".') from None
+    for key, value in values.items():
+        if key not in KEYS:
+            near = get_close_matches(key, KEYS, 1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"{path}: unknown key {key!r}", f"{hint}Known keys: {', '.join(KEYS)}")
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise UsageError(f"{path}: {key} must be text or a number", 'As in model = "mini", steps = 8.')
+        if key in PATHS:
+            values[key] = str(path.parent / Path(str(value)).expanduser())
+    return values

@@ -1,0 +1,189 @@
+"""Commands about films that are there: how they are, whether they are whole, what they say and do not use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from storyreel.cli.options import Json, OutOptions, flag
+from storyreel.cli.reading import (
+    check_out,
+    film_folder,
+    film_folders,
+    is_story,
+    raise_all,
+    read,
+    worst,
+)
+from storyreel.cli.results import Verified, failed, print_json
+from storyreel.cli.telling import complain, note
+from storyreel.errors import StoryreelError, UsageError, counted, printable
+from storyreel.story.naming import film_name
+
+
+def status(
+    options: OutOptions,
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Films, folders of films, or stories. Default: OUT.",
+            metavar="FILM|OUT|STORY…",
+            is_eager=True,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how films are: done, running, stopped, failed or waiting, and how many scenes they have.
+
+    Without a name these are the films of the last submission in OUT, else all films there. For a story,
+    the options are those of render: done is only a film as they would make it.
+    """
+    given = places or []
+    stories = [place for place in given if is_story(place)]
+    print_status(status_of([place for place in given if place not in stories], stories, options), as_json)
+
+
+def status_of(places: list[Path], stories: list[Path], options: OutOptions) -> dict[str, dict[str, Any]]:
+    """Return how films are, by name: in places and of stories; without either, in the usual place."""
+    from storyreel.film.status import all_films, film_status
+
+    rows: dict[str, dict[str, Any]] = {}
+    for place in places:
+        if (folder := film_folder(place)) is not None:
+            every = all_films(folder.parent, {}, note)
+            found = {folder.name: every.get(folder.name) or asdict(film_status(folder.parent, folder.name))}
+        elif place.is_dir():
+            found = all_films(place, {}, note)
+        else:
+            remedy = "Name a film, its folder, a folder of films, or a story that ends in .yaml."
+            raise UsageError(f"{place} is neither a film nor a folder of films", remedy)
+        rows |= {name if name not in rows else str(place / name): row for name, row in found.items()}
+    plans, errors = read(stories, options.plan, film_name)
+    raise_all(errors.values())
+    if plans or not places:
+        check_out(options.out)
+        rows |= all_films(options.out, plans, note)
+    return rows
+
+
+def print_status(rows: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
+    """Print what `status_of` returns."""
+    if as_json:
+        print_json(rows)
+        return
+    for name, row in rows.items():
+        total = "? scenes" if row["total"] is None else counted(row["total"], "scene")
+        slurm_says = f", Slurm {row['job']} {row['slurm']}" if row.get("slurm") else ""
+        reason = f": {row['reason']}" if row["reason"] else ""
+        print(printable(f"{name}: {row['state']}, {row['scenes']} of {total}{slurm_says}{reason}"))
+
+
+def verify(
+    places: Annotated[list[Path], typer.Argument(help="Films, or folders of films.", metavar="FILM|OUT…")],
+    as_json: Json = False,
+) -> None:
+    """Read films back and say whether every file is whole and decodes; no story and no weights are needed.
+
+    A film is held against its own manifest. Nothing is written. With render --verify it is held against a
+    story, and the weights of its model are read too.
+    """
+    from storyreel.film.verify import verify_folder
+
+    found: dict[str, Mapping[str, str] | StoryreelError] = {}
+    for folder in dict.fromkeys(film_folders(places)):
+        try:
+            found[str(folder)] = verify_folder(folder)
+        except StoryreelError as error:
+            found[str(folder)] = error
+    remedy = "Render such a film again: only what is missing or damaged is made anew."
+    print_verified(found, remedy, as_json)
+
+
+def print_verified(
+    found: Mapping[str, Mapping[str, str] | StoryreelError], remedy: str, as_json: bool
+) -> None:
+    """Print what is wrong with each film's files, "" for nothing. Raises StoryreelError if anything is."""
+    results: dict[str, Any] = {}
+    for name, files in found.items():
+        if isinstance(files, StoryreelError):
+            results[name] = failed(files)
+            complain(printable(f"{name}: {files}"))
+            continue
+        wrong = {path: fault for path, fault in files.items() if fault}
+        results[name] = Verified(whole=not wrong, files=len(files), wrong=wrong)
+        if not as_json:
+            for path, fault in wrong.items():
+                print(printable(f"{path} {fault}"))
+            whole = len(files) - len(wrong)
+            print(printable(f"{name}: {whole} of {counted(len(files), 'file')} are whole"))
+    if as_json:
+        print_json(results)
+    errors = [files for files in found.values() if isinstance(files, StoryreelError)]
+    if not_whole := [name for name, result in results.items() if not result.get("whole", True)]:
+        raise StoryreelError(f"not whole: {', '.join(not_whole)}", remedy)
+    if errors:
+        raise typer.Exit(worst(errors).exit_code)
+
+
+def inspect(
+    film: Annotated[Path, typer.Argument(help="A film, or its folder.", metavar="FILM")],
+    as_json: Json = False,
+) -> None:
+    """Print what a film says of itself: story, seed, model, versions."""
+    from storyreel.film.reader import read_tags
+
+    folder = film_folder(film) if film.is_dir() else None
+    path = min(folder.glob("*.mp4"), default=folder) if folder else film
+    if not path.is_file():
+        raise UsageError(f"{path} is not a file", "Name an MP4 that storyreel rendered, or its folder.")
+    tags = read_tags(path)
+    if as_json:
+        print_json(tags)
+    else:
+        for key, value in tags.items():
+            print(printable(f"{key}: {value}"))
+
+
+def clean(
+    out: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Films, or folders of films. Default: out.", metavar="FILM|OUT…"),
+    ] = None,
+    yes: Annotated[bool, flag("--yes", "Remove it; else it is only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what no film uses, scenes of former seeds, settings and texts; with --yes, remove it.
+
+    What the present film needs stays, and so does the work of a render that was not finished.
+    """
+    from storyreel.film.clean import film_folders as rendered
+    from storyreel.film.clean import remove_unused, size_words, unused
+
+    done = "removed" if yes else "would be removed"
+    places = [film_folder(path) or path for path in out or [Path("out")]]
+    rows = [(remove_unused if yes else unused)(path) for path in rendered(places)]
+    if as_json:
+        print_json(
+            [
+                {
+                    "folder": str(row.folder),
+                    "files": [path.name for path in row.files],
+                    "bytes": row.size,
+                    "removed": yes and bool(row.files),
+                    "reason": row.reason,
+                }
+                for row in rows
+            ]
+        )
+        return
+    for row in rows:
+        if row.reason:
+            complain(printable(f"{row.folder}: {row.reason}"))
+        elif row.files:
+            print(printable(f"{row.folder}: {len(row.files)} files, {size_words(row.size)} {done}"))
+    count, size = sum(len(row.files) for row in rows), sum(row.size for row in rows)
+    print(f"{count} files, {size_words(size)} {done}" + ("" if yes or not count else ": add --yes"))

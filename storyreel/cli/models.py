@@ -1,0 +1,198 @@
+"""Commands about models: what there is, fetching it, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from storyreel.cli.options import (
+    Device,
+    Json,
+    Model,
+    Quantize,
+    Size,
+    Steps,
+    Weights,
+    check_device,
+    check_weights,
+    exclude,
+    flag,
+    option,
+)
+from storyreel.cli.rendering import gpu_memory
+from storyreel.cli.results import print_json
+from storyreel.errors import UsageError
+from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.stopping import KEPT, stopping
+from storyreel.story.planning import DEFAULT_MODEL, Overrides
+from storyreel.story.vocabulary import listing, load_vocabulary
+
+
+def _models() -> list[str]:
+    return list(MODELS)
+
+
+def _names() -> list[str]:
+    return [*MODELS, "eval"]
+
+
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="This one alone, with all that it can draw, if that is known.",
+            metavar="MODEL",
+            autocompletion=_models,
+        ),
+    ] = None,
+    page: Annotated[Path | None, option("FILE", "Write a page with pictures of what MODEL draws.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that can be used, what each needs, and which are there."""
+    specs = [find_model(name) for name in ([model] if model else MODELS)]
+    vocabulary = load_vocabulary(specs[0]) if model else None
+    if page is not None:
+        _write_gallery(page, specs[0] if model else None)
+    if as_json:
+        draws = {"draws": asdict(vocabulary)} if vocabulary else {}
+        print_json({spec.name: asdict(spec) | draws for spec in specs})
+        return
+    for spec in specs:
+        there = "there" if (spec.weights / "transformer").is_dir() else f"not there ({spec.remedy})"
+        print(f"{spec.name}: {spec.title}, weights {there}, {spec.licence}")
+        print(
+            f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
+            f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
+            f"{spec.steps} steps" + (f", {spec.memory_mb} MB" if spec.memory_mb else "")
+        )
+        if spec.memory_gb:
+            print(f"  GPU memory {gpu_memory(spec)}")
+    for kind, entries in (listing(vocabulary) if vocabulary else {}).items():
+        print(f"  {kind}:")
+        for entry in entries:
+            print(f"    {entry}")
+
+
+def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
+    """Write a page with pictures of what a model draws. Raises UsageError where that is not known."""
+    from storyreel.cli.display import say
+    from storyreel.evaluation.verdicts import asked
+    from storyreel.files import write_atomically, writing
+
+    gallery = asked(spec.gallery) if spec else None
+    if gallery is None:
+        raise UsageError(
+            "what a model draws is known only of one that was taught a world of its own",
+            "Name it: storyreel models mini --page FILE",
+        )
+    text: str = gallery()
+    with writing(page, "name another file: --page FILE", ""):
+        write_atomically(page, text)
+    say(f"page: {page}")
+
+
+def pull(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="See: storyreel models. eval: the models of eval's metrics.",
+            metavar="MODEL…",
+            autocompletion=_names,
+        ),
+    ],
+    update: Annotated[bool, flag("--update", "Take the newest commit, and hold to it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fetch and verify the weights of models: the only command that ever contacts a hub."""
+    from storyreel.cli.display import say
+    from storyreel.evaluation.weights import WEIGHTS
+    from storyreel.models import hub
+
+    specs = [find_model(name) for name in models if name != "eval"]
+    results: dict[str, Mapping[str, str]] = {}
+
+    def done(name: str, folder: object) -> None:
+        results[name] = {"folder": str(folder)}
+        if not as_json:
+            print(folder, flush=True)
+
+    try:
+        with stopping(KEPT):
+            for spec in specs:
+                done(spec.name, hub.pull(spec, say, update))
+            for judge in WEIGHTS.values() if "eval" in models else ():
+                if judge.hub is not None:
+                    done(judge.name, hub.fetch(judge.name, judge.hub, hub.at_the_top, say, update))
+    finally:
+        if as_json and results:  # what was fetched is told whatever happens to the next
+            print_json(results)
+
+
+def bench(
+    model: Model = None,
+    variants: Annotated[
+        str,
+        option(
+            "NAMES",
+            "Some of stock, plain, full, without-dipw, without-twb, without-sar, balanced, fast, with "
+            "commas between. Default: all.",
+        ),
+    ] = "",
+    random_weights: Annotated[
+        bool, flag("--random-weights", "Measure without any download: true sizes, random weights.")
+    ] = False,
+    calculated: Annotated[
+        bool, flag("--calculate", "Calculate work and memory: needs neither weights nor a GPU.")
+    ] = False,
+    frames: Annotated[int | None, option("N", "Of a segment. Default: the model's.", min=2)] = None,
+    size: Size = None,
+    steps: Steps = None,
+    rounds: Annotated[int, option("N", "How often each variant is timed.", min=1)] = 3,
+    compiled: Annotated[bool, flag("--compile", "Compile the transformer's blocks.")] = False,
+    quantize: Quantize = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time a model's variants against diffusers' own pipeline, in turn, on the same inputs.
+
+    With --calculate, what they would take: without weights, without a GPU.
+    """
+    check_device(device)
+    exclude("--random-weights", random_weights, {"--weights": weights is not None, "--calculate": calculated})
+    spec = find_model(model or DEFAULT_MODEL)
+    if quantize is not None:
+        spec = spec.quantized(quantize)
+    if weights is not None:
+        spec = replace(spec, weights=weights)
+    seconds = None if frames is None else (frames - 1) / spec.fps
+    from storyreel.benchmark import run as benches
+    from storyreel.benchmark.calculate import CALCULABLE, calculate
+    from storyreel.cli.display import print_bench, print_calculation, say
+    from storyreel.models.devices import pick_device
+
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    overrides = Overrides(
+        spec.name, size=size, seconds=seconds, steps=steps, quantize=spec.quantize, weights=spec.weights
+    )
+    report: Any
+    if calculated:
+        report = calculate(spec, overrides, chosen or CALCULABLE)
+        print_json(report) if as_json else print_calculation(report)
+        return
+    check_weights(weights)
+    report = benches.bench(
+        spec,
+        pick_device(device),
+        overrides,
+        chosen or [benches.STOCK, *benches.VARIANTS],
+        rounds,
+        random_weights,
+        compiled,
+        say,
+    )
+    print_json(report) if as_json else print_bench(report)

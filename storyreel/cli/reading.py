@@ -1,0 +1,138 @@
+"""What commands are pointed at: stories, and the plans and names of their films; folders of films."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from storyreel.cli.telling import complain, is_quiet
+from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
+from storyreel.story.plan import Plan
+from storyreel.story.schema import STDIN, Story, load_story
+
+T = TypeVar("T")
+
+ENDINGS = (".yaml", ".yml")
+
+
+def read(
+    stories: Sequence[Path],
+    plan: Callable[[Story, str], T],
+    name_of: Callable[[Path], str],
+    once: bool = True,
+) -> tuple[dict[str, T], dict[str, StoryreelError]]:
+    """Read and plan all stories; return the plans by name, and what is wrong with the others by path.
+
+    With ``once``, two of one name are an error.
+    """
+    plans: dict[str, T] = {}
+    errors: dict[str, StoryreelError] = {}
+    taken: set[str] = set()
+    for path in stories:
+        try:
+            story = load_story(path)
+            name = name_of(path)
+            if once and name.casefold() in taken:
+                remedy = "Rename one of the stories: the file's name is the film's."
+                raise UsageError(f"two stories would be written to {name!r}", remedy)
+            taken.add(name.casefold())
+            plans[name] = plan(story, name)
+        except StoryreelError as error:
+            errors[shown(path)] = error
+    return plans, errors
+
+
+def raise_all(errors: Collection[StoryreelError]) -> None:
+    """Tell all errors; raise the one that decides the exit code."""
+    if errors:
+        decisive = worst(errors)
+        tell(error for error in errors if str(error) != str(decisive))
+        raise decisive
+
+
+def worst(errors: Collection[StoryreelError]) -> StoryreelError:
+    """Return what decides the exit code: the first faulty story, else the first error."""
+    return min(errors, key=lambda error: not isinstance(error, ScriptError))
+
+
+def tell(errors: Iterable[StoryreelError]) -> None:
+    """Tell errors; what is said of an option that counts for all stories is told once."""
+    for text in dict.fromkeys(map(str, errors)):
+        complain(text)
+
+
+def warn(warned: Mapping[str, ScriptError]) -> None:
+    """Say what models cannot draw of stories, each with its place, unless that is not wanted."""
+    for found in warned.values() if not is_quiet() else ():
+        complain(found.format("warning"))
+
+
+def missing_weights(plans: Iterable[tuple[str, Plan]]) -> dict[str, StoryreelError]:
+    """Return what is missing of the models of plans, by the plans' names."""
+    from storyreel.models.inventory import check_inventory
+
+    errors: dict[str, StoryreelError] = {}
+    for name, plan in plans:
+        try:
+            check_inventory(plan.spec)
+        except StoryreelError as error:
+            errors[name] = error
+    return errors
+
+
+def check_out(out: Path) -> None:
+    """Raise OutputError if nothing can be written into a folder."""
+    from storyreel.files import obstacle, writing
+
+    with writing(out):
+        if (why := obstacle(out)) is not None:
+            raise OutputError(f"cannot write into {out}: {why}", "Correct that, or choose another --out.")
+        if out.exists() and not out.is_dir():
+            raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
+
+
+def stories_in(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield stories, those of a folder in the order of their names. Raises UsageError if it has none."""
+    for place in places:
+        if not place.is_dir():
+            yield place
+            continue
+        found = sorted(path for path in place.iterdir() if path.suffix in ENDINGS and path.is_file())
+        if not found:
+            raise UsageError(f"there is no story in {place}", "Stories are files that end in .yaml or .yml.")
+        yield from found
+
+
+def is_story(place: Path) -> bool:
+    """Tell whether a place is named as a story is, not as a film or a folder."""
+    return place == STDIN or (place.suffix in ENDINGS and not place.is_dir())
+
+
+def film_folder(place: Path) -> Path | None:
+    """Return the folder of the film that a place is, or is the folder of; None if it is neither."""
+    folder = place.parent if place.is_file() else place
+    return folder if (folder / "segments").is_dir() else None
+
+
+def film_folders(places: Iterable[Path]) -> Iterator[Path]:
+    """Yield the folder of every film in some places: films, their folders, or folders of several.
+
+    Raises UsageError for what holds none.
+    """
+    remedy = "Name a film, its folder, as in out/nyc, or a folder that holds several, as in out."
+    for place in places:
+        if not place.exists():
+            raise UsageError(f"{place} is not there", remedy)
+        folder = film_folder(place)
+        found = (
+            [folder] if folder else sorted({path.parent for path in place.rglob("segments") if path.is_dir()})
+        )
+        if not found:
+            raise UsageError(f"there is no film of storyreel in {place}", remedy)
+        yield from found
+
+
+def shown(path: Path) -> str:
+    """Return a story's path as people read it."""
+    return "stdin" if path == STDIN else str(path)

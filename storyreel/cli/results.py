@@ -1,0 +1,248 @@
+"""What ``--json`` prints: one shape for every command, published by ``storyreel schema --of COMMAND``.
+
+A key that is not here is never printed, except where a shape says that it is open; keys may be added.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from storyreel.errors import ScriptError, StoryreelError, UsageError
+from storyreel.method.settings import Method
+from storyreel.story.plan import Seam, Segment
+
+CLOSED, OPEN = ConfigDict(extra="forbid"), ConfigDict(extra="allow")
+SCHEMA_ID = "https://storyreel.invalid/{}.result.schema.json"  # a name, not a place to fetch from
+
+
+@with_config(CLOSED)
+class Fault(TypedDict):
+    """A fault of a story at its place, or what its model cannot draw; lines and columns count from 1."""
+
+    line: int
+    column: int
+    message: str
+
+
+@with_config(CLOSED)
+class Done(TypedDict):
+    """A film that is complete: ``rendered`` of its ``segments`` were made now."""
+
+    state: Literal["done"]
+    film: str
+    segments: int
+    rendered: int
+    seconds: float
+    warnings: list[Fault]
+
+
+@with_config(CLOSED)
+class Failed(TypedDict):
+    """A story that could not be rendered."""
+
+    state: Literal["failed"]
+    error: str
+    exit_code: int
+
+
+@with_config(CLOSED)
+class Planned(TypedDict):
+    """What ``--dry-run`` knows of a film; times in seconds of the film, estimates in seconds of work."""
+
+    title: str
+    model: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    guidance_2: float | None
+    speed: str
+    quantize: str
+    method: Method
+    size: str
+    fps: int
+    frames: int
+    seconds: float
+    forwards: int
+    latents: int
+    estimated_seconds: float | None
+    estimated_memory_mb: int | None
+    estimated_on: str | None
+    gpu_memory_gb: dict[str, float]
+    segments: list[Segment]
+    seams: list[Seam]
+    warnings: list[Fault]
+
+
+@with_config(CLOSED)
+class Verified(TypedDict):
+    """A film that was read back: how many files, and what is wrong with which."""
+
+    whole: bool
+    files: int
+    wrong: dict[str, str]
+
+
+@with_config(CLOSED)
+class Status(TypedDict):
+    """How a film is; ``total`` is known once it is planned, ``job`` and ``slurm`` if it was submitted."""
+
+    state: Literal["done", "running", "stopped", "failed", "waiting"]
+    scenes: int
+    total: int | None
+    reason: str
+    job: NotRequired[str]
+    slurm: NotRequired[str | None]
+
+
+@with_config(CLOSED)
+class Submitted(TypedDict):
+    """An array job: ``films`` has the story of each element by its film's name, in order."""
+
+    job: str
+    submitted: str
+    films: dict[str, str]
+
+
+@with_config(CLOSED)
+class Cleaned(TypedDict):
+    """What a film's folder could do without, or did; ``reason`` says why it was left alone."""
+
+    folder: str
+    files: list[str]
+    bytes: int
+    removed: bool
+    reason: str
+
+
+@with_config(CLOSED)
+class Validated(TypedDict):
+    """A story: its scenes and seconds if it is valid, else its faults, or why it cannot be read."""
+
+    valid: bool
+    scenes: int | None
+    seconds: float | None
+    faults: list[Fault]
+    warnings: list[Fault]
+    error: str
+    notes: list[str]
+
+
+@with_config(OPEN)
+class Model(TypedDict):
+    """A model's entry in the table, with the folder of its weights.
+
+    ``draws`` is there if one model is asked for, and all that it can draw is known.
+    """
+
+    name: str
+    title: str
+    licence: str
+    weights: str
+    fps: int
+    steps: int
+    memory_gb: dict[str, float]
+    draws: NotRequired[dict[str, Any]]
+
+
+@with_config(CLOSED)
+class Pulled(TypedDict):
+    """The folder of what was fetched, or was there already."""
+
+    folder: str
+
+
+@with_config(OPEN)
+class Benched(TypedDict):
+    """What each variant takes, measured or calculated."""
+
+    model: str
+    size: str
+    frames: int
+    steps: int
+    variants: list[dict[str, Any]]
+
+
+@with_config(OPEN)
+class Scored(TypedDict):
+    """A film with its scores and findings."""
+
+    run: str
+    name: str
+    file: str
+    sha256: str
+    scores: dict[str, Any]
+    findings: list[dict[str, Any]]
+
+
+@with_config(OPEN)
+class Evaluated(TypedDict):
+    """All films, their runs side by side, and which metrics have no value, and why."""
+
+    metrics: dict[str, dict[str, Any]]
+    missing: dict[str, str]
+    summary: dict[str, dict[str, Any]]
+    differences: dict[str, dict[str, Any]]
+    films: list[Scored]
+
+
+@with_config(CLOSED)
+class Checked(TypedDict):
+    """One thing about this machine; ``remedy`` says what to do where it is not ``ok``."""
+
+    ok: bool
+    found: str
+    remedy: str
+
+
+SHAPES: dict[str, Any] = {
+    "render": dict[str, Done | Failed] | dict[str, Planned] | dict[str, Verified],
+    "batch": dict[str, Done | Failed] | dict[str, Planned] | dict[str, Status] | Submitted,
+    "submit": Submitted,
+    "status": dict[str, Status],
+    "verify": dict[str, Verified | Failed],
+    "inspect": dict[str, str],
+    "clean": list[Cleaned],
+    "validate": dict[str, Validated],
+    "eval": Evaluated,
+    "ablate": Evaluated | dict[str, Planned],
+    "models": dict[str, Model],
+    "pull": dict[str, Pulled],
+    "bench": Benched,
+    "info": dict[str, Checked],
+}
+
+
+def result_schema(command: str) -> dict[str, Any]:
+    """Return the JSON Schema of what a command prints with ``--json``. Raises UsageError."""
+    if command not in SHAPES:
+        raise UsageError(f"{command!r} prints no JSON", f"Name one of: {', '.join(SHAPES)}")
+    schema = TypeAdapter(SHAPES[command]).json_schema(mode="serialization")
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {
+        "$schema": dialect,
+        "$id": SCHEMA_ID.format(command),
+        "title": f"storyreel {command} --json",
+    } | schema
+
+
+def faults_of(error: StoryreelError | None) -> list[Fault]:
+    """Return the faults of a story as plain data; of any other error there are none."""
+    faults = error.faults if isinstance(error, ScriptError) else []
+    return [{"line": fault.line, "column": fault.column, "message": fault.message} for fault in faults]
+
+
+def failed(error: Any) -> Failed:
+    """Return what is said of a story that failed."""
+    return {"state": "failed", "error": error.message, "exit_code": error.exit_code}
+
+
+def print_json(result: object) -> None:
+    """Print a result. Paths become text; what is no number in JSON is refused."""
+    print(json.dumps(result, indent=2, allow_nan=False, default=os.fspath))

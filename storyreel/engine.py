@@ -1,0 +1,172 @@
+"""The model and its scorer, loaded when first needed, and what to do when the device's memory is too small.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any
+
+from storyreel.errors import MissingError
+from storyreel.film.hashes import RememberedHashes
+from storyreel.film.keys import ingredients
+from storyreel.models.device_errors import device_error, lacks_memory
+from storyreel.models.inventory import weight_files
+from storyreel.models.specs import ModelSpec
+from storyreel.stopping import Stop
+
+if TYPE_CHECKING:
+    from storyreel.denoise.prompts import Scorer
+    from storyreel.models.base import Adapter, MemoryMode
+
+LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
+
+
+@dataclass
+class Engine:
+    """What computes, shared by all stories of one command.
+
+    ``device`` is auto, cpu, cuda or cuda:N, ``memory`` the memory mode. ``shared`` says whether other
+    processes compute too, ``compiled`` whether the model is compiled. ``stop`` knows of signals.
+    """
+
+    device: str = "auto"
+    memory: MemoryMode = "auto"
+    shared: bool = False
+    compiled: bool = False
+    stop: Stop = field(default_factory=Stop)
+
+    def __post_init__(self) -> None:
+        self._adapters: dict[str, Adapter] = {}
+        self._scorers: dict[Path, Scorer] = {}
+        self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}
+
+    def ingredients(self, spec: ModelSpec, said: Callable[[str], None]) -> dict[str, Any]:
+        """Return what a model's films are made from; call ``said`` first if its weights take long to read.
+
+        Raises MissingError or DamagedError.
+        """
+        if (spec.name, spec.weights) not in self._ingredients:
+            unread = RememberedHashes().to_read(weight_files(spec))
+            if unread >= LONG:
+                said(f"reading {unread / 1e9:.0f} GB of weights to compute their hashes, which are kept")
+            self._ingredients[spec.name, spec.weights] = ingredients(spec)
+        return self._ingredients[spec.name, spec.weights]
+
+    def device_kind(self) -> str:
+        """Return the kind of device that computes: cpu or cuda. Raises MissingError."""
+        if self.device != "auto":
+            return self.device.partition(":")[0]
+        from storyreel.models.devices import pick_device
+
+        return pick_device(self.device).type
+
+    def device_words(self, adapter: Adapter) -> str:
+        """Return the device as records name it: it decides the last digits of a picture."""
+        import torch
+
+        if adapter.device.type == "cuda":
+            words = torch.cuda.get_device_name(adapter.device)
+        else:
+            words = f"{adapter.device.type} with OMP_NUM_THREADS={torch.get_num_threads()}"
+        return f"{words}, compiled" if self.compiled else words
+
+    def adapter(self, spec: ModelSpec) -> Adapter:
+        """Return the loaded model. Raises MissingError or DamagedError."""
+        if spec.label not in self._adapters:
+            adapter = self._load(spec)
+            if self.compiled:
+                adapter.compile()
+            if self.shared:
+                from storyreel.models.workers import Workers
+
+                adapter = Workers(adapter)
+            self._adapters[spec.label] = adapter
+        return self._adapters[spec.label]
+
+    def _load(self, spec: ModelSpec) -> Adapter:
+        """Load a model. Mode auto estimates what fits on a GPU; where that fails, lower modes are tried."""
+        import torch
+
+        from storyreel.models.devices import pick_device
+        from storyreel.models.loading import load_adapter
+
+        device = pick_device(self.device)
+        modes: list[MemoryMode] = [self.memory]
+        if self.memory == "auto" and device.type == "cuda":
+            modes += ["balanced", "low"]
+        for mode in modes:
+            try:
+                return load_adapter(spec, device, mode)
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
+                if mode == modes[-1]:
+                    raise _too_large(spec, mode) from error
+                clear_frames(error.__traceback__)
+            torch.cuda.empty_cache()  # of what was half loaded
+        raise AssertionError("there is always a mode to try")
+
+    def scorer(self, spec: ModelSpec) -> Scorer | None:
+        """Return the loaded text-image encoder in the folder of a model's weights; None if there is none."""
+        folder = spec.weights / "scorer"
+        if not folder.is_dir():
+            return None
+        if folder not in self._scorers:
+            from storyreel.models.devices import pick_device
+            from storyreel.models.scorer import Scorer
+
+            self._scorers[folder] = Scorer.load(folder, pick_device(self.device))
+        return self._scorers[folder]
+
+
+def _too_large(spec: ModelSpec, mode: MemoryMode) -> MissingError:
+    message = f"the device has too little memory for model {spec.label} in mode {mode}"
+    lighter = "--quantize fp8, " if spec.quantize == "none" else ""
+    lower = {"low": "", "balanced": "--memory low, "}.get(mode, "--memory balanced or low, ")
+    pinned = " (mode low also wants all weights in the machine's own memory)" if mode == "low" else ""
+    return MissingError(message, f"Use {lower}{lighter}a smaller model or another --device{pinned}.")
+
+
+def memory_words(mode: str, spec: ModelSpec) -> str:
+    """Return a memory mode for people, below high with what else would save memory."""
+    if mode == "high" or spec.quantize != "none":
+        return mode
+    return f"{mode} (--quantize fp8 would halve the transformer, and change the film)"
+
+
+def with_less_memory(adapter: Adapter, compute: Callable[[], None], on_mode: Callable[[str], None]) -> None:
+    """Compute; where the device has too little memory, go to the next lower memory mode and compute again.
+
+    ``on_mode`` is called with the name of every such mode. Raises MissingError if there is no lower one.
+    """
+    while True:
+        try:
+            compute()
+            return
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            clear_frames(error.__traceback__)  # of what the failed step held
+            mode = adapter.lower_memory_mode()
+            if mode is None:
+                remedy = "Use a smaller --size, shorter scenes, or a GPU with more memory."
+                words = "the device has too little memory; finished scenes are kept"
+                raise MissingError(words, remedy) from error
+        on_mode(mode)
+
+
+@contextmanager
+def device_faults() -> Iterator[None]:
+    """Turn torch's errors about a GPU that no longer answers, or is full, into MissingError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if (found := device_error(error)) is None:
+            raise
+        raise found from error

@@ -1,0 +1,69 @@
+"""What every frame of a film shows, as data: pictures of one segment, or of two where they dissolve.
+
+A segment is decoded by itself, its lead first. The lead's pictures show what the segment before shows at
+its end: there the film passes over from one to the other. The dissolve also reaches `HELD` further on
+either side, where one of the two stands still. Planned from numbers alone; `decode.py` follows it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from storyreel.story.plan import Plan, Segment
+
+HELD = 1 / 3  # seconds of still pictures that lengthen a dissolve on either side
+
+
+class Part(NamedTuple):
+    """What a frame shows of one segment.
+
+    ``segment`` is its index, ``picture`` counts its decoded pictures from 0, its lead's first. ``weight`` is
+    its share of the frame, above 0; those of a frame add up to 1.
+    """
+
+    segment: int
+    picture: int
+    weight: float
+
+
+Frame = tuple[Part, ...]  # one part, or two: of the earlier segment and of the later
+
+
+def lead_pictures(plan: Plan, segment: Segment) -> int:
+    """Return how many pictures a segment's lead is decoded to: the first latent frame is one picture."""
+    return 1 + plan.spec.frames_per_latent * (segment.lead - 1)
+
+
+def film_frames(plan: Plan, segment: Segment) -> list[Frame]:
+    """Return what the frames of the film from a segment's start to its end show, in a settled plan."""
+    lead = lead_pictures(plan, segment)
+    frames: list[Frame] = [(Part(segment.index, lead + i, 1.0),) for i in range(segment.frames)]
+    before, mixed = _dissolve(plan, segment)
+    frames[: len(mixed) - before] = mixed[before:]
+    for following in plan.segments[segment.index + 1 : segment.index + 2]:
+        before, mixed = _dissolve(plan, following)
+        frames[len(frames) - before :] = mixed[:before]
+    return frames
+
+
+def _dissolve(plan: Plan, later: Segment) -> tuple[int, list[Frame]]:
+    """Return the dissolve at the seam before a segment, and how many of its frames come before the seam.
+
+    It takes at most half of either segment, so that two dissolves never meet.
+    """
+    seam = plan.seam(later)
+    if seam is None or not seam.overlap:
+        return 0, []
+    earlier = plan.segments[later.index - 1]
+    held, lead = round(HELD * plan.spec.fps), lead_pictures(plan, later)
+    before = min(1 + plan.spec.frames_per_latent * (seam.overlap - 1) + held, earlier.frames // 2)
+    count = before + min(held, later.frames // 2) if before else 0
+    last = lead_pictures(plan, earlier) + earlier.frames - 1
+    weights = [(i + 0.5) / count for i in range(count)]  # of the later one
+    return before, [
+        (
+            Part(earlier.index, min(last - before + 1 + i, last), 1 - weight),
+            Part(later.index, max(0, lead - before + i), weight),
+        )
+        for i, weight in enumerate(weights)
+    ]

@@ -1,0 +1,217 @@
+"""From a folder, as diffusers lays out a pipeline, to a model's components; or the same with random weights.
+
+Everything is checked on the CPU, before a device is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
+
+from storyreel.errors import DamagedError, MissingError
+from storyreel.files import read_json
+from storyreel.models.base import Adapter, MemoryMode
+from storyreel.models.checksums import check_checksums, how_to_restore
+from storyreel.models.device_errors import lacks_memory
+from storyreel.models.quantized import quantize
+from storyreel.models.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from storyreel.models.pipeline import PipelineAdapter
+
+Loaded = TypeVar("Loaded")
+PREVIEW = "preview.safetensors"  # beside the components, where a model has one
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A text encoder of a family: its class in transformers, and the true sizes for its configuration.
+
+    ``thin`` are those in which a model with random weights has fewer on a device: texts are encoded once in
+    a film. A tokenizer goes with each.
+    """
+
+    kind: type[Any]
+    sizes: dict[str, Any]
+    thin: dict[str, Any]
+
+
+@dataclass
+class Parts:
+    """The components of a model. ``experts`` are its transformers, that for most noise first.
+
+    A model of even noise levels needs no ``scheduler``. ``options`` are the pipeline's own settings,
+    ``preview`` is a linear map from latents to pictures.
+    """
+
+    experts: Sequence[nn.Module]
+    vae: nn.Module
+    text_encoders: Sequence[nn.Module]
+    tokenizers: Sequence[PreTrainedTokenizerBase]
+    scheduler: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    preview: dict[str, Tensor] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, Any]:
+        """Return the components by their folders' names."""
+        several = {
+            "transformer": self.experts,
+            "text_encoder": self.text_encoders,
+            "tokenizer": self.tokenizers,
+        }
+        numbered = {
+            name: part
+            for kind, parts in several.items()
+            for name, part in zip(names(kind, len(parts)), parts, strict=True)
+        }
+        return {**numbered, "vae": self.vae, "scheduler": self.scheduler}
+
+
+def names(kind: str, count: int) -> list[str]:
+    """Return what diffusers calls the folders of several components of a kind: NAME, NAME_2 and so on."""
+    return [kind, *(f"{kind}_{number}" for number in range(2, count + 1))]
+
+
+def load_adapter(spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Adapter:
+    """Load a model. Raises MissingError or DamagedError, saying what to do."""
+    transformers.utils.logging.disable_progress_bar()  # ours is enough
+    if not spec.weights.is_dir():
+        raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
+    check_checksums(spec.weights)
+    return cast(Adapter, adapter_class(spec).load(spec, device, memory))
+
+
+def adapter_class(spec: ModelSpec) -> Any:
+    """Return the class that a model's table entry names."""
+    module, _, name = spec.adapter.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
+    """Load the components that a family names. Raises MissingError or DamagedError."""
+    folder, dtype = spec.weights, getattr(torch, spec.dtype)
+
+    def component(kind: type[Any], name: str, **options: Any) -> Any:
+        if spec.variant and any((folder / name).glob(f"*.{spec.variant}*.safetensors")):
+            options["variant"] = spec.variant
+        return load_component(partial(kind.from_pretrained, **options), folder / name, kind)
+
+    options = read_component(_read_settings, folder / "model_index.json")
+    experts = names("transformer", 1 if options.get("boundary_ratio") is None else 2)
+    encoders = names("text_encoder", len(family.reads_with))
+    tokenizer = partial(AutoTokenizer.from_pretrained, local_files_only=True)
+    preview = read_component(load_file, folder / PREVIEW) if (folder / PREVIEW).exists() else {}
+    return Parts(
+        experts=[component(family.transformer_class, name, torch_dtype=dtype) for name in experts],
+        vae=component(family.vae_class, "vae", torch_dtype=getattr(torch, spec.vae_dtype)),
+        text_encoders=[
+            component(encoder.kind, name, dtype=dtype)
+            for encoder, name in zip(family.reads_with, encoders, strict=True)
+        ],
+        tokenizers=[read_component(tokenizer, folder / name) for name in names("tokenizer", len(encoders))],
+        scheduler=read_component(partial(load_scheduler, family.schedulers), folder / "scheduler"),
+        options=options,
+        preview={key: value.float() for key, value in preview.items()},
+    )
+
+
+def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.device) -> Parts:
+    """Return the components of a model in their true sizes, with random weights.
+
+    Text encoders are thin ones of the true width; on the device "meta", where nothing has any data, the
+    true ones.
+    """
+    torch.manual_seed(0)
+    dtype = getattr(torch, spec.dtype)
+    tokenizer = ByT5Tokenizer()
+    boundary = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
+    experts = []
+    for _ in range(1 + len(boundary)):
+        with device, _default_dtype(dtype):
+            expert = family.transformer_class(**spec.architecture)
+        experts.append(stored(spec, family.blocks(expert), expert))
+    text_encoders = []
+    for encoder in family.reads_with:
+        thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(tokenizer)}
+        with device, _default_dtype(dtype):
+            text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
+    with device, _default_dtype(getattr(torch, spec.vae_dtype)):
+        vae = family.vae_class(**spec.vae_architecture)
+    scheduler = family.schedulers[0](**family.schedule)
+    return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make modules in a dtype, so that ten billion weights are never there in fp32."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def stored(spec: ModelSpec, blocks: Sequence[nn.Module], transformer: nn.Module) -> nn.Module:
+    """Return a transformer with its blocks' weights stored as the spec says, one block after the other."""
+    if spec.quantize == "fp8":
+        for block in blocks:
+            quantize(block)
+    return transformer
+
+
+def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
+    """Return ``load(folder)``, turning whatever a library says into MissingError or DamagedError."""
+    if not folder.exists():
+        raise MissingError(f"there is no {folder.name} in {folder.parent}", how_to_restore(folder))
+    try:
+        return load(folder)
+    except Exception as error:  # the libraries raise everything from KeyError to their own
+        if lacks_memory(error):  # which says nothing of the folder
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DamagedError(f"{folder} cannot be read: {reason}", how_to_restore(folder)) from error
+
+
+def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
+    """Load one component from safetensors, refusing anything missing, unexpected or damaged.
+
+    ``load`` is its ``from_pretrained``. A checkpoint with missing keys would otherwise load
+    with random weights and without an exception.
+    """
+    remedy = how_to_restore(folder)
+    safely = partial(load, use_safetensors=True, local_files_only=True, output_loading_info=True)
+    model, info = cast("tuple[object, dict[str, object]]", read_component(safely, folder))
+    wrong = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)]
+    if wrong:
+        raise DamagedError(f"the weights in {folder} do not fit: {', '.join(wrong)}", remedy)
+    if not isinstance(model, wanted):
+        raise DamagedError(f"{folder} holds a {type(model).__name__}, not a {wanted.__name__}", remedy)
+    return model
+
+
+def load_scheduler(kinds: Sequence[type[Any]], folder: Path) -> Any:
+    """Return the scheduler of a folder, one of a family's. Raises ValueError for another."""
+    config = _read_settings(folder / "scheduler_config.json")
+    by_name = {kind.__name__: kind for kind in kinds}
+    if (name := config.get("_class_name")) not in by_name:
+        raise ValueError(f"this family has no noise levels of {name}: {', '.join(by_name)}")
+    return by_name[name].from_config(config)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no settings")
+    return content

@@ -1,0 +1,227 @@
+"""From a plan to a film on disk: the life of a story, top to bottom.
+
+torch and the model are loaded only when something is missing; a second run of a finished story
+compares hashes and is done.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from storyreel import __version__
+from storyreel.engine import Engine, device_faults, memory_words, with_less_memory
+from storyreel.errors import OutputError, StoppedError, StoryreelError
+from storyreel.files import file_hash, replacing, write_atomically, writing
+from storyreel.film import writer
+from storyreel.film.ffmpeg import temporary_file
+from storyreel.film.folder import FilmFolder
+from storyreel.film.inventory import Inventory, take_inventory
+from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags
+from storyreel.film.manifest import film_manifest
+from storyreel.film.messages import device_messages, difference_messages, unused_messages
+from storyreel.film.page import film_page_of
+from storyreel.film.store import Store
+from storyreel.story.plan import Plan, Segment
+
+if TYPE_CHECKING:
+    from storyreel.denoise.loop import State
+    from storyreel.denoise.prompts import Scorer
+    from storyreel.models.base import Adapter
+
+__all__ = ["Engine", "Progress", "Rendered", "render"]
+
+# Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
+KEEP_EVERY = 120.0
+
+
+class Progress(Protocol):
+    """What a render reports, to whatever shows it."""
+
+    def started(self, plan: Plan, done: int, forwards: int) -> None:
+        """Rendering begins: ``done`` segments are there, ``forwards`` model evaluations are to come."""
+
+    def forward(self) -> None:
+        """One model evaluation is over."""
+
+    def segment_finished(self, segment: Segment) -> None:
+        """A segment's video is on disk."""
+
+    def said(self, text: str) -> None:
+        """The user should read this."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a render left: the film's file, its number of segments, and how many of them were missing.
+
+    ``seconds`` is how long the render took.
+    """
+
+    film: Path
+    segments: int
+    rendered: int
+    seconds: float
+
+
+def render(
+    plan: Plan, name: str, out: Path, engine: Engine, progress: Progress, overwrite: bool = False
+) -> Rendered:
+    """Render what is missing of a film into ``out/name`` and join it; with ``overwrite``, all of it.
+
+    The film that is there stays until its successor is complete. Raises StoryreelError of every kind;
+    finished segments stay.
+    """
+    began = time.monotonic()
+    ingredients = engine.ingredients(plan.spec, progress.said)
+    with FilmFolder(out / name, name) as folder:
+        store = Store(folder.segments)
+        inventory = _inventory(plan, ingredients, engine, folder, store, overwrite)
+        missing, wanted = len(inventory.missing), film_manifest(inventory)
+        for message in difference_messages(folder, wanted, renders=missing > 0):
+            progress.said(message)
+        done = len(plan.segments) - missing
+        progress.started(plan, done, inventory.forwards())
+        folder.log("started", segments=len(plan.segments), done=done, version=__version__)
+        try:
+            if missing:
+                temporary_file().close()  # ffmpeg's messages will need one, an hour later
+                folder.begin(wanted)
+                with device_faults():
+                    _render_missing(inventory, store, folder, engine, progress)
+            _join(inventory, store, folder)
+        except BaseException as error:
+            _log_stop(folder, error, engine.stop.asked)
+            raise
+        for message in unused_messages(folder) if missing else ():
+            progress.said(message)
+        seconds = time.monotonic() - began
+        folder.log("finished", rendered=missing, seconds=round(seconds, 3))
+        return Rendered(folder.film_path, len(plan.segments), missing, seconds)
+
+
+def _inventory(
+    plan: Plan,
+    ingredients: dict[str, Any],
+    engine: Engine,
+    folder: FilmFolder,
+    store: Store,
+    overwrite: bool,
+) -> Inventory:
+    """Return what of a film is there; with ``overwrite``, nothing is.
+
+    A film's segments are computed by one kind of device. Device auto takes a film that another kind has
+    completed as it is, and begins a new one otherwise.
+    """
+
+    def on(device: str) -> Inventory:
+        facts = film_facts(plan, ingredients, device)
+        return Inventory(plan, facts) if overwrite else take_inventory(plan, facts, store.find)
+
+    if engine.device != "auto" or overwrite:
+        return on(engine.device_kind())
+    found = {device: on(device) for device in DEVICES}
+    present = folder.present.facts.get("device") if folder.present else None
+    for device in sorted(DEVICES, key=lambda device: device != present):
+        if not found[device].missing:
+            return found[device]
+    return found[engine.device_kind()]
+
+
+def _render_missing(
+    inventory: Inventory, store: Store, folder: FilmFolder, engine: Engine, progress: Progress
+) -> None:
+    """Load the model and render what is missing; if memory runs out, go on in a lower memory mode."""
+    from storyreel.denoise.prompts import all_prompts
+
+    spec = inventory.plan.spec
+    adapter, scorer = engine.adapter(spec), engine.scorer(spec)
+    if adapter.device.type == "cuda" and engine.memory == "auto":
+        progress.said(f"memory mode: {memory_words(adapter.memory, spec)}")
+    for message in device_messages(inventory, engine.device_words(adapter)):
+        progress.said(message)
+
+    def compute() -> None:
+        adapter.prepare(all_prompts(inventory.plan, scorer is not None))
+        _render_segments(inventory, store, folder, engine, adapter, scorer, progress)
+
+    def on_mode(mode: str) -> None:
+        folder.log("memory", mode=mode)
+        progress.said(f"out of memory: going on with --memory {memory_words(mode, spec)}")
+
+    with_less_memory(adapter, compute, on_mode)
+
+
+def _render_segments(
+    inventory: Inventory,
+    store: Store,
+    folder: FilmFolder,
+    engine: Engine,
+    adapter: Adapter,
+    scorer: Scorer | None,
+    progress: Progress,
+) -> None:
+    """The main loop: segment by segment, denoise what is missing, save it, decode it, write its video."""
+    from storyreel.film.decode import FilmStream
+    from storyreel.film.segments import Segments
+
+    segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
+
+    def after_forward(state: State) -> None:
+        progress.forward()
+        if engine.stop.asked or segments.unsaved_seconds >= KEEP_EVERY:
+            segments.save_window(state)
+        engine.stop.check()
+
+    def after_video(segment: Segment, seconds: float) -> None:
+        segments.record_video(segment, seconds)
+        folder.log("segment", number=segment.number, seconds=round(seconds, 3))
+        progress.segment_finished(segment)
+
+    with FilmStream(segments.plan, adapter, inventory.missing, segments.video_path, after_video) as stream:
+        for run in segments.plan.runs():
+            for first, count in inventory.stretches(run):
+                if not count:
+                    stream.push(first, segments.latents(first.index))
+                    continue
+                denoising = segments.denoise(run, first, after_forward)
+                for _ in range(count):
+                    began = time.monotonic()
+                    with engine.stop.held():  # what is finished is saved before a signal stops the render
+                        finished, state = next(denoising)
+                        segments.save(finished, state, time.monotonic() - began)
+                    stream.push(finished.segment, finished.x)
+            stream.finish()
+
+
+def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
+    """Make the film of the segments, and the page and the manifest around it, where they changed."""
+    plan = inventory.plan
+    videos = [inventory.video[segment.index] for segment in plan.segments]
+    key = film_key(plan, inventory.facts, [video.sha256 for video in videos])
+    if folder.film_is_complete(key) and folder.present is not None:
+        film = folder.present.film
+    else:
+        with writing(folder.film_path), replacing(folder.film_path) as part:
+            paths = [store.folder / video.file for video in videos]
+            writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
+        film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
+        film["storyreel"] = __version__
+    page = film_page_of(folder.name, film, inventory)
+    if not folder.holds(folder.page_path, page):
+        with writing(folder.page_path):
+            write_atomically(folder.page_path, page)
+    folder.publish(film_manifest(inventory, film))
+    for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
+        store.drop("window", segment.number, latents_key)  # of a render that was killed just then
+
+
+def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:
+    """Log why a render stopped: an error, or a signal that ``asked`` for it."""
+    kind = StoppedError if asked else type(error)
+    message = {"message": error.message} if isinstance(error, StoryreelError) and not asked else {}
+    with suppress(OutputError):  # on a full disk, too, the first error is the one to raise
+        folder.log("stopped", reason=kind.__name__, **message)

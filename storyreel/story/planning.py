@@ -1,0 +1,318 @@
+"""From a story to a plan, by the model's table of facts.
+
+Planning loads no model and changes nothing silently: a size or length that the model cannot do is refused,
+with the nearest that it can.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.method.settings import OLD_NAMES, PARTS, Method, legal_values
+from storyreel.method.similarity import shared_start, verb_phrase
+from storyreel.method.step_skipping import find_speed
+from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
+from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story
+from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "mini"
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line asks for; None leaves it to the story, then to the model.
+
+    ``size`` is WIDTHxHEIGHT in the model's pixels, ``seconds`` the length of scenes that name none;
+    ``method`` are settings KEY=VALUE, ``without`` are names of the method's parts, or "all". ``weights`` is
+    a folder to be used instead of what was pulled.
+    """
+
+    model: str | None = None
+    seed: int | None = None
+    size: str | None = None
+    seconds: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    method: tuple[str, ...] = ()
+    without: frozenset[str] = frozenset()
+    speed: str | None = None
+    quantize: str | None = None
+    weights: Path | None = None
+
+
+def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Plan:
+    """Plan a story; ``name`` is its title if it has none.
+
+    Raises UsageError for the first thing that the command line cannot have, ScriptError for everything that
+    the story cannot, each with the nearest legal value.
+    """
+    spec = _model(story, overrides)
+    refusals = _Refusals(story)
+    settings = _settings(story, spec, overrides, refusals)
+    segments = _segments(story, spec, settings, overrides, refusals)
+    seams = _seams(spec, settings.method, segments)
+    _check_overlap(spec, settings.method, segments, overrides, refusals)
+    refusals.raise_faults()
+    plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, segments, seams)
+    return plan.settled([None] * len(seams))
+
+
+class _Refusals:
+    """What cannot be rendered: raised at once if the command line asks for it, else kept as a fault."""
+
+    def __init__(self, story: Story) -> None:
+        self._story = story
+        self._faults: list[Fault] = []
+
+    def add(self, problem: str | None, from_command_line: bool, *location: str | int) -> None:
+        """Refuse what has a ``problem``, None for none. Raises UsageError."""
+        if problem is not None and from_command_line:
+            raise UsageError(problem)
+        if problem is not None:
+            self._faults.append(self._story.fault(problem, *location))
+
+    def raise_faults(self) -> None:
+        """Raise ScriptError if the story has faults."""
+        if self._faults:
+            raise ScriptError(self._story.path, self._faults)
+
+
+def _model(story: Story, overrides: Overrides) -> ModelSpec:
+    """Return the model with the weights and the precision that are asked for."""
+    wished = story.render
+    if overrides.model is None and wished.model is not None and wished.model not in MODELS:
+        words = f"unknown model {wished.model!r}; known: {', '.join(MODELS)}"
+        raise ScriptError(story.path, [story.fault(words, "render", "model")])
+    spec = find_model(_first(overrides.model, wished.model, DEFAULT_MODEL))
+    if overrides.weights is not None:
+        spec = replace(spec, weights=overrides.weights)
+    return spec.quantized(_first(overrides.quantize, wished.quantize, spec.quantize))
+
+
+def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Refusals) -> Settings:
+    """Return the film's settings: the command line's, else the story's, else the model's."""
+    _check_numbers(overrides)
+    wished = story.render
+    width, height = spec.size
+    size = wished.size if overrides.size is None else overrides.size
+    if size is not None:
+        width, height = parse_size(size)
+        refusals.add(size_problem(spec, width, height), overrides.size is not None, "render", "size")
+    guidance = wished.guidance if overrides.guidance is None else overrides.guidance
+    if guidance is not None and not (math.isfinite(guidance) and guidance >= 1):
+        raise UsageError(f"guidance {guidance} is not valid", "Use a number from 1, which means none.")
+    speed = _first(overrides.speed, wished.speed, "exact")
+    find_speed(speed)
+    method = chosen_method(wished.method, overrides)
+    if method.weighting is None:
+        method = method.model_copy(update={"weighting": spec.weighting})
+    return Settings(
+        seed=_first(overrides.seed, wished.seed, 0),
+        width=width,
+        height=height,
+        steps=_first(overrides.steps, wished.steps, spec.steps),
+        guidance=_first(guidance, spec.guidance),
+        method=method,
+        speed=speed,
+        # A chosen guidance counts at all noise levels, as `guidance_scale` alone does in diffusers.
+        guidance_2=spec.guidance_2 if guidance is None else None,
+    )
+
+
+def _check_numbers(overrides: Overrides) -> None:
+    """Raise UsageError for a seed or a number of steps that no story could have either."""
+    given = {"seed": overrides.seed, "steps": overrides.steps}
+    try:
+        RenderSettings.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        name = str(fault["loc"][0])
+        raise UsageError(f"{name} {given[name]!r:.60} is not valid", f"{fault['msg']}.") from None
+
+
+def _segments(
+    story: Story, spec: ModelSpec, settings: Settings, overrides: Overrides, refusals: _Refusals
+) -> tuple[Segment, ...]:
+    """Return a segment per scene, its lead not yet settled."""
+    usual = _first(overrides.seconds, story.render.seconds, spec.seconds)
+    refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
+    texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
+    subject = shared_start(tuple(action for _, action in texts))
+    names = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    count_tokens = token_counter(spec.weights / "tokenizer")
+    segments: list[Segment] = []
+    start = 0
+    for index, (scene, (prompt, action)) in enumerate(zip(story.scenes, texts, strict=True)):
+        if scene.seconds is not None:
+            refusals.add(seconds_problem(spec, scene.seconds), False, "scenes", index, "seconds")
+        refusals.add(prompt_problem(spec, prompt, action, count_tokens), False, "scenes", index)
+        frames = round(_first(scene.seconds, usual) * spec.fps)
+        segments.append(
+            Segment(
+                index=index,
+                scene=prompt,
+                action=action,
+                phrase=verb_phrase(action, names),
+                latents=frames // spec.frames_per_latent,
+                lead=1,
+                frames=frames,
+                start=start,
+                seed=derived_seed(settings.seed, index),
+                blended=index > 0 and scene.transition == "blend" and settings.method.blending != "none",
+            )
+        )
+        start += frames
+    return tuple(segments)
+
+
+def _seams(spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:
+    """Return the seams between neighbours, each with the longest overlap that may be used there."""
+    return tuple(
+        Seam(
+            later.index,
+            "blend" if later.blended else "cut",
+            _overlap(spec, method, earlier, later),
+            method.strength if later.blended else 0.0,
+        )
+        for earlier, later in pairwise(segments)
+    )
+
+
+def _overlap(spec: ModelSpec, method: Method, earlier: Segment, later: Segment) -> int:
+    """Return the overlap of a seam in latent frames: what is asked for, as far as the lengths allow."""
+    if not later.blended or method.blending != "joint" or method.strength == 0:
+        return 0
+    return min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
+
+
+def _longest_overlap(spec: ModelSpec, earlier: Segment, later: Segment) -> int:
+    """Return what two neighbours can share: all of either, as long as the later one fits the model."""
+    return min(earlier.latents, later.latents, spec.max_latents - later.latents)
+
+
+def _check_overlap(
+    spec: ModelSpec, method: Method, segments: Sequence[Segment], overrides: Overrides, refusals: _Refusals
+) -> None:
+    """Refuse an overlap that somebody chose and some seam does not allow."""
+    longest = [_longest_overlap(spec, *pair) for pair in pairwise(segments) if pair[1].blended]
+    if method.overlap is not None and (most := min(longest, default=spec.max_latents)) < method.overlap:
+        problem = f"an overlap of {method.overlap} latent frames is longer than a scene allows: 1 to {most}"
+        chosen = any(item.startswith("overlap=") for item in overrides.method)
+        refusals.add(problem, chosen, "render", "method", "overlap")
+
+
+def chosen_method(wished: Method, overrides: Overrides) -> Method:
+    """Return the story's method settings with the command line's changes. Raises UsageError."""
+    values = wished.model_dump(exclude_unset=True)  # what follows from a setting may follow from another
+    for item in overrides.method:
+        key, equals, text = item.partition("=")
+        key = OLD_NAMES.get(key, key)
+        if key not in Method.model_fields or not equals:
+            known = ", ".join(Method.model_fields)
+            raise UsageError(f"--method {item!r} is not a setting", f"Write KEY=VALUE with one of: {known}")
+        values[key] = _plain(text)
+    if unknown := overrides.without - {*PARTS, "all"}:
+        raise UsageError(f"unknown part {min(unknown)!r}", f"Known parts: {', '.join(PARTS)}, all")
+    try:
+        method = Method.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        if not fault["loc"]:  # of settings that do not go together
+            remedies = {"lambdas": "Set all of them.", "window": "Leave window out, or add --method window=1"}
+            raise UsageError(f"--method: {fault['msg']}", remedies.get(fault["type"], "")) from None
+        key = str(fault["loc"][0])
+        message = f"--method {key} must be {legal_values(key)}, not {fault['input']!r:.60}"
+        raise UsageError(message, Method.model_fields[key].description or "") from None
+    return method.without(set(PARTS) if "all" in overrides.without else set(overrides.without))
+
+
+def _plain(text: str) -> object:
+    """Read a value as YAML does, and numbers as 1e-3 too; return what is not valid YAML as text."""
+    try:
+        return float(text) if re.fullmatch(r"[-+.\d]+e[-+]?\d+", text, re.I) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _first(*values: T | None) -> T:
+    """Return the first value that is not None."""
+    return next(value for value in values if value is not None)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT. Raises UsageError."""
+    if re.fullmatch(SIZE_PATTERN, size):
+        width, height = size.split("x")
+        return int(width), int(height)
+    raise UsageError(f"{size!r} is not a size; write WIDTHxHEIGHT, as in 96x64")
+
+
+def prompt_problem(
+    spec: ModelSpec, scene: str, action: str, count_tokens: Callable[[str], int] | None
+) -> str | None:
+    """Return why a model cannot read a scene's prompts whole; None if it can, or if that is not known.
+
+    Without ``count_tokens``, only prompts that are too long for certain are refused.
+    """
+    prompt = joined_prompt(scene, action)
+    if max(len(scene), len(action)) > MAX_PROMPT:
+        return f"a prompt is longer than {MAX_PROMPT} characters with the names filled in"
+    count = count_tokens(prompt) if count_tokens else fewest_tokens(prompt)
+    if count <= spec.text_length:
+        return None
+    least, words = ("", "fewer or commoner words") if count_tokens else (" at the least", "fewer words")
+    return (
+        f"scene and action have {count} tokens together{least}, model {spec.name} reads {spec.text_length}; "
+        f"use {words}"
+    )
+
+
+def uncounted_prompts(plan: Plan) -> Iterator[str]:
+    """Yield a note for every scene whose prompts may be too long, if no tokenizer is here to count them."""
+    spec = plan.spec
+    counts = {s.number: estimated_tokens(s.prompt) for s in plan.segments}
+    long = {number: count for number, count in counts.items() if count > spec.text_length}
+    if long and token_counter(spec.weights / "tokenizer") is None:
+        for number, count in long.items():
+            yield (
+                f"scene {int(number)} may be too long: model {spec.name} reads {spec.text_length} tokens, "
+                f"and it has {count} by an estimate (the model's tokenizer is not here)"
+            )
+
+
+def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:
+    """Return why a model cannot render a size, with the nearest that it can; None if it can."""
+    legal = tuple(
+        min(max(round(value / spec.size_multiple) * spec.size_multiple, low), high)
+        for value, low, high in zip((width, height), spec.min_size, spec.max_size, strict=True)
+    )
+    if legal == (width, height):
+        return None
+    return f"model {spec.name} cannot render {width}x{height}; the nearest it can is {legal[0]}x{legal[1]}"
+
+
+def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
+    """Return why a model cannot render a scene of a length, with the nearest it can; None if it can."""
+    unit = spec.frames_per_latent / spec.fps
+    longest = spec.max_latents - 1
+    if not math.isfinite(seconds):
+        return f"a scene of {seconds} seconds is not valid; give a finite number"
+    latents = min(seconds / unit, 1e9)
+    if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
+        return None
+    nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}
+    words = " or ".join(f"{count * unit:g}" for count in sorted(nearest))
+    return f"model {spec.name} cannot render a scene of {seconds:g} seconds; the nearest it can: {words}"

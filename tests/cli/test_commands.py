@@ -1,0 +1,360 @@
+"""What each command takes: films, folders, stories, standard input; and the shape of its JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+
+from storyreel.cli import machine
+from storyreel.cli.app import app, run
+from storyreel.cli.results import SHAPES, result_schema
+from storyreel.errors import NumericsError
+from storyreel.film.folder import FilmFolder
+from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.story.schema import load_story
+from tests.conftest import FakeEngine
+from tests.test_batch import NONSENSE
+
+STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 2
+
+
+class Place:
+    """A folder with two stories, and what a command prints in it."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self._capsys = folder, capsys
+
+    def said(self, *words: str, code: int = 0) -> tuple[str, str]:
+        self._capsys.readouterr()
+        got = run(words)
+        printed = self._capsys.readouterr()
+        assert got == code, (words, printed.err)
+        return printed.out, printed.err
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        """Return what a command prints, held against the schema that it publishes."""
+        result = json.loads(self.said(*words, "--json", code=code)[0])
+        jsonschema.Draft202012Validator(result_schema(words[0])).validate(result)
+        return result
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Place:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("fox", "wolf"):
+        (folder / f"{name}.yaml").write_text(STORY)
+    return Place(folder, capsys)
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Type something into standard input."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
+
+
+def test_a_film_is_verified_without_its_story_and_its_model(
+    place: Place, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--seed", "3", "--method", "window=1", "--guidance", "2", "--seconds", "1", "--without", "sar"]
+    (place.folder / "fox.yaml").write_text(
+        "title: A fox\ncast: {first: {name: a fox}}\nrender: {model: fake}\nscenes:\n"
+        '  - {scene: a park, action: "{first} sits", seconds: 0.5}\n'
+        '  - {scene: a street, action: "{first} runs", transition: cut}\n'
+    )
+    place.said("render", "fox.yaml", "wolf.yaml", *words)
+    shutil.rmtree(fake_model.weights)
+    for name in ("fox.yaml", "wolf.yaml"):
+        (place.folder / name).unlink()
+    (place.folder / "out").rename("archive")
+    (place.folder / "archive" / "wolf").rename(place.folder / "archive" / "wolf of 2026")
+    before = {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")}
+    assert place.said("verify", "archive")[0] == (
+        "archive/fox: 7 of 7 files are whole\narchive/wolf of 2026: 7 of 7 files are whole\n"
+    )
+    assert place.json("verify", "archive/fox/fox.mp4") == {
+        "archive/fox": {"whole": True, "files": 7, "wrong": {}}
+    }
+    assert {path: path.stat().st_mtime_ns for path in place.folder.rglob("*")} == before
+    (spoilt,) = Path("archive/fox/segments").glob("01-*.safetensors")
+    spoilt.write_bytes(spoilt.read_bytes()[:-1] + b"x")
+    Path("archive/wolf of 2026/index.html").write_text("another page")
+    out, err = place.said("verify", "archive/fox", "archive", code=1)
+    assert f"{spoilt} is damaged" in out
+    assert "archive/wolf of 2026/index.html is damaged" in out
+    assert out.count("6 of 7 files are whole") == 2
+    assert "not whole: archive/fox, archive/wolf of 2026" in err
+    assert place.json("verify", "archive", code=1)["archive/fox"]["wrong"] == {
+        str(spoilt): "is damaged: it is not what was recorded"
+    }
+    manifest = Path("archive/fox/manifest.json")
+    whole = manifest.read_text()
+    changes = ("", "x"), ('"seed": 3', '"seed": 4'), ("{first} sits", "{first} walks"), ("0.5", "[]")
+    for old, new in changes:
+        manifest.write_text(whole.replace(old, new, 1))
+        assert "manifest.json is damaged" in place.said("verify", "archive/fox", code=1)[0]
+    manifest.unlink()
+    assert "manifest.json is missing" in place.said("verify", "archive/fox", code=1)[0]
+    for nothing in ("nowhere", "here.mp4", "."):
+        shutil.rmtree(place.folder / "archive", ignore_errors=True)
+        assert "Name a film" in place.said("verify", nothing, code=2)[1]
+
+
+def test_nonsense_in_a_manifest_is_no_traceback(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    path = Path("out/fox/manifest.json")
+    whole = path.read_text()
+    for where, value in [*NONSENSE, (("film", "file"), '"a\\u0000.mp4"'), (("settings", "fps"), "0")]:
+        manifest = inner = json.loads(whole)
+        for part in where[:-1]:
+            inner = inner[part]
+        inner[where[-1]] = "PLACE"
+        path.write_text(json.dumps(manifest).replace('"PLACE"', value))
+        out = place.said("verify", "out", code=1)[0]
+        assert "damaged" in out or "cannot be read" in out, where
+
+
+def test_a_film_that_is_being_rendered_is_not_verified_and_the_others_are(place: Place) -> None:
+    place.said("render", "fox.yaml", "wolf.yaml")
+    with FilmFolder(place.folder / "out" / "fox", "fox"):
+        result = place.json("verify", "out", code=74)
+    assert result["out/fox"]["exit_code"] == 74
+    assert result["out/wolf"]["whole"]
+
+
+def test_the_status_of_films_folders_and_stories(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    done, waiting = "fox: done, 2 of 2 scenes\n", "wolf: waiting, 0 of 2 scenes\n"
+    for words in ((), ("out",), ("out/fox",), ("out/fox/fox.mp4",), ("fox.yaml",)):
+        assert place.said("status", *words)[0] == done, words
+    assert place.said("status", "fox.yaml", "wolf.yaml")[0] == done + waiting
+    assert place.said("status", "wolf.yaml", "out/fox")[0] == done + waiting
+    assert place.said("status", "fox.yaml", "--seed", "9")[0].startswith("fox: waiting")
+    assert place.json("status", "out")["fox"] == {"state": "done", "scenes": 2, "total": 2, "reason": ""}
+    assert "neither a film" in place.said("status", "nowhere", code=2)[1]
+    assert place.json("batch", "--status") == place.json("status")
+
+
+def test_standard_input_is_a_story(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (["validate", "-"], ["render", "-"], ["status", "-"], ["ablate", "-", "--help"]):
+        typed(monkeypatch, STORY)
+        place.said(*command)
+    assert (place.folder / "out" / "stdin" / "stdin.mp4").exists()
+    typed(monkeypatch, "scenes: 1\n")
+    assert "stdin:1:9: error: expected a list" in place.said("validate", "-", code=65)[1]
+    typed(monkeypatch, STORY)
+    assert "cannot read standard input" in place.said("submit", "-", "--dry-run", code=2)[1]
+    monkeypatch.setattr(sys, "stdin", None)  # closed
+    assert place.said("validate", "-", code=65)[0] == ""
+    typed(monkeypatch, STORY)
+    assert load_story(Path("-")).scenes
+
+
+def test_a_folder_of_stories_is_validated(place: Place) -> None:
+    (place.folder / "notes.txt").write_text("no story")
+    (place.folder / "more.yml").write_text("scenes: 1\n")
+    assert place.said("validate", "fox.yaml", ".", code=65)[0].count("2 scenes") == 2
+    (place.folder / "more.yml").unlink()
+    assert place.json("validate", ".")["wolf.yaml"]["scenes"] == 2
+    (place.folder / "empty").mkdir()
+    assert "no story in empty" in place.said("validate", "empty", code=2)[1]
+    # What the model cannot do is a fault of the options too.
+    assert "nearest it can" in place.said("validate", "fox.yaml", "--size", "97x64", code=2)[1]
+
+
+def test_faults_are_data(place: Place) -> None:
+    (place.folder / "bad.yaml").write_text("scenes:\n  - [a, b]\nrende: 1\n")
+    result = place.json("validate", "fox.yaml", "bad.yaml", "nowhere.yaml", code=65)
+    assert result["fox.yaml"]["valid"]
+    assert result["bad.yaml"]["faults"] == [
+        {"line": 3, "column": 1, "message": result["bad.yaml"]["faults"][0]["message"]}
+    ]
+    assert "rende" in result["bad.yaml"]["faults"][0]["message"]
+    assert "cannot be read" in result["nowhere.yaml"]["error"]
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_film_or_its_folder_is_inspected_cleaned_and_scored(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.said("render", "fox.yaml")
+    assert place.json("inspect", "out/fox")["storyreel_seed"] == "0"
+    assert place.said("inspect", "out/fox/fox.mp4") == place.said("inspect", "out/fox")
+    assert "not a file" in place.said("inspect", "out", code=2)[1]
+    place.said("render", "fox.yaml", "--seed", "1")
+    (row,) = place.json("clean", "out/fox/fox.mp4")
+    assert (row["folder"], row["removed"]) == ("out/fox", False)
+    assert row["files"]
+    folders: list[list[Path]] = []
+
+    def collect(found: list[Path], *_: object) -> tuple[list[object], list[object]]:
+        folders.append(found)
+        return [], []
+
+    monkeypatch.setattr("storyreel.evaluation.films.collect", collect)
+    for name in ("out/fox/fox.mp4", "out/fox"):
+        place.said("eval", name)
+    assert folders == [[Path("out/fox")]] * 2
+    shutil.copy("out/fox/fox.mp4", "copy.mp4")
+    assert "storyreel eval --story FILE --video copy.mp4" in place.said("eval", "copy.mp4", code=2)[1]
+
+
+def test_keep_going_is_batch(place: Place) -> None:
+    (place.folder / "bad.yaml").write_text("scenes: 1\n")
+    words = ("fox.yaml", "bad.yaml", "wolf.yaml")
+    assert place.said("render", *words, code=65)[0] == ""  # nothing was begun
+    one = place.json("render", "--keep-going", *words, code=65)
+    other = place.json("batch", *words, "--out", "other", code=65)
+    assert {name: row["state"] for name, row in one.items()} == {
+        name: row["state"] for name, row in other.items()
+    }
+    assert (one["wolf"]["state"], one["bad.yaml"]["exit_code"]) == ("done", 65)
+    err = place.said("render", "--keep-going", *words, code=65)[1]
+    assert "2 of 3 films done" in err
+    assert "failed with 65: bad.yaml" in err
+
+
+def test_without_it_the_first_failure_is_the_end(
+    place: Place, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    failing = [7]  # passes of the model: the second film's
+
+    def fail(count: int) -> None:
+        if count == failing[0]:
+            failing[0] = -1
+            raise NumericsError("no picture")
+
+    fake_engine.adapter(fake_model).on_predict = fail
+    (place.folder / "wolf.yaml").write_text(STORY.replace("fox", "wolf"))
+    (place.folder / "zebra.yaml").write_text(STORY.replace("fox", "zebra"))
+    words = ("fox.yaml", "wolf.yaml", "zebra.yaml")
+    result = place.json("render", *words, code=1)
+    assert {name: row["state"] for name, row in result.items()} == {"fox": "done", "wolf": "failed"}
+    fake_engine.adapter(fake_model).predicted.clear()
+    failing[0] = 0
+    assert place.json("render", "--keep-going", *words, code=1)["zebra"]["state"] == "done"
+
+
+def test_quiet_says_results_and_errors_alone(place: Place) -> None:
+    assert place.said("render", "fox.yaml", "-q") == ("out/fox/fox.mp4\n", "")
+    assert place.said("render", "fox.yaml")[1] != ""
+    assert place.said("render", "nowhere.yaml", "--quiet", code=2)[1].startswith("error: ")
+    err = place.said("render", "fox.yaml", "--verbose")[1]
+    assert all(line[2] == ":" and line[5] == ":" for line in err.splitlines())
+
+
+def test_a_job_is_submitted_as_it_was_by_batch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["fox.yaml", "wolf.yaml", "--time", "1:00:00", "--seed", "3"]
+    script = place.said("submit", *words, "--dry-run")[0]
+    assert script == place.said("batch", *words, "--slurm", "--dry-run")[0]
+    assert "#SBATCH --array=0-1\n#SBATCH --gpus=1\n#SBATCH --time=1:00:00\n" in script
+    tools = place.folder / "tools"
+    tools.mkdir()
+    (tools / "sbatch").write_text("#!/bin/sh\ncat > /dev/null; echo 42\n")
+    (tools / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    result = place.json("submit", *words)
+    assert (result["job"], list(result["films"])) == ("42", ["fox", "wolf"])
+    rows = place.json("status")
+    assert {name: row["job"] for name, row in rows.items()} == {"fox": "42_0", "wolf": "42_1"}
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_info_is_one_answer_after_the_other_whatever_is_broken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = place.json("info")
+    assert place.said("doctor")[0].startswith(f"storyreel: {found['storyreel']['found']}\n")
+    assert found["storyreel"]["ok"]
+    assert found["models"]["found"].startswith("mini")
+    tools = place.folder / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text('#!/bin/sh\necho "NVIDIA X100, 81559 MiB, 9.0"\n')
+    (tools / "nvidia-smi").chmod(0o755)
+    (tools / "sbatch").symlink_to("nvidia-smi")
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr(machine, "_torch_cuda", lambda: "12.8")
+    found = place.json("info")
+    assert "NVIDIA X100, 81559 MiB; torch for CUDA 12.8" in found["device"]["found"]
+    assert found["attention"] == {"ok": True, "found": "torch's flash kernel", "remedy": ""}
+    assert not found["slurm"]["ok"]
+    monkeypatch.setenv("STORYREEL_MODLE", "mini")
+    assert place.json("info")["defaults"]["remedy"] == "Perhaps STORYREEL_MODEL?"
+    monkeypatch.setattr(machine, "_torch_cuda", lambda: "")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere")
+    monkeypatch.setenv("HF_HOME", "/dev/null/x")
+    (tools / "nvidia-smi").write_text('#!/bin/sh\necho "NVIDIA P100, 16384 MiB, 6.0"\n')
+    found = place.json("info")
+    for name in ("device", "attention", "ffmpeg"):
+        assert not found[name]["ok"]
+        assert found[name]["remedy"], name
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho nonsense\n")
+    monkeypatch.setattr(machine, "_models", lambda: [][0])
+    broken = place.json("info")
+    assert broken["models"] == {
+        "ok": False,
+        "found": "cannot be found out: IndexError: list index out of range",
+        "remedy": "",
+    }
+    assert not broken["device"]["ok"]
+
+
+def test_what_has_answered_late_is_told_as_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*words: object, **options: Any) -> None:
+        assert options["timeout"] < 1  # the whole command takes less than a second
+        raise subprocess.TimeoutExpired("nvidia-smi", 0.5)
+
+    monkeypatch.setattr(subprocess, "run", late)
+    assert machine._gpus() == []
+
+
+def test_other_json(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place.json("render", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
+    assert place.json("batch", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
+    assert set(place.json("models")) == set(MODELS)
+    monkeypatch.setattr("storyreel.models.hub.pull", lambda spec, *_: f"folder of {spec.name}")
+    assert place.json("pull", "mochi") == {"mochi": {"folder": "folder of mochi"}}
+    report = {"model": "mini", "size": "96x64", "frames": 24, "steps": 4, "variants": []}
+    monkeypatch.setattr("storyreel.benchmark.run.bench", lambda *_: report)
+    assert place.json("bench") == report
+    (label, *_) = place.json("ablate", "fox.yaml", "--dry-run")
+    assert label == "fox, full, seed 0"
+
+
+def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> None:
+    with_json = {
+        command.name
+        for command in app.registered_commands
+        if "as_json" in command.callback.__annotations__ and not command.hidden
+    }
+    assert with_json == set(SHAPES)
+    for name in SHAPES:
+        schema = json.loads(place.said("schema", "--of", name)[0])
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert schema["$id"].endswith(f"/{name}.result.schema.json")
+    assert "prints no JSON" in place.said("schema", "--of", "new", code=2)[1]
+
+
+def test_scores_have_the_published_shape(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    result = place.json("eval", "out/fox/fox.mp4", "--no-own", "--fps", "4", "--device", "cpu")
+    (film,) = result["films"]
+    assert film["name"] == "fox"
+    assert film["scores"]
+    assert result["missing"]
+    assert (place.folder / "out" / "fox" / "eval.html").exists()

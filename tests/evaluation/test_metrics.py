@@ -1,0 +1,37 @@
+"""The table of metrics: what it says of itself holds."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from pydantic import ValidationError
+
+from storyreel.evaluation.metrics import METRICS, SAMPLES, Metric
+from storyreel.evaluation.verdicts import SceneVerdict
+from storyreel.evaluation.weights import JUDGE, OWN, WEIGHTS
+
+FACTS = {"name": "x", "title": "x", "unit": "%", "scope": "scene", "source": "x", "sampling": "x"}
+
+
+def test_every_metric_needs_something_that_there_is() -> None:
+    assert {metric.needs for metric in METRICS.values()} == {*WEIGHTS, OWN, JUDGE, None}
+
+
+def test_what_a_judge_says_of_a_scene_is_a_metric() -> None:
+    scenes = [name for name, metric in METRICS.items() if metric.needs == JUDGE and metric.scope == "scene"]
+    assert scenes == [field.name for field in fields(SceneVerdict)]
+
+
+def test_the_number_of_pictures_is_the_one_that_is_taken() -> None:
+    words = {
+        metric.sampling.split(" a scene")[0] for metric in METRICS.values() if "spread" in metric.sampling
+    }
+    assert words == {f"{SAMPLES} frames", "4 frames"}
+
+
+def test_a_slip_in_the_table_is_refused() -> None:
+    Metric(**FACTS, status="proxy")  # type: ignore[arg-type]
+    for slip in ({"status": "proxi"}, {"status": "proxy", "diggits": 2}, {"status": "proxy", "better": "up"}):
+        with pytest.raises(ValidationError):
+            Metric(**FACTS, **slip)  # type: ignore[arg-type]

@@ -1,0 +1,73 @@
+"""The report, and the words and tables that the terminal shares with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storyreel.evaluation.films import Film, Span
+from storyreel.evaluation.findings import Finding
+from storyreel.evaluation.frames import Pictures
+from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.report import report_page, run_heads
+from storyreel.evaluation.result import Evaluation, Scored
+from storyreel.evaluation.statistics import Row, compare
+
+
+@pytest.mark.parametrize(
+    ("runs", "heads"),
+    [
+        (["out/ablation/full", "out/ablation/without-all"], ["full", "without-all"]),
+        (["out", "baseline"], ["out", "baseline"]),
+        (["out", "/data/out"], ["out", "/data/out"]),
+        (["/a/out", "/b/out"], ["/a/out", "/b/out"]),
+        (["out/nyc"], ["out/nyc"]),
+    ],
+    ids=str,
+)
+def test_runs_side_by_side_are_told_by_their_names(runs: list[str], heads: list[str]) -> None:
+    assert list(run_heads(runs).values()) == heads
+
+
+EVIL = '"><script>alert(1)</script>&amp;'
+
+
+def evaluation(*runs: str) -> Evaluation:
+    """Three scenes whose every word is an attack, the second of them with a finding."""
+    scenes: list[dict[str, Any]] = [{"jump": value, "motion": 1.0} for value in (1.0, 9.0, 1.1)]
+    seams = [{"after": after, "blended": True, "seam_ratio": float(after)} for after in (1, 2)]
+    whole = dict.fromkeys(METRICS) | {"jump": 3.7, "motion": 1.0, "seam_ratio": 1.5}
+    scores = {"scenes": scenes, "seams": seams, "film": whole, "prompts_cut": []}
+    spans = tuple(Span(EVIL, EVIL, 24 * i, 24 * (i + 1), i > 0) for i in range(3))
+    films = [
+        Film(run, EVIL, Path("x.mp4"), EVIL, 12.0, spans, notes=(EVIL,), seconds=6.0, story="x")
+        for run in runs
+    ]
+    pictures = [Pictures(b"middle", b"first", b"last")] * 3
+    scored = [Scored(film, scores, [Finding("jump", 2, 3.5, EVIL)], pictures) for film in films]
+    rows = [Row(run, "x", "x", whole) for run in runs]
+    return Evaluation(scored, compare(rows, METRICS, runs[0]), {"clip_add": EVIL}, {})
+
+
+@pytest.mark.parametrize("runs", [(EVIL,), (EVIL, "other")], ids=["one", "two"])
+def test_nothing_from_outside_is_markup(runs: tuple[str, ...]) -> None:
+    page = report_page(evaluation(*runs))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;" in page
+    assert '""' not in page.replace('class=""', "")  # no attribute is ended early
+
+
+def test_a_report_shows_where_a_film_is_bad() -> None:
+    page = report_page(evaluation("out"))
+    assert "<li><b>0:03.5</b>" in page
+    assert (
+        "<b>Scene 2</b>, 0:02.0: largest step inside the scene <b>9.00</b> usual steps (usually 1.10)" in page
+    )
+    assert "<b>Scenes 2 and 3</b>, 0:04.0: seam ratio\n<b>2.00</b> usual steps (usually 1.50)" in page
+    assert page.count('<figure class="bad">') == 1
+    assert '<rect class="wrong" x="1.1"' in page
+    assert "<title>scenes 2 and 3: 2.00</title>" in page
+    assert page.count("data:image/jpeg;base64,") == 1 + 2 + 3  # a scene, both sides of a seam, every scene
+    assert "In numbers" in page

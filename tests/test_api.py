@@ -1,0 +1,130 @@
+"""storyreel in Python: what the commands do, as functions."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import storyreel
+from storyreel import Progress, StoryreelError
+from storyreel.errors import MissingError, ScriptError, UsageError
+from storyreel.models.specs import ModelSpec
+from storyreel.rendering import Engine
+from tests.conftest import ROOT, FakeEngine
+
+TEXT = """\
+title: Foxes <3
+render: {model: fake, seed: 5}
+scenes:
+  - ["a park", "a fox sits"]
+  - ["a street", "it walks"]
+  - {scene: "a bus", action: "it looks", transition: cut}
+"""
+
+
+@pytest.fixture
+def story(tmp_path: Path, fake_model: ModelSpec) -> Path:
+    path = tmp_path / "foxes.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def test_the_import_loads_nothing_and_knows_its_names() -> None:
+    code = (
+        "import sys, storyreel; "
+        "assert not set(sys.modules) & {'torch', 'pydantic', 'typer', 'yaml', 'numpy'}, 'loaded'; "
+        "assert set(storyreel.__all__) <= set(dir(storyreel)); "
+        "storyreel.plan('stories/nyc.yaml'); assert 'torch' not in sys.modules, 'a plan takes no torch'; "
+        "from storyreel import *; import storyreel.rendering; assert callable(storyreel.render); "
+        "print(storyreel.nothing)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.endswith("AttributeError: module 'storyreel' has no attribute 'nothing'\n"), (
+        done.stderr
+    )
+
+
+def test_a_film_is_rendered_and_opened(story: Path, tmp_path: Path) -> None:
+    engine, heard = FakeEngine(), list[Progress]()
+    film = storyreel.render(
+        story, out=tmp_path / "out", engine=engine, progress=heard.append, steps=3, method={"window": 2}
+    )
+    assert film.path == tmp_path / "out" / "foxes" / "foxes.mp4"
+    assert film.path.is_file()
+    assert (film.title, film.settings["seed"], film.settings["model"]) == ("Foxes <3", 5, "fake")
+    assert [(scene.scene, scene.action) for scene in film.scenes][1] == ("a street", "it walks")
+    assert [scene.start for scene in film.scenes] == [0, *(s.start for s in film.scenes[1:])]
+    assert film.seconds == sum(scene.seconds for scene in film.scenes) > 0
+    assert film.scenes[0].seam is None
+    assert [scene.seam["transition"] for scene in film.scenes[1:] if scene.seam] == ["blend", "cut"]
+    assert {len(scene.weights) for scene in film.scenes} == {3}
+    assert heard[-1].evaluations == heard[-1].evaluations_needed == 9
+    assert (heard[0].scenes, heard[-1].scenes, heard[-1].scenes_total) == (0, 3, 3)
+
+    assert storyreel.Film.open(film.path.parent) == film
+    asked = engine.asked
+    assert storyreel.render(story, out=tmp_path / "out", engine=engine, steps=3, method={"window": 2}) == film
+    assert engine.asked == asked
+    storyreel.render(story, out=tmp_path / "out", engine=engine, steps=3, progress=heard.append, seed=6)
+    assert any("seed 5 -> 6" in progress.message for progress in heard)
+    assert heard[-1].message.startswith("0.")  # what former scenes take
+
+
+def test_a_notebook_shows_it(story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    film = storyreel.render(story, out=tmp_path / "out", engine=FakeEngine(), steps=1)
+    html = film._repr_html_()
+    assert 'src="data:video/mp4;base64,' in html
+    assert "Foxes &lt;3: 3 scenes" in html
+    monkeypatch.setattr("storyreel.api.INLINE", 0)
+    assert f'src="{film.path.as_uri()}"' in film._repr_html_()
+
+
+def test_a_story_and_a_plan_are_taken_too(story: Path, tmp_path: Path) -> None:
+    told = storyreel.load_story(story)
+    planned = storyreel.plan(told, name="plan", steps=2, seed=3, without=["twb"])
+    assert (planned.settings.steps, planned.settings.seed, planned.title) == (2, 3, "Foxes <3")
+    film = storyreel.render(planned, name="mine", out=tmp_path, engine=FakeEngine())
+    assert film.path == tmp_path / "mine" / "mine.mp4"
+    again = storyreel.render(told, name="other", out=tmp_path, engine=FakeEngine(), steps=2, seed=3)
+    assert again.settings["seed"] == 3
+    for taken, settings in ((told, {}), (planned, {}), (planned, {"name": "mine", "steps": 3})):
+        with pytest.raises(UsageError):
+            storyreel.render(taken, out=tmp_path, **settings)  # type: ignore[arg-type]
+
+
+def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no finished film"):
+        storyreel.Film.open(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="nowhere"):
+        storyreel.render(tmp_path / "nowhere.yaml")
+    given: tuple[dict[str, Any], ...] = (
+        {"steps": 0},
+        {"seed": -1},
+        {"steps": "8"},
+        {"seed": 1.5},
+        {"guidance": 0.5},
+        {"size": "1"},
+    )
+    for wrong in given:
+        with pytest.raises(UsageError, match=next(iter(wrong)) + "|1"):
+            storyreel.plan(story, **wrong)
+    story.write_text("scenes: 1\n")
+    with pytest.raises(ScriptError):
+        storyreel.plan(story)
+    with pytest.raises(StoryreelError):
+        storyreel.evaluate(tmp_path / "nowhere")
+    assert storyreel.Engine is Engine
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_films_are_scored(story: Path, tmp_path: Path) -> None:
+    film = storyreel.render(story, out=tmp_path / "out", engine=FakeEngine(), steps=1)
+    evaluation = storyreel.evaluate([film], device="cpu", own=False)
+    (scored,) = evaluation.films
+    assert scored.film.path == film.path
+    assert len(scored.scores["scenes"]) == 3
+    assert storyreel.evaluate(tmp_path / "out", device="cpu", own=False).films[0].scores == scored.scores
