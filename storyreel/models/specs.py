@@ -48,9 +48,8 @@ class ModelSpec:
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says
     whether anybody can tell what some pictures show (`mini.verdicts.strangeness`): where not, nobody is found
-    in them. Both are for measuring alone. ``vocabulary`` is a file of all that
-    such a model can draw, and ``gallery`` "module:function": what makes a page with pictures of that
-    (`mini.gallery.gallery_page`).
+    in them. Both are for measuring alone. ``vocabulary`` is a file of all that such a model can draw, and
+    ``gallery`` "module:function": what makes a page with pictures of that (`mini.gallery.gallery_page`).
     """
 
     name: str
