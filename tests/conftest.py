@@ -289,7 +289,9 @@ def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"weights")
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
-    spec = replace(spec, vocabulary=None, gallery=None)
+    # Small pictures, whatever mini draws; and nobody knows what a fake can draw.
+    spec = replace(spec, size=(96, 64), min_size=(96, 64), max_size=(96, 64), pixels_per_latent=8)
+    spec = replace(spec, size_multiple=16, latent_channels=48, vocabulary=None, gallery=None)
     monkeypatch.setitem(MODELS, "fake", spec)
     monkeypatch.setattr(keys, "recipe_of", known_recipe)
     return spec

@@ -87,7 +87,7 @@ def test_paths_in_the_file_are_read_from_its_folder(
     (place / "storyreel.toml").write_text('model = "fake"\nsize = "97x64"\n')
     monkeypatch.chdir(tmp_path)
     assert run(["validate", str(place)]) == 2  # by the file in the folder of stories
-    assert "nearest it can is 192x128" in capsys.readouterr().err
+    assert "nearest it can is 96x64" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def latents(segment: Segment) -> Tensor:
     frames = torch.arange(segment.lead + segment.latents)
     greys = (frames * 0.05 + segment.index * 0.01 - 0.8) * (-1.0 if segment.index % 2 else 1.0)
     greys[0] = 0.3
-    return greys.view(1, 1, -1, 1, 1).expand(1, 32, -1, 8, 12)
+    return greys.view(1, 1, -1, 1, 1).expand(1, 48, -1, 8, 12)
 
 
 def films(
