@@ -16,7 +16,6 @@ from storyreel.cli.options import (
     Size,
     Steps,
     Weights,
-    check_device,
     check_weights,
     exclude,
     flag,
@@ -24,6 +23,7 @@ from storyreel.cli.options import (
 )
 from storyreel.cli.rendering import gpu_memory
 from storyreel.cli.results import print_json
+from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS, find_model
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides

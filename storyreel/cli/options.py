@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from storyreel.cli import telling
 from storyreel.cli.defaults import PREFIX, source_of
 from storyreel.cli.help import LAST
 from storyreel.errors import UsageError
+from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -157,12 +157,6 @@ def exclude(option: str, given: bool, others: dict[str, bool]) -> None:
     """Raise UsageError if an option is given together with one that contradicts it."""
     if given and (against := [other for other, is_given in others.items() if is_given]):
         raise UsageError(f"{option} and {' and '.join(against)} exclude each other", "Give one of them.")
-
-
-def check_device(device: str) -> None:
-    """Raise UsageError for what cannot be a device's name."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"unknown device {device!r}", "Use auto, cpu, cuda or cuda:N.")
 
 
 def check_weights(weights: Path | None) -> None:

@@ -18,7 +18,6 @@ from storyreel.cli.options import (
     Json,
     Stories,
     Weights,
-    check_device,
     check_weights,
     option,
 )
@@ -26,6 +25,7 @@ from storyreel.cli.reading import check_out, film_folder, missing_weights, raise
 from storyreel.cli.rendering import print_plans
 from storyreel.cli.results import print_json
 from storyreel.errors import StoryreelError, UsageError
+from storyreel.models.device_errors import check_device
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.naming import film_name
 
