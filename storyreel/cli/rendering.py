@@ -263,11 +263,11 @@ def print_plans(plans: Mapping[str, Plan], as_json: bool) -> None:
             f"{settings.steps} steps, guidance {settings.guidance_words}"
         )
         print(
-            f"  {counted(len(plan.segments), 'segment')}, {plan.frames} frames at {plan.spec.fps} per second"
+            f"  {counted(len(plan.segments), 'scene')}, {plan.frames} frames at {plan.spec.fps} per second"
             f", {plan.seconds:g} s of film"
         )
         print(
-            f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
+            f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames at most, "
             f"{_estimate(plan)}"
         )
 
