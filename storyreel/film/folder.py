@@ -131,6 +131,12 @@ class FilmFolder:
         self.present = Manifest.read(self.manifest_path)
         self.unfinished = Manifest.read(self.unfinished_path)
 
+    def take_recorded_name(self) -> None:
+        """Call the film as its manifest does, if it is there: the folder may have been renamed."""
+        named = self.present.film.get("file", "") if self.present else ""
+        if named in {film.name for film in self.path.glob("*.mp4")}:
+            self.name = named.removesuffix(".mp4")
+
     def film_is_complete(self, key: str | None = None) -> bool:
         """Tell whether the film is there and unchanged, and has this ``key``, if one is given."""
         film = self.present.film if self.present else {}

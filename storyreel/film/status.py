@@ -18,6 +18,7 @@ from storyreel.story.plan import Plan
 
 # Reasons of a stop after which the same command goes on.
 STOPPED = {"StoppedError", "KeyboardInterrupt"}
+EARLIER = "an earlier film is there, complete"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
     folder = FilmFolder(out / name, name)
     in_use = folder.is_in_use()  # first: a render that ends meanwhile counts as running, not as stopped
     folder.load()
+    folder.take_recorded_name()
     last = (folder.events() or [{}])[-1]
     manifests = [manifest for manifest in (folder.present, folder.unfinished) if manifest is not None]
     # Beside a film there may be an unfinished one: the plan says which of them counts, else the last event.
@@ -55,23 +57,36 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
         return FilmStatus("running", _finished(folder, rendered) if rendered else 0, total)
     if not manifests and (folder.present or folder.unfinished):
         return FilmStatus("waiting", 0, total, "it was rendered from another story or with other settings")
-    if manifests and manifests[0] is folder.present and folder.film_is_complete():
-        return FilmStatus("done", scenes, total)
+    is_complete = folder.film_is_complete()
     begun = bool(manifests) and manifests[0] is folder.unfinished
+    if manifests and not begun and is_complete and (plan is None or folder.name == name):
+        return FilmStatus("done", scenes, total)
+    state, reason = _ended(folder, last, begun, is_complete)
+    if begun and is_complete:
+        reason = f"{reason}; {EARLIER}" if reason else EARLIER
+    return FilmStatus(state, scenes, total, reason)
+
+
+def _ended(folder: FilmFolder, last: Mapping[str, Any], begun: bool, is_complete: bool) -> tuple[str, str]:
+    """Return the state, and its reason, of a film that is neither done nor running: by the ``last`` event.
+
+    ``begun`` says that it is the unfinished one, ``is_complete`` that a complete one is there.
+    """
     match last.get("event"):
         case None:
-            return FilmStatus("waiting", scenes, total)
+            return "waiting", ""
         case "stopped" if last.get("reason") not in STOPPED:
-            return FilmStatus("failed", scenes, total, str(last.get("message") or last.get("reason")))
+            return "failed", str(last.get("message") or last.get("reason"))
         case "finished" if not begun:
-            lost = "its manifest is damaged, or of an earlier version"
-            damaged = "its film is damaged or has been removed"
-            unread = folder.present is None and folder.manifest_path.exists()
-            return FilmStatus("stopped", scenes, total, lost if unread else damaged)
+            if folder.present is None and folder.manifest_path.exists():
+                return "stopped", "its manifest is damaged, or of an earlier version"
+            if is_complete:
+                return "stopped", f"its film is still called {folder.film_path.name}"
+            return "stopped", "its film is damaged or has been removed"
         case "stopped" | "finished":
-            return FilmStatus("stopped", scenes, total)
+            return "stopped", ""
         case _:
-            return FilmStatus("stopped", scenes, total, "it ended unexpectedly; it may have been killed")
+            return "stopped", "it ended unexpectedly; it may have been killed"
 
 
 def _finished(folder: FilmFolder, manifest: Manifest) -> int:

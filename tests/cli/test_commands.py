@@ -150,6 +150,39 @@ def test_the_status_of_films_folders_and_stories(place: Place) -> None:
     assert place.json("batch", "--status") == place.json("status")
 
 
+def test_a_failed_attempt_leaves_the_finished_film_in_sight(
+    place: Place, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    place.said("render", "fox.yaml")
+
+    def fail(count: int) -> None:
+        raise NumericsError("no picture")
+
+    fake_engine.adapter(fake_model).on_predict = fail
+    place.said("render", "fox.yaml", "--seed", "1", code=1)
+    failed = "fox: failed, 0 of 2 scenes: no picture; an earlier film is there, complete\n"
+    assert place.said("status")[0] == failed
+    assert place.said("status", "fox.yaml", "--seed", "1")[0] == failed
+    assert place.said("status", "fox.yaml")[0] == "fox: done, 2 of 2 scenes\n"
+    Path("out/fox/fox.mp4").unlink()
+    assert place.said("status")[0] == "fox: failed, 0 of 2 scenes: no picture\n"
+
+
+def test_a_film_whose_folder_was_renamed_is_whole(place: Place) -> None:
+    for name in ("fox.yaml", "wolf.yaml"):
+        Path(name).write_text("title: A fox\n" + STORY)
+    place.said("render", "fox.yaml")
+    Path("out/fox").rename("out/wolf")
+    assert place.said("status")[0] == "wolf: done, 2 of 2 scenes\n"
+    # As planned it would lie elsewhere: a second run writes it there.
+    assert place.said("status", "wolf.yaml")[0] == (
+        "wolf: stopped, 2 of 2 scenes: its film is still called fox.mp4\n"
+    )
+    place.said("render", "wolf.yaml")
+    Path("out/wolf/0.mp4").write_bytes(b"a stranger")
+    assert place.said("status", "wolf.yaml")[0] == "wolf: done, 2 of 2 scenes\n"
+
+
 def test_standard_input_is_a_story(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in (["validate", "-"], ["render", "-"], ["status", "-"], ["ablate", "-", "--help"]):
         typed(monkeypatch, STORY)
