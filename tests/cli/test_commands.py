@@ -109,7 +109,9 @@ def test_a_film_is_verified_without_its_story_and_its_model(
         manifest.write_text(whole.replace(old, new, 1))
         assert "manifest.json is damaged" in place.said("verify", "archive/fox", code=1)[0]
     manifest.unlink()
-    assert "manifest.json is missing" in place.said("verify", "archive/fox", code=1)[0]
+    out = place.said("verify", "archive/fox", code=1)[0]
+    assert "manifest.json is missing" in out
+    assert "0 of 1 file is whole" in out
     for nothing in ("nowhere", "here.mp4", "."):
         shutil.rmtree(place.folder / "archive", ignore_errors=True)
         assert "Name a film" in place.said("verify", nothing, code=2)[1]

@@ -65,7 +65,9 @@ def test_the_file_is_that_of_the_stories(
     Path("wolf.yaml").write_text(STORY)
     assert planned(capsys, "wolf.yaml")["steps"] != 5
     assert run(["render", "--dry-run", "wolf.yaml", "../here/fox.yaml"]) == 2
-    assert "several folders" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "several folders" in err
+    assert "once for each folder (., ../here)" in err  # what is named is there
     assert run(["submit", "../here/fox.yaml", "--dry-run"]) == 0
     assert "--out=" not in capsys.readouterr().out.replace("--output=", "")  # the job reads the file, too
 
