@@ -181,14 +181,14 @@ def ablate(
     planned, errors = read(stories, plan, film_name)
     raise_all(errors.values())
     check_out(out)
+    check_weights(options.weights)
     wanted = [film for group in planned.values() for film in group]
     if dry_run:
-        print_plans({film.label: film.plan for film in wanted}, as_json)
+        print_plans({film.label: film.plan for film in wanted}, as_json, {})
         return
     from storyreel.cli.display import RenderDisplay, print_comparison, say
     from storyreel.rendering import Engine
 
-    check_weights(options.weights)
     raise_all(missing_weights((film.label, film.plan) for film in wanted).values())
     with stopping(KEPT) as stop:
         engine = Engine(options.device, stop=stop)
