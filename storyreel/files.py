@@ -99,7 +99,7 @@ def writing(path: Path, elsewhere: str = "choose another --out", afterwards: str
 
 def _concerns(named: Path, path: Path, code: int | None) -> bool:
     """Tell whether an error about the file ``named`` comes from writing ``path``."""
-    beside = path.parent in named.parents and code != errno.ENOENT
+    beside = path.parent in named.parents and (code != errno.ENOENT or ".part" in named.name)
     return beside or path in named.parents or named in (path, *path.parents)
 
 

@@ -224,6 +224,16 @@ def test_the_remedy_is_true(tmp_path: Path, code: int, advice: str) -> None:
     assert caught.value.remedy.endswith("hoose another --report.")
 
 
+def test_a_file_into_a_folder_that_is_not_there_names_the_file_and_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "page.html"
+    with pytest.raises(OutputError) as caught, writing(path, "name another file: --page FILE", ""):
+        write_atomically(path, "page")
+    assert str(caught.value).splitlines() == [
+        f"error: cannot write {path}: No such file or directory",
+        "Name another file: --page FILE.",
+    ]
+
+
 def test_what_cannot_be_read_is_not_called_unwritable(tmp_path: Path) -> None:
     for name in ("weights/model.json", "film/01.safetensors"):
         with pytest.raises(FileNotFoundError), writing(tmp_path / "film" / "02.mp4"):
