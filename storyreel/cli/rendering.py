@@ -276,8 +276,8 @@ def print_plans(plans: Mapping[str, Plan], as_json: bool, errors: Mapping[str, S
             f", {plan.seconds:g} s of film"
         )
         print(
-            f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames at most, "
-            f"{_estimate(plan)}"
+            f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
+            f"at most, {_estimate(plan)}"
         )
     raise_all(errors.values())
 
