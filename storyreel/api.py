@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storyreel.engine import Engine
-from storyreel.errors import MissingError, UsageError
+from storyreel.errors import DamagedError, MissingError, UsageError
 from storyreel.film.folder import FilmFolder
 from storyreel.film.manifest import Manifest
+from storyreel.models.device_errors import check_device
 from storyreel.models.inventory import check_inventory
 from storyreel.rendering import render as render_film
-from storyreel.story.naming import film_name
+from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan, Segment
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from storyreel.evaluation.result import Evaluation
 
 PathLike = str | os.PathLike[str]
+RENDER = "Render it, which makes what is missing: storyreel.render(STORY)"
 INLINE = 16 << 20  # bytes: a larger film is linked from a notebook instead of written into it
 
 
@@ -81,11 +83,25 @@ class Film:
 
     @classmethod
     def open(cls, folder: PathLike) -> Film:
-        """Return the film in a folder, as in ``out/nyc``. Raises MissingError if none is finished there."""
+        """Return the film in a folder, as in ``out/nyc``, or the film that an MP4 there is.
+
+        Raises MissingError if none is finished there, DamagedError if its manifest is nonsense.
+        """
         path = Path(folder)
+        path = path.parent if path.is_file() else path
         manifest = Manifest.read(FilmFolder(path, path.name).manifest_path)
         if manifest is None or not manifest.film:
-            raise MissingError(f"there is no finished film in {path}", "Render it: storyreel.render(STORY)")
+            raise MissingError(f"there is no finished film in {path}", RENDER)
+        try:
+            film = cls._from(manifest, path)
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            raise DamagedError(f"the manifest of the film in {path} is damaged", RENDER) from error
+        if not film.path.is_file():
+            raise MissingError(f"{film.path} is not there", RENDER)
+        return film
+
+    @classmethod
+    def _from(cls, manifest: Manifest, path: Path) -> Film:
         facts, fps = manifest.facts, manifest.facts["settings"]["fps"]
         scenes = [
             Scene(
@@ -139,7 +155,7 @@ def plan(
     steps: int | None = None,
     guidance: float | None = None,
     method: Mapping[str, object] | None = None,
-    without: Iterable[str] = (),
+    without: str | Iterable[str] | None = None,
     speed: str | None = None,
     quantize: str | None = None,
     weights: PathLike | None = None,
@@ -148,12 +164,27 @@ def plan(
 
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
     length of scenes that name none, ``method`` has settings of the method by name, ``without`` parts of it to
-    leave out: dipw, twb, sar, all; ``weights`` is a folder. Raises ScriptError for what a story cannot have,
-    UsageError for what the arguments cannot.
+    leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
+    ScriptError for what a story cannot have, UsageError for what the arguments cannot.
     """
+    _check_types(
+        story=(story, Story | str | os.PathLike),
+        model=(model, str),
+        size=(size, str),
+        seconds=(seconds, int | float),
+        guidance=(guidance, int | float),
+        method=(method, Mapping),
+        without=(without, str | Iterable),
+        speed=(speed, str),
+        quantize=(quantize, str),
+        weights=(weights, str | os.PathLike),
+    )
+    if weights is not None and not Path(weights).is_dir():
+        raise UsageError(f"weights {os.fspath(weights)!r} is not a folder", "Name one that has a model.")
     if not isinstance(story, Story):
         path = Path(story)
         story, name = read_story(path), name or film_name(path)
+    parts = without.split(",") if isinstance(without, str) else without or ()
     overrides = Overrides(
         model=model,
         seed=seed,
@@ -162,7 +193,7 @@ def plan(
         steps=steps,
         guidance=guidance,
         method=tuple(f"{key}={value}" for key, value in (method or {}).items()),
-        without=frozenset(without),
+        without=frozenset(part.strip() for part in parts if part.strip()),
         speed=speed,
         quantize=quantize,
         weights=None if weights is None else Path(weights),
@@ -187,10 +218,13 @@ def render(
     comes from no file needs one. Calls that share an ``engine`` load a model once. ``progress`` is called in
     this thread, after every evaluation of the transformer. Raises StoryreelError; finished scenes stay.
     """
-    if isinstance(story, str | os.PathLike):
-        name = name or film_name(Path(story))
-    if not name:
+    if name is None and isinstance(story, str | os.PathLike):
+        name = film_name(Path(story))
+    if name is None:
         raise UsageError("a story that comes from no file needs a name", 'Give it one: name="my-film".')
+    check_film_name(name)
+    if not isinstance(engine, Engine | None):
+        raise UsageError(f"engine {engine!r:.60} is not an engine", "Give storyreel.Engine(device).")
     if isinstance(story, Plan) and settings:
         raise UsageError(f"a plan has its settings: {', '.join(settings)}", "Give them to storyreel.plan.")
     planned = story if isinstance(story, Plan) else plan(story, name=name, **settings)
@@ -216,6 +250,9 @@ def evaluate(
     from storyreel.evaluation.films import collect
     from storyreel.models.devices import pick_device
 
+    check_device(device)
+    if weights_dir is not None and not Path(weights_dir).is_dir():
+        raise UsageError(f"weights_dir {os.fspath(weights_dir)!r} is not a folder", "Name one.")
     several = [films] if isinstance(films, Film | str | os.PathLike) else films
     folders = [film.path.parent if isinstance(film, Film) else Path(film) for film in several]
     found, errors = collect(folders, (), None)
@@ -226,6 +263,14 @@ def evaluate(
     for error in (*errors, *failed):
         raise error
     return evaluation
+
+
+def _check_types(**given: tuple[object, Any]) -> None:
+    """Raise UsageError for the first argument whose value, None apart, is of no type that it may have."""
+    for name, (value, kinds) in given.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            remedy = f"It cannot be of type {type(value).__name__}."
+            raise UsageError(f"{name} {value!r:.60} is not valid", remedy)
 
 
 class _Reports:

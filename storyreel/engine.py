@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from storyreel.errors import MissingError
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.keys import ingredients
-from storyreel.models.device_errors import device_error, lacks_memory
+from storyreel.models.device_errors import check_device, device_error, lacks_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import Stop
@@ -42,6 +42,7 @@ class Engine:
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
+        check_device(self.device)
         self._adapters: dict[str, Adapter] = {}
         self._scorers: dict[Path, Scorer] = {}
         self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}

@@ -11,7 +11,7 @@ import pytest
 
 import storyreel
 from storyreel import Progress, StoryreelError
-from storyreel.errors import MissingError, ScriptError, UsageError
+from storyreel.errors import DamagedError, MissingError, ScriptError, UsageError
 from storyreel.models.specs import ModelSpec
 from storyreel.rendering import Engine
 from tests.conftest import ROOT, FakeEngine
@@ -112,6 +112,31 @@ def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
     for wrong in given:
         with pytest.raises(UsageError, match=next(iter(wrong)) + "|1"):
             storyreel.plan(story, **wrong)
+    for wrong in (
+        {"size": (96, 64)},
+        {"seconds": "1"},
+        {"seconds": True},
+        {"guidance": "3"},
+        {"method": ["context=0.2"]},
+        {"without": 3},
+        {"without": "alles"},
+        {"weights": tmp_path / "nowhere"},
+    ):
+        with pytest.raises(UsageError):
+            storyreel.plan(story, **wrong)
+    assert storyreel.plan(story, without="twb, sar") == storyreel.plan(story, without=["sar", "twb"])
+    assert storyreel.plan(story, without="all") != storyreel.plan(story, without=None)
+    for name in ("../x", ".", "a/b", "/x", "a\0b", "", "segments", 5):
+        with pytest.raises(UsageError, match="name"):
+            storyreel.render(story, name=name, out=tmp_path / "out")  # type: ignore[arg-type]
+    for options in ({"device": "banana"}, {"device": None}, {"engine": "cpu"}):
+        with pytest.raises(UsageError):
+            storyreel.render(story, out=tmp_path / "out", **options)
+    with pytest.raises(UsageError):
+        storyreel.evaluate(tmp_path, device="banana")
+    with pytest.raises(UsageError):
+        storyreel.evaluate(tmp_path, weights_dir=tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
     story.write_text("scenes: 1\n")
     with pytest.raises(ScriptError):
         storyreel.plan(story)
@@ -128,3 +153,18 @@ def test_films_are_scored(story: Path, tmp_path: Path) -> None:
     assert scored.film.path == film.path
     assert len(scored.scores["scenes"]) == 3
     assert storyreel.evaluate(tmp_path / "out", device="cpu", own=False).films[0].scores == scored.scores
+
+
+def test_a_damaged_film_is_not_opened(story: Path, tmp_path: Path) -> None:
+    film = storyreel.render(story, out=tmp_path, engine=FakeEngine(), steps=1)
+    folder = film.path.parent
+    assert storyreel.Film.open(film.path) == film
+    text = (folder / "manifest.json").read_text()
+    for damage in (text.replace('"action"', '"acton"'), text.replace('"settings"', '"setings"')):
+        (folder / "manifest.json").write_text(damage)
+        with pytest.raises(DamagedError, match="damaged"):
+            storyreel.Film.open(folder)
+    (folder / "manifest.json").write_text(text)
+    film.path.unlink()
+    with pytest.raises(MissingError, match="is not there"):
+        storyreel.Film.open(folder)

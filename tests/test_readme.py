@@ -283,9 +283,13 @@ def test_python_runs(
     shutil.copytree(ROOT / "stories", tmp_path / "stories")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(MODELS, "mini", replace(fake_model, name="mini", seconds=0.5))
-    engine = FakeEngine()
-    monkeypatch.setattr("storyreel.api.Engine", lambda device: engine)
-    monkeypatch.setattr("storyreel.engine.Engine", lambda device: engine)
+
+    class Cheap(FakeEngine):
+        def __init__(self, device: str) -> None:
+            super().__init__()
+
+    monkeypatch.setattr("storyreel.api.Engine", Cheap)
+    monkeypatch.setattr("storyreel.engine.Engine", Cheap)
     for block in blocks(name, "python"):
         exec(compile(block, name, "exec"), {})  # noqa: S102  # our own README
 

@@ -90,6 +90,8 @@ def run(arguments: Sequence[str]) -> int:
                 raise stop.error()
     except StoryreelError as error:
         return _told(error)
+    except SystemExit as done:  # as typer ends when it has printed the completion
+        code = done.code
     except (KeyboardInterrupt, typer.Abort):  # by no signal
         return _told(InterruptError("interrupted", AGAIN))
     except Exception as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,15 @@ KEYS = (
     *("model", "seed", "size", "seconds", "steps", "guidance", "speed", "quantize"),
     *("weights", "device", "memory", "out"),
 )
+
+
+def unknown_variables() -> Iterator[tuple[str, str]]:
+    """Yield every variable that is named as ours are and is none of them, and what to do about it."""
+    known = [f"{PREFIX}{key.upper()}" for key in (*KEYS, "debug")]
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = get_close_matches(name, known, 1)
+            yield name, f"Perhaps {near[0]}?" if near else "Unset it."
 
 
 class FileDefaults(dict[str, Any]):
@@ -63,7 +73,7 @@ def defaults_file(stories: Collection[Path]) -> Path | None:
     files = {folder.resolve(): folder / FILE for folder in sorted(folders)}
     found = [path for path in files.values() if path.is_file()]
     if found and len(files) > 1:
-        names = ", ".join(str(folder / FILE) for folder in sorted(folders))
+        names = ", ".join(map(str, sorted(folders)))
         raise UsageError(
             f"the stories lie in several folders, and {found[0]} counts for those beside it alone",
             f"Run the command once for each folder ({names}).",

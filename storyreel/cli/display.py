@@ -151,7 +151,7 @@ def print_bench(report: Mapping[str, Any]) -> None:
     )
     rows = report["variants"]
     of_first = f"of {rows[0]['variant']}"
-    headings = ["", "s a segment", of_first, "s decoding", "forwards", "TFLOP/s", "of peak", "peak MB"]
+    headings = ["", "s a segment", of_first, "s decoding", "evaluations", "TFLOP/s", "of peak", "peak MB"]
     lines = (
         [
             row["variant"],
@@ -174,7 +174,7 @@ def print_calculation(report: Mapping[str, Any]) -> None:
     title = (
         f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
     )
-    headings = ["", "PFLOP a segment", f"of {rows[0]['variant']}", "forwards", "latent frames"]
+    headings = ["", "PFLOP a segment", f"of {rows[0]['variant']}", "evaluations", "latent frames"]
     lines = (
         [
             row["variant"],

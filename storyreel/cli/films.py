@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from storyreel.cli.options import Json, OutOptions, flag
+from storyreel.cli.options import USUAL_OUT, Json, Out, OutOptions, flag
 from storyreel.cli.reading import (
-    check_out,
     film_folder,
     film_folders,
     is_story,
@@ -21,8 +19,10 @@ from storyreel.cli.reading import (
 )
 from storyreel.cli.results import Verified, failed, print_json
 from storyreel.cli.telling import complain, note
-from storyreel.errors import StoryreelError, UsageError, counted, printable
+from storyreel.errors import ScriptError, StoryreelError, UsageError, counted, printable
 from storyreel.story.naming import film_name
+
+CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # what ffmpeg says of any MP4
 
 
 def status(
@@ -44,42 +44,40 @@ def status(
     """
     given = places or []
     stories = [place for place in given if is_story(place)]
-    print_status(status_of([place for place in given if place not in stories], stories, options), as_json)
+    show_status([place for place in given if place not in stories], stories, options, as_json)
 
 
-def status_of(places: list[Path], stories: list[Path], options: OutOptions) -> dict[str, dict[str, Any]]:
-    """Return how films are, by name: in places and of stories; without either, in the usual place."""
-    from storyreel.film.status import all_films, film_status
+def show_status(places: list[Path], stories: list[Path], options: OutOptions, as_json: bool) -> None:
+    """Print how films are: in places and of stories; without either, in the usual place.
+
+    Raises the errors of faulty stories after that.
+    """
+    from storyreel.film.status import all_films
 
     rows: dict[str, dict[str, Any]] = {}
-    for place in places:
+    for place in places or ([] if stories else [options.out]):
         if (folder := film_folder(place)) is not None:
-            every = all_films(folder.parent, {}, note)
-            found = {folder.name: every.get(folder.name) or asdict(film_status(folder.parent, folder.name))}
-        elif place.is_dir():
+            folder = folder.resolve()  # . has no name
+            found = all_films(folder.parent, {folder.name: None}, note)
+        elif place.is_dir() or (not places and not place.exists()):
             found = all_films(place, {}, note)
+            if not found:
+                note(f"no films in {place}")
         else:
             remedy = "Name a film, its folder, a folder of films, or a story that ends in .yaml."
             raise UsageError(f"{place} is neither a film nor a folder of films", remedy)
         rows |= {name if name not in rows else str(place / name): row for name, row in found.items()}
     plans, errors = read(stories, options.plan, film_name)
-    raise_all(errors.values())
-    if plans or not places:
-        check_out(options.out)
+    if plans:
         rows |= all_films(options.out, plans, note)
-    return rows
-
-
-def print_status(rows: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
-    """Print what `status_of` returns."""
     if as_json:
         print_json(rows)
-        return
-    for name, row in rows.items():
+    for name, row in rows.items() if not as_json else ():
         total = "? scenes" if row["total"] is None else counted(row["total"], "scene")
         slurm_says = f", Slurm {row['job']} {row['slurm']}" if row.get("slurm") else ""
         reason = f": {row['reason']}" if row["reason"] else ""
         print(printable(f"{name}: {row['state']}, {row['scenes']} of {total}{slurm_says}{reason}"))
+    raise_all(errors.values())
 
 
 def verify(
@@ -106,12 +104,12 @@ def verify(
 def print_verified(
     found: Mapping[str, Mapping[str, str] | StoryreelError], remedy: str, as_json: bool
 ) -> None:
-    """Print what is wrong with each film's files, "" for nothing. Raises StoryreelError if anything is."""
+    """Print what is wrong with each film's files, "" for nothing; if anything is, exit with its code."""
     results: dict[str, Any] = {}
     for name, files in found.items():
         if isinstance(files, StoryreelError):
             results[name] = failed(files)
-            complain(printable(f"{name}: {files}"))
+            complain(str(files) if isinstance(files, ScriptError) else printable(f"{name}: {files}"))
             continue
         wrong = {path: fault for path, fault in files.items() if fault}
         results[name] = Verified(whole=not wrong, files=len(files), wrong=wrong)
@@ -119,12 +117,14 @@ def print_verified(
             for path, fault in wrong.items():
                 print(printable(f"{path} {fault}"))
             whole = len(files) - len(wrong)
-            print(printable(f"{name}: {whole} of {counted(len(files), 'file')} are whole"))
+            verb = "is" if len(files) == 1 else "are"
+            print(printable(f"{name}: {whole} of {counted(len(files), 'file')} {verb} whole"))
     if as_json:
         print_json(results)
     errors = [files for files in found.values() if isinstance(files, StoryreelError)]
     if not_whole := [name for name, result in results.items() if not result.get("whole", True)]:
-        raise StoryreelError(f"not whole: {', '.join(not_whole)}", remedy)
+        errors.insert(0, StoryreelError(f"not whole: {', '.join(not_whole)}", remedy))
+        complain(str(errors[0]))
     if errors:
         raise typer.Exit(worst(errors).exit_code)
 
@@ -134,13 +134,18 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Print what a film says of itself: story, seed, model, versions."""
+    from storyreel.film.folder import FilmFolder
     from storyreel.film.reader import read_tags
 
-    folder = film_folder(film) if film.is_dir() else None
-    path = min(folder.glob("*.mp4"), default=folder) if folder else film
+    path = film
+    if film.is_dir() and film_folder(film) is not None:
+        folder = FilmFolder(film, film.resolve().name)
+        folder.load()
+        folder.take_recorded_name()
+        path = folder.film_path
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "Name an MP4 that storyreel rendered, or its folder.")
-    tags = read_tags(path)
+    tags = {key: value for key, value in read_tags(path).items() if key not in CONTAINER}
     if as_json:
         print_json(tags)
     else:
@@ -149,10 +154,11 @@ def inspect(
 
 
 def clean(
-    out: Annotated[
+    places: Annotated[
         list[Path] | None,
-        typer.Argument(help="Films, or folders of films. Default: out.", metavar="FILM|OUT…"),
+        typer.Argument(help="Films, or folders of films. Default: OUT.", metavar="FILM|OUT…"),
     ] = None,
+    out: Out = USUAL_OUT,
     yes: Annotated[bool, flag("--yes", "Remove it; else it is only listed.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -160,12 +166,11 @@ def clean(
 
     What the present film needs stays, and so does the work of a render that was not finished.
     """
-    from storyreel.film.clean import film_folders as rendered
-    from storyreel.film.clean import remove_unused, size_words, unused
+    from storyreel.film.clean import folders_of_films, remove_unused, size_words, unused
 
     done = "removed" if yes else "would be removed"
-    places = [film_folder(path) or path for path in out or [Path("out")]]
-    rows = [(remove_unused if yes else unused)(path) for path in rendered(places)]
+    films = folders_of_films(film_folder(path) or path for path in places or [out])
+    rows = [(remove_unused if yes else unused)(path) for path in films]
     if as_json:
         print_json(
             [

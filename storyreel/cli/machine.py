@@ -12,20 +12,22 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
-from difflib import get_close_matches
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from storyreel import __version__
-from storyreel.cli.defaults import KEYS, PREFIX, defaults_file
-from storyreel.cli.options import Json
+from storyreel.cli.defaults import PREFIX, defaults_file, read_defaults, unknown_variables
+from storyreel.cli.help import Command
+from storyreel.cli.options import USUAL_OUT, Json, RenderOptions, as_command, check_weights
 from storyreel.cli.results import Checked, print_json
-from storyreel.errors import StoryreelError, counted, printable
+from storyreel.errors import StoryreelError, UsageError, counted, printable
 from storyreel.models.specs import MODELS, find_model, hub_cache
+from storyreel.story.schema import parse_story
 
 PACKAGES = ("torch", "diffusers", "transformers")
 PATIENCE = 0.5  # seconds for nvidia-smi to answer
@@ -43,7 +45,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show what this machine has, from GPU to ffmpeg, and what to do where something is wrong."""
-    place = out or Path(os.environ.get(f"{PREFIX}OUT") or "out")
+    place = out or _usual_place()
     gpus = cache(_gpus)  # asked once
     checks: dict[str, Callable[[], Checked]] = {
         "storyreel": _versions,
@@ -102,16 +104,29 @@ def _packages() -> Checked:
 
 
 def _defaults() -> Checked:
-    """Say which variables and which file hold defaults here."""
+    """Say which variables and which file hold defaults here, and what render would refuse of them."""
+    for name, remedy in unknown_variables():
+        return _fault(f"{name} is no variable of storyreel", remedy)
+    render = typer.Typer(add_completion=False)
+    render.command(cls=Command)(as_command(_plan_something))
+    typer.main.get_command(render).main([], standalone_mode=False)
     names = sorted(name for name in os.environ if name.startswith(PREFIX))
-    known = [f"{PREFIX}{key.upper()}" for key in (*KEYS, "debug")]
-    if unknown := [name for name in names if name not in known]:
-        near = get_close_matches(unknown[0], known, 1)
-        return _fault(
-            f"{unknown[0]} is no variable of storyreel", f"Perhaps {near[0]}?" if near else "Unset it."
-        )
     file = defaults_file(())
     return _good(", ".join([*names, *([str(file)] if file else [])]) or "no variables, no file here")
+
+
+def _plan_something(options: RenderOptions) -> None:
+    """Plan a story by the defaults alone. Raises UsageError."""
+    check_weights(options.weights)
+    options.plan(parse_story("story", b"scenes: [[a park, a fox sits]]"), "story")
+
+
+def _usual_place() -> Path:
+    """Return where films go without --out; a file of defaults that cannot be read is told elsewhere."""
+    said: dict[str, Any] = {}
+    with suppress(UsageError):
+        said = read_defaults(file) if (file := defaults_file(())) else {}
+    return Path(os.environ.get(f"{PREFIX}OUT") or said.get("out") or USUAL_OUT)
 
 
 def _gpus() -> list[Gpu]:

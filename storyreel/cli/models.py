@@ -17,7 +17,6 @@ from storyreel.cli.options import (
     Size,
     Steps,
     Weights,
-    check_device,
     check_weights,
     exclude,
     flag,
@@ -26,6 +25,7 @@ from storyreel.cli.options import (
 from storyreel.cli.rendering import gpu_memory
 from storyreel.cli.results import print_json
 from storyreel.errors import UsageError
+from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides

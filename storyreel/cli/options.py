@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -14,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import typer
 
 from storyreel.cli import telling
-from storyreel.cli.defaults import PREFIX, source_of
+from storyreel.cli.defaults import PREFIX, source_of, unknown_variables
 from storyreel.cli.help import LAST
 from storyreel.errors import ScriptError, UsageError
+from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -93,6 +93,8 @@ Strict = Annotated[
     bool,
     flag("--strict", "What the model cannot draw, where that is known, is a fault, not a warning.", WORK),
 ]
+Out = Annotated[Path, option("DIR", "Folder for the films; each gets one of its own.", WORK, "OUT")]
+USUAL_OUT = Path("out")
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.", rich_help_panel=LAST)]
 Verbose = Annotated[
     bool,
@@ -128,6 +130,9 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
     def flat(context: typer.Context, **given: Any) -> T:
         exclude("--quiet", given["quiet"], {"--verbose": given["verbose"]})
         with telling.loudness(given.pop("verbose") - given.pop("quiet")):
+            if any(getattr(param, "envvar", None) for param in context.command.params):
+                for name, remedy in unknown_variables():
+                    telling.note(f"{name} is no variable of storyreel. {remedy}")
             sources = {name: source_of(context, name) for name in given}
             for name, source in sources.items():
                 if source:
@@ -164,16 +169,10 @@ def exclude(option: str, given: bool, others: dict[str, bool]) -> None:
         raise UsageError(f"{option} and {' and '.join(against)} exclude each other", "Give one of them.")
 
 
-def check_device(device: str) -> None:
-    """Raise UsageError for what cannot be a device's name."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
-        raise UsageError(f"unknown device {device!r}", "Use auto, cpu, cuda or cuda:N.")
-
-
 def check_weights(weights: Path | None) -> None:
     """Raise UsageError for what is no folder."""
     if weights is not None and not weights.is_dir():
-        words = f"--weights {weights} is not a folder"
+        words = f"weights: {weights} is not a folder"
         raise UsageError(words, "Name the folder that holds the model's parts: transformer, vae and so on.")
 
 
@@ -252,9 +251,7 @@ class CheckOptions(FilmOptions):
 class OutOptions(FilmOptions):
     """What decides films, and where they are."""
 
-    out: Annotated[Path, option("DIR", "Folder for the films; each gets one of its own.", WORK, "OUT")] = (
-        Path("out")
-    )
+    out: Out = USUAL_OUT
     without: Annotated[
         str, option("PARTS", "Leave out parts of the method: some of dipw,twb,sar, or all.", FILM)
     ] = ""
@@ -311,7 +308,7 @@ class RenderOptions(OutOptions):
 class SlurmOptions:
     """What a Slurm job asks for, one story an element."""
 
-    gpus: Annotated[int, option("N", "GPUs for a story.", SLURM, min=0)] = 1
+    gpus: Annotated[int | None, option("N", "GPUs for a story. Default: 1.", SLURM, min=0)] = None
     time: Annotated[str | None, option("TIME", "Longest run of a story, as in 4:00:00.", SLURM)] = None
     partition: Annotated[str | None, option("NAME", "Partition.", SLURM)] = None
     mem: Annotated[str | None, option("SIZE", "Memory for a story, as in 64G.", SLURM)] = None
@@ -327,7 +324,8 @@ class SlurmOptions:
         limit = f"%{self.max_parallel}" if self.max_parallel else ""
         yield f"--array=0-{stories - 1}{limit}"
         asked = {
-            "gpus": self.gpus or None,  # on many clusters even --gpus=0 needs GPUs to be known
+            # On many clusters even --gpus=0 needs GPUs to be known.
+            "gpus": None if self.gpus == 0 else self.gpus or 1,
             "time": self.time,
             "partition": self.partition,
             "mem": self.mem,

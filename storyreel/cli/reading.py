@@ -111,8 +111,10 @@ def is_story(place: Path) -> bool:
 
 def film_folder(place: Path) -> Path | None:
     """Return the folder of the film that a place is, or is the folder of; None if it is neither."""
+    from storyreel.film.folder import is_film_folder
+
     folder = place.parent if place.is_file() else place
-    return folder if (folder / "segments").is_dir() else None
+    return folder if is_film_folder(folder) else None
 
 
 def film_folders(places: Iterable[Path]) -> Iterator[Path]:
@@ -120,15 +122,14 @@ def film_folders(places: Iterable[Path]) -> Iterator[Path]:
 
     Raises UsageError for what holds none.
     """
+    from storyreel.film.folder import film_folders as films_in
+
     remedy = "Name a film, its folder, as in out/nyc, or a folder that holds several, as in out."
     for place in places:
         if not place.exists():
             raise UsageError(f"{place} is not there", remedy)
         folder = film_folder(place)
-        found = (
-            [folder] if folder else sorted({path.parent for path in place.rglob("segments") if path.is_dir()})
-        )
-        if not found:
+        if not (found := [folder] if folder else films_in(place)):
             raise UsageError(f"there is no film of storyreel in {place}", remedy)
         yield from found
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from storyreel.cli.films import print_status, print_verified, status_of
+from storyreel.cli.films import print_verified, show_status
 from storyreel.cli.options import (
     SLURM,
     WORK,
@@ -75,16 +75,16 @@ def render(
     # Every story, and all weights, are looked at before the first is rendered: a fault costs no work.
     warned: Warned = {}
     plans, errors = read(stories, partial(options.plan, warned=None if verify else warned), film_name)
-    if not keep_going or dry_run or verify:
+    if not keep_going:
         raise_all(errors.values())
     check_out(options.out)
     warn(warned)
-    if dry_run:
-        print_plans(plans, warned, as_json)
-        return
     check_weights(options.weights)
+    if dry_run:
+        print_plans(plans, warned, as_json, errors)
+        return
     if verify:
-        _verify_plans(plans, options.out, as_json)
+        _verify_plans(plans, errors, options.out, as_json)
         return
     errors |= missing_weights(plans.items())
     if not keep_going:
@@ -194,7 +194,7 @@ def batch(
     if slurm:
         submit(stories or [], options, resources, dry_run, as_json)
     elif status:
-        print_status(status_of([], stories or [], options), as_json)
+        show_status([], stories or [], options, as_json)
     else:
         render(stories or [], options, True, dry_run, False, as_json)
 
@@ -228,7 +228,10 @@ def submit(
         films.values(), options.arguments(), resources.directives(len(films)), options.environment()
     )
     if dry_run:
-        print(script, end="")
+        if as_json:
+            print_json({"script": script, "films": {name: path.absolute() for name, path in films.items()}})
+        else:
+            print(script, end="")
         return
     if slurm.cannot_requeue():
         note(
@@ -242,25 +245,36 @@ def submit(
         print_json(asdict(submission)) if as_json else print(submission.job)
 
 
-def _verify_plans(plans: Mapping[str, Plan], out: Path, as_json: bool) -> None:
+def _verify_plans(plans: Mapping[str, Plan], errors: Errors, out: Path, as_json: bool) -> None:
     from storyreel.film.verify import verify as verify_film
 
     remedy = (
         "Run the same command without --verify: it renders again what is missing. "
         "Weights are fetched again by storyreel pull."
     )
-    print_verified({name: verify_film(plan, name, out) for name, plan in plans.items()}, remedy, as_json)
+    found: dict[str, Mapping[str, str] | StoryreelError] = {**errors}
+    for name, plan in plans.items():
+        try:
+            found[name] = verify_film(plan, name, out)
+        except StoryreelError as error:
+            found[name] = error
+    print_verified(found, remedy, as_json)
 
 
-def print_plans(plans: Mapping[str, Plan], warned: Warned, as_json: bool) -> None:
-    """Print what would be rendered, and what it would take; what is ``warned`` of is in the JSON too."""
+def print_plans(
+    plans: Mapping[str, Plan], warned: Warned, as_json: bool, errors: Mapping[str, StoryreelError]
+) -> None:
+    """Print what would be rendered, and what it would take; then raise the errors of faulty stories.
+
+    What is ``warned`` of is in the JSON too.
+    """
     for name, plan in plans.items():
         for words in uncounted_prompts(plan):
             note(printable(f"{name}: {words}"))
     if as_json:
-        print_json({name: _plan_facts(plan, warned.get(name)) for name, plan in plans.items()})
-        return
-    for name, plan in plans.items():
+        facts = {name: _plan_facts(plan, warned.get(name)) for name, plan in plans.items()}
+        print_json(facts | {name: failed(error) for name, error in errors.items()})
+    for name, plan in plans.items() if not as_json else ():
         print(f"{name}: {plan.title}")
         for segment in plan.segments:
             seam = "" if segment.index == 0 else "  blended" if segment.blended else "  cut"
@@ -277,13 +291,14 @@ def print_plans(plans: Mapping[str, Plan], warned: Warned, as_json: bool) -> Non
             f"{settings.steps} steps, guidance {settings.guidance_words}"
         )
         print(
-            f"  {counted(len(plan.segments), 'segment')}, {plan.frames} frames at {plan.spec.fps} per second"
+            f"  {counted(len(plan.segments), 'scene')}, {plan.frames} frames at {plan.spec.fps} per second"
             f", {plan.seconds:g} s of film"
         )
         print(
-            f"  {plan.forwards} forwards of {plan.latents / len(plan.segments):.1f} latent frames at most, "
-            f"{_estimate(plan)}"
+            f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
+            f"at most, {_estimate(plan)}"
         )
+    raise_all(errors.values())
 
 
 def gpu_memory(spec: ModelSpec) -> str:

@@ -111,6 +111,14 @@ class Submitted(TypedDict):
 
 
 @with_config(CLOSED)
+class Script(TypedDict):
+    """The script of an array job that ``--dry-run`` does not submit; ``films`` as in `Submitted`."""
+
+    script: str
+    films: dict[str, str]
+
+
+@with_config(CLOSED)
 class Cleaned(TypedDict):
     """What a film's folder could do without, or did; ``reason`` says why it was left alone."""
 
@@ -202,9 +210,9 @@ class Checked(TypedDict):
 
 
 SHAPES: dict[str, Any] = {
-    "render": dict[str, Done | Failed] | dict[str, Planned] | dict[str, Verified],
-    "batch": dict[str, Done | Failed] | dict[str, Planned] | dict[str, Status] | Submitted,
-    "submit": Submitted,
+    "render": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Verified | Failed],
+    "batch": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Status] | Submitted | Script,
+    "submit": Submitted | Script,
     "status": dict[str, Status],
     "verify": dict[str, Verified | Failed],
     "inspect": dict[str, str],
@@ -216,6 +224,7 @@ SHAPES: dict[str, Any] = {
     "pull": dict[str, Pulled],
     "bench": Benched,
     "info": dict[str, Checked],
+    "doctor": dict[str, Checked],
 }
 
 

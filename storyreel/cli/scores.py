@@ -18,7 +18,6 @@ from storyreel.cli.options import (
     Json,
     Stories,
     Weights,
-    check_device,
     check_weights,
     option,
 )
@@ -26,6 +25,7 @@ from storyreel.cli.reading import check_out, film_folder, missing_weights, raise
 from storyreel.cli.rendering import print_plans
 from storyreel.cli.results import print_json
 from storyreel.errors import ScriptError, StoryreelError, UsageError
+from storyreel.models.device_errors import check_device
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.naming import film_name
 
@@ -184,17 +184,17 @@ def ablate(
     planned, errors = read(stories, plan, film_name)
     raise_all(errors.values())
     check_out(out)
+    check_weights(options.weights)
     warn(warned)
     wanted = [film for group in planned.values() for film in group]
     if dry_run:
         labels = {film.label: name for name, group in planned.items() for film in group}
         of_films = {label: warned[name] for label, name in labels.items() if name in warned}
-        print_plans({film.label: film.plan for film in wanted}, of_films, as_json)
+        print_plans({film.label: film.plan for film in wanted}, of_films, as_json, {})
         return
     from storyreel.cli.display import RenderDisplay, print_comparison, say
     from storyreel.rendering import Engine
 
-    check_weights(options.weights)
     raise_all(missing_weights((film.label, film.plan) for film in wanted).values())
     with stopping(KEPT) as stop:
         engine = Engine(options.device, stop=stop)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storyreel.errors import LockedError, OutputError, StoryreelError, UsageError
 from storyreel.files import writing
-from storyreel.film.folder import FilmFolder
+from storyreel.film.folder import FilmFolder, film_folders
 from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, Kind, Store, file_name
 
@@ -40,15 +40,13 @@ def size_words(size: int) -> str:
     )
 
 
-def film_folders(places: Iterable[Path]) -> Iterator[Path]:
+def folders_of_films(places: Iterable[Path]) -> Iterator[Path]:
     """Yield every film's folder in ``places``, each of which may be one. Raises UsageError."""
     for place in places:
         if not place.is_dir():
             remedy = "Name the folder of a render, as in out/nyc, or one that holds several, as in out."
             raise UsageError(f"{place} is not a folder", remedy)
-        for events in sorted(place.rglob("events.jsonl")):
-            if (events.parent / "segments").is_dir():
-                yield events.parent
+        yield from film_folders(place)
 
 
 def unused(path: Path) -> Unused:

@@ -17,10 +17,24 @@ from typing import Any
 from storyreel.errors import LockedError, OutputError
 from storyreel.files import matches, write_atomically, writing
 from storyreel.film.manifest import Manifest
+from storyreel.film.store import Store
 from storyreel.lock import Lock
 
 LOOK = 0.5  # seconds: another process that only checks the lock holds it for less
 UNFINISHED = "unfinished.json"
+
+
+def is_film_folder(path: Path) -> bool:
+    """Tell whether a folder is a film's. The name of what lies in it is not enough: a film may have any."""
+    if not (path / "segments").is_dir():
+        return False
+    ours = ("manifest.json", UNFINISHED, "events.jsonl")
+    return any((path / name).is_file() for name in ours) or any(Store(path / "segments").files())
+
+
+def film_folders(place: Path) -> list[Path]:
+    """Return the folders of all films in a folder, however deep; it may be one itself."""
+    return sorted(path.parent for path in place.rglob("segments") if is_film_folder(path.parent))
 
 
 @dataclass
@@ -130,6 +144,12 @@ class FilmFolder:
         """Read the manifests; one that is damaged or of another format counts as missing."""
         self.present = Manifest.read(self.manifest_path)
         self.unfinished = Manifest.read(self.unfinished_path)
+
+    def take_recorded_name(self) -> None:
+        """Call the film as its manifest does, if it is there: the folder may have been renamed."""
+        named = self.present.film.get("file", "") if self.present else ""
+        if named in {film.name for film in self.path.glob("*.mp4")}:
+            self.name = named.removesuffix(".mp4")
 
     def film_is_complete(self, key: str | None = None) -> bool:
         """Tell whether the film is there and unchanged, and has this ``key``, if one is given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from storyreel import slurm
 from storyreel.errors import StoryreelError
 from storyreel.files import digest
-from storyreel.film.folder import FilmFolder
+from storyreel.film.folder import FilmFolder, film_folders
 from storyreel.film.keys import plan_facts
 from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, file_name
@@ -18,6 +18,7 @@ from storyreel.story.plan import Plan
 
 # Reasons of a stop after which the same command goes on.
 STOPPED = {"StoppedError", "KeyboardInterrupt"}
+EARLIER = "an earlier film is there, complete"
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,10 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
 
     Changed weights and versions are not noticed: that takes reading the weights.
     """
-    folder = FilmFolder(out / name, name)
+    folder = FilmFolder(out / name, Path(name).name)
     in_use = folder.is_in_use()  # first: a render that ends meanwhile counts as running, not as stopped
     folder.load()
+    folder.take_recorded_name()
     last = (folder.events() or [{}])[-1]
     manifests = [manifest for manifest in (folder.present, folder.unfinished) if manifest is not None]
     # Beside a film there may be an unfinished one: the plan says which of them counts, else the last event.
@@ -55,23 +57,36 @@ def film_status(out: Path, name: str, plan: Plan | None = None) -> FilmStatus:
         return FilmStatus("running", _finished(folder, rendered) if rendered else 0, total)
     if not manifests and (folder.present or folder.unfinished):
         return FilmStatus("waiting", 0, total, "it was rendered from another story or with other settings")
-    if manifests and manifests[0] is folder.present and folder.film_is_complete():
-        return FilmStatus("done", scenes, total)
+    is_complete = folder.film_is_complete()
     begun = bool(manifests) and manifests[0] is folder.unfinished
+    if manifests and not begun and is_complete and (plan is None or folder.name == Path(name).name):
+        return FilmStatus("done", scenes, total)
+    state, reason = _ended(folder, last, begun, is_complete)
+    if begun and is_complete:
+        reason = f"{reason}; {EARLIER}" if reason else EARLIER
+    return FilmStatus(state, scenes, total, reason)
+
+
+def _ended(folder: FilmFolder, last: Mapping[str, Any], begun: bool, is_complete: bool) -> tuple[str, str]:
+    """Return the state, and its reason, of a film that is neither done nor running: by the ``last`` event.
+
+    ``begun`` says that it is the unfinished one, ``is_complete`` that a complete one is there.
+    """
     match last.get("event"):
         case None:
-            return FilmStatus("waiting", scenes, total)
+            return "waiting", ""
         case "stopped" if last.get("reason") not in STOPPED:
-            return FilmStatus("failed", scenes, total, str(last.get("message") or last.get("reason")))
+            return "failed", str(last.get("message") or last.get("reason"))
         case "finished" if not begun:
-            lost = "its manifest is damaged, or of an earlier version"
-            damaged = "its film is damaged or has been removed"
-            unread = folder.present is None and folder.manifest_path.exists()
-            return FilmStatus("stopped", scenes, total, lost if unread else damaged)
+            if folder.present is None and folder.manifest_path.exists():
+                return "stopped", "its manifest is damaged, or of an earlier version"
+            if is_complete:
+                return "stopped", f"its film is still called {folder.film_path.name}"
+            return "stopped", "its film is damaged or has been removed"
         case "stopped" | "finished":
-            return FilmStatus("stopped", scenes, total)
+            return "stopped", ""
         case _:
-            return FilmStatus("stopped", scenes, total, "it ended unexpectedly; it may have been killed")
+            return "stopped", "it ended unexpectedly; it may have been killed"
 
 
 def _finished(folder: FilmFolder, manifest: Manifest) -> int:
@@ -84,11 +99,13 @@ def _finished(folder: FilmFolder, manifest: Manifest) -> int:
     return sum(f"{file_name('video', str(number), str(key))}{RECORD}" in names for number, key in keys)
 
 
-def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+def all_films(
+    out: Path, plans: Mapping[str, Plan | None], tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
     """Return the state of the films of ``plans``, else of the last submission, else of all in ``out``.
 
-    By their names, as plain data; of submitted ones with the ``job`` and its state in ``slurm``. If Slurm
-    does not answer, ``tell`` is called with the reason.
+    By their names, or paths from ``out``, as plain data; of submitted ones with the ``job`` and its state in
+    ``slurm``. If Slurm does not answer, ``tell`` is called with the reason.
     """
     submission = slurm.last_submission(out)
     elements: dict[str, int] = {}
@@ -100,7 +117,7 @@ def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None])
         except StoryreelError as error:
             tell(f"job {submission.job}: {error.message}")
     rows = {}
-    for name in plans or elements or films_in(out):
+    for name in plans or elements or [str(path.relative_to(out)) for path in film_folders(out)]:
         row = asdict(film_status(out, name, plans.get(name)))
         if submission and name in elements:
             element = elements[name]
@@ -113,12 +130,6 @@ def all_films(out: Path, plans: Mapping[str, Plan], tell: Callable[[str], None])
                 row |= {"state": "failed", "reason": f"Slurm says {state}; see {log}"}
         rows[name] = row
     return rows
-
-
-def films_in(out: Path) -> Iterator[str]:
-    """Yield the names of all films that were begun in ``out``."""
-    for path in sorted(out.glob("*/events.jsonl")):
-        yield path.parent.name
 
 
 def _is_as_planned(manifest: Manifest, plan: Plan) -> bool:

@@ -51,9 +51,7 @@ def verify_folder(path: Path) -> dict[str, str]:
     """
     folder = _opened(path, path.resolve().name)
     recorded = folder.present or folder.unfinished
-    named = folder.present.film.get("file", "") if folder.present else ""
-    if named in {film.name for film in path.glob("*.mp4")}:
-        folder.name = named.removesuffix(".mp4")  # the folder may have been renamed
+    folder.take_recorded_name()
     manifest = folder.manifest_path if folder.present or not folder.unfinished else folder.unfinished_path
     if recorded is None:
         return {str(manifest): EARLIER if manifest.exists() else MISSING}

@@ -1,10 +1,10 @@
-"""What the many errors of a device mean: too little memory, or a GPU that is lost. Loads no torch."""
+"""What is wrong with a device: its name, too little memory, or that it is lost. Loads no torch."""
 
 from __future__ import annotations
 
 import re
 
-from storyreel.errors import MissingError
+from storyreel.errors import MissingError, UsageError
 
 # torch has a class of its own for its allocator alone: what CUDA, cuBLAS, cuDNN and the pinning of memory
 # lack is a plain RuntimeError or torch.AcceleratorError, known by its words. cuBLAS that finds no room for
@@ -16,6 +16,12 @@ _MEMORY = re.compile(
 )
 _DEVICE = re.compile(r"\b(CUDA|HIP|cuDNN|MIOpen)\w* (driver )?error", re.IGNORECASE)
 _OURS = re.compile("device-side assert|invalid argument|invalid configuration", re.IGNORECASE)  # bugs
+
+
+def check_device(name: str) -> None:
+    """Raise UsageError for what cannot be a device's name."""
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise UsageError(f"unknown device {name!r:.60}", "Use auto, cpu, cuda or cuda:N.")
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -7,14 +7,23 @@ import re
 import unicodedata
 from pathlib import Path
 
+from storyreel.errors import UsageError
 from storyreel.story.schema import STDIN
 
+SEGMENTS = "segments"  # a folder of that name says that what holds it is a film
 INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # letters and marks that show nothing
 
 
 def film_name(path: Path) -> str:
     """Return the name of a story's film."""
     return "stdin" if path == STDIN else slug(path.stem)
+
+
+def check_film_name(name: str) -> None:
+    """Raise UsageError for what cannot name a film's folder."""
+    if not isinstance(name, str) or slug(name) != name:
+        remedy = f"Use {slug(name)!r}." if isinstance(name, str) else "Give a text."
+        raise UsageError(f"{name!r:.80} cannot be a film's name", remedy)
 
 
 def slug(stem: str) -> str:
@@ -27,7 +36,13 @@ def slug(stem: str) -> str:
     while name and unicodedata.category(name[0])[0] == "M":  # which would change what stands before it
         name = name[1:].lstrip(".-")
     # Other files of a film add to its name, which has at most 255 bytes.
-    if name and name == stem and len(name) <= 80 and len(name.encode()) <= 160:
+    if (
+        name
+        and name == stem
+        and name.casefold() != SEGMENTS
+        and len(name) <= 80
+        and len(name.encode()) <= 160
+    ):
         return name
     # What was lost tells stories apart: two of them must never share a folder.
     lost = hashlib.sha256(stem.encode("utf-8", "surrogatepass")).hexdigest()[:8]

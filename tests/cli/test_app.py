@@ -155,10 +155,10 @@ def test_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert run(["render", NYC, "--dry-run", "--steps", "10", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     for words in (
-        "12 segments",
+        "12 scenes",
         "288 frames at 12 per second",
         "24 s of film",
-        "120 forwards",
+        "120 model evaluations",
         " MB ",
         "10 steps, guidance 3\n",
     ):

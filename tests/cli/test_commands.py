@@ -109,7 +109,9 @@ def test_a_film_is_verified_without_its_story_and_its_model(
         manifest.write_text(whole.replace(old, new, 1))
         assert "manifest.json is damaged" in place.said("verify", "archive/fox", code=1)[0]
     manifest.unlink()
-    assert "manifest.json is missing" in place.said("verify", "archive/fox", code=1)[0]
+    out = place.said("verify", "archive/fox", code=1)[0]
+    assert "manifest.json is missing" in out
+    assert "0 of 1 file is whole" in out
     for nothing in ("nowhere", "here.mp4", "."):
         shutil.rmtree(place.folder / "archive", ignore_errors=True)
         assert "Name a film" in place.said("verify", nothing, code=2)[1]
@@ -148,6 +150,97 @@ def test_the_status_of_films_folders_and_stories(place: Place) -> None:
     assert place.json("status", "out")["fox"] == {"state": "done", "scenes": 2, "total": 2, "reason": ""}
     assert "neither a film" in place.said("status", "nowhere", code=2)[1]
     assert place.json("batch", "--status") == place.json("status")
+
+
+def test_a_failed_attempt_leaves_the_finished_film_in_sight(
+    place: Place, fake_engine: FakeEngine, fake_model: ModelSpec
+) -> None:
+    place.said("render", "fox.yaml")
+
+    def fail(count: int) -> None:
+        raise NumericsError("no picture")
+
+    fake_engine.adapter(fake_model).on_predict = fail
+    place.said("render", "fox.yaml", "--seed", "1", code=1)
+    failed = "fox: failed, 0 of 2 scenes: no picture; an earlier film is there, complete\n"
+    assert place.said("status")[0] == failed
+    assert place.said("status", "fox.yaml", "--seed", "1")[0] == failed
+    assert place.said("status", "fox.yaml")[0] == "fox: done, 2 of 2 scenes\n"
+    Path("out/fox/fox.mp4").unlink()
+    assert place.said("status")[0] == "fox: failed, 0 of 2 scenes: no picture\n"
+
+
+def test_a_film_whose_folder_was_renamed_is_whole(place: Place) -> None:
+    for name in ("fox.yaml", "wolf.yaml"):
+        Path(name).write_text("title: A fox\n" + STORY)
+    place.said("render", "fox.yaml")
+    Path("out/fox").rename("out/wolf")
+    assert place.said("status")[0] == "wolf: done, 2 of 2 scenes\n"
+    # As planned it would lie elsewhere: a second run writes it there.
+    assert place.said("status", "wolf.yaml")[0] == (
+        "wolf: stopped, 2 of 2 scenes: its film is still called fox.mp4\n"
+    )
+    place.said("render", "wolf.yaml")
+    Path("out/wolf/0.mp4").write_bytes(b"a stranger")
+    assert place.said("status", "wolf.yaml")[0] == "wolf: done, 2 of 2 scenes\n"
+
+
+def test_a_film_may_have_the_name_of_a_folder_of_ours(place: Place) -> None:
+    place.said("render", "fox.yaml", "--out", "out/segments")
+    place.said("render", "fox.yaml")
+    Path("out/segments/fox").rename("moved")
+    Path("out/segments").rmdir()
+    Path("moved").rename("out/segments")
+    Path("out/slurm").mkdir()
+    assert place.said("status", "out")[0] == "fox: done, 2 of 2 scenes\nsegments: done, 2 of 2 scenes\n"
+    assert list(place.json("verify", "out")) == ["out/fox", "out/segments"]
+    place.said("render", "fox.yaml", "--seed", "1")
+    assert [row["folder"] for row in place.json("clean", "out") if row["files"]] == ["out/fox"]
+    Path("empty/segments").mkdir(parents=True)
+    assert "no film of storyreel" in place.said("verify", "empty", code=2)[1]
+    for sign in ("manifest.json", "events.jsonl"):  # any of several is enough
+        Path("out/segments", sign).unlink()
+        assert "manifest.json" in place.said("verify", "out/segments", code=1)[0]
+
+
+def test_where_no_films_are_status_says_so_and_elsewhere_it_finds_all(place: Place) -> None:
+    Path("empty").mkdir()
+    for words in ((), ("empty",), (".",), ("--out", "nofolder")):
+        out, err = place.said("status", *words)
+        assert (out, err.startswith("no films in ")) == ("", True), words
+    assert place.json("status") == {}
+    assert "neither a film" in place.said("status", "--out", "fox.yaml", code=2)[1]
+    place.said("render", "fox.yaml", "--out", "out/deep")
+    assert place.said("status") == ("deep/fox: done, 2 of 2 scenes\n", "")
+    os.chdir("out/deep/fox")
+    assert place.said("status", ".")[0] == "fox: done, 2 of 2 scenes\n"
+
+
+def test_a_faulty_story_hides_no_other(place: Place) -> None:
+    (place.folder / "bad.yaml").write_text("scenes: 1\n")
+    words = ("bad.yaml", "fox.yaml")
+    planned = place.json("render", *words, "--keep-going", "--dry-run", code=65)
+    assert planned["bad.yaml"]["exit_code"] == 65
+    assert planned["fox"]["steps"] == place.json("batch", *words, "--dry-run", code=65)["fox"]["steps"]
+    assert place.said("render", *words, "--dry-run", code=65)[0] == ""
+    place.said("render", "fox.yaml", "wolf.yaml")
+    assert place.json("status", *words, code=65)["fox"]["state"] == "done"
+    out, err = place.said("status", *words, code=65)
+    assert (out, err.count("bad.yaml")) == ("fox: done, 2 of 2 scenes\n", 1)
+    both = (*words, "wolf.yaml", "--keep-going", "--verify")
+    found = place.json("render", *both, code=65)
+    assert (found["fox"]["whole"], found["bad.yaml"]["exit_code"]) == (True, 65)
+    with FilmFolder(place.folder / "out" / "fox", "fox"):
+        found = place.json("render", "fox.yaml", "wolf.yaml", "--verify", code=74)
+    assert (found["fox"]["exit_code"], found["wolf"]["whole"]) == (74, True)
+    Path("out/fox/fox.mp4").unlink()
+    assert "not whole: fox" in place.said("render", *both, code=65)[1]
+
+
+def test_a_folder_of_weights_that_is_not_there_is_told_before_the_plan(place: Place) -> None:
+    for command in ("render", "ablate"):
+        out, err = place.said(command, "fox.yaml", "--dry-run", "--weights", "nowhere", code=2)
+        assert (out, "nowhere is not a folder" in err) == ("", True)
 
 
 def test_standard_input_is_a_story(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +286,11 @@ def test_a_film_or_its_folder_is_inspected_cleaned_and_scored(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.said("render", "fox.yaml")
-    assert place.json("inspect", "out/fox")["storyreel_seed"] == "0"
+    Path("out/fox/0.mp4").write_bytes(b"a stranger")
+    says = place.json("inspect", "out/fox")
+    assert says["storyreel_seed"] == "0"
+    assert not says.keys() & {"major_brand", "minor_version", "compatible_brands", "encoder"}
+    Path("out/fox/0.mp4").unlink()
     assert place.said("inspect", "out/fox/fox.mp4") == place.said("inspect", "out/fox")
     assert "not a file" in place.said("inspect", "out", code=2)[1]
     place.said("render", "fox.yaml", "--seed", "1")
@@ -262,6 +359,10 @@ def test_a_job_is_submitted_as_it_was_by_batch(place: Place, monkeypatch: pytest
     words = ["fox.yaml", "wolf.yaml", "--time", "1:00:00", "--seed", "3"]
     script = place.said("submit", *words, "--dry-run")[0]
     assert script == place.said("batch", *words, "--slurm", "--dry-run")[0]
+    for command in (["submit"], ["batch", "--slurm"]):
+        dry = place.json(*command, *words, "--dry-run")
+        assert (dry["script"], list(dry["films"])) == (script, ["fox", "wolf"])
+    assert "not --slurm" in place.said("batch", "fox.yaml", "--gpus", "1", code=2)[1]
     assert "#SBATCH --array=0-1\n#SBATCH --gpus=1\n#SBATCH --time=1:00:00\n" in script
     tools = place.folder / "tools"
     tools.mkdir()
@@ -338,9 +439,7 @@ def test_other_json(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> None:
     with_json = {
-        command.name
-        for command in app.registered_commands
-        if "as_json" in command.callback.__annotations__ and not command.hidden
+        command.name for command in app.registered_commands if "as_json" in command.callback.__annotations__
     }
     assert with_json == set(SHAPES)
     for name in SHAPES:

@@ -65,7 +65,9 @@ def test_the_file_is_that_of_the_stories(
     Path("wolf.yaml").write_text(STORY)
     assert planned(capsys, "wolf.yaml")["steps"] != 5
     assert run(["render", "--dry-run", "wolf.yaml", "../here/fox.yaml"]) == 2
-    assert "several folders" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "several folders" in err
+    assert "once for each folder (., ../here)" in err  # what is named is there
     assert run(["submit", "../here/fox.yaml", "--dry-run"]) == 0
     assert "--out=" not in capsys.readouterr().out.replace("--output=", "")  # the job reads the file, too
 
@@ -128,6 +130,64 @@ def test_a_variable_counts_as_the_option_does(
             assert run(["render", "fox.yaml", "--dry-run"]) == 2
         err = capsys.readouterr().err
         assert f"error: {PREFIX}{name}: {name.lower()}: " in err or "unknown device" in err
+
+
+def test_info_tells_what_render_would_refuse(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def checked() -> dict[str, Any]:
+        capsys.readouterr()
+        assert run(["info", "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)["defaults"]
+        return found
+
+    wrong = ("STEPS", "abc"), ("DEVICE", "banana"), ("SIZE", "97x64"), ("MODEL", "nano"), ("WEIGHTS", "/no")
+    assert checked()["ok"]
+    for key, value in wrong:
+        with monkeypatch.context() as patch:
+            patch.setenv(f"{PREFIX}{key}", value)
+            assert not checked()["ok"], key
+            assert run(["render", "fox.yaml", "--dry-run"]) == 2
+        (place / "storyreel.toml").write_text(f'{key.lower()} = "{value}"\n')
+        assert not checked()["ok"], key
+        (place / "storyreel.toml").unlink()
+    (place / "storyreel.toml").write_text("stepz = 2\n")
+    assert "stepz" in checked()["found"]
+    (place / "storyreel.toml").write_text('steps = 2\nmodel = "fake"\n')
+    assert checked() == {"ok": True, "found": "storyreel.toml", "remedy": ""}
+
+
+def test_a_variable_that_is_none_of_ours_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STORYREEL_STEP", "3")
+    assert run(["render", "fox.yaml", "--dry-run"]) == 0
+    assert "STORYREEL_STEP is no variable of storyreel. Perhaps STORYREEL_STEPS?" in capsys.readouterr().err
+    assert run(["render", "fox.yaml", "--dry-run", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_the_folder_of_films_is_the_same_for_all_commands(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> list[str]:
+        capsys.readouterr()
+        for command in ("clean", "info"):
+            assert run([command, "--json"]) == 0
+        cleaned, checked = capsys.readouterr().out.split("]\n{", 1)
+        return [json.loads(f"{cleaned}]")[0]["folder"], json.loads(f"{{{checked}")["films"]["found"]]
+
+    for name in ("films", "others"):
+        assert run(["render", "fox.yaml", "--model", "fake", "--out", name]) == 0
+    (place / "storyreel.toml").write_text('out = "films"\n')
+    folder, found = said()
+    assert (folder, found.startswith("films: ")) == ("films/fox", True)
+    monkeypatch.setenv("STORYREEL_OUT", "others")
+    folder, found = said()
+    assert (folder, found.startswith("others: ")) == ("others/fox", True)
+    (place / "storyreel.toml").write_text("out = \n")
+    assert run(["info"]) == 0
 
 
 def test_verbose_says_which_defaults_count(

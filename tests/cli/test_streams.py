@@ -69,12 +69,14 @@ def test_a_stream_that_is_read_is_as_any_other(tmp_path: Path) -> None:
 
 
 BAD = "scenes: 1\n"
+NO_ROOM = "error: cannot write the result: No space left on device\n"
 
 
 @pytest.mark.parametrize(
     ("command", "code", "printed", "complaint"),
     [
-        ("schema > /dev/full", 73, "", "error: cannot write the result: No space left on device\n"),
+        ("schema > /dev/full", 73, "", NO_ROOM),
+        ("--show-completion > /dev/full", 73, "", NO_ROOM),
         ("schema | true", 0, "", ""),
         ("schema >&-", 0, "", ""),
         ("new mine.yaml >&-", 0, "", ""),
