@@ -243,7 +243,7 @@ def evaluate(
     """Score films, or all films of folders, as ``storyreel eval`` does; several folders are compared.
 
     ``weights_dir`` holds pretrained models by their names; ``own`` asks the films' own model too. Raises the
-    first StoryreelError if a film cannot be scored.
+    first StoryreelError if a film cannot be scored; scores that were computed are kept beside the films.
     """
     from storyreel.evaluation.evaluator import Evaluator
     from storyreel.evaluation.evaluator import evaluate as score
@@ -256,19 +256,26 @@ def evaluate(
     several = [films] if isinstance(films, Film | str | os.PathLike) else films
     folders = [film.path.parent if isinstance(film, Film) else Path(film) for film in several]
     found, errors = collect(folders, (), None)
+    for error in errors:  # before hours are spent on the others
+        raise error
     evaluator = Evaluator(pick_device(device), None if weights_dir is None else Path(weights_dir), own)
     evaluation, failed = score(
         found, evaluator, lambda film: nullcontext(lambda frames: None), lambda text: None
     )
-    for error in (*errors, *failed):
+    for error in failed:
         raise error
     return evaluation
 
 
 def _check_types(**given: tuple[object, Any]) -> None:
-    """Raise UsageError for the first argument whose value, None apart, is of no type that it may have."""
+    """Raise UsageError for the first argument whose value is of no type that it may have.
+
+    None leaves a setting open; only a story cannot be.
+    """
     for name, (value, kinds) in given.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+        if value is None and name != "story":
+            continue
+        if isinstance(value, bool) or not isinstance(value, kinds):
             remedy = f"It cannot be of type {type(value).__name__}."
             raise UsageError(f"{name} {value!r:.60} is not valid", remedy)
 

@@ -112,6 +112,8 @@ def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
     for wrong in given:
         with pytest.raises(UsageError, match=next(iter(wrong)) + "|1"):
             storyreel.plan(story, **wrong)
+    with pytest.raises(UsageError, match="story"):
+        storyreel.plan(None)  # type: ignore[arg-type]
     for wrong in (
         {"size": (96, 64)},
         {"seconds": "1"},
@@ -168,3 +170,14 @@ def test_a_damaged_film_is_not_opened(story: Path, tmp_path: Path) -> None:
     film.path.unlink()
     with pytest.raises(MissingError, match="is not there"):
         storyreel.Film.open(folder)
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is(
+    story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = storyreel.render(story, out=tmp_path / "out", engine=FakeEngine(), steps=1)
+    monkeypatch.setattr(
+        "storyreel.evaluation.evaluator.Evaluator.score", lambda *_: pytest.fail("a film is scored first")
+    )
+    with pytest.raises(StoryreelError):
+        storyreel.evaluate([film, tmp_path / "nowhere"], device="cpu")

@@ -168,7 +168,9 @@ def _device(gpus: list[Gpu]) -> Checked:
 
 
 def _attention(gpus: list[Gpu]) -> Checked:
-    if gpus and not 0 < gpus[0][2] < FLASH:
+    if gpus and not gpus[0][2]:
+        return _good("not known: the driver does not say what the GPU can do")
+    if gpus and gpus[0][2] >= FLASH:
         return _good("torch's flash kernel")
     if gpus:
         words = f"compute capability {gpus[0][2]:g}: torch has no flash kernel for it"

@@ -393,6 +393,9 @@ def test_info_is_one_answer_after_the_other_whatever_is_broken(
     found = place.json("info")
     assert "NVIDIA X100, 81559 MiB; torch for CUDA 12.8" in found["device"]["found"]
     assert found["attention"] == {"ok": True, "found": "torch's flash kernel", "remedy": ""}
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_gpus", lambda: [("NVIDIA X100", "memory unknown", 0.0)])
+        assert place.json("info")["attention"]["found"].startswith("not known")
     assert not found["slurm"]["ok"]
     monkeypatch.setenv("STORYREEL_MODLE", "mini")
     assert place.json("info")["defaults"]["remedy"] == "Perhaps STORYREEL_MODEL?"
