@@ -1,7 +1,7 @@
 """The judge: who is in a clip, how they look, where, in what light, and doing what; or that nobody can tell.
 
 A small convolutional network, trained on true clips of the cartoon world and on clips spoilt on
-purpose. It has no part in rendering, and no weights of the model are chosen by it: what it says of a
+purpose. It finds everybody in the pictures, which the world's own tags teach it, and reads looks there. It has no part in rendering, and no weights of the model are chosen by it: what it says of a
 film is an outside opinion. `nearest` measures without any network.
 """
 
@@ -34,10 +34,11 @@ from .world import (
 CHARACTERS, PLACES, LIGHTS = tuple(Character), tuple(Place), tuple(Light)
 ACTIONS = tuple(a for a in Action if a not in (Action.FLEE, Action.CAUGHT))  # others' replies
 WEIGHTS = Path(__file__).with_name("judge.safetensors")  # not among the model's: no part of it
-SIZE = (96, 64)  # pixels: what it looks at
+SIZE = (144, 96)  # pixels: what it looks at; a collar is two of them high
+CELL = 8  # pixels of a cell of its map
 STRIDE = 2  # of the clip's frames at 12 per second, the judge looks at every second one
 LONGEST = 16  # frames that it looks at, at most
-WIDTHS = (24, 48, 80, 112)
+WIDTHS = (48, 64, 96)
 CASTS = tuple(frozenset(cast) for count in (1, 2) for cast in combinations(CHARACTERS, count))
 CASTS_MATRIX = torch.tensor([[float(c in cast) for c in CHARACTERS] for cast in CASTS])
 UNREADABLE = 0.0  # the score above which nobody can tell; set so that one true clip in two hundred is
@@ -62,9 +63,11 @@ class Verdict:
 class Scores:
     """Logits for clips: (B, 6) characters, (B, 6, 4) colours and wear of each, and of the whole clip.
 
+    ``where`` (B, T, h, w, 7) says of every cell whether it shows nobody or one of the six.
     ``ruin`` (B,) is above `UNREADABLE` where nobody can tell what the clip shows.
     """
 
+    where: Tensor
     characters: Tensor
     colours: Tensor
     wear: Tensor
@@ -97,52 +100,82 @@ def truth(clip: Clip) -> Verdict:
     return Verdict(frozenset(looks), clip.place, clip.action, looks, backdrop.light, backdrop.arrangement)
 
 
-class Judge(nn.Module):
-    """Four convolutions in space and time, then the mean and the maximum over all of them."""
+class _Cells(nn.Module):
+    """A convolution over pictures (N, C, H, W), normalised."""
 
-    KINDS = (6, 24, 24, len(PLACES), len(ACTIONS), len(LIGHTS), ARRANGEMENTS, 1)
+    def __init__(self, before: int, width: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(before, width, kernel, stride, (kernel - stride + 1) // 2, bias=False)
+        self.norm = nn.GroupNorm(8, width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return nn.functional.silu(self.norm(self.convolution(pictures)))
+
+
+class _Motion(nn.Module):
+    """Let every cell see itself in the picture before and in the one after: (B, T, h, w, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(3 * width, width)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        pad = torch.zeros_like(cells[:, :1])
+        before = torch.cat([pad, cells[:, :-1]], 1)
+        after = torch.cat([cells[:, 1:], pad], 1)
+        return cells + nn.functional.silu(self.mix(torch.cat([before, cells, after], -1)))
+
+
+class Judge(nn.Module):
+    """Convolutions over each picture, cells that see their neighbours in time, and who is in which cell.
+
+    What is asked of a character is read from the cells that show it; place, light, set, action and
+    whether anybody can tell, from the mean and the maximum of all cells and from those that show anybody.
+    """
+
+    KINDS = (len(PLACES), len(ACTIONS), len(LIGHTS), ARRANGEMENTS, 1)
+    EACH = (1, 4, 4)  # there, colours, wear
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        before = 3
-        for index, width in enumerate(WIDTHS):
-            kernel, stride = ((1, 5, 5), (1, 2, 2)) if index == 0 else ((3, 3, 3), (1 + index % 2, 2, 2))
-            layers += [
-                nn.Conv3d(
-                    before,
-                    width,
-                    kernel,
-                    stride,
-                    (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2),
-                    bias=False,
-                ),
-                nn.GroupNorm(8, width),
-                nn.SiLU(),
-            ]
-            before = width
-        layers.append(nn.Conv3d(before, 128, 3, padding=1))
-        self.body = nn.Sequential(*layers)
-        self.hidden = nn.Sequential(nn.Linear(2 * 128, 192), nn.SiLU())
-        self.head = nn.Linear(2 * 128 + 192, sum(self.KINDS))
+        first, middle, last = WIDTHS
+        self.pictures = nn.Sequential(_Cells(3, first, 6, 4), _Cells(first, middle, 3, 2))
+        self.motion = nn.ModuleList([_Motion(middle), _Motion(middle)])
+        self.cells = nn.ModuleList([_Cells(middle, middle), _Cells(middle, last)])
+        self.where = nn.Linear(last, 1 + len(CHARACTERS))
+        self.character = nn.Sequential(nn.Linear(last + 2, 160), nn.SiLU())
+        self.each = nn.Linear(160, len(CHARACTERS) * sum(self.EACH))
+        self.hidden = nn.Sequential(nn.Linear(4 * last, 192), nn.SiLU())
+        self.head = nn.Linear(4 * last + 192, sum(self.KINDS))
+
+    def _read(self, video: Tensor) -> Tensor:
+        """Return what every cell shows: (B, T, h, w, C)."""
+        batch, count = video.shape[0], video.shape[2]
+        pictures = video.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        cells = self.pictures(pictures)
+        for motion, step in zip(self.motion, self.cells, strict=True):
+            seen = motion(cells.permute(0, 2, 3, 1).unflatten(0, (batch, count)))
+            cells = step(seen.flatten(0, 1).permute(0, 3, 1, 2))
+        return cells.permute(0, 2, 3, 1).unflatten(0, (batch, count))
 
     def forward(self, video: Tensor) -> Scores:
         """Return logits for videos (B, 3, T, H, W) in [-1, 1], of `SIZE`."""
-        features = self.body(video).flatten(2)
-        pooled = torch.cat([features.mean(2), features.amax(2)], 1)
+        cells = self._read(video)
+        where = self.where(cells)
+        flat, shares = cells.flatten(1, 3), where.softmax(-1).flatten(1, 3)
+        theirs = shares[..., 1:].transpose(1, 2)  # (B, 6, cells)
+        mass = theirs.sum(2, keepdim=True) + 1e-4
+        shown = theirs @ flat / mass  # (B, 6, C)
+        surest = where.flatten(1, 3)[..., 1:].amax(1)[..., None]
+        hidden = self.character(torch.cat([shown, mass.log(), surest], -1))
+        rows = self.each.weight.unflatten(0, (len(CHARACTERS), -1))
+        each = torch.einsum("bch,coh->bco", hidden, rows) + self.each.bias.view(len(CHARACTERS), -1)
+        there, colours, wear = each.split(self.EACH, 2)
+        acting = flat * theirs.sum(1)[..., None]
+        pooled = torch.cat([flat.mean(1), flat.amax(1), acting.sum(1) / mass.sum(1), acting.amax(1)], 1)
         scores = self.head(torch.cat([pooled, self.hidden(pooled)], 1)).split(self.KINDS, 1)
-        characters, colours, wear, places, actions, lights, arrangements, ruin = scores
-        each = (len(CHARACTERS), 4)
-        return Scores(
-            characters,
-            colours.unflatten(1, each),
-            wear.unflatten(1, each),
-            places,
-            actions,
-            lights,
-            arrangements,
-            ruin[:, 0],
-        )
+        places, actions, lights, arrangements, ruin = scores
+        return Scores(where, there[..., 0], colours, wear, places, actions, lights, arrangements, ruin[:, 0])
 
     @torch.inference_mode()
     def judge(self, clip: Tensor) -> Opinion:

@@ -13,9 +13,11 @@ from torch.nn import functional as F
 
 from storyreel.mini.judge import (
     ACTIONS,
+    CELL,
     CHARACTERS,
     LIGHTS,
     PLACES,
+    SIZE,
     STRIDE,
     WEIGHTS,
     Judge,
@@ -28,12 +30,13 @@ from storyreel.mini.judge import (
 )
 from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example
 from storyreel.mini.spoiling import Footage, filmed, foreign, spoilt
-from storyreel.mini.world import COLOURS, Character, Clip, Place, sample_clip, stage_clip, wear_of
+from storyreel.mini.world import COLOURS, Character, Clip, Place, owners_of, sample_clip, stage_clip, wear_of
 
 from .loop import Average, AverageState, Run, autocast, cosine
 
 SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
+Truth = tuple[Verdict, Tensor]  # and who is in each of the judge's cells
 PAIR_SHARE = 0.35
 SPOILT_SHARE = 0.25
 FOREIGN_SHARE = 0.15  # of the spoilt
@@ -67,9 +70,20 @@ def worsened(videos: Tensor, rng: Random, noise: torch.Generator) -> Tensor:
     return videos * rng.uniform(0.92, 1.05) + rng.uniform(-0.06, 0.06) + speckle
 
 
-def judge_loss(scores: Scores, verdicts: list[Verdict | None]) -> Tensor:
+def where_of(footage: Footage) -> Tensor:
+    """Return how much of each of the judge's cells nobody covers, and each character: (T, h, w, 7)."""
+    numbers = [0] + [1 + CHARACTERS.index(actor.character) for actor in footage.clip.actors]
+    owners = torch.from_numpy(owners_of(footage.tags)).long()
+    owners[owners >= len(numbers)] = 0  # the ball
+    shown = F.one_hot(torch.tensor(numbers)[owners], 1 + len(CHARACTERS)).permute(0, 3, 1, 2).float()
+    cells = F.adaptive_avg_pool2d(shown, (SIZE[1] // CELL, SIZE[0] // CELL))
+    return cells.permute(0, 2, 3, 1)
+
+
+def judge_loss(scores: Scores, truths: list[Truth | None]) -> Tensor:
     """Compare with what is true; None is a spoilt clip, of which nothing else is asked."""
     device = scores.ruin.device
+    verdicts = [None if known is None else known[0] for known in truths]
     ruin = torch.tensor([float(v is None) for v in verdicts], device=device)
     loss = 2 * F.binary_cross_entropy_with_logits(scores.ruin.float(), ruin)
     kept = [i for i, v in enumerate(verdicts) if v is not None]
@@ -80,6 +94,12 @@ def judge_loss(scores: Scores, verdicts: list[Verdict | None]) -> Tensor:
     def classes(logits: Tensor, numbers: list[int]) -> Tensor:
         return F.cross_entropy(logits.float(), torch.tensor(numbers, device=device))
 
+    shown = scores.where.shape[1]
+    cells = torch.stack([known[1][:shown] for known in truths if known is not None]).to(device)
+    chances = scores.where[kept].float().log_softmax(-1)
+    # A cell in ten shows somebody: those weigh as much as all the others.
+    weight = 1 + 8 * (1 - cells[..., 0].float())
+    loss = loss - 4 * (weight * (cells * chances).sum(-1)).mean() / weight.mean()
     who = torch.tensor([[float(c in v.characters) for c in CHARACTERS] for v in true], device=device)
     loss = loss + 3 * F.binary_cross_entropy_with_logits(scores.characters[kept].float(), who)
     loss = loss + classes(scores.places[kept], [PLACES.index(v.place) for v in true])
@@ -108,10 +128,10 @@ def train_judge(options: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.03)
     average = Average(list(judge.parameters()))
 
-    def drawn() -> tuple[Tensor, Verdict | None]:
+    def drawn() -> tuple[Tensor, Truth | None]:
         footage = footage_of(rng, any_clip(rng))
         if rng.random() >= SPOILT_SHARE:
-            return torch.from_numpy(footage.pictures), truth(footage.clip)
+            return torch.from_numpy(footage.pictures), (truth(footage.clip), where_of(footage).half())
         if rng.random() < FOREIGN_SHARE:
             return torch.from_numpy(foreign(rng, FRAMES)), None
         return torch.from_numpy(spoilt(rng, footage, footage_of(rng, any_clip(rng)))), None
@@ -119,23 +139,23 @@ def train_judge(options: argparse.Namespace) -> None:
     def seen(clip: Tensor) -> Tensor:
         return ((as_seen(clip) + 1) * 127.5).round().to(torch.uint8)
 
-    def entry() -> tuple[Tensor, Verdict | None]:
-        clip, verdict = drawn()
-        return seen(clip), verdict
+    def entry() -> tuple[Tensor, Truth | None]:
+        clip, known = drawn()
+        return seen(clip), known
 
-    pool = [entry() for _ in range(min(options.pool, 1200))]
+    pool = [entry() for _ in range(min(options.pool, 2000))]
 
     def step_fn(step: int, progress: float) -> float:
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * options.rate * min(1.0, (step + 1) / 100) * cosine(progress)
         for _ in range(4 * options.fresh):
             pool[rng.randrange(len(pool))] = entry()
-        clips, verdicts = zip(*rng.choices(pool, k=options.batch), strict=True)
-        shown = rng.choice((FRAMES, FRAMES, 9))
+        clips, truths = zip(*rng.choices(pool, k=options.batch), strict=True)
+        shown = rng.choice((9, 9, FRAMES))
         videos = torch.stack(clips)[:, :, :shown].float() / 127.5 - 1
         with autocast(device, options.precision):
             scores = judge(worsened(videos, rng, noise).to(device))
-        loss = judge_loss(scores, list(verdicts))
+        loss = judge_loss(scores, list(truths))
         loss.backward()
         nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
         optimiser.step()
