@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 with warnings.catch_warnings():  # of diffusers' own imports, before pytest counts warnings as failures
@@ -40,6 +41,11 @@ from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
 
 ROOT = Path(__file__).parent.parent
+FAKE_SIZE = (96, 64)
+
+# No test fails because a machine is slow.
+settings.register_profile("storyreel", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("storyreel")
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +296,7 @@ def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     (weights / "model.safetensors").write_bytes(b"weights")
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
     # Small pictures, whatever mini draws; and nobody knows what a fake can draw.
-    spec = replace(spec, size=(96, 64), min_size=(96, 64), max_size=(96, 64), pixels_per_latent=8)
+    spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)
     spec = replace(spec, size_multiple=16, latent_channels=48, vocabulary=None, gallery=None)
     monkeypatch.setitem(MODELS, "fake", spec)
     monkeypatch.setattr(keys, "recipe_of", known_recipe)
@@ -320,7 +326,7 @@ def encode_nothing(patch: pytest.MonkeyPatch) -> None:
     """Have films be their frames, of the fake model's size, and behind them what else is said of a film."""
     from tests.film.test_decode import FakeWriter
 
-    width, height = MODELS["mini"].size
+    width, height = FAKE_SIZE
 
     def join(
         segments: Sequence[Path],
