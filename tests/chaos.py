@@ -71,7 +71,7 @@ class Chaos:
         story = parse_story("short.yaml", STORY.encode())
         plans = [make_plan(story, NAME, Overrides(seed=s, steps=3, seconds=0.25)) for s in SEEDS]
         # Smaller than a picture can be good, and four times as quick.
-        self._plans = [replace(p, settings=replace(p.settings, width=48, height=32)) for p in plans]
+        self._plans = [replace(p, settings=replace(p.settings, width=64, height=32)) for p in plans]
         self._engine = rendering.Engine("cpu")
         scorer = self._engine.scorer(MODELS["mini"])
         self._engine.adapter(MODELS["mini"]).prepare(all_prompts(self._plans[0], scorer is not None))

@@ -141,6 +141,7 @@ _SCALARS += [
     "mochi",
     "sora",
     "96x64",
+    "192x128",
     "9x9",
 ]
 _SCALARS += [

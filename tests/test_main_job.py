@@ -87,7 +87,7 @@ def test_the_weights_are_a_pipeline_of_diffusers() -> None:
             prompt=segment.prompt,
             negative_prompt="",
             latents=segment_noise(plan, segment),
-            height=64,
+            height=64,  # of what it has latents for: it knows only codecs with eight pixels a latent
             width=96,
             num_frames=6 * (ours.shape[2] - 1) + 1,
             num_inference_steps=4,

@@ -75,6 +75,8 @@ def models(
         print(f"  {kind}:")
         for entry in entries:
             print(f"    {entry}")
+    if vocabulary:
+        print("  What a scene leaves open is drawn at random. Wearing nothing cannot be asked for.")
 
 
 def _write_gallery(page: Path, spec: ModelSpec | None) -> None:

@@ -232,7 +232,10 @@ def _from_verdict(
 ) -> None:
     """Add what a judge says: what is right is 100, what is wrong 0."""
     for scene, said in zip(scenes, verdict.scenes, strict=True):
-        scene |= {name: 100.0 * right for name, right in asdict(said).items()}
+        found = asdict(said)
+        if missing := found.pop("looks_missing"):
+            scene["looks_missing"] = missing
+        scene |= {name: 100.0 * right for name, right in found.items() if right is not None}
     for seam in verdict.seams:
         seams[seam.after - 1] |= {
             "transition_characters": 100.0 * seam.characters,

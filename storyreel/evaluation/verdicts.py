@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 class SceneVerdict:
     """Whether a segment shows those it should, where it should, doing what it should.
 
-    Each field is a metric of a scene, by its name in metrics.toml.
+    Each field is a metric of a scene, by its name in metrics.toml; ``looks`` (and light) is None where the
+    prompts state none. ``looks_missing`` says in words what they state and the scene does not show.
     """
 
     characters: bool
     place: bool
     action: bool
+    looks: bool | None = None
+    looks_missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,14 @@ def film_verdict(film: Film) -> FilmVerdict | None:
     the film is not looked at as often as the model makes frames.
     """
     from storyreel.evaluation.frames import film_frames
+    from storyreel.film import reader
 
     spec = MODELS.get(film.model or "")
     judge_film = asked(spec.judge) if spec else None
     if spec is None or judge_film is None or film.fps != spec.fps:
         return None
     smooth = [after for after, span in enumerate(film.spans) if span.blended]
-    verdict: FilmVerdict | None = judge_film(film.spans, smooth, film_frames(film, spec.upscale))
+    # A copy that is smaller than the film was is not made smaller than the model's pictures.
+    upscale = max(1, min(spec.upscale, reader.probe(film.path).width // spec.min_size[0]))
+    verdict: FilmVerdict | None = judge_film(film.spans, smooth, film_frames(film, upscale))
     return verdict

@@ -27,7 +27,7 @@ CALM = 10.0  # a constant that makes the encoder's last normalisation nearly lin
 
 
 @dataclass(frozen=True)
-class Stage:
+class BasisChange:
     """One orthonormal change of basis: patches of (t, s, s) of C channels to K coefficients."""
 
     basis: Tensor  # (C·t·s·s, K)
@@ -47,7 +47,7 @@ def _repeat_first(x: Tensor) -> Tensor:
     return torch.cat([x[:, :, :1].expand(-1, -1, FRAMES_PER_LATENT - 1, -1, -1), x], dim=2)
 
 
-def fit_stages(video: Tensor, actors: Tensor, generator: torch.Generator) -> list[Stage]:
+def fit_stages(video: Tensor, actors: Tensor, generator: torch.Generator) -> list[BasisChange]:
     """Find the three nested bases on clips (N, 3, T, H, W); pixels of ``actors`` (N, T, H, W) count more."""
     x = _repeat_first(video)
     inside = _repeat_first(actors.float()[:, None])
@@ -63,12 +63,12 @@ def fit_stages(video: Tensor, actors: Tensor, generator: torch.Generator) -> lis
         centred = (flat[rows] - mean).double()
         variance, basis = torch.linalg.eigh(centred.T @ centred / len(rows))
         basis = basis.flip(1)[:, :keep].float()
-        stages.append(Stage(basis, mean, variance.flip(0)[:keep].float().clamp_min(1e-6)))
+        stages.append(BasisChange(basis, mean, variance.flip(0)[:keep].float().clamp_min(1e-6)))
         x = ((patches - mean) @ basis).permute(0, 4, 1, 2, 3)
     return stages
 
 
-def linear_encode(stages: Sequence[Stage], video: Tensor) -> Tensor:
+def linear_encode(stages: Sequence[BasisChange], video: Tensor) -> Tensor:
     """Return the coefficients (B, C, L, H', W') of a video's patches.
 
     The built, untrained encoder finds those of the video moved by a pixel: diffusers pads a kernel of
@@ -80,7 +80,7 @@ def linear_encode(stages: Sequence[Stage], video: Tensor) -> Tensor:
     return x / latent_scale(stages)[:, None, None, None]
 
 
-def latent_scale(stages: Sequence[Stage]) -> Tensor:
+def latent_scale(stages: Sequence[BasisChange]) -> Tensor:
     """Return what the last coefficients (C,) are divided by.
 
     Between raw coefficients (the first would drown the rest) and whitened ones (noise as large as
@@ -91,7 +91,7 @@ def latent_scale(stages: Sequence[Stage]) -> Tensor:
 
 
 @torch.no_grad()
-def build(stages: Sequence[Stage]) -> AutoencoderKLMochi:
+def build(stages: Sequence[BasisChange]) -> AutoencoderKLMochi:
     """Return the autoencoder whose decoder is the inverse of this analysis, and its encoder nearly this."""
     vae = AutoencoderKLMochi(
         encoder_block_out_channels=ENCODER_WIDTHS,
@@ -112,7 +112,7 @@ def build(stages: Sequence[Stage]) -> AutoencoderKLMochi:
     return vae
 
 
-def _build_encoder(vae: AutoencoderKLMochi, stages: Sequence[Stage]) -> None:
+def _build_encoder(vae: AutoencoderKLMochi, stages: Sequence[BasisChange]) -> None:
     encoder = vae.encoder
     encoder.proj_in.weight.zero_()
     encoder.proj_in.bias.zero_()
@@ -144,7 +144,7 @@ def _build_encoder(vae: AutoencoderKLMochi, stages: Sequence[Stage]) -> None:
         norm.bias[2::3] = -20.0  # the constant itself is mute
 
 
-def _build_decoder(vae: AutoencoderKLMochi, stages: Sequence[Stage]) -> None:
+def _build_decoder(vae: AutoencoderKLMochi, stages: Sequence[BasisChange]) -> None:
     decoder = vae.decoder
     decoder.conv_in.weight[:CHANNELS] = 0.0
     decoder.conv_in.bias.zero_()

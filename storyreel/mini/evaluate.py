@@ -1,10 +1,13 @@
-"""How well the embedded model draws what it is told: the figures of the model card.
+"""How well the embedded model draws what it is told, and how well the judge judges: the card's figures.
 
-    python -m storyreel.mini.evaluate --out scores
+    python -m storyreel.mini.evaluate --out scores                # everything: hours on a CPU
+    python -m storyreel.mini.evaluate --out scores --part pairs   # a part, once more from where it stopped
+    python -m storyreel.mini.evaluate --out scores --summary      # only what is there already
 
 Every clip is sampled plainly, one prompt and no neighbours, with the default settings. The judge
-says what it sees, and `nearest` how far that is from what the world draws; `scores/scores.json` holds
-the wrong ones, `scores/worst.png` the clips that the judge finds least like their prompts.
+says what it sees, and `nearest` how far that is from what the world draws. ``scores/PART.jsonl`` gets a line
+for every clip as soon as it is judged, ``scores/PART`` its pictures; at the end a table says which bars
+are met, and ``scores/worst.png`` shows the clips that the judge finds least like their prompts.
 """
 
 from __future__ import annotations
@@ -12,20 +15,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from storyreel.denoise.loop import denoised, sample
-from storyreel.errors import StoryreelError
+from storyreel.errors import DamagedError, StoryreelError, UsageError
+from storyreel.files import file_hash
 from storyreel.models.base import Request
+from storyreel.models.checksums import CHECKSUMS
 from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
@@ -34,7 +41,7 @@ from storyreel.story.plan import Plan, derived_seed, joined_prompt
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
-from .judge import ACTIONS, CASTS, PLACES, Judge, Opinion, load_judge, truth
+from .judge import ACTIONS, CASTS, PLACES, STRIDE, WEIGHTS, Judge, Opinion, load_judge, truth
 from .lessons import (
     FPS,
     HEIGHT,
@@ -48,6 +55,7 @@ from .lessons import (
 )
 from .nearest import Scene, nearest_true
 from .plots import PLOTS, STORIES, words
+from .spoiling import filmed, spoilt
 from .world import (
     COLOURS,
     DOOR_ACTIONS,
@@ -71,14 +79,20 @@ FRAMES = 25
 RANKED = 20
 WRONG_WORDINGS = 3
 STORY_SHARE = 0.6  # of true clips
+STRIP = 6  # pictures of a clip that are kept
+FAR, NEAR = 17.0, 21.0  # dB to the nearest true picture: of what is no true picture, and of what is one
+ASKED = ("characters", "place", "action", "looks", "light")
+
+Row = dict[str, Any]  # what is kept of a clip, as data: see `row_of`
 
 
 @dataclass(frozen=True)
 class Trial:
     """A prompt and what a clip of it must show; None where the prompt leaves it open.
 
-    ``looks`` holds what is stated of each character, "" what is not. ``scene`` is what the world draws
-    for it, where that is certain.
+    ``looks`` holds what is stated of each character, "" what is not; with ``exact``, "" is nothing to wear.
+    ``scene`` is what the world draws for it, where the distance to that is asked for; ``story`` is the
+    shipped one that it is a scene of.
     """
 
     prompt: str
@@ -88,6 +102,8 @@ class Trial:
     looks: Mapping[Character, Look] = field(default_factory=dict)
     light: Light | None = None
     scene: Scene | None = None
+    story: str = ""
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,12 +132,12 @@ class Result:
 def story_trials() -> list[Trial]:
     """Both prompts of every scene of every shipped story."""
     trials = []
-    for plot, cast in STORIES.values():
+    for story, (plot, cast) in STORIES.items():
         for lesson in PLOTS[plot]:
             who = (cast.first, cast.second) if lesson.pair else (cast.first,)
             prompt = joined_prompt(words(lesson.scene, cast), words(lesson.action, cast))
             scene = Scene(lesson.place, who, lesson.shows, lesson.ball)
-            trials.append(Trial(prompt, frozenset(who), lesson.place, lesson.shows, scene=scene))
+            trials.append(Trial(prompt, frozenset(who), lesson.place, lesson.shows, scene=scene, story=story))
     return trials
 
 
@@ -160,7 +176,6 @@ def _trial_of(example: Example) -> Trial:
         clip.action,
         stated,
         clip.backdrop.light if telling.light else None,
-        Scene(clip.place, clip.cast, clip.action, clip.ball),
     )
 
 
@@ -169,6 +184,16 @@ def pair_example(rng: Random) -> Example:
     while len((example := crossed_example(rng)).clip.actors) < 2:
         pass
     return example
+
+
+def stated_example(rng: Random) -> Example:
+    """Draw a crossed lesson that states a look or the light."""
+    while True:
+        example = crossed_example(rng)
+        telling = example.telling
+        assert telling is not None
+        if telling.light or any(look != Look("") for look in telling.stated):
+            return example
 
 
 def open_trials(count: int, seed: int) -> list[Trial]:
@@ -211,15 +236,6 @@ class Studio:
         text = adapter.encode(prompt)
         return sample(adapter, plan, segment, text)
 
-    def try_all(self, trials: Sequence[Trial], seed: int, note: str) -> list[Result]:
-        """Sample and judge every trial."""
-        results = []
-        for index, trial in enumerate(trials):
-            results.append(judged(self.judge, trial, self.sample(trial.prompt, seed + index)))
-            if (index + 1) % 20 == 0:
-                print(f"{note}: {index + 1} of {len(trials)}", flush=True)
-        return results
-
 
 def judged(judge: Judge, trial: Trial, frames: Tensor) -> Result:
     """Let the judge, and the nearest true picture, say how a clip is what was asked for."""
@@ -233,7 +249,7 @@ def judged(judge: Judge, trial: Trial, frames: Tensor) -> Result:
         (getattr(look, part), getattr(v.looks.get(who, Look("")), part))
         for who, look in trial.looks.items()
         for part in ("colour", "wear")
-        if getattr(look, part)
+        if trial.exact or getattr(look, part)
     ]
     verdict = (
         right(trial.characters is not None, v.characters == trial.characters),
@@ -280,60 +296,301 @@ def true_clips(count: int, seed: int) -> Iterator[tuple[Clip, Tensor, Tensor]]:
 def of_clip(clip: Clip) -> Trial:
     """Return the trial whose right answers are what a true clip shows."""
     true = truth(clip)
-    return Trial("", true.characters, clip.place, clip.action, true.looks, true.light)
+    return Trial("", true.characters, clip.place, clip.action, true.looks, true.light, exact=True)
 
 
-def judge_results(judge: Judge, count: int) -> list[Result]:
-    """Judge true clips: what the judge itself is worth."""
-    return [judged(judge, of_clip(clip), images) for clip, images, _ in true_clips(count, SEED)]
+def true_rows(judge: Judge, count: int, skip: int) -> Iterator[tuple[Row, Tensor]]:
+    """Judge true clips, and after every second one a clip that is spoilt: what the judge itself is worth."""
+    other: Clip | None = None
+    number = 0
+    for index, (clip, images, _) in enumerate(true_clips(count, SEED)):
+        if number >= skip:
+            yield row_of(number, judged(judge, of_clip(clip), images)) | {"kind": "true"}, images
+        number += 1
+        if other is not None and index % 2:
+            if number >= skip:
+                yield spoilt_row(number, judge, clip, other)
+            number += 1
+        other = clip
+
+
+def spoilt_row(number: int, judge: Judge, clip: Clip, other: Clip) -> tuple[Row, Tensor]:
+    """Judge a clip that is spoilt on purpose, of which nothing but that is asked."""
+    times = [STRIDE * index / FPS for index in range((FRAMES + 1) // STRIDE)]
+    pictures = spoilt(Random(SEED + number), filmed(clip, times), filmed(other, times))
+    images = torch.from_numpy(pictures).repeat_interleave(STRIDE, 0)[:FRAMES]
+    return row_of(number, judged(judge, Trial("", None, None, None), images)) | {"kind": "spoilt"}, images
 
 
 @torch.inference_mode()
-def codec_results(studio: Studio, count: int) -> tuple[list[Result], dict[str, float]]:
+def codec_results(studio: Studio, count: int) -> tuple[list[Row], dict[str, float]]:
     """Judge true clips that went through the codec; also PSNR, whole and inside the actors."""
-    results, errors, inside = [], [], []
-    for clip, images, tags in true_clips(count, SEED):
+    rows, errors, inside = [], [], []
+    for number, (clip, images, tags) in enumerate(true_clips(count, SEED)):
         frames = studio.adapter.decode(studio.adapter.encode_pictures(images))
-        results.append(judged(studio.judge, of_clip(clip), frames))
+        rows.append(row_of(number, judged(studio.judge, of_clip(clip), frames)))
         error = (frames.float() - images.float()).square().mean(-1) / 255**2
         errors.append(error.mean())
         inside.append(error[tags > 0])
     whole, actors = (
         -10 * math.log10(float(e)) for e in (torch.stack(errors).mean(), torch.cat(inside).mean())
     )
-    return results, {"psnr": whole, "psnr_inside_actors": actors}
+    return rows, {"psnr": whole, "psnr_inside_actors": actors}
 
 
-def shares(results: Sequence[Result]) -> dict[str, float | int]:
+# What is kept of every clip
+
+
+def row_of(number: int, result: Result) -> Row:
+    """Return what is kept of a clip: what was asked, what the judge says, and the distance."""
+    trial, verdict = result.trial, result.opinion.verdict
+    return {
+        "number": number,
+        "prompt": trial.prompt,
+        "story": trial.story,
+        "pair": trial.characters is not None and len(trial.characters) > 1,
+        "right": dict(zip(ASKED, result.right, strict=True)),
+        "readable": result.opinion.readable,
+        "ruin": round(result.opinion.ruin, 3),
+        "nearest_db": None if result.distance is None else round(result.distance, 2),
+        "likelihood": round(result.likelihood, 3),
+        "seen": result.seen,
+        "shown": {
+            "light": str(verdict.light),
+            "set": str(verdict.arrangement),
+            "looks": {who: [look.colour, look.wear] for who, look in sorted(verdict.looks.items())},
+        },
+    }
+
+
+class Book:
+    """The rows of one part: a line of a file for each clip, and its pictures beside it.
+
+    ``made_of`` says with what they were measured; rows of anything else are no part of it. Raises UsageError
+    if the file holds such.
+    """
+
+    def __init__(self, out: Path, part: str, made_of: Mapping[str, Any]) -> None:
+        self.path, self.folder = out / f"{part}.jsonl", out / part
+        self._head = json.dumps({"made_of": dict(made_of)})
+        out.mkdir(parents=True, exist_ok=True)
+        lines = _lines_of(self.path) or [self._head]
+        if lines[0] != self._head:
+            raise UsageError(
+                f"{self.path} was measured with other weights, or with other numbers of clips",
+                "Name another folder (--out), or delete that file.",
+            )
+        self.rows = rows_of(self.path)
+        self.path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+    def add(self, row: Row, frames: Tensor) -> None:
+        """Keep a clip: pictures uint8 (T, H, W, 3), then the row."""
+        self.folder.mkdir(exist_ok=True)
+        strip_of(frames).save(self.folder / f"{row['number']:03d}.jpg", quality=85)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(row)}\n")
+        self.rows.append(row)
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Return the whole lines of a file; none if it is not there. Of the last, half may have been written."""
+    text = path.read_text("utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def rows_of(path: Path) -> list[Row]:
+    """Return the rows that a file of a part has so far. Raises DamagedError."""
+    try:
+        rows: list[Row] = [json.loads(line) for line in _lines_of(path)[1:]]
+    except ValueError:
+        raise DamagedError(f"{path} is damaged", "Delete it, and measure that part again.") from None
+    return rows
+
+
+def strip_of(frames: Tensor) -> Image.Image:
+    """Return some pictures of a clip, uint8 (T, H, W, 3), side by side."""
+    moments = torch.linspace(0, len(frames) - 1, STRIP).round().long()
+    return Image.fromarray(frames[moments].transpose(0, 1).flatten(1, 2).contiguous().numpy())
+
+
+def percentage(rows: Sequence[Row], asked: str) -> float | None:
+    """Return how many of the rows in which something was asked are right in it, in percent."""
+    answers = [row["right"][asked] for row in rows if row["right"][asked] is not None]
+    return 100 * sum(answers) / len(answers) if answers else None
+
+
+def unreadable(rows: Sequence[Row]) -> float | None:
+    """Return how many clips nobody can tell, in percent."""
+    return 100 * sum(not row["readable"] for row in rows) / len(rows) if rows else None
+
+
+def shares(rows: Sequence[Row]) -> dict[str, float | int]:
     """Return the percentages of right characters, places, actions, looks and light, and the distances.
 
     Distances to the nearest true picture are in dB: the median over the clips, and the worst.
     """
-    row: dict[str, float | int] = {"clips": len(results)}
-    for index, name in enumerate(("characters", "place", "action", "looks", "light")):
-        asked = [r.right[index] for r in results if r.right[index] is not None]
-        if asked:
-            row[name] = round(100 * sum(map(bool, asked)) / len(asked), 1)
-    row["unreadable"] = round(100 * sum(not r.opinion.readable for r in results) / max(1, len(results)), 1)
-    if distances := [r.distance for r in results if r.distance is not None]:
-        row["nearest_db"], row["worst_db"] = round(median(distances), 2), round(min(distances), 2)
-    return row
+    table: dict[str, float | int] = {"clips": len(rows)}
+    found = {name: percentage(rows, name) for name in ASKED} | {"unreadable": unreadable(rows)}
+    table |= {name: round(share, 1) for name, share in found.items() if share is not None}
+    if distances := [row["nearest_db"] for row in rows if row["nearest_db"] is not None]:
+        table["nearest_db"], table["worst_db"] = round(median(distances), 2), min(distances)
+    return table
 
 
-def drawn_looks(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Return how often, in percent, each look was drawn that the prompts left open."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in ("light", "set", "wear", "colour")}
-    for result in results:
-        verdict = result.opinion.verdict
-        counts["light"][verdict.light] += 1
-        counts["set"][str(verdict.arrangement)] += 1
-        for who, look in verdict.looks.items():
-            counts["wear"][str(wear_of(who).index(look.wear))] += 1
-            counts["colour"][str(COLOURS[who].index(look.colour))] += 1
+def drawn_looks(rows: Sequence[Row], only: str | None = None) -> dict[str, dict[str, float]]:
+    """Return how often, in percent, each look was drawn that the prompts left open, where anybody can tell.
+
+    ``colour`` and ``wear`` are numbers in each character's own list; ``only`` counts one character.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in (row for row in rows if row["readable"]):
+        shown = row["shown"]
+        counts["light"][shown["light"]] += 1
+        counts["set"][shown["set"]] += 1
+        for name, (colour, wear) in shown["looks"].items():
+            who = Character(name)
+            if only in (None, name):
+                counts["colour"][str(COLOURS[who].index(colour))] += 1
+                counts["wear"][str(wear_of(who).index(wear))] += 1
     return {
         name: {key: round(100 * n / count.total(), 1) for key, n in sorted(count.items())}
         for name, count in counts.items()
     }
+
+
+def disagreements(part: str, rows: Sequence[Row]) -> list[str]:
+    """Return the clips of which the judge and the distance say opposite things: to be looked at."""
+    return [
+        f"{part}/{row['number']:03d}"
+        for row in rows
+        if row["nearest_db"] is not None
+        and (row["nearest_db"] < FAR if row["readable"] else row["nearest_db"] >= NEAR)
+    ]
+
+
+# The bars
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that was measured and the bar that it is held against; None where nothing was asked."""
+
+    part: str
+    clips: int
+    what: str
+    value: float | None
+    bar: float
+    unit: str = "%"
+    at_least: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether it is as it must be."""
+        if self.value is None:
+            return False
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+
+Measure = Callable[[str, Sequence[Row]], list[Figure]]
+
+
+def drawing_figures(part: str, rows: Sequence[Row], action: float = 92) -> list[Figure]:
+    """Hold characters, place and action against their bars, of one character and of pairs each by itself.
+
+    ``action`` is the bar of one character's.
+    """
+    found = []
+    for name, pair, bars in (("one character", False, (98, action)), ("pairs", True, (95, 85))):
+        if some := [row for row in rows if row["pair"] is pair]:
+            for asked, bar in zip(("characters", "action"), bars, strict=True):
+                share = percentage(some, asked)
+                found.append(Figure(part, len(some), f"right {asked}, {name}", share, bar))
+    return [*found, Figure(part, len(rows), "right place", percentage(rows, "place"), 98)]
+
+
+def story_figures(part: str, rows: Sequence[Row]) -> list[Figure]:
+    """Hold the shipped stories against their bars, the distances to the nearest true pictures among them."""
+    of_story: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        of_story[row["story"]].append(row["nearest_db"])
+    worst = min((found for some in of_story.values() for found in some), default=None)
+    middle = min((median(some) for some in of_story.values()), default=None)
+    return [
+        *drawing_figures(part, rows),
+        Figure(part, len(rows), "nearest true picture, median of the worst story", middle, NEAR, "dB"),
+        Figure(part, len(rows), "nearest true picture, worst scene", worst, FAR, "dB"),
+    ]
+
+
+def stated_figures(part: str, rows: Sequence[Row]) -> list[Figure]:
+    """Hold stated looks against their bars."""
+    return [
+        Figure(part, len(rows), f"stated {name} right", percentage(rows, name), 95)
+        for name in ("looks", "light")
+    ]
+
+
+def open_figures(part: str, rows: Sequence[Row]) -> list[Figure]:
+    """Hold the looks that were left open against their bars: none too seldom, none too often."""
+    drawn, found = drawn_looks(rows), []
+    for name in ("colour", "wear"):
+        each = [drawn.get(name, {}).get(str(index), 0.0) for index in range(4)] if rows else []
+        found += [
+            Figure(part, len(rows), f"least drawn {name} of four", min(each, default=None), 15),
+            Figure(part, len(rows), f"most drawn {name} of four", max(each, default=None), 40, "%", False),
+        ]
+    return found
+
+
+def judge_figures(part: str, rows: Sequence[Row]) -> list[Figure]:
+    """Hold the judge against its bars, on true clips and on spoilt ones."""
+    true, ruined = ([row for row in rows if row["kind"] == kind] for kind in ("true", "spoilt"))
+    return [
+        *(
+            Figure(part, len(true), f"true clips, {name}", percentage(true, name), bar)
+            for name, bar in (("characters", 99), ("place", 99), ("action", 97), ("looks", 98))
+        ),
+        Figure(part, len(true), "true clips called unreadable", unreadable(true), 1, "%", False),
+        Figure(part, len(ruined), "spoilt clips called unreadable", unreadable(ruined), 95),
+    ]
+
+
+def summary(figures: Sequence[Figure]) -> str:
+    """Return the table of all figures, their bars, and whether each is met."""
+    rows = [("part", "clips", "what", "figure", "bar", "met")]
+    for one in figures:
+        value = "-" if one.value is None else f"{one.value:.1f} {one.unit}"
+        bar = f"{'>=' if one.at_least else '<='} {one.bar:g} {one.unit}"
+        rows.append((one.part, str(one.clips), one.what, value, bar, "yes" if one.met else "NO"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def sorted_by_eye(path: Path, out: Path) -> str:
+    """Compare the judge with a person: lines of ``path`` are "PART/NUMBER readable" or "... unreadable".
+
+    Raises UsageError for a clip that nobody has measured, or a line that says something else.
+    """
+    rows = {
+        f"{book.stem}/{row['number']:03d}": row
+        for book in sorted(out.glob("*.jsonl"))
+        for row in rows_of(book)
+    }
+    called: dict[str, list[bool]] = {"readable": [], "unreadable": []}
+    for line in path.read_text("utf-8").splitlines():
+        name, _, says = line.strip().partition(" ")
+        if name and (name not in rows or says not in called):
+            raise UsageError(
+                f"{path}: {line!r} makes no sense", f"Lines are as in: stories/017 unreadable; of {out}."
+            )
+        if name:
+            called[says].append(not rows[name]["readable"])
+    return "; ".join(
+        f"of {len(found)} that a person calls {says}, the judge calls {sum(found)} unreadable"
+        for says, found in called.items()
+    )
 
 
 # The text-image encoder
@@ -416,35 +673,52 @@ def rising_scores(
     return [round(float(mean), 4) for mean in torch.tensor(rows).mean(0)]
 
 
-def worst_sheet(results: Sequence[Result], path: Path, count: int = 20, columns: int = 6) -> None:
-    """Write the clips that the judge finds least like their prompts, with prompt and verdict."""
-    worst = sorted(results, key=lambda r: r.likelihood)[:count]
+def worst_sheet(rows: Sequence[tuple[Path, Row]], path: Path, count: int = 20) -> None:
+    """Write the clips that the judge finds least like their prompts, with prompt and verdict.
+
+    ``rows`` have the file of each clip's pictures before them.
+    """
+    worst = sorted(rows, key=lambda found: found[1]["likelihood"])[:count]
     text_height = 26
-    width, height = columns * WIDTH, HEIGHT + text_height
+    width, height = STRIP * WIDTH, HEIGHT + text_height
     page = Image.new("RGB", (width, height * len(worst)), "white")
     pen = ImageDraw.Draw(page)
-    for row, result in enumerate(worst):
-        pen.text((4, row * height + 1), result.trial.prompt, "black")
-        pen.text((4, row * height + 13), f"seen: {result.seen}", "red")
-        for column, t in enumerate(torch.linspace(0, len(result.frames) - 1, columns).round().long()):
-            frame = Image.fromarray(result.frames[t].numpy())
-            page.paste(frame, (column * WIDTH, row * height + text_height))
+    for index, (file, row) in enumerate(worst):
+        top = index * height
+        pen.text((4, top + 1), f"{file.parent.name}/{file.stem}: {row['prompt']}", "black")
+        pen.text((4, top + 13), f"seen: {row['seen']}, nearest {row['nearest_db']} dB", "red")
+        with Image.open(file) as strip:
+            page.paste(strip, (0, top + text_height))
     page.save(path)
 
 
-PARTS = (
-    "judge",
-    "codec",
-    "scorer",
-    "rising",
-    "stories",
-    "random",
-    "pairs",
-    "unseen",
-    "open",
-    "scene",
-    "action",
-)
+@dataclass(frozen=True)
+class Part:
+    """Prompts that are sampled, ``clips`` of them with so many ``seeds`` each, and what they are held to."""
+
+    trials: Callable[[int], list[Trial]]
+    clips: int
+    figures: Measure | None = None
+    seeds: int = 1
+
+
+SAMPLED: dict[str, Part] = {
+    "stories": Part(lambda count: story_trials()[:count], 101, story_figures, seeds=3),
+    "crossed": Part(lambda count: random_trials(crossed_example, count, SEED), 200, drawing_figures),
+    "pairs": Part(lambda count: random_trials(pair_example, count, SEED), 200, drawing_figures),
+    "untaught": Part(
+        lambda count: random_trials(held_out_example, count, SEED), 200, partial(drawing_figures, action=75)
+    ),
+    "open": Part(lambda count: open_trials(count, SEED), 400, open_figures),
+    "stated": Part(lambda count: random_trials(stated_example, count, SEED), 200, stated_figures),
+    "scene": Part(lambda count: alone_trials("scene")[:count], 101),
+    "action": Part(lambda count: alone_trials("action")[:count], 101),
+}
+TRUE_CLIPS = {"judge": 400, "codec": 100, "scorer": 400, "rising": 12}
+PARTS = (*TRUE_CLIPS, *SAMPLED)
+BARS: dict[str, Measure] = {"judge": judge_figures} | {
+    name: part.figures for name, part in SAMPLED.items() if part.figures
+}
 
 
 def main() -> None:
@@ -460,71 +734,89 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", help=f"some of: {', '.join(PARTS)}; without, all")
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, dest="parts", help="this alone; may be given again"
+    )
     parser.add_argument("--weights", type=Path, default=MODELS["mini"].weights)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    clips = "true clips for judge and scorer; the codec gets a quarter"
-    parser.add_argument("--clips", type=int, default=400, help=clips)
-    parser.add_argument("--prompts", type=int, default=100, help="random and unseen prompts, each")
-    parser.add_argument("--seeds", type=int, default=1, help="clips of each prompt")
-    parser.add_argument("--out", type=Path, default=Path("scores"))
-    options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    return options
+    parser.add_argument("--clips", type=int, help="of each part, instead of as many as its bars are for")
+    parser.add_argument("--summary", action="store_true", help="measure nothing; only say what is there")
+    parser.add_argument("--sorted", type=Path, help="clips sorted by eye, to hold the judge against")
+    parser.add_argument("--out", type=Path, default=Path("scores"), help="what is there goes on")
+    return parser.parse_args()
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Evaluate the weights, print a row a part, and keep everything."""
+    """Evaluate the weights, part by part, and print which bars are met."""
+    out: Path = options.out
+    table = out / "scores.json"
+    kept: dict[str, Any] = json.loads(table.read_text("utf-8")) if table.exists() else {}
+    if not options.summary and options.sorted is None:
+        out.mkdir(parents=True, exist_ok=True)
+        _measure(options, out, kept)
+    books = {name: rows for name in PARTS if (rows := rows_of(out / f"{name}.jsonl"))}
+    for name, rows in books.items():
+        kept[name] = shares([row for row in rows if row.get("kind") != "spoilt"])
+        if name == "open":
+            kept["drawn"] = {who: drawn_looks(rows, who) for who in Character} | {"all": drawn_looks(rows)}
+    figures = [one for name, measure in BARS.items() for one in measure(name, books.get(name, []))]
+    kept["bars"] = [vars(one) | {"met": one.met} for one in figures]
+    kept["look_at"] = [clip for name, rows in books.items() for clip in disagreements(name, rows)]
+    out.mkdir(parents=True, exist_ok=True)
+    table.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
+    drawn = [
+        (out / name / f"{row['number']:03d}.jpg", row)
+        for name in books.keys() & SAMPLED.keys()
+        for row in books[name]
+    ]
+    if drawn:
+        worst_sheet(drawn, out / "worst.png")
+    for name in PARTS:
+        if name in kept:
+            print(f"{name}: {json.dumps(kept[name])}")
+    print(summary(figures))
+    if kept["look_at"]:
+        print(f"judge and distance disagree, so look: {', '.join(kept['look_at'])}")
+    if options.sorted is not None:
+        print(sorted_by_eye(options.sorted, out))
+
+
+def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> None:
+    """Measure what is asked for and not there yet; what no file of rows is kept of goes into ``kept``."""
     parts = options.parts or list(PARTS)
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(options.device)
-    studio = Studio(options.weights, device)
-    scorer = Scorer.load(options.weights / "scorer", device) if {"scorer", "rising"} & set(parts) else None
-    table: dict[str, object] = {}
-    sampled: list[Result] = []
-    trials: dict[str, Callable[[], list[Trial]]] = {
-        "stories": story_trials,
-        "random": lambda: random_trials(crossed_example, options.prompts, SEED),
-        "pairs": lambda: random_trials(pair_example, options.prompts, SEED),
-        "unseen": lambda: random_trials(held_out_example, options.prompts, SEED),
-        "open": lambda: open_trials(options.prompts, SEED),
-        "scene": lambda: alone_trials("scene"),
-        "action": lambda: alone_trials("action"),
-    }
-    for part in parts:
-        if part == "judge":
-            table[part] = shares(judge_results(studio.judge, options.clips))
-        elif part == "codec":
-            results, psnr = codec_results(studio, max(1, options.clips // 4))
-            table[part] = shares(results) | {key: round(value, 2) for key, value in psnr.items()}
-        elif part == "scorer":
-            assert scorer is not None
-            table[part] = ranking(scorer, options.clips, SEED)
-        elif part == "rising":
-            assert scorer is not None
-            table[part] = rising_scores(studio, scorer, story_trials()[:12])
+    device, folder = torch.device(options.device), options.weights
+    studio = cache(lambda: Studio(folder, device))  # the judge can be measured before there are weights
+    scorer = cache(lambda: Scorer.load(folder / "scorer", device))
+    for name in parts:
+        clips = options.clips or (SAMPLED[name].clips if name in SAMPLED else TRUE_CLIPS[name])
+        if name == "judge":
+            judge = load_judge()
+            book = Book(out, name, {"judge": file_hash(WEIGHTS), "clips": clips})
+            for row, images in true_rows(judge, clips, len(book.rows)):
+                book.add(row, images)
+        elif name == "codec":
+            rows, psnr = codec_results(studio(), clips)
+            kept[name] = shares(rows) | {key: round(value, 2) for key, value in psnr.items()}
+        elif name == "scorer":
+            kept[name] = ranking(scorer(), clips, SEED)
+        elif name == "rising":
+            kept[name] = rising_scores(studio(), scorer(), story_trials()[:clips])
         else:
-            results = [
-                result
-                for index in range(options.seeds)
-                for result in studio.try_all(trials[part](), SEED + 1000 * index, part)
-            ]
-            table[part] = shares(results)
-            if part == "open":
-                table["drawn"] = drawn_looks(results)
-                print("drawn", json.dumps(table["drawn"]), flush=True)
-            sampled += results
-            wrong = [r for r in results if False in r.right]
-            table[f"{part}_wrong"] = [
-                {"prompt": r.trial.prompt, "seen": r.seen, "right": r.right, "nearest_db": r.distance}
-                for r in wrong
-            ]
-        if part in table:
-            print(part, json.dumps(table[part]), flush=True)
-        (options.out / "scores.json").write_text(json.dumps(table, indent=2) + "\n")
-    if sampled:
-        worst_sheet(sampled, options.out / "worst.png")
+            drawing = studio()
+            made_of = {"weights": file_hash(folder / CHECKSUMS), "judge": file_hash(WEIGHTS), "clips": clips}
+            _draw(drawing, name, Book(out, name, made_of), clips)
+
+
+def _draw(studio: Studio, name: str, book: Book, clips: int) -> None:
+    """Sample and judge every clip of a part that is not there yet."""
+    part = SAMPLED[name]
+    trials = part.trials(clips)
+    for number in range(len(book.rows), part.seeds * len(trials)):
+        seed, index = divmod(number, len(trials))
+        frames = studio.sample(trials[index].prompt, SEED + 1000 * seed + index)
+        book.add(row_of(number, judged(studio.judge, trials[index], frames)), frames)
+        if (number + 1) % 20 == 0:
+            print(f"{name}: {number + 1} of {part.seeds * len(trials)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def gallery_page() -> str:
     """Return one HTML file that needs no network, with characters and looks, places and light, actions."""
     sections = {
         "Characters and looks": (
-            "One or two in a scene. What a prompt leaves open is drawn at random, in every scene anew.",
+            "One or two in a scene. What a prompt leaves open is drawn at random, in every scene anew; "
+            "that somebody wears nothing cannot be asked for.",
             _characters(),
         ),
         "Places and light": ("Every place has two sets; no words choose between them.", _places()),

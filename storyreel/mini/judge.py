@@ -1,8 +1,9 @@
 """The judge: who is in a clip, how they look, where, in what light, and doing what; or that nobody can tell.
 
 A small convolutional network, trained on true clips of the cartoon world and on clips spoilt on
-purpose. It finds everybody in the pictures, which the world's own tags teach it, and reads looks there. It has no part in rendering, and no weights of the model are chosen by it: what it says of a
-film is an outside opinion. `nearest` measures without any network.
+purpose. It finds everybody in the pictures, which the world's own tags teach it, and reads looks there.
+It has no part in rendering, and no weights of the model are chosen by it: what it says of a film is an
+outside opinion. `nearest` measures without any network.
 """
 
 from __future__ import annotations
@@ -14,8 +15,12 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from storyreel.errors import DamagedError
+from storyreel.origin import again
 
 from .world import (
     ARRANGEMENTS,
@@ -41,7 +46,7 @@ LONGEST = 16  # frames that it looks at, at most
 WIDTHS = (48, 64, 96)
 CASTS = tuple(frozenset(cast) for count in (1, 2) for cast in combinations(CHARACTERS, count))
 CASTS_MATRIX = torch.tensor([[float(c in cast) for c in CHARACTERS] for cast in CASTS])
-UNREADABLE = 0.0  # the score above which nobody can tell; set so that one true clip in two hundred is
+UNREADABLE = 0.0  # the score above which nobody can tell: `training.limit` moves the weights to it
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,14 @@ def as_seen(frames: Tensor) -> Tensor:
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """Load the judge's weights; fp16 in the file, fp32 in use."""
+    """Load the judge's weights; fp16 in the file, fp32 in use. Raises DamagedError."""
     judge = Judge()
-    judge.load_state_dict(load_file(path))
+    try:
+        judge.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        what = str(error).splitlines()[0]
+        remedy = f"Restore {path}: {again(path)}"
+        raise DamagedError(f"the judge cannot be read: {path}: {what}", remedy) from None
     return judge.eval()
 
 

@@ -9,8 +9,7 @@ from random import Random
 
 from storyreel.story.plan import joined_prompt
 
-from .plots import PLOTS, STORIES, Cast, words
-from .plots import Lesson as Scene
+from .plots import PLOTS, STORIES, Cast, Lesson, words
 from .world import (
     BALL_ACTIONS,
     DOOR_ACTIONS,
@@ -94,12 +93,12 @@ def sample_example(rng: Random) -> Example:
     return crossed_example(rng)
 
 
-def _scene_of(rng: Random, story: str) -> tuple[Scene, Cast]:
+def _scene_of(rng: Random, story: str) -> tuple[Lesson, Cast]:
     plot, cast = STORIES[story]
     return rng.choice(PLOTS[plot]), cast
 
 
-def story_example(rng: Random, scene: Scene, cast: Cast, exact: float = EXACT_WORDS) -> Example:
+def story_example(rng: Random, scene: Lesson, cast: Cast, exact: float = EXACT_WORDS) -> Example:
     """Draw a clip of a story's scene, told in its own words with probability ``exact``."""
     who = (cast.first, cast.second) if scene.pair else (cast.first,)
     clip = stage_clip(rng, scene.place, who, scene.shows, scene.ball)
@@ -112,7 +111,7 @@ def story_example(rng: Random, scene: Scene, cast: Cast, exact: float = EXACT_WO
     return _captioned(rng, clip)
 
 
-def action_example(rng: Random, scene: Scene, cast: Cast) -> Example:
+def action_example(rng: Random, scene: Lesson, cast: Cast) -> Example:
     """Draw what the action prompt of a story's scene means by itself, at any place."""
     both = "{second" in scene.action
     who = (cast.first, cast.second) if both else (cast.first,)

@@ -4,6 +4,7 @@
     python -m storyreel.mini.train transformer --out run  # text encoder and transformer
     python -m storyreel.mini.train scorer --out run       # text-image encoder
     python -m storyreel.mini.train judge --out run        # for measuring only
+    python -m storyreel.mini.train limit --out run        # above which the judge calls clips unreadable
     python -m storyreel.mini.train export --out run       # fp16 weights for the package
     python -m storyreel.mini.train import --out run       # begin with the package's weights
 
@@ -26,6 +27,7 @@ from storyreel.models.specs import MINI_WEIGHTS
 from .training.codec import train_codec
 from .training.export import export, import_weights
 from .training.judge import train_judge
+from .training.limit import set_limit
 from .training.loop import PRECISIONS
 from .training.scorer import train_scorer
 from .training.transformer import train_transformer
@@ -35,6 +37,7 @@ PARTS = {
     "transformer": train_transformer,
     "scorer": train_scorer,
     "judge": train_judge,
+    "limit": set_limit,
     "export": export,
     "import": import_weights,
 }

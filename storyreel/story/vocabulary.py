@@ -114,6 +114,18 @@ class Vocabulary:
         """Return the keys of all actions that a text may mean."""
         return self._found(text, self._action_phrases)
 
+    def odd_looks(self, text: str) -> list[str]:
+        """Return the looks that a text states and that no lesson had of such a character: "a purple fox"."""
+        text, found = " ".join(words_of(text)), []
+        for pattern, one in self._mentions:
+            for match in pattern.finditer(text):
+                colour, noun, wear = match.groups()
+                if colour and colour not in one.colours:
+                    found.append(f"a {colour} {noun}")
+                if wear and wear not in one.wear:
+                    found.append(f"a {noun} with a {wear}")
+        return list(dict.fromkeys(found))
+
     def shown(self, action: str, characters: Sequence[str], places: Sequence[str]) -> bool:
         """Tell whether an action was ever shown of these characters, at one of these places."""
         taught = self.actions[action]
@@ -146,6 +158,21 @@ class Vocabulary:
     @cached_property
     def _one_of_each(self) -> frozenset[str]:
         return frozenset(word for one in self.characters.values() for word in one.words)
+
+    @cached_property
+    def _mentions(self) -> list[tuple[re.Pattern[str], Character]]:
+        """What finds each character in plain words, with a colour before it and something that it wears."""
+        wear = {thing for one in self.characters.values() for thing in one.wear}
+        colours = {colour for one in self.characters.values() for colour in one.colours}
+        colours |= {thing.split()[0] for thing in wear}
+        before = rf"(?:({'|'.join(sorted(colours))}) )?"
+        behind = rf"(?: (?:\w+ )??(?:with|in|wearing) an? ({'|'.join(sorted(wear))})\b)?"
+        found = []
+        for one in self.characters.values():
+            said = "|".join({*one.name.split()[1:], *one.words})
+            noun = rf"((?:(?:{said}) )*(?:{'|'.join(one.words)}))"
+            found.append((re.compile(rf"\b{before}{noun}\b{behind}"), one))
+        return found
 
     @cached_property
     def _place_phrases(self) -> dict[str, list[str]]:
@@ -230,7 +257,7 @@ def _unknown_words(story: Story, vocabulary: Vocabulary, model: str) -> Iterator
         unknown = [not word.startswith("{") and not vocabulary.knows(plain(word)) for word in written]
         if any(unknown):
             for word, place in compress(zip(written, story.where(written, *location), strict=True), unknown):
-                places.setdefault(plain(word), {})[place] = None
+                places.setdefault(plain(word).removesuffix("'s"), {})[place] = None
     for word, found in list(places.items())[:MAX_WORDS]:
         first, *others = found
         also = _and_more([f"{place.line}:{place.column}" for place in others])
@@ -296,6 +323,8 @@ def _scene_problems(story: Story, index: int, vocabulary: Vocabulary, model: str
     elif not who:
         names = _listed([one.name for one in vocabulary.characters.values()], "or")
         yield f"names nobody whom {model} knows; it draws any of these: {names}"
+    if looks := vocabulary.odd_looks(text):
+        yield f"asks for a look that {model} was never shown: {_listed(looks, 'and')}; it draws another"
     if not places:
         names = _listed([place.name for place in vocabulary.places.values()], "or")
         yield f"names no place that {model} knows; it draws any of these: {names}"

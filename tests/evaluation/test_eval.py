@@ -23,12 +23,12 @@ from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.metrics import METRICS
 from storyreel.film import ffmpeg, reader, writer
 from storyreel.mini.plots import PLOTS, STORIES, Lesson
-from storyreel.mini.world import Action, ByteArray, Character, Place, draw_clip, stage_clip
+from storyreel.mini.world import LOOKS, Action, ByteArray, Character, Light, Place, draw_clip, stage_clip
 from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import FakeAdapter, FakeEngine, made_once
 from tests.evaluation.test_films import rendered
 
-W, H, FPS = 96, 64, 12
+W, H, FPS = 192, 128, 12
 SCENE = 2 * FPS
 STORY = """\
 title: A corgi <b>in</b> New York
@@ -54,8 +54,14 @@ class Cartoonist(FakeAdapter):
 
     def decode(self, latents: Tensor) -> Tensor:
         lesson, frames = next(self._lessons), 1 + self.spec.frames_per_latent * (latents.shape[2] - 1)
-        clip = stage_clip(Random(1), lesson.place, (Character.CORGI,), lesson.shows, lesson.ball)
-        return torch.from_numpy(draw_clip(clip, frames, FPS, W, H)[0])
+        return torch.from_numpy(picture(lesson.place, Character.CORGI, lesson.shows, frames, lesson.ball))
+
+
+def picture(place: Place, who: Character, action: Action, frames: int, ball: bool = False) -> ByteArray:
+    """Draw a clip as every scene of an unspoiled film is: the same look and the same light."""
+    looks, seed = (LOOKS[who][0],), Random(1)
+    clip = stage_clip(seed, place, (who,), action, ball, looks, light=Light.DAY, arrangement=0)
+    return draw_clip(clip, frames, FPS, W, H)[0]
 
 
 def draw_film(folder: Path) -> None:
@@ -123,8 +129,7 @@ def tinted(film: ByteArray) -> ByteArray:
 
 
 def replaced(film: ByteArray) -> ByteArray:
-    clip = stage_clip(Random(0), Place.CENTRAL_PARK, (Character.PANDA,), Action.SNIFF)
-    film[scene(5)] = draw_clip(clip, SCENE, FPS, W, H)[0]
+    film[scene(5)] = picture(Place.CENTRAL_PARK, Character.PANDA, Action.SNIFF, SCENE)
     return film
 
 

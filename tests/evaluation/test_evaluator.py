@@ -16,7 +16,7 @@ from torch import Tensor
 
 from storyreel.errors import StoryreelError
 from storyreel.evaluation import evaluator as module
-from storyreel.evaluation import kept_scores
+from storyreel.evaluation import kept_scores, verdicts
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.evaluator import Evaluator
 from storyreel.evaluation.films import Film, looked_at, rendered_film
@@ -134,10 +134,7 @@ def test_a_film_that_ends_early_is_refused(fake_model: ModelSpec, shows: Shows) 
 
 
 class TestJudge:
-    @pytest.fixture(autouse=True)
-    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Films of `mini` as small as they are made."""
-        monkeypatch.setitem(MODELS, "mini", replace(MODELS["mini"], upscale=1))
+    """Of films as small as they are made."""
 
     @staticmethod
     def plan() -> Plan:
@@ -161,6 +158,21 @@ class TestJudge:
         film = shows(self.plan(), torch.cat([drawn(2), drawn(3), drawn(6)]))
         foreign = replace(film, folder=None, weights=None, cost={})
         assert scored(foreign)["film"]["place"] == 100
+
+    @pytest.mark.parametrize(("width", "seen"), [(768, 192), (384, 192), (200, 200), (192, 192), (96, 96)])
+    def test_pictures_are_seen_as_the_model_made_them(
+        self, width: int, seen: int, shows: Shows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Brought back from what the film enlarged, but never to less, whoever made them smaller."""
+        film = shows(self.plan(), greys([0]))
+        monkeypatch.setattr(reader, "probe", lambda path: Facts(width, width // 2, 12, {}, ()))
+        monkeypatch.setattr(reader, "read_frames", lambda path, w, h, *_: iter([bytes(w * h * 3)]))
+        sizes = []
+        monkeypatch.setattr(
+            verdicts, "asked", lambda place: lambda s, a, frames: sizes.append(next(frames).shape)
+        )
+        verdicts.film_verdict(film)
+        assert sizes == [(1, seen // 2, seen, 3)]
 
     @pytest.mark.parametrize("change", ["own", "fps", "story"])
     def test_nobody_is_judged_who_cannot_be(self, change: str, shows: Shows) -> None:

@@ -20,7 +20,7 @@ def test_every_metric_needs_something_that_there_is() -> None:
 
 def test_what_a_judge_says_of_a_scene_is_a_metric() -> None:
     scenes = [name for name, metric in METRICS.items() if metric.needs == JUDGE and metric.scope == "scene"]
-    assert scenes == [field.name for field in fields(SceneVerdict)]
+    assert [*scenes, "looks_missing"] == [field.name for field in fields(SceneVerdict)]
 
 
 def test_the_number_of_pictures_is_the_one_that_is_taken() -> None:

@@ -18,6 +18,7 @@ from storyreel.evaluation.frames import FrameNumbers, Look, Pictures, SceneLook
 from storyreel.evaluation.report import worst_places
 from storyreel.evaluation.result import Scored
 from storyreel.evaluation.scores import film_scores
+from storyreel.evaluation.verdicts import FilmVerdict, SceneVerdict, SeamVerdict
 from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, OWN
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
@@ -173,6 +174,20 @@ def test_a_test_card_shows_none_of_the_story_to_clip() -> None:
     right_film = film_scores(film(), look(frames, [{CLIP: v} for v in right]), texts)
     assert right_film["film"]["clip_shown"] == 1
     assert right_film["scenes"][0]["clip_identity"] > 0.5
+
+
+def test_a_look_that_the_judge_misses_is_said_in_words() -> None:
+    scenes = (
+        SceneVerdict(True, True, False, True),
+        SceneVerdict(True, True, True, False, "a red scarf and night"),
+        SceneVerdict(True, True, True),  # states none
+    )
+    verdict = FilmVerdict(scenes, (SeamVerdict(1, True, True),))
+    scores = film_scores(film(), look(*painted()), {}, None, verdict)
+    assert [scene.get("looks") for scene in scores["scenes"]] == [100, 0, None]
+    assert (scores["film"]["looks"], scores["film"]["characters"]) == (50, 100)
+    (finding,) = (f for f in findings(film(), scores) if f.metric == "looks")
+    assert (finding.scene, finding.words) == (2, "Scene 2 should show a red scarf and night.")
 
 
 def test_identical_pictures_are_consistent_and_shuffled_ones_less() -> None:

@@ -27,12 +27,12 @@ def clips() -> Clips:
 
 
 @pytest.fixture(scope="module")
-def stages(clips: Clips) -> list[codec.Stage]:
+def stages(clips: Clips) -> list[codec.BasisChange]:
     return codec.fit_stages(*clips, torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
-def vae(stages: list[codec.Stage], clips: Clips) -> AutoencoderKLMochi:
+def vae(stages: list[codec.BasisChange], clips: Clips) -> AutoencoderKLMochi:
     torch.manual_seed(0)
     built = codec.build(stages).eval()
     codec.calibrate(built, clips[0][:12])
@@ -44,7 +44,7 @@ def share_lost(ours: torch.Tensor, true: torch.Tensor) -> float:
     return float((ours - true).square().mean() / (true - true.mean()).square().mean())
 
 
-def test_bases_are_orthonormal_and_sorted(stages: list[codec.Stage]) -> None:
+def test_bases_are_orthonormal_and_sorted(stages: list[codec.BasisChange]) -> None:
     for stage in stages:
         gram = stage.basis.T @ stage.basis
         assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-4)
@@ -54,7 +54,7 @@ def test_bases_are_orthonormal_and_sorted(stages: list[codec.Stage]) -> None:
 
 @torch.no_grad()
 def test_the_built_encoder_is_the_linear_analysis(
-    stages: list[codec.Stage], vae: AutoencoderKLMochi, clips: Clips
+    stages: list[codec.BasisChange], vae: AutoencoderKLMochi, clips: Clips
 ) -> None:
     """Of the picture moved by a pixel: diffusers pads a kernel of four by one on every side."""
     video = clips[0][:2]
@@ -68,7 +68,7 @@ def test_the_built_encoder_is_the_linear_analysis(
 
 @torch.no_grad()
 def test_the_built_decoder_is_its_inverse(
-    stages: list[codec.Stage], vae: AutoencoderKLMochi, clips: Clips
+    stages: list[codec.BasisChange], vae: AutoencoderKLMochi, clips: Clips
 ) -> None:
     video = clips[0][:2]
     decoded = codec.pictures_of(vae, codec.linear_encode(stages, video))

@@ -13,11 +13,22 @@ from torch import Tensor
 
 from storyreel.evaluation.verdicts import FilmVerdict
 from storyreel.mini import verdicts
-from storyreel.mini.judge import UNREADABLE, Judge
+from storyreel.mini.judge import UNREADABLE, Judge, Verdict
 from storyreel.mini.lessons import FPS, HEIGHT, WIDTH
 from storyreel.mini.plots import PLOTS, STORIES, words
-from storyreel.mini.verdicts import judge_film, strangeness, truths
-from storyreel.mini.world import draw_clip, stage_clip
+from storyreel.mini.verdicts import Told, judge_film, strangeness, truths
+from storyreel.mini.world import (
+    LOOKS,
+    Action,
+    Character,
+    Light,
+    Look,
+    Place,
+    draw_clip,
+    lit,
+    look_name,
+    stage_clip,
+)
 from storyreel.story.plan import Segment
 from storyreel.story.planning import make_plan
 from storyreel.story.schema import load_story
@@ -73,6 +84,87 @@ def test_every_scene_of_every_story_has_its_truth() -> None:
     assert len(truths()) == count  # no two scenes share their prompts
 
 
+@pytest.mark.parametrize(
+    ("scene", "action", "looks", "light"),
+    [
+        (
+            "a black corgi dog with a red scarf is walking around the White House",
+            "",
+            ("black", "red scarf"),
+            None,
+        ),
+        ("an orange corgi dog is walking around the White House", "", ("orange", ""), None),
+        ("a corgi dog is walking around the White House after dark", "", None, Light.NIGHT),
+        (
+            "a corgi dog with a blue collar is walking around the White House at dusk",
+            "a grey corgi dog is sniffing the ground",
+            ("grey", "blue collar"),
+            Light.DUSK,
+        ),
+        ("a corgi dog is walking around the White House", "", None, None),
+    ],
+)
+def test_what_prompts_state_is_taken_out_and_asked(
+    scene: str, action: str, looks: tuple[str, str] | None, light: Light | None
+) -> None:
+    told = Told(scene, action or "a corgi dog is sniffing the ground")
+    assert told.verdict is not None
+    assert (told.verdict.place, told.verdict.action) == (Place.WHITE_HOUSE, Action.SNIFF)
+    assert told.looks == ({Character.CORGI: Look(*looks)} if looks else {})
+    assert told.light is light
+
+
+def test_people_and_pairs_state_looks_too() -> None:
+    told = Told(
+        "a man in a red shirt and a black hat and a woman with a purple scarf are at the Tidal Basin",
+        "a man and a woman in a blue dress are smiling at each other",
+    )
+    assert told.looks == {
+        Character.MAN: Look("red", "black hat"),
+        Character.WOMAN: Look("blue", "purple scarf"),
+    }
+    seen = Verdict(frozenset(), Place.CAPITOL, Action.SIT, {Character.MAN: Look("green", "black hat")})
+    assert told.missing(seen) == ["a red shirt", "a blue dress", "a purple scarf"]
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_every_shipped_story_with_a_cast_that_states_looks_is_known(story: str) -> None:
+    rng = Random(story)
+    plot, cast = STORIES[story]
+    members = (cast.first, cast.second)
+    looks = [rng.choice(LOOKS[who]) for who in members]
+    nouns = [look_name(who, look) for who, look in zip(members, looks, strict=True)]
+    for lesson in PLOTS[plot]:
+        told = Told(lit(words(lesson.scene, cast, nouns), "at sunset"), words(lesson.action, cast, nouns))
+        plain = truths()[words(lesson.scene, cast), words(lesson.action, cast)]
+        assert told.verdict == plain
+        assert told.light is Light.DUSK
+        assert told.looks == dict(zip(members[: 1 + lesson.pair], looks, strict=False))
+
+
+def test_a_look_that_is_stated_and_not_shown_is_said(judge: Judge, segments: tuple[Segment, ...]) -> None:
+    for part, index in (("characters", 0), ("colours", 1), ("wear", 1)):
+        with_bias(judge, part, index, who=Character.CORGI)
+    with_bias(judge, "lights", tuple(Light).index(Light.NIGHT))
+    first = segments[0]
+
+    def said(who: str, light: str = "", ruin: float = -50.0) -> tuple[bool | None, str]:
+        with_bias(judge, "ruin", value=ruin)
+        scene, action = (text.replace("a corgi dog", who) for text in (first.scene, first.action))
+        told = replace(first, scene=lit(scene, light), action=action)
+        verdict = judge_film([told], [], [torch.zeros(first.frames, HEIGHT, WIDTH, 3, dtype=torch.uint8)])
+        assert verdict is not None
+        return verdict.scenes[0].looks, verdict.scenes[0].looks_missing
+
+    assert said("a corgi dog") == (None, "")
+    assert said("a black corgi dog with a red scarf", "at night") == (True, "")
+    wrong = "an orange corgi dog and a blue collar"
+    assert said("an orange corgi dog with a blue collar") == (False, wrong)
+    assert said("a corgi dog", "by day") == (False, "daylight")
+    # Where nobody can tell what is shown, no look is right either.
+    assert said("a corgi dog with a red scarf", "at dusk", 50.0) == (False, "a red scarf and dusk")
+
+
 def test_true_clips_are_right(segments: tuple[Segment, ...]) -> None:
     verdict = judged(segments, [FIRST, *SCENES], [1, 2, 4])
     assert len(verdict.scenes) == 5
@@ -120,7 +212,7 @@ def test_what_nobody_can_tell_is_strange(judge: Judge) -> None:
         ruin = float(judge.judge(pictures[:16].repeat_interleave(2, 0)).ruin)
     assert strangeness(pictures[:16]) == pytest.approx(2 / (1 + math.exp(UNREADABLE - ruin)))
     for bias in (-50.0, 50.0):
-        with_bias(judge, 7, 0, bias)
+        with_bias(judge, "ruin", value=bias)
         found.append(strangeness(pictures))
     assert found[1] < 1e-3 < found[0] < 1.999 < found[2] <= 2
 
@@ -132,7 +224,7 @@ def test_in_what_nobody_can_tell_nothing_is_right(judge: Judge, segments: tuple[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verdicts, "truths", lambda: told)
         for bias, right in ((-50.0, True), (50.0, False)):
-            with_bias(judge, 7, 0, bias)
+            with_bias(judge, "ruin", value=bias)
             verdict = judged(segments, [FIRST] * 5, [1, 3])
             assert {(s.characters, s.place, s.action) for s in verdict.scenes} == {(right,) * 3}
             assert [(s.characters, s.same_place) for s in verdict.seams] == [(right, True)] * 2

@@ -44,10 +44,11 @@ def drawn_videos(seed: int, count: int, latent_frames: int) -> tuple[Tensor, Ten
 
 
 def trained_codec(folder: Path) -> AutoencoderKLMochi:
-    """Return the codec as far as it has been trained; a new one begins as a PCA."""
+    """Return the codec as far as it has been trained; a new one begins as a PCA, and that is said."""
     path = folder / "codec"
     if path.exists():
         return AutoencoderKLMochi.from_pretrained(path, local_files_only=True)
+    print(f"{path} is not there: this is an untrained codec, the inverse of a PCA", flush=True)
     stages = codec.fit_stages(
         *drawn_videos(BACKSTAGE, BASIS_CLIPS, 3), torch.Generator().manual_seed(BACKSTAGE)
     )
@@ -55,7 +56,7 @@ def trained_codec(folder: Path) -> AutoencoderKLMochi:
 
 
 @dataclass
-class Lesson:
+class Drawn:
     """A drawn example: normalised latents (C, L, H, W) in half precision, and what is true of it."""
 
     example: Example
@@ -70,14 +71,14 @@ class Pool:
     def __init__(self, vae: AutoencoderKLMochi, size: int, seed: int) -> None:
         self._rng = Random(seed)
         self._vae = vae
-        self._lessons: dict[int, list[Lesson]] = {}
+        self._lessons: dict[int, list[Drawn]] = {}
         for length, share in LENGTHS:
             count = max(1, round(size * share))
             parts = [self._draw(length, min(ENCODED, count - i)) for i in range(0, count, ENCODED)]
             self._lessons[length] = [lesson for part in parts for lesson in part]
 
     @torch.no_grad()
-    def _draw(self, length: int, count: int) -> list[Lesson]:
+    def _draw(self, length: int, count: int) -> list[Drawn]:
         """Draw lessons of one length. One clip alone would take torch's slow way through the codec."""
         examples = [sample_example(self._rng) for _ in range(count)]
         drawn = [draw(example, length) for example in examples]
@@ -85,11 +86,11 @@ class Pool:
         device = next(self._vae.parameters()).device
         latents = codec.normalised(self._vae, codec.raw_latents(self._vae, video.to(device))).cpu().half()
         return [
-            Lesson(example, one.clone(), layout_of(tags, example.clip), facts_of(example.clip))
+            Drawn(example, one.clone(), layout_of(tags, example.clip), facts_of(example.clip))
             for example, one, (_, tags) in zip(examples, latents, drawn, strict=True)
         ]
 
-    def batch(self, size: int, fresh: int) -> list[Lesson]:
+    def batch(self, size: int, fresh: int) -> list[Drawn]:
         """Return ``size`` lessons of one random length after drawing ``fresh`` new ones."""
         shares = [share for _, share in LENGTHS]
         length = self._rng.choices([length for length, _ in LENGTHS], shares)[0]
