@@ -161,7 +161,8 @@ class Judge(nn.Module):
         for motion, step in zip(self.motion, self.cells, strict=True):
             seen = motion(cells.permute(0, 2, 3, 1).unflatten(0, (batch, count)))
             cells = step(seen.flatten(0, 1).permute(0, 3, 1, 2))
-        return cells.permute(0, 2, 3, 1).unflatten(0, (batch, count))
+        shown: Tensor = cells.permute(0, 2, 3, 1).unflatten(0, (batch, count))
+        return shown
 
     def forward(self, video: Tensor) -> Scores:
         """Return logits for videos (B, 3, T, H, W) in [-1, 1], of `SIZE`."""
