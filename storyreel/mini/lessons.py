@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, permutations
 from random import Random
 
@@ -33,6 +33,7 @@ ALL_PAIRS = tuple(permutations(Character, 2))
 
 FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.34, 0.1  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
+TURNED = 0.15  # share of lessons that begin with something else
 PAIR_SHARE = 0.3  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
 # Ways of telling a lesson, in hundredths; one that does not fit falls to the next that does.
@@ -83,6 +84,27 @@ HELD_OUT = tuple(
 
 def sample_example(rng: Random) -> Example:
     """Draw a lesson: a scene of a shipped story, or any character at any place."""
+    example = _any_example(rng)
+    return replace(example, clip=turned(rng, example.clip)) if rng.random() < TURNED else example
+
+
+def turned(rng: Random, clip: Clip) -> Clip:
+    """Return a clip in which everybody first does something that nobody is told, as in a film's next scene.
+
+    So the model learns how one pose becomes another. Nothing of that is shown that is held out.
+    """
+    whole = tuple(
+        action
+        for action in allowed_actions(clip.cast[0], clip.place)
+        if action not in BALL_ACTIONS | DOOR_ACTIONS
+        and all(action in allowed_actions(who, clip.place) for who in clip.cast)
+        and not any(held_out(who, clip.place, action) for who in clip.cast)
+    )
+    before, turn = rng.choice(whole), rng.uniform(0.0, 0.45)
+    return replace(clip, actors=tuple(replace(actor, before=before, turn=turn) for actor in clip.actors))
+
+
+def _any_example(rng: Random) -> Example:
     share = rng.random()
     if share < FIRST_STORY:
         return story_example(rng, *_scene_of(rng, "nyc"))

@@ -28,7 +28,7 @@ from storyreel.mini.judge import (
     loosened,
     truth,
 )
-from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example
+from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example, turned
 from storyreel.mini.spoiling import Footage, filmed, foreign, spoilt
 from storyreel.mini.world import COLOURS, Character, Clip, Place, owners_of, sample_clip, stage_clip, wear_of
 
@@ -38,18 +38,23 @@ SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
 Truth = tuple[Verdict, Tensor]  # and who is in each of the judge's cells
 PAIR_SHARE = 0.35
+TURNED = 0.25
 SPOILT_SHARE = 0.25
 FOREIGN_SHARE = 0.15  # of the spoilt
 UNSEEN = 400  # true clips that a save measures, and half as many spoilt ones
 
 
 def any_clip(rng: Random) -> Clip:
-    """Draw a clip of the model's lessons, or of any combination at all; loosened."""
+    """Draw a clip of the model's lessons, or of any combination at all; loosened.
+
+    Some begin with another action, as a film's scenes do.
+    """
     if rng.random() < 0.4:
         return loosened(rng, sample_example(rng).clip)
     place = rng.choice(tuple(Place))
     who = rng.choice(ALL_PAIRS) if rng.random() < PAIR_SHARE else (rng.choice(tuple(Character)),)
-    return loosened(rng, stage_clip(rng, place, who, sample_clip(rng, place, who).action))
+    clip = stage_clip(rng, place, who, sample_clip(rng, place, who).action)
+    return loosened(rng, turned(rng, clip) if rng.random() < TURNED else clip)
 
 
 def footage_of(rng: Random, clip: Clip) -> Footage:

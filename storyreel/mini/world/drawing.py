@@ -86,12 +86,12 @@ class Stage:
                 canvas, clip.actors[index], poses[index], tag_of(index + 1, Part.BODY)
             )
         if clip.ball and not empty:
-            x, y = ball_position(clip.actors[0], poses[0], anchors[0], t, view)
+            x, y = ball_position(clip.actors[0], poses[0], anchors[0], clip.actors[0].clock(t), view)
             with canvas.owned(BALL_TAG):
                 draw_ball(canvas, x, y)
         if clip.backdrop.door:
             inside = clip.place is Place.SUBWAY_TRAIN
-            progress = door_progress(clip.actors[0], t, inside)
+            progress = door_progress(clip.actors[0], clip.actors[0].clock(t), inside)
             opening = door_opening(progress) if clip.action in DOOR_ACTIONS else 0.0
             draw_door(canvas, clip.backdrop, view.width, opening)
         if self._style.overlay:

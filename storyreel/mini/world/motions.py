@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from .basics import (
     BALL_RADIUS,
@@ -370,8 +371,25 @@ MOTIONS: dict[Action, MotionFunction] = {
 }
 
 
+TURNING = 0.25  # world seconds in which one pose becomes another
+# What of a pose goes over smoothly; the rest changes half-way.
+_SMOOTH = (
+    *("x", "y", "size", "facing", "front", "slope", "reach", "bob", "hop", "yaw", "pitch", "tilt"),
+    *("tail", "smile", "kick", "lean", "crouch"),
+)
+
+
 def pose_actor(actor: Actor, t: float, view: View, bench: Colour = (125, 82, 50)) -> Pose:
     """Return the actor's pose ``t`` seconds into the clip."""
+    done = 1.0 if actor.before is None else ease((t - actor.turn) / TURNING)
+    pose = _pose(actor, actor.clock(t), view, bench)
+    if actor.before is None or done == 1.0:
+        return pose
+    former = replace(actor, action=actor.before, before=None, speed=0.0)
+    return _between(_pose(former, t, view, bench), pose, done)
+
+
+def _pose(actor: Actor, t: float, view: View, bench: Colour) -> Pose:
     pose = Pose(
         x=actor.x * view.width,
         y=math.nan,
@@ -389,6 +407,20 @@ def pose_actor(actor: Actor, t: float, view: View, bench: Colour = (125, 82, 50)
     if pose.stance == "stand" and actor.character not in PEOPLE:
         pose.slope = view.slope
     return pose
+
+
+def _between(former: Pose, pose: Pose, done: float) -> Pose:
+    """Return the pose on the way from one to another; who sits down or gets up, hops."""
+    smooth: dict[str, float] = {
+        name: mix(getattr(former, name), getattr(pose, name), done) for name in _SMOOTH
+    }
+    if former.stance != pose.stance:
+        smooth["hop"] += 3.0 * math.sin(math.pi * done)
+    (a, b), (c, d) = (
+        tuple(mix(one, other, done) for one, other in zip(arm, later, strict=True))
+        for arm, later in zip(former.arms, pose.arms, strict=True)
+    )
+    return replace(pose if done >= 0.5 else former, **smooth, arms=((a, b), (c, d)))  # type: ignore[arg-type]
 
 
 def _release_time(actor: Actor) -> float:
