@@ -7,6 +7,7 @@ compares hashes and is done.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,13 @@ from storyreel.film.store import Store
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
-    from storyreel.denoise.loop import State
+    from storyreel.denoise.loop import SegmentState
     from storyreel.denoise.prompts import Scorer
     from storyreel.models.base import Adapter
 
 __all__ = ["Engine", "Progress", "Rendered", "render"]
 
-# Seconds of denoising that a killed render may lose. A window is some 100 MB, written in a second.
+# Seconds of denoising that a killed render may lose. A state is some 30 MB, written in a second.
 KEEP_EVERY = 120.0
 
 
@@ -170,10 +171,10 @@ def _render_segments(
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
 
-    def after_forward(state: State) -> None:
+    def after_forward(window: Sequence[SegmentState]) -> None:
         progress.forward()
         if engine.stop.asked or segments.unsaved_seconds >= KEEP_EVERY:
-            segments.save_window(state)
+            segments.save_states(window)
         engine.stop.check()
 
     def after_video(segment: Segment, seconds: float) -> None:
@@ -181,20 +182,18 @@ def _render_segments(
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
         progress.segment_finished(segment)
 
+    denoising = segments.denoise(inventory.undone, after_forward)
     with FilmStream(segments.plan, adapter, inventory.missing, segments.video_path, after_video) as stream:
-        for run in segments.plan.runs():
-            for first, count in inventory.stretches(run):
-                if not count:
-                    stream.push(first, segments.latents(first.index))
-                    continue
-                denoising = segments.denoise(run, first, after_forward)
-                for _ in range(count):
-                    began = time.monotonic()
-                    with engine.stop.held():  # what is finished is saved before a signal stops the render
-                        finished, state = next(denoising)
-                        segments.save(finished, state, time.monotonic() - began)
-                    stream.push(finished.segment, finished.x)
-            stream.finish()
+        for segment in inventory.shown:
+            if segment.index in inventory.latents:
+                stream.push(segment, segments.latents(segment.index))
+                continue
+            began = time.monotonic()
+            with engine.stop.held():  # what is finished is saved before a signal stops the render
+                finished = next(denoising)
+                segments.save(finished, time.monotonic() - began)
+            stream.push(finished.segment, finished.x)
+        stream.finish()
 
 
 def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
@@ -216,7 +215,7 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
             write_atomically(folder.page_path, page)
     folder.publish(film_manifest(inventory, film))
     for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
-        store.drop("window", segment.number, latents_key)  # of a render that was killed just then
+        store.drop("state", segment.number, latents_key)  # of a render that was killed just then
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

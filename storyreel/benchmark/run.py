@@ -21,7 +21,8 @@ from torch import Tensor
 
 from storyreel.benchmark.meter import Meter
 from storyreel.benchmark.stock import stock_of
-from storyreel.denoise.loop import State, denoise, segment_noise
+from storyreel.denoise.lead import Leads
+from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts, similarities
 from storyreel.errors import MissingError, UsageError
 from storyreel.models.device_errors import lacks_memory
@@ -29,7 +30,7 @@ from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
@@ -205,9 +206,20 @@ def our_latents(
 ) -> Iterator[Tensor]:
     """Yield the segments' latents as a render denoises them."""
     writer = PromptWriter(adapter, plan.settings, scorer)
-    for part in plan.runs():
-        for finished, _ in denoise(adapter, plan, part, writer, None, State(None, []), on_forward):
-            yield finished.x
+    done: dict[int, Tensor] = {}
+    leads = Leads(adapter, plan, done.__getitem__)
+
+    def start(segment: Segment) -> SegmentState | None:
+        if not all(source in done for source in plan.sources(segment)):
+            return None
+        prompts, lead = writer.prompts(segment), leads.of(segment)
+        return begin(adapter, plan, segment, prompts, lead, done.get(segment.index - 1))
+
+    for finished in denoise(
+        adapter, plan.settings, plan.segments, writer, start, lambda window: on_forward()
+    ):
+        done[finished.segment.index] = finished.x
+        yield finished.x
 
 
 def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from storyreel.models.specs import ModelSpec
     from storyreel.rendering import Engine
 
+SEAMS = {"continue": "goes on in the shot", "dissolve": "dissolve", "cut": "cut"}
+
 Errors = dict[str, StoryreelError]
 Warned = dict[str, ScriptError]  # by films' names: what models cannot draw of their stories
 
@@ -277,7 +279,8 @@ def print_plans(
     for name, plan in plans.items() if not as_json else ():
         print(f"{name}: {plan.title}")
         for segment in plan.segments:
-            seam = "" if segment.index == 0 else "  blended" if segment.blended else "  cut"
+            before = plan.seam(segment)
+            seam = "" if before is None else f"  {SEAMS[before.transition]}"
             start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
             print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
             if segment.scene == segment.action:

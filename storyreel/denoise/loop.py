@@ -1,4 +1,4 @@
-"""The denoising loop: a window that moves over a run of segments, from noise to latents."""
+"""The denoising loop: segments from noise to latents, one after the other or several at a time."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from storyreel.denoise.anchors import Anchors
+from storyreel.denoise.lead import Lead
 from storyreel.denoise.prompts import Prompts, PromptWriter
 from storyreel.errors import NumericsError
-from storyreel.method.blending import blend_overlap, constrain, published_blend, renoised
+from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import SPEEDS, continued
-from storyreel.models.base import Adapter, Context, Request, Text
-from storyreel.story.plan import Plan, Seam, Segment, Settings, admits, derived_seed
+from storyreel.models.base import Adapter, Request, Text
+from storyreel.story.plan import Plan, Segment, Settings, derived_seed
 
 
 @dataclass
 class SegmentState:
-    """A segment under way: x_σ (1, C, lead + own, H, W) after ``step`` steps, its prompts and its context.
+    """A segment under way: x_σ (1, C, lead + own, H, W) after ``step`` steps, its prompts and its lead.
 
-    ``sigmas`` are its noise levels from 1 to 0, ``known`` the last velocities that were computed, each
-    with its σ, if steps are to be skipped. ``broken`` () is the round of the loop in which x first held NaN
-    or infinity, infinite without; on the device.
+    ``sigmas`` are its noise levels from 1 to 0, ``noise`` (1, C, L, H, W) is that of its lead, ``ending``
+    (D,) a scorer's vector of how the segment that it continues ends, ``known`` the last velocities that were
+    computed, each with its σ, if steps are to be skipped. ``broken`` () is the step in which x first held
+    NaN or infinity, infinite without; on the device.
     """
 
     segment: Segment
     x: Tensor
     step: int
     prompts: Prompts
-    context: Context | None
     sigmas: list[float]
     broken: Tensor
+    lead: Lead | None = None
+    noise: Tensor | None = None
+    ending: Tensor | None = None
     known: tuple[tuple[float, Tensor], ...] = ()
 
     @property
@@ -41,64 +44,64 @@ class SegmentState:
         """The present noise level."""
         return self.sigmas[self.step]
 
-
-@dataclass
-class State:
-    """The state of a run's denoising: the latents finished last and the segments in the window.
-
-    ``before`` (1, C, lead + own, H, W) is None where there is none, ``ending`` (D,) is a scorer's vector of
-    how that segment ends.
-    """
-
-    before: Tensor | None
-    window: list[SegmentState]
-    ending: Tensor | None = None
+    def at(self, sigma: float) -> Tensor:
+        """Return x with its lead at a noise level."""
+        if self.lead is None or self.noise is None:
+            return self.x
+        return with_lead(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
 
 
 @torch.inference_mode()
 def denoise(
     adapter: Adapter,
-    plan: Plan,
-    run: Sequence[Segment],
+    settings: Settings,
+    segments: Sequence[Segment],
     writer: PromptWriter,
-    anchors: Anchors | None,
-    state: State,
-    on_forward: Callable[[], None],
-) -> Iterator[tuple[SegmentState, State]]:
-    """Yield the segments of a run as they are finished, each with the state of those behind it.
+    start: Callable[[Segment], SegmentState | None],
+    on_forward: Callable[[Sequence[SegmentState]], None],
+) -> Iterator[SegmentState]:
+    """Yield segments, in their order, as they are finished.
 
-    Segments begin a few steps apart and are denoised side by side; in every step the estimates of
-    neighbours are blended in their overlap. ``run`` are the segments that have not begun in ``state``;
-    without ``anchors`` they have no context. ``state`` is changed in place; when ``on_forward`` is called,
-    after every model evaluation, it is still that of the step's beginning. Raises NumericsError for NaN or
-    infinity.
+    ``start`` begins one, or takes it up where it was left; it returns None as long as a segment is not
+    finished without which it cannot begin. As many are denoised at a time as the adapter answers requests
+    at a time. ``on_forward`` is called with them after every model evaluation, when they are still as the
+    step began. Raises NumericsError for NaN or infinity.
     """
-    settings, method = plan.settings, plan.settings.method
-    window, waiting, tick = state.window, list(run), 0
+    window: list[SegmentState] = []
+    waiting = list(segments)
     while window or waiting:
-        if waiting and admits([begun.step for begun in window], method.window, settings.steps):
-            segment = waiting.pop(0)
-            context = None if anchors is None else anchors.context(segment)
-            window.append(begin(adapter, plan, segment, writer.prompts(segment), context, state.before))
-        velocities = next_velocities(adapter, window, writer.negative, settings, on_forward)
-        levels = [begun.sigma for begun in window]
-        estimates = [denoised(s.x, v, sigma) for s, v, sigma in zip(window, velocities, levels, strict=True)]
-        blended = blend_seams(plan, window, estimates, levels, state.before)
-        for index, (begun, sigma) in enumerate(zip(window, levels, strict=True)):
-            # What blending changed, as velocity; elsewhere this is exactly the model's own.
-            velocity = velocities[index] + (estimates[index] - blended[index]) / sigma
-            begun.x = euler(begun.x, velocity, sigma, begun.sigmas[begun.step + 1])
-            begun.step += 1
-            begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=tick))
-            ending = window[index - 1].prompts.ending if index else state.ending
-            ending = ending if is_blended(plan.seam(begun.segment)) else None
-            writer.weigh(begun.prompts, blended[index], sigma, begun.step, ending)
-        if window[0].step == settings.steps:
-            _check(window, tick)
-            finished = window.pop(0)
-            state.before, state.ending = finished.x, finished.prompts.ending
-            yield finished, state
-        tick += 1
+        while waiting and len(window) < adapter.at_once:
+            begun = start(waiting[0])
+            if begun is None:
+                break
+            window.append(begun)
+            waiting.pop(0)
+        if not window:
+            raise RuntimeError(f"scene {waiting[0].number} waits for one that does not come")
+        _step(adapter, settings, window, writer, lambda: on_forward(window))
+        while window and window[0].step == settings.steps:
+            _check(window[0])
+            yield window.pop(0)
+
+
+def _step(
+    adapter: Adapter,
+    settings: Settings,
+    window: Sequence[SegmentState],
+    writer: PromptWriter,
+    on_forward: Callable[[], None],
+) -> None:
+    """Take every segment one step further."""
+    levels = [begun.sigma for begun in window]
+    velocities = next_velocities(adapter, window, writer.negative, settings, on_forward)
+    for begun, sigma, velocity in zip(window, levels, velocities, strict=True):
+        estimate = denoised(begun.x, velocity, sigma)
+        lower = begun.sigmas[begun.step + 1]
+        begun.x = euler(begun.x, velocity, sigma, lower)
+        begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
+        begun.step += 1
+        begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=begun.step))
+        writer.weigh(begun.prompts, estimate, sigma, begun.step, begun.ending)
 
 
 def begin(
@@ -106,33 +109,31 @@ def begin(
     plan: Plan,
     segment: Segment,
     prompts: Prompts,
-    context: Context | None = None,
+    lead: Lead | None = None,
     before: Tensor | None = None,
+    ending: Tensor | None = None,
 ) -> SegmentState:
-    """Return a segment as pure noise, ``before`` being the latents finished last."""
+    """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     sigmas = adapter.sigmas(plan.settings.steps, noise.shape)
     never = torch.full((), math.inf, device=adapter.device)
-    return SegmentState(segment, noise, 0, prompts, context, sigmas, never)
+    of_lead = None if lead is None else noise[:, :, : segment.lead].clone()
+    return SegmentState(segment, noise, 0, prompts, sigmas, never, lead, of_lead, ending)
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
     """Return the latents (1, C, lead + own, H, W) of one segment alone, of one text: the base model's way."""
     writer = PromptWriter(adapter, plan.settings, None)
-    state = State(None, [begin(adapter, plan, segment, Prompts(text))])
-    (finished, _), *_ = denoise(adapter, plan, [], writer, None, state, lambda: None)
+    begun = begin(adapter, plan, segment, Prompts(text))
+    (finished,) = denoise(adapter, plan.settings, [segment], writer, lambda _: begun, lambda _: None)
     return finished.x
 
 
-def _check(window: Sequence[SegmentState], tick: int) -> None:
-    """Raise NumericsError if a segment holds NaN or infinity, naming the first such and its step."""
-    broken = torch.stack([begun.broken for begun in window]).tolist()
-    first = min(broken)
-    if first < math.inf:
-        begun = window[broken.index(first)]
+def _check(begun: SegmentState) -> None:
+    """Raise NumericsError if a segment holds NaN or infinity, naming its step."""
+    if (step := begun.broken.item()) < math.inf:
         raise NumericsError(
-            f"scene {begun.segment.index + 1} turned to NaN or infinity in denoising step "
-            f"{begun.step - (tick - int(first))}",
+            f"scene {begun.segment.index + 1} turned to NaN or infinity in denoising step {int(step)}",
             "Try a lower --guidance or more --steps; finished scenes are kept.",
         )
 
@@ -140,8 +141,7 @@ def _check(window: Sequence[SegmentState], tick: int) -> None:
 def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
     """Return the x_1 of a segment (1, C, lead + own, H, W): its noise, or `published_blend` of it.
 
-    ``before`` are the latents finished last. In the published form these are the segment's own
-    neighbour's, since its window is 1.
+    ``before`` are the latents of the segment before it.
     """
     noise, seam, method = segment_noise(plan, segment), plan.seam(segment), plan.settings.method
     if method.blending != "published" or seam is None or seam.strength == 0 or before is None:
@@ -152,34 +152,19 @@ def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
 
 
 def segment_noise(plan: Plan, segment: Segment) -> Tensor:
-    """Return a segment's noise (1, C, lead + own, H, W), drawn on the CPU.
-
-    A part of it is the whole story's, the method's ``shared_noise``. Where a segment is blended with the one
-    before, the overlap's noise is that one's.
-    """
-    noise = _own_noise(plan, segment)
-    if is_blended(plan.seam(segment)):
-        noise[:, :, : segment.lead] = _own_noise(plan, plan.segments[segment.index - 1])[
-            :, :, -segment.lead :
-        ]
-    return noise
-
-
-def _own_noise(plan: Plan, segment: Segment) -> Tensor:
+    """Return a segment's noise (1, C, lead + own, H, W), drawn on the CPU."""
     spec, settings = plan.spec, plan.settings
     rows, columns = settings.height // spec.pixels_per_latent, settings.width // spec.pixels_per_latent
 
-    def draw(seed: int) -> Tensor:
+    def draw(seed: int, frames: int) -> Tensor:
         # Frame by frame, so that a longer scene begins like a shorter one.
         generator = torch.Generator().manual_seed(seed)
-        frames = segment.lead + segment.latents
-        noise = torch.randn(frames, spec.latent_channels, rows, columns, generator=generator)
-        return noise.transpose(0, 1)[None].contiguous()
+        return torch.randn(frames, spec.latent_channels, rows, columns, generator=generator)
 
-    own, shared = draw(segment.seed), settings.method.shared_noise
-    if not shared:
-        return own
-    return math.sqrt(shared) * draw(derived_seed(settings.seed, -1)) + math.sqrt(1 - shared) * own
+    # The lead's comes from a generator of its own: what is shown does not depend on how long it is.
+    lead = draw(derived_seed(segment.seed, -1), segment.lead)
+    noise = torch.cat([lead, draw(segment.seed, segment.latents)])
+    return noise.transpose(0, 1)[None].contiguous()
 
 
 def next_velocities(
@@ -203,7 +188,8 @@ def next_velocities(
     requests = []
     for begun, strength in zip(computed, strengths, strict=True):
         texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
-        requests.append(Request(begun.x, begun.sigma, texts, begun.context))
+        shown = begun.at(begun.sigma * settings.method.lead_noise)
+        requests.append(Request(shown, begun.sigma, texts))
     velocities: dict[int, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
         guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
@@ -231,34 +217,3 @@ def denoised(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:
 def euler(x: Tensor, velocity: Tensor, sigma: float, lower: float) -> Tensor:
     """Step from σ down to ``lower`` along the velocity ε - x0."""
     return x + (lower - sigma) * velocity
-
-
-def is_blended(seam: Seam | None) -> bool:
-    """Tell whether the estimates on both sides of a seam are blended."""
-    return seam is not None and seam.overlap > 0 and seam.strength > 0
-
-
-def blend_seams(
-    plan: Plan,
-    window: Sequence[SegmentState],
-    estimates: Sequence[Tensor],
-    levels: Sequence[float],
-    before: Tensor | None,
-) -> list[Tensor]:
-    """Return the estimates x̂0 of the window's segments, blended in their overlaps.
-
-    ``levels`` are the segments' σ: below the method's release level an estimate stays as it is, and only
-    acts on its neighbours. So do ``before``, the latents that were finished last.
-    """
-    blended, release = list(estimates), plan.settings.method.release
-    for i, begun in enumerate(window):
-        seam = plan.seam(begun.segment)
-        if seam is None or not is_blended(seam):
-            continue
-        if i > 0:
-            earlier, later = blend_overlap(blended[i - 1], blended[i], seam.overlap, seam.strength)
-            blended[i - 1] = earlier if levels[i - 1] > release else blended[i - 1]
-            blended[i] = later if levels[i] > release else blended[i]
-        elif before is not None and levels[0] > release:
-            blended[0] = constrain(before, blended[0], seam.overlap, seam.strength)
-    return blended

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from storyreel.method.similarity import action_similarity
+from storyreel.method.similarity import action_similarity, without_names
 from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed, text_weights
 from storyreel.models.base import Adapter, Text, side_by_side
 from storyreel.story.plan import Plan, Segment, Settings
@@ -91,6 +91,9 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
     method, prompts = plan.settings.method, [""]
     for segment in plan.segments:
         prompts += [segment.scene, segment.action, segment.prompt] if method.weighting else [segment.prompt]
+    for segment in plan.segments:  # what the cells that show a character are found by
+        shown = [(plan.segments[given.source].prompt, given.names) for given in plan.given(segment)]
+        prompts += [without_names(prompt, names) for prompt, names in shown if names]
     if method.similarity and not scored:
         prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
     return list(dict.fromkeys(prompts))
@@ -170,7 +173,7 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
 
     Their embeddings are the scorer's, or else the means of the model's own text tokens.
     """
-    if not plan.settings.method.similarity or not any(seam.strength for seam in plan.seams):
+    if not plan.settings.method.similarity or not any(seam.overlap for seam in plan.seams):
         return [None] * len(plan.seams)
 
     def embed(phrases: Sequence[str]) -> Tensor:
@@ -182,7 +185,7 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
     actions = embed([segment.phrase for segment in plan.segments])
     return [
         round(float(action_similarity(actions[seam.after - 1], actions[seam.after], typical)), 4)
-        if seam.strength
+        if seam.overlap
         else None
         for seam in plan.seams
     ]

@@ -14,9 +14,9 @@ from storyreel.film.manifest import Manifest
 from storyreel.film.store import RECORD, Kind, Store, file_name
 
 IN_USE = "in use: left alone"
-# A segment's files, and the key of each; a finished film has no window.
+# A segment's files, and the key of each; a finished film has no state.
 OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
-OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("window", "key"))
+OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("state", "key"))
 
 
 @dataclass(frozen=True)

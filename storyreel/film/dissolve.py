@@ -1,8 +1,9 @@
 """What every frame of a film shows, as data: pictures of one segment, or of two where they dissolve.
 
-A segment is decoded by itself, its lead first. The lead's pictures show what the segment before shows at
-its end: there the film passes over from one to the other. The dissolve also reaches `HELD` further on
-either side, where one of the two stands still. Planned from numbers alone; `decode.py` follows it.
+A segment is decoded by itself, its lead first, whose pictures are never shown. Where the shot goes on,
+nothing is mixed: the lead is what the segment before ends with. Where the place changes, the film dissolves
+from one to the other, `HELD` on either side of the seam, where one of the two stands still. Planned from
+numbers alone; `decode.py` follows it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 from storyreel.story.plan import Plan, Segment
 
-HELD = 1 / 3  # seconds of still pictures that lengthen a dissolve on either side
+HELD = 1 / 6  # seconds of a dissolve before the seam, and as many behind it
 
 
 class Part(NamedTuple):
@@ -52,18 +53,18 @@ def _dissolve(plan: Plan, later: Segment) -> tuple[int, list[Frame]]:
     It takes at most half of either segment, so that two dissolves never meet.
     """
     seam = plan.seam(later)
-    if seam is None or not seam.overlap:
+    if seam is None or seam.transition != "dissolve" or seam.strength == 0:
         return 0, []
     earlier = plan.segments[later.index - 1]
-    held, lead = round(HELD * plan.spec.fps), lead_pictures(plan, later)
-    before = min(1 + plan.spec.frames_per_latent * (seam.overlap - 1) + held, earlier.frames // 2)
-    count = before + min(held, later.frames // 2) if before else 0
-    last = lead_pictures(plan, earlier) + earlier.frames - 1
+    held = max(1, round(HELD * plan.spec.fps))
+    before, behind = min(held, earlier.frames // 2), min(held, later.frames // 2)
+    count = before + behind
+    last, first = lead_pictures(plan, earlier) + earlier.frames - 1, lead_pictures(plan, later)
     weights = [(i + 0.5) / count for i in range(count)]  # of the later one
     return before, [
         (
             Part(earlier.index, min(last - before + 1 + i, last), 1 - weight),
-            Part(later.index, max(0, lead - before + i), weight),
+            Part(later.index, first + max(0, i - before), weight),
         )
         for i, weight in enumerate(weights)
     ]

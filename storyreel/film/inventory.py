@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from storyreel.film.keys import Keys, film_keys
 from storyreel.film.store import Kind, Record
 from storyreel.method.step_skipping import SPEEDS
-from storyreel.story.plan import Plan, Segment, forwards_left
+from storyreel.story.plan import Plan, Segment
 
 
 @dataclass
 class Inventory:
     """A film that is wanted, and the records of its segments' files that are there, by the segments' index.
 
-    ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``windows`` are
-    the states of segments that were being denoised, by the first of them. A render adds what it saves.
+    ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``states`` are
+    those of segments that were being denoised. A render adds what it saves.
     """
 
     plan: Plan
     facts: dict[str, Any]
     latents: dict[int, Record] = field(default_factory=dict)
     video: dict[int, Record] = field(default_factory=dict)
-    windows: dict[int, Record] = field(default_factory=dict)
+    states: dict[int, Record] = field(default_factory=dict)
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -33,48 +33,29 @@ class Inventory:
     @property
     def missing(self) -> set[int]:
         """The segments that lack their latents or their video."""
-        return self._missing(self.plan.segments)
-
-    def _missing(self, segments: Sequence[Segment]) -> set[int]:
+        segments = self.plan.segments
         return {s.index for s in segments if s.index not in self.video or s.index not in self.latents}
 
-    def stretches(self, run: Sequence[Segment]) -> list[tuple[Segment, int]]:
-        """Return what there is to do for a run, in order: segments to denoise, and those to decode only.
+    @property
+    def undone(self) -> list[Segment]:
+        """The segments that are to be denoised, in order."""
+        return [segment for segment in self.plan.segments if segment.index not in self.latents]
 
-        (first, n) stands for n neighbouring segments without latents, (segment, 0) for one that has its
-        latents, and whose pictures show in a video that is missing: its own or a neighbour's.
-        """
-        shown = {index + shift for index in self._missing(run) for shift in (-1, 0, 1)}
-        found: list[tuple[Segment, int]] = []
-        for segment in run:
-            first, count = found[-1] if found else (segment, 0)
-            if segment.index in self.latents:
-                if segment.index in shown:
-                    found.append((segment, 0))
-            elif count and first.index + count == segment.index:
-                found[-1] = first, count + 1
-            else:
-                found.append((segment, 1))
-        return found
-
-    def resume(self, run: Sequence[Segment], first: Segment) -> Record | None:
-        """Return the record of the state from which a segment is denoised; None for the run's beginning."""
-        if first.index in self.windows:
-            return self.windows[first.index]
-        return None if first.index == run[0].index else self.latents[first.index - 1]
+    @property
+    def shown(self) -> list[Segment]:
+        """The segments whose pictures show in a video that is missing: its own or a neighbour's, in order."""
+        wanted = {index + shift for index in self.missing for shift in (-1, 0, 1)}
+        return [segment for segment in self.plan.segments if segment.index in wanted]
 
     def forwards(self) -> int:
-        """Return how many model evaluations are to come."""
-        steps, window = self.plan.settings.steps, self.plan.settings.method.window
-        speed, evaluations = SPEEDS[self.plan.settings.speed], 0
-        for run in self.plan.runs():
-            for first, count in self.stretches(run):
-                if count:
-                    stored = self.resume(run, first)
-                    begun = stored.begun if stored else ()
-                    following = run[-1].index + 1 - first.index - len(begun)
-                    evaluations += forwards_left(begun, count, following, window, steps, speed)
-        return evaluations
+        """Return how many model evaluations of the denoising are to come."""
+        steps, speed = self.plan.settings.steps, SPEEDS[self.plan.settings.speed]
+        begun = {index: record.step for index, record in self.states.items()}
+        return sum(
+            speed.computes(step, steps)
+            for segment in self.undone
+            for step in range(begun.get(segment.index, 0), steps)
+        )
 
 
 def take_inventory(
@@ -90,11 +71,11 @@ def take_inventory(
         parts: list[tuple[Kind, str, dict[int, Record]]] = [
             ("latents", key, inventory.latents),
             ("video", video_key, inventory.video),
-            ("window", key, inventory.windows),
+            ("state", key, inventory.states),
         ]
         for kind, wanted, records in parts:
-            if kind == "window" and segment.index in inventory.latents:
-                continue  # what comes after a finished segment is resumed from its file
+            if kind == "state" and segment.index in inventory.latents:
+                continue
             if (record := find(kind, segment.number, wanted)) is not None:
                 records[segment.index] = record
     return inventory

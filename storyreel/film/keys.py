@@ -1,8 +1,8 @@
 """The facts of a film, which say what it is made from, and the keys that cover them.
 
-A segment's key covers all that shapes it: its plan and the seam before it, the segments it is denoised
-with, those it is blended with or takes context from, the model, its facts and its weights, the settings,
-the versions that compute it, the kind of device, and storyreel's own recipe. Title, place in the film and
+A segment's key covers all that shapes it: its plan and the seam before it, the segments that stand in its
+lead, the model, its facts and its weights, the settings, the versions that compute it, the kind of device,
+and storyreel's own recipe. Title, place in the film and
 what else only decorates the film are no part of it; nor is storyreel's version.
 """
 
@@ -111,16 +111,14 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     shared = digest(common)
     planned = [_segment_digest(plan, segment) for segment in plan.segments]
     latents: list[str] = []
-    for run in plan.runs():
-        before = None
-        for position in range(len(run)):
-            together = run[position : position + plan.settings.method.window]
-            context = [latents[index] for s in together for index in plan.anchors(s)]
-            before = digest([shared, [planned[s.index] for s in together], before, context])
-            latents.append(before)
+    for segment, own in zip(plan.segments, planned, strict=True):
+        latents.append(digest([shared, own, [latents[source] for source in plan.sources(segment)]]))
     of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
-    following = [[latents[s.index]] if s.blended else [] for s in plan.segments[1:]]
+    following = [
+        [latents[seam.after]] if seam.transition == "dissolve" and seam.strength else []
+        for seam in plan.seams
+    ]
     of_video = (digest([pictures, own, shown]) for own, shown in zip(latents, [*following, []], strict=True))
     return Keys(tuple(latents), tuple(of_video))
 

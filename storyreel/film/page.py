@@ -39,10 +39,10 @@ def _scene(segment: Segment, made: Decided, fps: int) -> dict[str, str]:
 
 
 def _seam(seam: DecidedSeam) -> str:
-    if seam["transition"] == "cut" or not seam["overlap"]:
-        return "cut"
+    if not seam["overlap"]:
+        return seam["transition"]
     alike = "" if seam["similarity"] is None else f", actions {100 * seam['similarity']:.0f} % alike"
-    return f"blended over {seam['overlap']} latent frames at strength {seam['strength']:.2f}{alike}"
+    return f"goes on in the shot from {seam['overlap']} latent frames{alike}"
 
 
 def _curve(weights: Sequence[tuple[float, float]]) -> str:

@@ -1,6 +1,6 @@
 """The latents of a film's segments: read from disk, or denoised, and saved with all it takes to go on.
 
-Model, scorer, prompts and anchors are put together here: the recipe of latents begins with this module.
+Model, scorer, prompts and leads are put together here: the recipe of latents begins with this module.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 from torch import Tensor
 
-from storyreel.denoise.anchors import Anchors
-from storyreel.denoise.loop import SegmentState, State, denoise
+from storyreel.denoise.lead import Leads
+from storyreel.denoise.loop import SegmentState, begin, denoise
 from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
 from storyreel.denoise.state import Stored
 from storyreel.film.inventory import Inventory
@@ -36,12 +35,12 @@ class Segments:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
         self._writer = PromptWriter(adapter, self.plan.settings, scorer)
-        self._anchors = Anchors(adapter, self.plan, self.latents)
+        self._leads = Leads(adapter, self.plan, self.latents)
         self._saved = time.monotonic()
 
     @property
     def unsaved_seconds(self) -> float:
-        """Seconds of denoising since latents or a window were saved."""
+        """Seconds of denoising since anything was saved."""
         return time.monotonic() - self._saved
 
     def latents(self, index: int) -> Tensor:
@@ -52,49 +51,57 @@ class Segments:
         return self._stored(self._inventory.latents[index]).latents(self._adapter.device)
 
     def denoise(
-        self, run: Sequence[Segment], first: Segment, on_forward: Callable[[State], None]
-    ) -> Iterator[tuple[SegmentState, State]]:
-        """Yield the segments of a run from ``first`` on as they are finished, each with the state after it.
+        self, segments: Sequence[Segment], on_forward: Callable[[Sequence[SegmentState]], None]
+    ) -> Iterator[SegmentState]:
+        """Yield segments as they are finished; each is to be saved before the next is asked for.
 
         What was saved of them is not computed again. ``on_forward`` is called after every model evaluation,
-        with the state at the beginning of the step. Raises NumericsError for NaN or infinity.
+        with the segments as they were at the beginning of the step. Raises NumericsError for NaN or infinity.
         """
-        record = self._inventory.resume(run, first)
-        state = State(None, [])
-        if record is not None:
-            state = self._stored(record).state(self.plan, self._adapter, self._writer, self._anchors)
-        waiting = run[first.index + len(state.window) - run[0].index :]
-        after = partial(on_forward, state)
-        return denoise(self._adapter, self.plan, waiting, self._writer, self._anchors, state, after)
+        settings = self.plan.settings
+        return denoise(self._adapter, settings, segments, self._writer, self._start, on_forward)
 
-    def save(self, finished: SegmentState, state: State, seconds: float) -> None:
-        """Save a finished segment's latents, with the state of those after it. Raises OutputError.
+    def _start(self, segment: Segment) -> SegmentState | None:
+        """Begin a segment, or take it up where it was left; None while one that it needs is not finished."""
+        plan, finished, sources = self.plan, self._inventory.latents, self.plan.sources(segment)
+        if not all(source in finished for source in sources):
+            return None
+        before = ending = None
+        if segment.index - 1 in sources:
+            stored = self._stored(finished[segment.index - 1])
+            before, ending = stored.latents(self._adapter.device), stored.ending(self._adapter.device)
+        prompts, lead = self._writer.prompts(segment), self._leads.of(segment)
+        begun = begin(self._adapter, plan, segment, prompts, lead, before, ending)
+        if (record := self._inventory.states.get(segment.index)) is not None:
+            self._stored(record).restore(begun, record.step)
+        return begun
 
-        ``seconds`` is how long it took.
-        """
+    def save(self, finished: SegmentState, seconds: float) -> None:
+        """Save a finished segment's latents, which took some seconds. Raises OutputError."""
         segment, seam = finished.segment, self.plan.seam(finished.segment)
         key = self._inventory.keys.latents[segment.index]
-        Stored(self._store.path("latents", segment.number, key)).save(state)
+        Stored(self._store.path("latents", segment.number, key)).save_latents(finished)
         decided: Decided = {
             "lead": segment.lead,
             "seam": cast("DecidedSeam", asdict(seam)) if seam else None,
             "prompt_weights": finished.prompts.decided() or [EQUAL] * self.plan.settings.steps,
         }
         self._inventory.latents[segment.index] = self._store.keep(
-            "latents", segment.number, key, self._device, seconds, _begun(state), decided
+            "latents", segment.number, key, self._device, seconds, decided=decided
         )
-        self._store.drop("window", segment.number, key)
-        self._inventory.windows.pop(segment.index, None)
+        self._store.drop("state", segment.number, key)
+        self._inventory.states.pop(segment.index, None)
         self._saved = time.monotonic()
 
-    def save_window(self, state: State) -> None:
-        """Save the state of the segments that are being denoised. Raises OutputError."""
-        first = state.window[0].segment
-        key = self._inventory.keys.latents[first.index]
-        Stored(self._store.path("window", first.number, key)).save(state)
-        self._inventory.windows[first.index] = self._store.keep(
-            "window", first.number, key, self._device, begun=_begun(state)
-        )
+    def save_states(self, window: Sequence[SegmentState]) -> None:
+        """Save the segments that are being denoised. Raises OutputError."""
+        for begun in window:
+            segment = begun.segment
+            key = self._inventory.keys.latents[segment.index]
+            Stored(self._store.path("state", segment.number, key)).save_state(begun)
+            self._inventory.states[segment.index] = self._store.keep(
+                "state", segment.number, key, self._device, step=begun.step
+            )
         self._saved = time.monotonic()
 
     def video_path(self, segment: Segment) -> Path:
@@ -109,8 +116,3 @@ class Segments:
 
     def _stored(self, record: Record) -> Stored:
         return Stored(self._store.folder / record.file)
-
-
-def _begun(state: State) -> tuple[int, ...]:
-    """Return how many steps are done of the segments in a state."""
-    return tuple(segment.step for segment in state.window)

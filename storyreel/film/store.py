@@ -19,14 +19,15 @@ from typing_extensions import TypedDict  # pydantic takes that of typing from Py
 
 from storyreel.files import digest, file_hash, matches, write_atomically, writing
 
-# latents: a segment's clean latents, with the state of the segments after it. video: its frames, encoded.
-# window: the state of segments that are being denoised, of which it is the first.
-Kind = Literal["latents", "video", "window"]
-SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "window": ".window.safetensors"}
-FORMAT = 4  # of manifests and of records; another number is another film
+# latents: a segment's clean latents. video: its frames, encoded. state: of a segment that is being denoised.
+Kind = Literal["latents", "video", "state"]
+SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "state": ".state.safetensors"}
+FORMAT = 5  # of manifests and of records; another number is another film
 RECORD = ".json"  # behind the name of the file that it is about
-# What may be removed where no film needs it: what this version writes, and what format 3 wrote.
-OURS = re.compile(r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)")
+# What may be removed where no film needs it: what this version writes, and what formats 3 and 4 wrote.
+OURS = re.compile(
+    r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state|\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)"
+)
 FORMER_WINDOW = "window.safetensors"
 MOST_BYTES = 1 << 20  # of a record
 
@@ -35,7 +36,7 @@ class DecidedSeam(TypedDict):
     """The seam before a segment, as `plan.Seam` has it."""
 
     after: int
-    transition: Literal["blend", "cut"]
+    transition: Literal["blend", "continue", "dissolve", "cut"]
     overlap: int
     strength: float
     similarity: float | None
@@ -54,8 +55,8 @@ class Record:
     """What is known of a file of a segment, whose ``number`` counts from 01.
 
     ``key`` covers all that shaped it. ``device`` is what computed it and ``seconds`` how long that took.
-    ``begun`` are the steps done of the segments whose state is in the same file, ``decided`` is what the
-    method chose while latents were denoised.
+    ``step`` is how many steps a state is after, ``decided`` is what the method chose while latents were
+    denoised.
     """
 
     kind: Kind
@@ -64,7 +65,7 @@ class Record:
     sha256: str
     device: str
     seconds: float
-    begun: tuple[int, ...] = ()
+    step: int = 0
     decided: Decided = field(default_factory=Decided)
 
     @property
@@ -132,13 +133,13 @@ class Store:
         key: str,
         device: str,
         seconds: float = 0.0,
-        begun: tuple[int, ...] = (),
+        step: int = 0,
         decided: Decided | None = None,
     ) -> Record:
         """Write the record of a file that is complete, and return it. Raises OutputError."""
         path = self.path(kind, number, key)
         record = Record(
-            kind, number, key, file_hash(path), device, round(seconds, 3), begun, decided or Decided()
+            kind, number, key, file_hash(path), device, round(seconds, 3), step, decided or Decided()
         )
         target = path.with_name(f"{path.name}{RECORD}")
         with writing(target):

@@ -1,9 +1,10 @@
 """TWB, time-weighted blending of neighbouring segments (arXiv 2503.06310).
 
 The published form, `published_blend`, adds clean latents of the finished segment to the noisy latents of the
-next, which shrinks the variance and passes errors only forwards. A deviation: neighbours share an overlap,
-and their estimates x̂0 are blended there in every denoising step, so that each constrains the other at one
-noise level. Blending x̂0 and not x also lets a finished segment constrain one that has only begun.
+next, which shrinks the variance and constrains nothing afterwards. A deviation: a segment begins with a
+lead, latent frames that earlier segments have finished. In every step they stand there at a noise level
+that the model knows, so that it continues them; they are never shown. Where the place stays, the lead is
+the end of the segment before; where it changes, it holds the characters alone.
 """
 
 from __future__ import annotations
@@ -14,43 +15,29 @@ import torch
 from torch import Tensor
 
 
-def time_weights(overlap: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the later segment's weight in each overlapping latent frame, shape (1, 1, O, 1, 1).
+def with_lead(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """Return noisy latents x_σ (B, C, F, H, W) whose first frames are a lead's, as far as it reaches.
 
-    The weights rise from near 0 to near 1 and are symmetric: at ``overlap`` 1 it is one half.
+    ``lead`` (B, C, L, H, W) is clean, ``weights`` (1, 1, L, H, W) are from 0, where x stays as it is, to 1,
+    where it becomes (1 - σ)·lead + σ·noise; ``noise`` has the lead's shape.
     """
-    frames = torch.arange(overlap, device=device, dtype=torch.float32)
-    return ((frames + 0.5) / max(1, overlap)).view(1, 1, -1, 1, 1)
+    length = lead.shape[2]
+    given = torch.lerp(lead, noise, sigma)
+    head = torch.lerp(x[:, :, :length], given.to(x), weights.to(x))
+    return torch.cat([head, x[:, :, length:]], 2)
 
 
-def blend_overlap(
-    earlier: Tensor, later: Tensor, overlap: int, strength: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Blend the last frames of one segment's x̂0 with the first of the next one's.
+def name_matters(with_name: Tensor, without: Tensor, share: float) -> Tensor:
+    """Return in which cells a name decides what is there: weights 0 or 1, (1, 1, F, H, W).
 
-    ``earlier`` (B, C, F, H, W) and ``later`` (B, C, G, H, W) are estimates at one noise level,
-    or one of them is a finished segment. ``overlap`` is at most min(F, G). At ``strength`` 0
-    both come back as they are, at 1 their overlaps come back identical.
+    ``with_name`` and ``without`` (N, C, F, H, W) are velocities at the same N noisy latents, for a prompt and
+    for the same prompt without the name. A cell counts from the ``share`` of the largest mean square
+    difference in its frame on (DiffEdit, arXiv 2210.11427, with the name instead of another prompt).
     """
-    if not overlap or strength == 0:
-        return earlier, later
-    tail, head = earlier[:, :, -overlap:], later[:, :, :overlap]
-    agreed = torch.lerp(tail, head, time_weights(overlap, tail.device))
-    earlier = torch.cat([earlier[:, :, :-overlap], torch.lerp(tail, agreed, strength)], 2)
-    later = torch.cat([torch.lerp(head, agreed, strength), later[:, :, overlap:]], 2)
-    return earlier, later
-
-
-def constrain(finished: Tensor, later: Tensor, overlap: int, strength: float = 1.0) -> Tensor:
-    """Pull the first frames of a segment's x̂0 towards the last ones of a finished segment.
-
-    ``finished`` (B, C, F, H, W) stays as it is; at ``strength`` 1 its frames replace those of ``later``
-    (B, C, G, H, W).
-    """
-    if not overlap or strength == 0:
-        return later
-    head = torch.lerp(later[:, :, :overlap], finished[:, :, -overlap:], strength)
-    return torch.cat([head, later[:, :, overlap:]], 2)
+    apart = (with_name - without).float().square().mean((0, 1))  # (F, H, W)
+    near = torch.nn.functional.avg_pool2d(apart[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    largest = near.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
+    return (near >= share * largest).float()[None, None]
 
 
 def published_blend(noise: Tensor, tail: Tensor, beta: float, gamma: float) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Blending = Literal["joint", "published", "none"]
+Blending = Literal["lead", "continuation", "published", "none"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PARTS = ("dipw", "twb", "sar")
-OLD_NAMES = {"memory": "context"}  # of settings, by which stories and commands may still call them
+PARTS = ("dipw", "twb", "identity", "sar")
+OLD_BLENDING = {"joint": "lead"}  # what stories and commands may still call it
+GONE = ("window", "release", "shared_noise", "context", "memory")  # settings of earlier versions
 
 
 class Method(BaseModel):
@@ -24,31 +25,26 @@ class Method(BaseModel):
         "Default: the model's.",
     )
     blending: Blending = Field(
-        default="joint",
-        description="TWB: joint blends the estimates of neighbouring segments in every step, published is "
-        "the paper's one-shot form, none leaves the segments to themselves.",
+        default="lead",
+        description="TWB: lead begins a segment with what it shares with earlier ones, continuation with all "
+        "of the one before whatever the place, published is the paper's one-shot form, none leaves the "
+        "segments to themselves.",
     )
     similarity: bool = Field(
-        default=True, description="SAR: segments of similar actions share a shorter, weaker overlap."
+        default=True, description="SAR: segments of similar actions share a shorter overlap."
     )
-    window: int = Field(
-        default=4,
-        ge=1,
-        le=64,
-        description="Segments denoised side by side; 1 is one after the other, which published blending "
-        "needs and has by itself.",
+    identity: bool = Field(
+        default=True,
+        description="A segment begins with its characters as the first scene that shows them has them.",
     )
     overlap: int | None = Field(
         default=None, ge=1, le=64, description="Longest overlap in latent frames. Default: the model's."
     )
     strength: Share = Field(default=1.0, description="α, the strength of blending.")
-    release: Share = Field(
-        default=0.65,
-        description="The noise level below which neighbours no longer blend: each finishes its own picture "
-        "of what they agreed on, so that no place shows through another. 0 blends to the last step.",
-    )
-    shared_noise: Share = Field(
-        default=0.3, description="Share of every segment's noise, in variance, that is the whole story's."
+    lead_noise: Share = Field(
+        default=0.5,
+        description="The noise level at which a lead is shown, as a share of the segment's own: what is "
+        "known already may be seen clearer than what is still to be found.",
     )
     temperature: float = Field(
         default=0.5, gt=0, le=100, allow_inf_nan=False, description="τ of the two prompts' softmax."
@@ -62,15 +58,7 @@ class Method(BaseModel):
     inertia: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.5, description="How much of a step's weights is kept for the next."
     )
-    context: Share = Field(
-        default=0.0,
-        description="How much context frames of earlier segments count in the attention, next to a "
-        "segment's own; 0 is no context. Once called memory.",
-    )
-    beta: Share = Field(
-        default=0.8,
-        description="β, the decay of the context and of the published blending, per segment or frame.",
-    )
+    beta: Share = Field(default=0.8, description="β, the decay of the published blending, per frame.")
     gamma: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.1, description="γ of the published blending."
     )
@@ -80,9 +68,12 @@ class Method(BaseModel):
     def _old_names_are_understood(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
-        # With both names there, the old one stays, and is refused as unknown.
-        new = {old: name for old, name in OLD_NAMES.items() if name not in values}
-        return {new.get(key, key): value for key, value in values.items()}
+        if gone := [name for name in GONE if name in values]:
+            words = "{name} is no setting any more; segments begin with a lead, see method/README.md"
+            raise PydanticCustomError("gone", words, {"name": gone[0]})
+        blending = values.get("blending")
+        new = OLD_BLENDING.get(blending, blending) if isinstance(blending, str) else blending
+        return values if new is blending else values | {"blending": new}
 
     @model_validator(mode="after")
     def _lambdas_sum_to_one(self) -> Self:
@@ -95,28 +86,15 @@ class Method(BaseModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _published_blending_goes_one_by_one(self) -> Self:
-        """Only a finished neighbour has an end that the published form can pull towards."""
-        if self.blending == "published" and self.window != 1:
-            if "window" in self.model_fields_set:
-                raise PydanticCustomError(
-                    "window",
-                    "published blending needs finished neighbours: "
-                    "window must be 1 or left out, not {window}",
-                    {"window": self.window},
-                )
-            # Not as if somebody had set it: another blending on the command line has its default again.
-            self.__dict__["window"] = 1
-        return self
-
     def without(self, parts: set[str]) -> Method:
         """Return the method without some of its `PARTS`; without all, segments have nothing in common."""
         changes: dict[str, object] = {}
         if "dipw" in parts:
             changes |= {"weighting": False}
         if "twb" in parts:
-            changes |= {"blending": "none", "shared_noise": 0.0, "context": 0.0}
+            changes |= {"blending": "none"}
+        if "identity" in parts:
+            changes |= {"identity": False}
         if "sar" in parts:
             changes |= {"similarity": False}
         return self.model_copy(update=changes)

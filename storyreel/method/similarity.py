@@ -2,7 +2,8 @@
 
 As published, α' = α·(1 - S_A), with S_A the cosine of two neighbouring actions' embeddings: the more alike
 the actions are, the weaker is the blending of their segments. Where α' acts is not said; here it scales a
-seam's blending strength and its overlap, so that a story of similar actions costs less.
+seam's overlap, so that a story of similar actions costs less. Whether the place stays is read from the
+words of the two scene prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ if TYPE_CHECKING:  # planning needs the words alone, and loads no torch
 
 _ARTICLES = ("a", "an", "the")
 _AUXILIARIES = ("is", "are", "was", "were", "has", "have")
+_GRAMMAR = """
+    a an the is are was were has have had be been do does did can will and or but he she it they his her its
+    their him them this that who which in on at of to by for from with into onto over under off out up down
+    near along around inside outside behind through across about between beside front back top next now then
+    again still there here when while as together slowly finally eventually moment s
+"""
+NO_PLACE = frozenset(_GRAMMAR.split())
 
 
 def verb_phrase(action: str, names: tuple[str, ...]) -> str:
@@ -23,10 +31,43 @@ def verb_phrase(action: str, names: tuple[str, ...]) -> str:
     ``names`` are the cast's; they are left out wherever they stand. A sentence that would
     vanish stays whole.
     """
-    phrase = action
-    for name in sorted(names, key=len, reverse=True):
-        phrase = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", phrase, flags=re.IGNORECASE)
-    return " ".join(phrase.split()) or action
+    return without_names(action, names) or action
+
+
+def without_names(prompt: str, names: tuple[str, ...]) -> str:
+    """Return a prompt without some names, with or without their articles, wherever they stand."""
+    forms = {form for name in names for form in (name, _bare(name))}
+    for name in sorted(forms, key=len, reverse=True):
+        prompt = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", prompt, flags=re.IGNORECASE)
+    return " ".join(prompt.split())
+
+
+def is_named(name: str, prompt: str) -> bool:
+    """Tell whether a prompt has a name, with its article or without."""
+    return without_names(prompt, (name,)) != " ".join(prompt.split())
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"^(an?|the)\s+", "", name, flags=re.IGNORECASE)
+
+
+def place_words(scene: str, names: tuple[str, ...]) -> frozenset[str]:
+    """Return what may name the place in a scene prompt: its words but names, grammar, and what is being done.
+
+    In lower case and without a plural's s; "{first} is walking on the streets of Paris" has street and paris.
+    """
+    words = re.findall(r"[^\W\d_]+", without_names(scene, names).casefold())
+    kept = (word for word in words if word not in NO_PLACE and not word.endswith("ing"))
+    return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in kept)
+
+
+def same_place(earlier: str, later: str, names: tuple[str, ...]) -> bool:
+    """Tell whether two scene prompts are set at one place: half of the words of the shorter are in both.
+
+    A scene that names no place stays where the one before was.
+    """
+    first, second = place_words(earlier, names), place_words(later, names)
+    return 2 * len(first & second) >= min(len(first), len(second))
 
 
 def shared_start(sentences: tuple[str, ...]) -> str:
@@ -57,11 +98,6 @@ def action_similarity(earlier: Tensor, later: Tensor, typical: Tensor) -> Tensor
     lengths = (earlier.norm() * later.norm()).clamp(min=1e-8)
     cosine: Tensor = (earlier @ later) / lengths
     return cosine.clamp(0, 1)
-
-
-def seam_strength(strength: float, similarity: float) -> float:
-    """Return α' = α·(1 - S_A)."""
-    return strength * (1 - similarity)
 
 
 def seam_overlap(longest: int, similarity: float) -> int:

@@ -1,14 +1,9 @@
-"""What the families' attention processors share: tokens that count more or less, and context frames."""
+"""What the families' attention processors share: tokens that count more or less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
-
-from storyreel.models.base import Context
 
 
 def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
@@ -49,58 +44,3 @@ def merged_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor, free: int) 
     few = (logits - whole).exp().to(v.dtype) @ v[:, :, free:]
     merged: Tensor = many * (sums[..., None] - whole).exp().to(many.dtype) + few
     return merged
-
-
-class ContextProcessor:
-    """An attention processor whose video can attend to earlier frames too.
-
-    ``context`` holds keys (1, M, heads, D) and values of those frames with their weights (M,); they
-    stand beside the video's own, with the rotary positions that they had there. Into ``recorder``, if there
-    is one, go the keys and values of the video itself.
-    """
-
-    context: tuple[Tensor, Tensor, Tensor] | None = None
-    recorder: list[tuple[Tensor, Tensor]] | None = None
-
-    def record(self, key: Tensor, value: Tensor) -> None:
-        """Record the video's keys and values (B, N, heads, D), if there is a recorder."""
-        if self.recorder is not None:
-            self.recorder.append((key.clone(), value.clone()))
-
-    def extend(
-        self, key: Tensor, value: Tensor, added: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return keys, values and what is added to their logits with the context's behind them."""
-        if self.context is None:
-            return key, value, added
-        keys, values, weights = self.context
-        if added is None:
-            added = key.new_zeros(len(key), 1, 1, key.shape[1])
-        key = torch.cat([key, keys.to(key.dtype).expand(len(key), -1, -1, -1)], 1)
-        value = torch.cat([value, values.to(value.dtype).expand(len(key), -1, -1, -1)], 1)
-        return key, value, torch.cat([added, weights.log().to(added).expand(len(key), 1, 1, -1)], 3)
-
-
-@contextmanager
-def attending_to(processors: Sequence[ContextProcessor], context: Context | None) -> Iterator[None]:
-    """Let every layer attend to its part of a context too."""
-    try:
-        for index, processor in enumerate(processors):
-            processor.context = None if context is None else (*context.layers[index], context.weights)
-        yield
-    finally:
-        for processor in processors:
-            processor.context = None
-
-
-@contextmanager
-def recording(processors: Sequence[ContextProcessor]) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect the keys and values of the video in each layer, in the layers' order."""
-    recorded: list[tuple[Tensor, Tensor]] = []
-    try:
-        for processor in processors:
-            processor.recorder = recorded
-        yield recorded
-    finally:
-        for processor in processors:
-            processor.recorder = None

@@ -72,50 +72,27 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.cat([row, rest], 1) for row, rest in zip(rows, blank, strict=True)])
 
 
-@dataclass(frozen=True)
-class Context:
-    """Keys and values (1, M, heads, D) of earlier frames, for each layer of self-attention of the video.
-
-    Of several experts, those of the one for σ = 0. ``weights`` (M,) say how much each key counts next to
-    one of the segment's own.
-    """
-
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    weights: Tensor
-
-    def to(self, device: torch.device | str) -> Context:
-        """Return the context on a device."""
-        layers = tuple((keys.to(device), values.to(device)) for keys, values in self.layers)
-        return Context(layers, self.weights.to(device))
-
-
-def joined_contexts(contexts: Sequence[Context]) -> Context:
-    """Return several contexts of one model as one."""
-    layers = zip(*(context.layers for context in contexts), strict=True)
-    pairs = ([torch.cat(parts, 1) for parts in zip(*layer, strict=True)] for layer in layers)
-    weights = torch.cat([context.weights for context in contexts])
-    return Context(tuple((keys, values) for keys, values in pairs), weights)
-
-
 class Request(NamedTuple):
     """What a transformer is to predict: the velocity at ``x`` (1, C, F, H, W) and σ, for each text."""
 
     x: Tensor
     sigma: float
     texts: Sequence[Text]
-    context: Context | None = None
 
     def to(self, device: torch.device | str) -> Request:
         """Return the request on a device."""
-        context = None if self.context is None else self.context.to(device)
-        return Request(self.x.to(device), self.sigma, [text.to(device) for text in self.texts], context)
+        return Request(self.x.to(device), self.sigma, [text.to(device) for text in self.texts])
 
 
 class Adapter(Protocol):
-    """A loaded model."""
+    """A loaded model.
+
+    ``at_once`` is how many requests it answers at a time, one on each of several devices.
+    """
 
     spec: ModelSpec
     device: torch.device
+    at_once: int
 
     @property
     def memory(self) -> MemoryMode:
@@ -151,10 +128,6 @@ class Adapter(Protocol):
 
         There is one for each of the request's texts, of the shape of its ``x``.
         """
-        ...
-
-    def context_of(self, latents: Tensor, text: Text) -> Context:
-        """Return the keys and values of clean latents (1, C, F, H, W) read with ``text``, at weight 1."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

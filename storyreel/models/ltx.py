@@ -7,19 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
-from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_ltx import (
-    LTXAttention,
-    LTXVideoAttnProcessor,
-    apply_rotary_emb,
-)
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from torch import Tensor
 from transformers import T5EncoderModel
 
 from storyreel.errors import DamagedError
-from storyreel.models.attention import ContextProcessor, added_logits
+from storyreel.models.attention import added_logits
 from storyreel.models.base import MemoryMode, Text, stacked
 from storyreel.models.loading import Parts, TextEncoder
 from storyreel.models.ltx_decoder import stream
@@ -46,10 +40,6 @@ class LTXAdapter(PipelineAdapter):
         if any(vae.config.decoder_inject_noise):  # LTX-Video 0.9.1's: from no generator of ours
             raise DamagedError("this VAE adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
         super().__init__(spec, device, parts, memory)
-
-    def _prepare(self, transformer: Any) -> None:
-        for layer in self._self_attention(transformer):
-            layer.set_processor(ContextLTXProcessor())
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode as LTX was taught: its text encoder sees the padding too."""
@@ -134,37 +124,6 @@ class LaterLTXAdapter(LTXAdapter):
         axes = (seconds, row * spec.pixels_per_latent, column * spec.pixels_per_latent)
         places = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
         return {"video_coords": places[None]}
-
-
-class ContextLTXProcessor(ContextProcessor, LTXVideoAttnProcessor):  # type: ignore[misc]  # without types
-    """Self-attention of the video, to earlier frames too."""
-
-    def __call__(
-        self,
-        attn: LTXAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend, video (B, N, D) to itself and to its context."""
-        query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        if image_rotary_emb is not None:
-            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
-        query, key, value = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, attn.to_v(hidden_states)))
-        self.record(key, value)
-        key, value, added = self.extend(key, value, None)
-        output = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=added,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        output = output.flatten(2, 3).to(query.dtype)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
-        return projected
 
 
 def packed(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from diffusers.models.embeddings import MochiAttentionPool
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 from torch import Tensor, nn
 
-from storyreel.models.attention import ContextProcessor, added_logits, attend
+from storyreel.models.attention import added_logits, attend
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class PlainMochiRoPE(MochiRoPE):  # type: ignore[misc]  # diffusers has no types
         return angles.cos(), angles.sin()
 
 
-class BatchedMochiAttnProcessor(ContextProcessor):
+class BatchedMochiAttnProcessor:
     """The arithmetic of `MochiAttnProcessor2_0` without its loop, graph breaks and host syncs.
 
     The mask (B, L) holds the text tokens' weights, see `added_logits`. What comes out at the positions of
@@ -92,10 +92,8 @@ class BatchedMochiAttnProcessor(ContextProcessor):
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
         count = hidden_states.shape[1]
-        self.record(key[:, :count], value[:, :count])
-        free = count if self.context is None else 0
-        key, value, added = self.extend(key, value, added_logits(attention_mask, count, query.dtype))
-        joint = attend(query, key, value, added, free).flatten(2)
+        added = added_logits(attention_mask, count, query.dtype)
+        joint = attend(query, key, value, added, count).flatten(2)
         video, text = joint[:, :count], joint[:, count:]
         video = attn.to_out[1](attn.to_out[0](video))
         if hasattr(attn, "to_add_out"):

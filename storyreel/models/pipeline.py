@@ -13,8 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor, nn
 
 from storyreel.errors import PromptError
-from storyreel.models.attention import ContextProcessor, attending_to, recording
-from storyreel.models.base import Context, MemoryMode, Request, Text
+from storyreel.models.base import MemoryMode, Request, Text
 from storyreel.models.loading import (
     Parts,
     TextEncoder,
@@ -50,6 +49,7 @@ class PipelineAdapter(ABC):
     transformer_class: ClassVar[type[Any]]
     vae_class: ClassVar[type[Any]]
     reads_with: ClassVar[Sequence[TextEncoder]]
+    at_once = 1
     stack: ClassVar[str] = "transformer_blocks"  # what a transformer calls its repeated blocks
     # Whose noise levels the family knows, and for random weights the settings of the first.
     schedulers: ClassVar[Sequence[type[Any]]] = (FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler)
@@ -165,25 +165,9 @@ class PipelineAdapter(ABC):
 
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request the velocities ε - x0 in fp32, one for each of its texts."""
-        for x, sigma, texts, context in requests:
-            index = self.expert_at(sigma)
-            expert = self.experts[index]
-            with attending_to(self.layers(expert), context if index == self.expert_at(0.0) else None):
-                velocities = self._velocities(expert, x, sigma, texts)
+        for x, sigma, texts in requests:
+            velocities = self._velocities(self.experts[self.expert_at(sigma)], x, sigma, texts)
             yield list(velocities.float().split(1))
-
-    @torch.inference_mode()
-    def context_of(self, latents: Tensor, text: Text) -> Context:
-        """Return the keys and values of clean frames (1, C, F, H, W), seen as a clip of their own.
-
-        Of two experts only the one for little noise has a context. The other was never taught clean frames,
-        and noised to its own levels they are nearly all noise; what it decides, the composition, is each
-        scene's own.
-        """
-        expert = self.experts[self.expert_at(0.0)]
-        with recording(self.layers(expert)) as recorded:
-            self._velocities(expert, latents, 0.0, [text])
-        return Context(tuple(recorded), latents.new_ones(recorded[0][0].shape[1]))
 
     def expert_at(self, sigma: float) -> int:
         """Return which transformer is made for a noise level."""
@@ -234,18 +218,10 @@ class PipelineAdapter(ABC):
         """Return a transformer's repeated blocks."""
         return list(getattr(transformer, cls.stack))
 
-    def layers(self, transformer: Any) -> Sequence[ContextProcessor]:
-        """Return the processors of the layers in which the video attends to itself."""
-        return [layer.processor for layer in self._self_attention(transformer)]
-
-    def _self_attention(self, transformer: Any) -> list[Any]:
-        return [block.attn1 for block in getattr(transformer, self.stack)]
-
     # What a family adds
 
-    @abstractmethod
-    def _prepare(self, transformer: Any) -> None:
-        """Give a transformer the attention that weights and context need."""
+    def _prepare(self, transformer: Any) -> None:  # noqa: B027  # many need nothing
+        """Give a transformer the attention that tokens' weights need."""
 
     @abstractmethod
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:

@@ -8,13 +8,12 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from storyreel.models.attention import ContextProcessor, added_logits
+from storyreel.models.attention import added_logits
 from storyreel.models.base import Text, stacked
 from storyreel.models.loading import TextEncoder
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter, padded_length
@@ -31,7 +30,6 @@ class WanAdapter(PipelineAdapter):
 
     def _prepare(self, transformer: Any) -> None:
         for block in transformer.blocks:
-            block.attn1.set_processor(ContextWanProcessor())
             block.attn2.set_processor(WeightedWanProcessor())
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,43 +90,3 @@ class WeightedWanProcessor(WanAttnProcessor):  # type: ignore[misc]  # diffusers
         """Attend, video (B, N, D) to text (B, L, D)."""
         output: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, self.added, rotary_emb)
         return output
-
-
-class ContextWanProcessor(ContextProcessor, WanAttnProcessor):  # type: ignore[misc]
-    """Self-attention of the video, to earlier frames too."""
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend, video (B, N, D) to itself and to its context."""
-        query, key, value = (
-            layer(hidden_states).unflatten(2, (attn.heads, -1))
-            for layer in (lambda x: attn.norm_q(attn.to_q(x)), lambda x: attn.norm_k(attn.to_k(x)), attn.to_v)
-        )
-        if rotary_emb is not None:
-            query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-        self.record(key, value)
-        key, value, added = self.extend(key, value, None)
-        output = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=added,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        output = output.flatten(2, 3).type_as(query)
-        projected: Tensor = attn.to_out[1](attn.to_out[0](output))
-        return projected
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary embedding (1, N, 1, D) to neighbouring pairs of the last axis."""
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., 0::2], sin[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).type_as(x)

@@ -1,9 +1,9 @@
 """Several devices for one film: ``torchrun --nproc-per-node N -m storyreel render …``.
 
-The first process renders. Its requests to the transformer, one for every segment of the window, are
-shared out; the other processes answer requests and do nothing else. Any family can do that, no arithmetic
-changes, and so the film is the same as from one process. (Splitting one segment's tokens over devices,
-as diffusers' context parallelism does, has a plan for Wan and LTX alone, and none for context keys.)
+The first process renders, as many segments at a time as there are processes. Its requests to the
+transformer, one for every segment, are shared out; the other processes answer requests and do nothing else.
+Any family can do that, no arithmetic changes, and so the film is the same as from one process. A segment
+that goes on in the shot of the one before has to wait for it.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Workers:
 
     def __init__(self, adapter: Adapter) -> None:
         self._adapter = adapter
+        self.at_once = members()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._adapter, name)

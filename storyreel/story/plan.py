@@ -7,15 +7,14 @@ part of the recipe.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from storyreel.method.settings import Method
-from storyreel.method.similarity import seam_overlap, seam_strength
-from storyreel.method.step_skipping import EXACT, SPEEDS, Speed
+from storyreel.method.similarity import seam_overlap
+from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import ModelSpec
 from storyreel.story.schema import Transition
 
@@ -53,16 +52,17 @@ class Segment:
     """One scene as it will be rendered.
 
     ``index`` counts from 0. It has ``latents`` latent frames of its own, which are ``frames`` frames of the
-    film from its frame ``start`` on, and ``lead`` latent frames before them: the overlap with the segment
-    before, or one that is not shown. ``scene`` and ``action`` are its prompts, ``phrase`` is what of its
-    action is compared with others', ``seed`` makes its noise. ``blended`` says whether the seam before it
-    is a blend.
+    film from its frame ``start`` on, and a ``lead`` of latent frames before them, which are not shown.
+    ``scene`` and ``action`` are its prompts, ``cast`` the names in them, ``phrase`` is what of its action is
+    compared with others', ``seed`` makes its noise. ``blended`` says whether it is to begin otherwise than
+    with a cut.
     """
 
     index: int
     scene: str
     action: str
     phrase: str
+    cast: tuple[str, ...]
     latents: int
     lead: int
     frames: int
@@ -85,8 +85,9 @@ class Segment:
 class Seam:
     """The border between segment ``after - 1`` and segment ``after``.
 
-    ``overlap`` is in latent frames, ``strength`` from 0, which blends nothing, to 1. ``similarity`` is that
-    of the two actions, from 0 to 1; None before a model has compared them.
+    ``transition`` is continue, dissolve or cut. ``overlap`` is how many latent frames of the earlier
+    segment's end stand in the later one's lead, whole; ``strength`` is from 0, which blends nothing, to 1.
+    ``similarity`` is that of the two actions, from 0 to 1; None before a model has compared them.
     """
 
     after: int
@@ -94,6 +95,21 @@ class Seam:
     overlap: int
     strength: float
     similarity: float | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """Latent frames of an earlier segment, its ``source`` by index, that stand in another one's lead.
+
+    ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on; of the ``names`` the
+    cells that show them, and without names all of the picture.
+    """
+
+    source: int
+    names: tuple[str, ...]
+    first: int
+    at: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -143,31 +159,39 @@ class Plan:
         forwards = SPEEDS[settings.speed].forwards(settings.steps)
         return self.latents / usual * forwards * spec.seconds_per_forward * area * guided
 
-    def runs(self) -> Iterator[tuple[Segment, ...]]:
-        """Yield the runs of segments from one cut to the next."""
-        run: list[Segment] = []
-        for segment in self.segments:
-            if run and not segment.blended:
-                yield tuple(run)
-                run = []
-            run.append(segment)
-        yield tuple(run)
-
     def seam(self, segment: Segment) -> Seam | None:
         """Return the seam before a segment; None for the first."""
         return self.seams[segment.index - 1] if segment.index else None
 
-    def anchors(self, segment: Segment) -> tuple[int, ...]:
-        """Return the segments that give a segment context, by index.
+    def given(self, segment: Segment) -> tuple[Given, ...]:
+        """Return what stands in a segment's lead, in a settled plan.
 
-        They are the story's first one and the last one that is finished for certain when it begins.
+        Its first frame shows the characters as the first scene that has them does. Where the shot goes on,
+        the end of the segment before follows; else a frame that leads over to the scene, and is free.
         """
-        if not self.settings.method.context:
+        seam, method = self.seam(segment), self.settings.method
+        if seam is None or seam.strength == 0:
             return ()
-        sure = segment.index - self.settings.method.window
-        beside = self.segments[max(0, sure + 1) : segment.index + 1]
-        last = max([sure, *(s.index - 1 for s in beside if not s.blended)])
-        return tuple(sorted({0, last})) if last >= 0 else ()
+        before = self.segments[segment.index - 1]
+        parts: list[Given] = []
+        if method.identity and segment.lead > 1:
+            first: dict[int, list[str]] = {}
+            for name in segment.cast:
+                found = next((s.index for s in self.segments[: segment.index] if name in s.cast), None)
+                if found is not None:
+                    first.setdefault(found, []).append(name)
+            parts += [Given(source, tuple(names), 0, 0, 1) for source, names in first.items()]
+        if seam.overlap:
+            tail = before.lead + before.latents - seam.overlap
+            parts.append(Given(before.index, (), tail, segment.lead - seam.overlap, seam.overlap))
+        return tuple(parts)
+
+    def sources(self, segment: Segment) -> tuple[int, ...]:
+        """Return the segments, by index, without whose latents one cannot begin."""
+        seam = self.seam(segment)
+        if self.settings.method.blending == "published" and seam is not None and seam.strength > 0:
+            return (segment.index - 1,)
+        return tuple(sorted({given.source for given in self.given(segment)}))
 
     def settled(self, similarities: Sequence[float | None]) -> Plan:
         """Return the settled plan: overlap and strength of every seam by how alike its actions are (SAR).
@@ -176,44 +200,17 @@ class Plan:
         """
         seams, segments = [], [self.segments[0]]
         for seam, segment, similarity in zip(self.seams, self.segments[1:], similarities, strict=True):
-            if similarity is not None and seam.transition == "blend":
-                seam = replace(
-                    seam,
-                    similarity=similarity,
-                    overlap=seam_overlap(seam.overlap, similarity) if seam.overlap else 0,
-                    strength=seam_strength(seam.strength, similarity),
-                )
+            if similarity is not None and seam.overlap:
+                seam = replace(seam, similarity=similarity, overlap=seam_overlap(seam.overlap, similarity))
             seams.append(seam)
-            segments.append(replace(segment, lead=max(1, seam.overlap)))
+            segments.append(replace(segment, lead=self._lead(segment, seam)))
         return replace(self, seams=tuple(seams), segments=tuple(segments))
 
-
-def admits(steps_done: Sequence[int], window: int, steps: int) -> bool:
-    """Tell whether the next segment may begin, given the steps done of those that are being denoised.
-
-    They begin a ``window``-th of all steps apart, so that no more than ``window`` are denoised at a time.
-    """
-    return not steps_done or steps_done[-1] >= math.ceil(steps / window)
-
-
-def forwards_left(
-    steps_done: Sequence[int], wanted: int, following: int, window: int, steps: int, speed: Speed = EXACT
-) -> int:
-    """Return the model evaluations until ``wanted`` more segments are finished.
-
-    ``steps_done`` are those of the segments being denoised; ``following`` segments are still to begin.
-    """
-    active, count = list(steps_done), 0
-    while wanted > 0:
-        if following and admits(active, window, steps):
-            active.append(0)
-            following -= 1
-        count += sum(speed.computes(done, steps) for done in active)
-        active = [done + 1 for done in active]
-        if active[0] == steps:
-            active.pop(0)
-            wanted -= 1
-    return count
+    def _lead(self, segment: Segment, seam: Seam) -> int:
+        """Return the latent frames of a segment's lead: one if nothing is given, it is one picture."""
+        known = {name for s in self.segments[: segment.index] for name in s.cast}
+        meets = self.settings.method.identity and seam.strength > 0 and not known.isdisjoint(segment.cast)
+        return 1 + max(seam.overlap, int(meets))
 
 
 def joined_prompt(scene: str, action: str) -> str:
@@ -224,6 +221,6 @@ def joined_prompt(scene: str, action: str) -> str:
 
 
 def derived_seed(seed: int, index: int) -> int:
-    """Return an independent seed for one segment; index -1 is for the noise that all share."""
+    """Return an independent seed for one segment; index -1 is for what no segment draws."""
     digest = hashlib.sha256(f"storyreel noise {seed} {index}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

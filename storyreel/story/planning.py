@@ -18,8 +18,8 @@ import yaml
 from pydantic import ValidationError
 
 from storyreel.errors import Fault, ScriptError, UsageError
-from storyreel.method.settings import OLD_NAMES, PARTS, Method, legal_values
-from storyreel.method.similarity import shared_start, verb_phrase
+from storyreel.method.settings import GONE, PARTS, Method, legal_values
+from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
@@ -29,6 +29,7 @@ from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counte
 T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
+LEAD = 2  # latent frames that every scene leaves for its lead
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     refusals = _Refusals(story)
     settings = _settings(story, spec, overrides, refusals)
     segments = _segments(story, spec, settings, overrides, refusals)
-    seams = _seams(spec, settings.method, segments)
+    seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, overrides, refusals)
     refusals.raise_faults()
     plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, segments, seams)
@@ -166,41 +167,42 @@ def _segments(
                 scene=prompt,
                 action=action,
                 phrase=verb_phrase(action, names),
+                cast=tuple(name for name in names if is_named(name, joined_prompt(prompt, action))),
                 latents=frames // spec.frames_per_latent,
                 lead=1,
                 frames=frames,
                 start=start,
                 seed=derived_seed(settings.seed, index),
-                blended=index > 0 and scene.transition == "blend" and settings.method.blending != "none",
+                blended=index > 0 and scene.transition != "cut" and settings.method.blending != "none",
             )
         )
         start += frames
     return tuple(segments)
 
 
-def _seams(spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:
+def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:
     """Return the seams between neighbours, each with the longest overlap that may be used there."""
-    return tuple(
-        Seam(
-            later.index,
-            "blend" if later.blended else "cut",
-            _overlap(spec, method, earlier, later),
-            method.strength if later.blended else 0.0,
-        )
-        for earlier, later in pairwise(segments)
-    )
-
-
-def _overlap(spec: ModelSpec, method: Method, earlier: Segment, later: Segment) -> int:
-    """Return the overlap of a seam in latent frames: what is asked for, as far as the lengths allow."""
-    if not later.blended or method.blending != "joint" or method.strength == 0:
-        return 0
-    return min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
+    names = tuple(dict.fromkeys(name for segment in segments for name in segment.cast))
+    seams = []
+    for (earlier, later), scene in zip(pairwise(segments), story.scenes[1:], strict=True):
+        transition = scene.transition
+        if transition == "blend":
+            transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
+        if method.blending == "continuation" and transition != "cut":
+            transition = "continue"
+        if method.blending == "none":
+            transition = "cut"
+        strength = 0.0 if method.blending == "none" else method.strength
+        overlap = 0
+        if transition == "continue" and method.blending in ("lead", "continuation") and strength:
+            overlap = min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
+        seams.append(Seam(later.index, transition, overlap, strength))
+    return tuple(seams)
 
 
 def _longest_overlap(spec: ModelSpec, earlier: Segment, later: Segment) -> int:
-    """Return what two neighbours can share: all of either, as long as the later one fits the model."""
-    return min(earlier.latents, later.latents, spec.max_latents - later.latents)
+    """Return what two neighbours can share: all of the earlier, as long as the later one fits the model."""
+    return min(earlier.latents, spec.max_latents - 1 - later.latents)
 
 
 def _check_overlap(
@@ -219,8 +221,7 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     values = wished.model_dump(exclude_unset=True)  # what follows from a setting may follow from another
     for item in overrides.method:
         key, equals, text = item.partition("=")
-        key = OLD_NAMES.get(key, key)
-        if key not in Method.model_fields or not equals:
+        if key not in (*Method.model_fields, *GONE) or not equals:
             known = ", ".join(Method.model_fields)
             raise UsageError(f"--method {item!r} is not a setting", f"Write KEY=VALUE with one of: {known}")
         values[key] = _plain(text)
@@ -231,7 +232,7 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         if not fault["loc"]:  # of settings that do not go together
-            remedies = {"lambdas": "Set all of them.", "window": "Leave window out, or add --method window=1"}
+            remedies = {"lambdas": "Set all of them.", "gone": "Leave it out."}
             raise UsageError(f"--method: {fault['msg']}", remedies.get(fault["type"], "")) from None
         key = str(fault["loc"][0])
         message = f"--method {key} must be {legal_values(key)}, not {fault['input']!r:.60}"
@@ -307,7 +308,7 @@ def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:
 def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     """Return why a model cannot render a scene of a length, with the nearest it can; None if it can."""
     unit = spec.frames_per_latent / spec.fps
-    longest = spec.max_latents - 1
+    longest = spec.max_latents - LEAD
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds is not valid; give a finite number"
     latents = max(-1e9, min(seconds / unit, 1e9))

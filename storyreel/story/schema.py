@@ -62,7 +62,7 @@ CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Transition = Literal["blend", "cut"]
+Transition = Literal["blend", "continue", "dissolve", "cut"]
 
 
 class _Strict(BaseModel):
@@ -92,7 +92,9 @@ class Scene(_Strict):
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
     seconds: Seconds | None = Field(default=None, description="Length in the film; else the story's.")
     transition: Transition = Field(
-        default="blend", description="How the scene begins: blended with the one before, or a hard cut."
+        default="blend",
+        description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
+        "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut.",
     )
 
     @classmethod

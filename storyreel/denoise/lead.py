@@ -1,0 +1,85 @@
+"""A segment's lead: what earlier segments have finished of the characters, and of the shot that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storyreel.method.blending import name_matters
+from storyreel.method.similarity import without_names
+from storyreel.models.base import Adapter, Request
+from storyreel.story.plan import Given, Plan, Segment, derived_seed
+
+LOOKED_AT = 0.6  # the noise level at which a name decides most
+LOOKS = 3  # noises that are averaged
+SHARE = 0.15  # of the largest difference; from there on a cell shows the character
+
+
+@dataclass(frozen=True)
+class Lead:
+    """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment."""
+
+    latents: Tensor
+    weights: Tensor
+
+
+class Leads:
+    """The leads of a film's segments.
+
+    ``recall`` returns the latents (1, C, lead + own, H, W) of a finished one.
+    """
+
+    def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
+        self._adapter, self._plan, self._recall = adapter, plan, recall
+        self._portraits: dict[tuple[int, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
+
+    def of(self, segment: Segment) -> Lead | None:
+        """Return a segment's lead; None where nothing is given. Its sources are finished."""
+        parts = self._plan.given(segment)
+        if not parts:
+            return None
+        seam = self._plan.seam(segment)
+        strength = seam.strength if seam else 0.0
+        latents = weights = None
+        for part in parts:
+            given, cells = self._portrait(part) if part.names else self._whole(part)
+            if latents is None or weights is None:
+                latents = given.new_zeros(*given.shape[:2], segment.lead, *given.shape[3:])
+                weights = given.new_zeros(1, 1, *latents.shape[2:])
+            places = slice(part.at, part.at + part.count)
+            # Of two characters on one cell the first stays: they stand beside each other from there on.
+            free = cells * (weights[:, :, places] == 0)
+            latents[:, :, places] = torch.lerp(latents[:, :, places], given, free)
+            weights[:, :, places] += free * strength
+        assert latents is not None
+        assert weights is not None
+        return Lead(latents, weights)
+
+    def _whole(self, part: Given) -> tuple[Tensor, Tensor]:
+        latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
+        return latents, torch.ones_like(latents[:, :1])
+
+    def _portrait(self, part: Given) -> tuple[Tensor, Tensor]:
+        """Return the first frame of a segment, and which of its cells show some characters. Both are kept."""
+        key = part.source, part.names
+        if key not in self._portraits:
+            latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
+            self._portraits[key] = latents, self._shows(latents, self._plan.segments[part.source], part.names)
+        return self._portraits[key]
+
+    @torch.inference_mode()
+    def _shows(self, latents: Tensor, segment: Segment, names: tuple[str, ...]) -> Tensor:
+        """Return which cells of a segment's frame show characters: where the model needs their names."""
+        prompts = segment.prompt, without_names(segment.prompt, names)
+        texts = [self._adapter.encode(prompt) for prompt in prompts]
+        requests = []
+        for look in range(LOOKS):
+            generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))
+            noise = torch.randn(latents.shape, generator=generator).to(latents)
+            requests.append(Request(torch.lerp(latents, noise, LOOKED_AT), LOOKED_AT, texts))
+        answers = list(self._adapter.predict(requests))
+        named, without = (torch.cat([answer[k] for answer in answers]) for k in (0, 1))
+        return name_matters(named, without, SHARE).to(latents)
