@@ -205,7 +205,7 @@ def our_latents(
     on_forward: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Yield the segments' latents as a render denoises them."""
-    writer = PromptWriter(adapter, plan.settings, scorer)
+    writer = PromptWriter(adapter, plan, scorer)
     done: dict[int, Tensor] = {}
     leads = Leads(adapter, plan, done.__getitem__)
 

@@ -101,7 +101,7 @@ def _step(
         begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
         begun.step += 1
         begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=begun.step))
-        writer.weigh(begun.prompts, estimate, sigma, begun.step, begun.ending)
+        writer.weigh(begun.prompts, estimate, sigma, lower, begun.step, begun.ending)
 
 
 def begin(
@@ -123,7 +123,7 @@ def begin(
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
     """Return the latents (1, C, lead + own, H, W) of one segment alone, of one text: the base model's way."""
-    writer = PromptWriter(adapter, plan.settings, None)
+    writer = PromptWriter(adapter, plan, None)
     begun = begin(adapter, plan, segment, Prompts(text))
     (finished,) = denoise(adapter, plan.settings, [segment], writer, lambda _: begun, lambda _: None)
     return finished.x

@@ -1,4 +1,4 @@
-"""The text of every denoising step: scene, action and joined prompt, weighted, or the last alone."""
+"""The text of every denoising step, and how much its words count."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from storyreel.method.similarity import action_similarity, without_names
-from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed, text_weights
+from storyreel.method.similarity import action_similarity, without_names, word_spans
+from storyreel.method.weighting import (
+    decision_prior,
+    progression,
+    prompt_scores,
+    prompt_weights,
+    smoothed,
+    span_weights,
+    standardised,
+    text_weights,
+)
 from storyreel.models.base import Adapter, Text, side_by_side
-from storyreel.story.plan import Plan, Segment, Settings
+from storyreel.story.plan import Plan, Segment
 
 EQUAL = (0.5, 0.5)  # what one text that joins both prompts is
 SCORED_EVERY = 2  # steps: weights are smoothed over steps anyway, and looking costs time
@@ -41,14 +50,17 @@ class Scorer(Protocol):
 class Prompts:
     """A segment's text, and its weights over the steps.
 
-    ``shares`` (3, L) are the weights of the text's tokens if it were the scene prompt, the action prompt or
-    the joined one alone. ``wanted`` (2, D) are the scorer's vectors of scene and action, ``alignment`` (2,)
-    their cosines with the estimate when it was last scored, ``ending`` (D,) the vector of its last frame
-    then. ``weights`` (2,) are the present ones of scene and action, ``history`` has one entry a step. All are
-    on the device.
+    ``spans`` (2, L) say which tokens are words of the scene prompt and of the action prompt in one text, and
+    ``emphasis`` how often they may count; or ``shares`` (3, L) are the weights of the text's tokens if it were
+    the scene prompt, the action prompt or the joined one alone. ``wanted`` (2, D) are the scorer's vectors
+    of scene and action, ``alignment`` (2,) how well the estimate showed them when it was last scored,
+    ``ending`` (D,) the vector of its last frame then. ``weights`` (2,) are the present ones of scene and
+    action, ``history`` has one entry a step. All are on the device.
     """
 
     text: Text
+    spans: Tensor | None = None
+    emphasis: float = 1.0
     shares: Tensor | None = None
     wanted: Tensor | None = None
     alignment: Tensor | None = None
@@ -56,9 +68,18 @@ class Prompts:
     weights: Tensor | None = None
     history: tuple[Tensor, ...] = ()
 
+    def __post_init__(self) -> None:
+        self._plain = self.text.weights[0].clone()
+
     def apply(self) -> None:
         """Write the weights into the text, in place: without a synchronisation and without a new graph."""
-        if self.shares is not None and self.weights is not None:
+        if self.weights is None:
+            return
+        if self.spans is not None:
+            louder = span_weights(self.weights, self.emphasis)[:, None]
+            counts = torch.where(self.spans, louder, torch.ones_like(louder)).prod(0)
+            self.text.weights[0].copy_(self._plain * counts)
+        elif self.shares is not None:
             self.text.weights[0].copy_(text_weights(self.weights) @ self.shares)
 
     def decided(self) -> list[tuple[float, float]]:
@@ -90,7 +111,8 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
     """
     method, prompts = plan.settings.method, [""]
     for segment in plan.segments:
-        prompts += [segment.scene, segment.action, segment.prompt] if method.weighting else [segment.prompt]
+        alone = [segment.scene, segment.action] if method.weighting == "texts" else []
+        prompts += [*alone, segment.prompt]
     for segment in plan.segments:  # what the cells that show a character are found by
         shown = [(plan.segments[given.source].prompt, given.names) for given in plan.given(segment)]
         prompts += [without_names(prompt, names) for prompt, names in shown if names]
@@ -105,54 +127,83 @@ class PromptWriter:
     Without a scorer, or for a model without cheap previews, progression alone decides.
     """
 
-    def __init__(self, adapter: Adapter, settings: Settings, scorer: Scorer | None) -> None:
-        self._adapter, self._method = adapter, settings.method
+    def __init__(self, adapter: Adapter, plan: Plan, scorer: Scorer | None) -> None:
+        self._adapter, self._plan, self._method = adapter, plan, plan.settings.method
         self._scorer = scorer if self._method.alignment or self._method.smoothness else None
-        # Sent to the device here, so that no step does.
-        priors = [progression(step / settings.steps) for step in range(settings.steps)]
-        self._priors = torch.stack(priors).to(adapter.device)
+        device = adapter.device  # everything is sent there here, so that no step does
+        self._nothing = torch.zeros(2, device=device)
+        steps = plan.settings.steps
+        self._progression = [progression(step / steps).to(device) for step in range(steps)]
+        low, high = plan.spec.decides
+        self._decided = (
+            decision_prior(high, (low, high)).to(device),
+            decision_prior(-1.0, (low, high)).to(device),
+        )
+        self._others = None
+        if self._scorer is not None and self._method.weighting:
+            scenes, actions = ([getattr(s, part) for s in plan.segments] for part in ("scene", "action"))
+            self._others = torch.stack([self._scorer.embed_texts(scenes), self._scorer.embed_texts(actions)])
         self.negative = adapter.encode("")
 
     def prompts(self, segment: Segment) -> Prompts:
         """Return a segment's prompts as they are before the first step."""
+        joined = self._adapter.encode(segment.prompt)
         if not self._method.weighting:
-            return Prompts(self._adapter.encode(segment.prompt))
-        texts = [self._adapter.encode(p) for p in (segment.scene, segment.action, segment.prompt)]
-        alone = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-        shares = torch.cat([side_by_side(texts, weights).weights for weights in alone])
-        nothing = torch.zeros_like(self._priors[0])
-        weights = self._weights(nothing, nothing, self._priors[0])
-        text = side_by_side(texts, alone[2])
-        prompts = Prompts(text, shares, weights=weights, history=(weights,))
+            return Prompts(joined)
+        if self._method.weighting == "texts":
+            texts = [*map(self._adapter.encode, (segment.scene, segment.action)), joined]
+            alone = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+            shares = torch.cat([side_by_side(texts, weights).weights for weights in alone])
+            prompts = Prompts(side_by_side(texts, alone[2]), shares=shares)
+        else:
+            spans = [
+                self._adapter.tokens_in(segment.prompt, word_spans(segment.prompt, part, segment.cast))
+                for part in (segment.scene.rstrip(". "), segment.action)
+            ]
+            prompts = Prompts(joined, torch.stack(spans), self._method.emphasis or 1.0)
+            if segment.scene == segment.action:  # one prompt, of which nothing leads
+                prompts.emphasis = 1.0
+        prompts.weights = self._weights(self._nothing, self._nothing, self._prior(0, 1.0))
+        prompts.history = (prompts.weights,)
         if self._scorer is not None:
             prompts.wanted = self._scorer.embed_texts([segment.scene, segment.action])
         prompts.apply()
         return prompts
 
     def weigh(
-        self, prompts: Prompts, estimate: Tensor, sigma: float, step: int, ending: Tensor | None
+        self, prompts: Prompts, estimate: Tensor, sigma: float, lower: float, step: int, ending: Tensor | None
     ) -> None:
-        """Set the weights of ``step`` by the estimate x̂0 that was made at ``sigma`` in the step before.
+        """Set the weights of ``step`` at σ ``lower`` by the estimate x̂0 of the step before, at ``sigma``.
 
-        ``ending`` (D,) is the scorer's vector of the end of the segment before, None where it has none.
+        ``ending`` (D,) is the scorer's vector of the end of the segment that this one continues, if any.
         """
-        if prompts.weights is None or step >= len(self._priors):
+        if prompts.weights is None or step >= self._plan.settings.steps:
             return
         if self._scorer is not None and sigma <= self._method.score_below and step % SCORED_EVERY == 0:
             self._score(prompts, estimate)
-        nothing = torch.zeros_like(self._priors[step])
-        alignment = nothing if prompts.alignment is None else prompts.alignment
-        smoothness = nothing
+        alignment = self._nothing if prompts.alignment is None else prompts.alignment
+        smoothness = self._nothing
         if prompts.wanted is not None and ending is not None:
-            smoothness = prompts.wanted @ ending
-        weights = self._weights(alignment, smoothness, self._priors[step])
+            smoothness = self._fit(prompts.wanted, ending)
+        weights = self._weights(alignment, smoothness, self._prior(step, lower))
         prompts.weights = smoothed(weights, prompts.weights, self._method.inertia)
         prompts.history += (prompts.weights,)
         prompts.apply()
 
+    def _prior(self, step: int, sigma: float) -> Tensor:
+        if self._method.weighting == "texts":
+            return self._progression[step]
+        low, high = self._plan.spec.decides
+        return self._decided[0 if low < sigma <= high else 1]
+
     def _weights(self, alignment: Tensor, smoothness: Tensor, prior: Tensor) -> Tensor:
         method = self._method
         return prompt_weights(prompt_scores(alignment, smoothness, prior, method.lambdas), method.temperature)
+
+    def _fit(self, wanted: Tensor, picture: Tensor) -> Tensor:
+        """Return how well a picture (D,) fits a scene's two prompts (2, D), beside the story's others."""
+        own = wanted @ picture
+        return own if self._others is None else standardised(own, self._others @ picture)
 
     def _score(self, prompts: Prompts, estimate: Tensor) -> None:
         assert self._scorer is not None
@@ -163,7 +214,7 @@ class PromptWriter:
         if pictures is None:
             return
         vectors = self._scorer.embed_pictures(pictures)
-        prompts.alignment = prompts.wanted @ vectors.mean(0)
+        prompts.alignment = self._fit(prompts.wanted, vectors.mean(0))
         prompts.ending = vectors[-1]
 
 

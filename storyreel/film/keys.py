@@ -30,7 +30,7 @@ NO_FACTS = {
     *("vocabulary", "gallery"),
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
-    *("quantize", "weighting", "fps", "upscale"),
+    *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
 }

@@ -34,7 +34,7 @@ class Segments:
     ) -> None:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
-        self._writer = PromptWriter(adapter, self.plan.settings, scorer)
+        self._writer = PromptWriter(adapter, self.plan, scorer)
         self._leads = Leads(adapter, self.plan, self.latents)
         self._saved = time.monotonic()
 

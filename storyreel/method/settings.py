@@ -19,10 +19,17 @@ class Method(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    weighting: bool | None = Field(
+    weighting: bool | Literal["texts"] | None = Field(
         default=None,
-        description="DIPW: weigh scene and action prompt in every step; else one joined prompt. "
-        "Default: the model's.",
+        description="DIPW: weigh the words of scene and action in every step; texts weighs two prompts side "
+        "by side, as the paper does; false leaves the joined prompt as it is. Default: the model's.",
+    )
+    emphasis: float | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        allow_inf_nan=False,
+        description="How often a word counts whose prompt has all of the weight. Default: the model's.",
     )
     blending: Blending = Field(
         default="lead",
@@ -47,11 +54,13 @@ class Method(BaseModel):
         "known already may be seen clearer than what is still to be found.",
     )
     temperature: float = Field(
-        default=0.5, gt=0, le=100, allow_inf_nan=False, description="τ of the two prompts' softmax."
+        default=0.1, gt=0, le=100, allow_inf_nan=False, description="τ of the two prompts' softmax."
     )
     alignment: Share = Field(default=0.4, description="λ1: how well the estimate shows each prompt.")
     smoothness: Share = Field(default=0.1, description="λ2: how well the segment before's end does.")
-    progression: Share = Field(default=0.5, description="λ3: first the scene, then the action.")
+    progression: Share = Field(
+        default=0.5, description="λ3: the action while the model decides on it; of texts, first the scene."
+    )
     score_below: Share = Field(
         default=0.7, description="The noise level below which estimates are scored; above, they show nothing."
     )
@@ -110,7 +119,8 @@ def legal_values(key: str) -> str:
     field = Method.model_fields[key]
     kinds = get_args(field.annotation) or (field.annotation,)
     if bool in kinds:
-        return "true or false"
+        words = [value for kind in kinds for value in get_args(kind)]
+        return " or ".join(["true", "false", *words])
     if float not in kinds and int not in kinds:
         return f"one of {', '.join(kinds)}"
     limits = {n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)}

@@ -42,6 +42,23 @@ def without_names(prompt: str, names: tuple[str, ...]) -> str:
     return " ".join(prompt.split())
 
 
+def word_spans(prompt: str, part: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return where the words of a part's last occurrence in a prompt stand, without names: [begin, end)."""
+    start = prompt.rfind(part)
+    forms = sorted({form for name in names for form in (name, _bare(name))}, key=len, reverse=True)
+    named = [
+        match.span()
+        for form in forms
+        for match in re.finditer(rf"(?<!\w){re.escape(form)}(?!\w)", part, re.IGNORECASE)
+    ]
+    words = (match.span() for match in re.finditer(r"\w[\w'’-]*", part)) if start >= 0 else ()
+    return [
+        (start + begin, start + end)
+        for begin, end in words
+        if not any(first <= begin < last for first, last in named)
+    ]
+
+
 def is_named(name: str, prompt: str) -> bool:
     """Tell whether a prompt has a name, with its article or without."""
     return without_names(prompt, (name,)) != " ".join(prompt.split())

@@ -2,10 +2,14 @@
 
 The scene prompt and the action prompt have weights in every denoising step: by how well the present
 estimate x̂0 shows each of them (alignment), how well the end of the segment before does (smoothness), and
-how far the denoising has come (progression: the scene first, the movement later). The λ are not published.
+how far the denoising has come (progression). The λ are not published. The weights act on the two prompts'
+spans of one text that joins them (a deviation: `span_weights`), or, as in the paper, on texts of their own
+(`text_weights`).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,6 +21,26 @@ def progression(progress: float) -> Tensor:
     The paper's 1 - i/T and i/T.
     """
     return torch.tensor([1 - progress, progress])
+
+
+def decision_prior(sigma: float, decides: tuple[float, float]) -> Tensor:
+    """Return the prior (2,) of scene and action at noise level σ, by when the model decides on actions.
+
+    While σ is within ``decides`` (low, high), all of it is the action's; else both count alike. A deviation
+    from `progression`: in video the motion's layout is among the first things that are settled.
+    """
+    return torch.tensor([0.0, 1.0] if decides[0] < sigma <= decides[1] else [0.5, 0.5])
+
+
+def standardised(own: Tensor, others: Tensor) -> Tensor:
+    """Return how much better a picture fits its own prompts than a story's others, in standard deviations.
+
+    ``own`` (2,) are its cosines with its scene and action, ``others`` (2, N) those with all of the story's
+    scenes and actions. With one scene there is nothing to compare with: zeros.
+    """
+    if others.shape[1] < 2:
+        return torch.zeros_like(own)
+    return (own - others.mean(1)) / others.std(1).clamp(min=1e-4)
 
 
 def prompt_scores(
@@ -45,6 +69,15 @@ def text_weights(weights: Tensor) -> Tensor:
     """
     lead = weights[0] - weights[1]
     return torch.stack([lead.clamp(min=0), (-lead).clamp(min=0), 1 - lead.abs()])
+
+
+def span_weights(weights: Tensor, emphasis: float) -> Tensor:
+    """Return by how much the tokens of scene and of action count, shape (2,), for ``weights`` (2,).
+
+    A prompt that leads counts up to ``emphasis`` times, with all of the weight; the other stays as it is,
+    since without its scene an action has no place. (½, ½) is the text as the model knows it.
+    """
+    return (2 * weights).clamp(min=1) ** math.log2(emphasis)
 
 
 def smoothed(weights: Tensor, before: Tensor | None, inertia: float) -> Tensor:

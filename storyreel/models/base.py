@@ -115,6 +115,10 @@ class Adapter(Protocol):
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         ...
 
+    def tokens_in(self, prompt: str, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Return which tokens (ΣL,) of a prompt lie in spans of its characters, each [begin, end)."""
+        ...
+
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
         """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
         ...

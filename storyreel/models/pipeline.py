@@ -155,6 +155,21 @@ class PipelineAdapter(ABC):
         states: Tensor = encoder(ids[:, :kept], attention_mask=mask[:, :kept])[0]
         return states, mask[:, :kept].float()
 
+    def tokens_in(self, prompt: str, spans: Sequence[tuple[int, int]]) -> Tensor:
+        """Return which tokens (ΣL,) of a prompt lie in spans of its characters, each [begin, end).
+
+        None do for a tokenizer that does not say where its tokens stand.
+        """
+        parts = []
+        for states, tokenizer in zip(self.encode(prompt).states, self.parts.tokenizers, strict=True):
+            inside = torch.zeros(states.shape[1], dtype=torch.bool)
+            reader: Any = tokenizer
+            offsets = reader(prompt, return_offsets_mapping=True).offset_mapping if reader.is_fast else ()
+            for place, (begin, end) in enumerate(offsets):
+                inside[place] = any(begin < last and first < end for first, last in spans)
+            parts.append(inside)
+        return torch.cat(parts).to(self.device)
+
     # Denoising
 
     def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:

@@ -37,7 +37,8 @@ class ModelSpec:
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
     latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
-    expert's, where it has one of its own. ``weighting`` is the default of the method's setting of that name.
+    expert's, where it has one of its own. ``weighting`` and ``emphasis`` are the defaults of the method's settings of these names;
+    ``decides`` are the noise levels (low, high) between which the model decides what is being done.
     ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
@@ -84,7 +85,9 @@ class ModelSpec:
     architecture: dict[str, Any] = field(default_factory=dict)
     vae_architecture: dict[str, Any] = field(default_factory=dict)
     boundary_ratio: float | None = None
-    weighting: bool = True
+    weighting: bool = False
+    emphasis: float = 1.0
+    decides: tuple[float, float] = (0.0, 0.0)
     upscale: int = 1
     seconds_per_forward: float | None = None
     memory_mb: int | None = None
@@ -198,7 +201,9 @@ MODELS: dict[str, ModelSpec] = {
             dtype="float32",
             vae_dtype="float32",
             even_steps=True,
-            weighting=False,  # 48 films were no better with it, and took 6 % longer
+            weighting=True,
+            emphasis=8.0,
+            decides=(0.62, 1.0),
             upscale=4,
             seconds_per_forward=0.19,  # TODO-FIGURE, with memory_mb
             memory_mb=850,

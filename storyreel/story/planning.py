@@ -120,6 +120,8 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
     method = chosen_method(wished.method, overrides)
     if method.weighting is None:
         method = method.model_copy(update={"weighting": spec.weighting})
+    if method.emphasis is None:
+        method = method.model_copy(update={"emphasis": spec.emphasis})
     return Settings(
         seed=_first(overrides.seed, wished.seed, 0),
         width=width,
