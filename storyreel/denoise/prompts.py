@@ -51,9 +51,9 @@ class Prompts:
     """A segment's text, and its weights over the steps.
 
     ``spans`` (2, L) say which tokens are words of the scene prompt and of the action prompt in one text, and
-    ``emphasis`` how often they may count; or ``shares`` (3, L) are the weights of the text's tokens if it were
-    the scene prompt, the action prompt or the joined one alone. ``wanted`` (2, D) are the scorer's vectors
-    of scene and action, ``alignment`` (2,) how well the estimate showed them when it was last scored,
+    ``emphasis`` how often they may count; or ``shares`` (3, L) are the weights of the text's tokens if it
+    were the scene prompt, the action prompt or the joined one alone. ``wanted`` (2, D) are the scorer's
+    vectors of scene and action, ``alignment`` (2,) how well the estimate showed them when it was last scored,
     ``ending`` (D,) the vector of its last frame then. ``weights`` (2,) are the present ones of scene and
     action, ``history`` has one entry a step. All are on the device.
     """
@@ -134,11 +134,8 @@ class PromptWriter:
         self._nothing = torch.zeros(2, device=device)
         steps = plan.settings.steps
         self._progression = [progression(step / steps).to(device) for step in range(steps)]
-        low, high = plan.spec.decides
-        self._decided = (
-            decision_prior(high, (low, high)).to(device),
-            decision_prior(-1.0, (low, high)).to(device),
-        )
+        # In, and outside of, the noise levels at which the model decides.
+        self._decided = [decision_prior(level, (0.0, 1.0)).to(device) for level in (1.0, 0.0)]
         self._others = None
         if self._scorer is not None and self._method.weighting:
             scenes, actions = ([getattr(s, part) for s in plan.segments] for part in ("scene", "action"))

@@ -37,8 +37,9 @@ class ModelSpec:
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
     latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
-    expert's, where it has one of its own. ``weighting`` and ``emphasis`` are the defaults of the method's settings of these names;
-    ``decides`` are the noise levels (low, high) between which the model decides what is being done.
+    expert's, where it has one of its own. ``weighting`` and ``emphasis`` are the defaults of the method's
+    settings of these names; ``decides`` are the noise levels (low, high) between which the model decides
+    what is being done.
     ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
@@ -203,7 +204,7 @@ MODELS: dict[str, ModelSpec] = {
             even_steps=True,
             weighting=True,
             emphasis=8.0,
-            decides=(0.62, 1.0),
+            decides=(0.65, 1.0),
             upscale=4,
             seconds_per_forward=0.19,  # TODO-FIGURE, with memory_mb
             memory_mb=850,
