@@ -111,7 +111,9 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
     """
     method, prompts = plan.settings.method, [""]
     for segment in plan.segments:
-        alone = [segment.scene, segment.action] if method.weighting == "texts" else []
+        alone = (
+            [segment.scene, segment.action] if method.weighting == "texts" or method.prompt == "scene" else []
+        )
         prompts += [*alone, segment.prompt]
     for segment in plan.segments:  # what the cells that show a character are found by
         shown = [(plan.segments[given.source].prompt, given.names) for given in plan.given(segment)]
@@ -144,6 +146,8 @@ class PromptWriter:
 
     def prompts(self, segment: Segment) -> Prompts:
         """Return a segment's prompts as they are before the first step."""
+        if self._method.prompt == "scene":
+            return Prompts(self._adapter.encode(segment.scene))
         joined = self._adapter.encode(segment.prompt)
         if not self._method.weighting:
             return Prompts(joined)

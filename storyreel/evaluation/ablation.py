@@ -20,10 +20,14 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Variant:
-    """The method without some of its parts; all others are on, also those that a model does without."""
+    """The method without some of its parts, or another one in its place, by its settings KEY=VALUE.
+
+    All parts that are not named are on, also those that a model does without.
+    """
 
     name: str
-    without: frozenset[str]
+    without: frozenset[str] = frozenset()
+    method: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -32,11 +36,16 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("full", frozenset()),
+    Variant("full"),
     Variant("without dipw", frozenset({"dipw"})),
     Variant("without twb", frozenset({"twb"})),
+    Variant("without identity", frozenset({"identity"})),
     Variant("without sar", frozenset({"sar"})),
-    Variant("without all", frozenset({"all"})),
+    Variant("without all", frozenset({"all"})),  # the joined text, hard joins
+    Variant("crossfade", method=("blending=crossfade", "weighting=false")),
+    Variant("continuation", method=("blending=continuation", "identity=false", "weighting=false")),
+    Variant("published", method=("blending=published", "weighting=texts", "temperature=0.5")),
+    Variant("scene alone", frozenset({"all"}), ("prompt=scene",)),
 )
 ALL_PARTS = "weighting=true"
 
@@ -83,7 +92,16 @@ def plan_films(
             name,
             seed,
             variant,
-            make_plan(story, name, replace(overrides, seed=seed, without=variant.without)),
+            make_plan(
+                story,
+                name,
+                replace(
+                    overrides,
+                    seed=seed,
+                    without=variant.without,
+                    method=(*overrides.method, *variant.method),
+                ),
+            ),
         )
         for seed in range(first, first + seeds)
         for variant in variants

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from storyreel.story.plan import Plan, Segment
 
 HELD = 1 / 6  # seconds of a dissolve before the seam, and as many behind it
+EDITED = 1 / 2  # of an editor's crossfade
 
 
 class Part(NamedTuple):
@@ -56,7 +57,8 @@ def _dissolve(plan: Plan, later: Segment) -> tuple[int, list[Frame]]:
     if seam is None or seam.transition != "dissolve" or seam.strength == 0:
         return 0, []
     earlier = plan.segments[later.index - 1]
-    held = max(1, round(HELD * plan.spec.fps))
+    seconds = EDITED if plan.settings.method.blending == "crossfade" else HELD
+    held = max(1, round(seconds * plan.spec.fps))
     before, behind = min(held, earlier.frames // 2), min(held, later.frames // 2)
     count = before + behind
     last, first = lead_pictures(plan, earlier) + earlier.frames - 1, lead_pictures(plan, later)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Blending = Literal["lead", "continuation", "published", "none"]
+Blending = Literal["lead", "continuation", "crossfade", "published", "none"]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PARTS = ("dipw", "twb", "identity", "sar")
 OLD_BLENDING = {"joint": "lead"}  # what stories and commands may still call it
@@ -34,8 +34,11 @@ class Method(BaseModel):
     blending: Blending = Field(
         default="lead",
         description="TWB: lead begins a segment with what it shares with earlier ones, continuation with all "
-        "of the one before whatever the place, published is the paper's one-shot form, none leaves the "
-        "segments to themselves.",
+        "of the one before whatever the place, crossfade is an editor's over segments that know nothing of each "
+        "other, published is the paper's one-shot form, none leaves the segments to themselves.",
+    )
+    prompt: Literal["joined", "scene"] = Field(
+        default="joined", description="What is told: both prompts in one text, or the scene's alone."
     )
     similarity: bool = Field(
         default=True, description="SAR: segments of similar actions share a shorter overlap."
@@ -107,6 +110,11 @@ class Method(BaseModel):
         if "sar" in parts:
             changes |= {"similarity": False}
         return self.model_copy(update=changes)
+
+    @property
+    def leads(self) -> bool:
+        """Whether segments begin with what others have finished."""
+        return self.blending in ("lead", "continuation") and self.strength > 0
 
     @property
     def lambdas(self) -> tuple[float, float, float]:

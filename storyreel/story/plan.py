@@ -170,7 +170,7 @@ class Plan:
         the end of the segment before follows; else a frame that leads over to the scene, and is free.
         """
         seam, method = self.seam(segment), self.settings.method
-        if seam is None or seam.strength == 0:
+        if seam is None or not method.leads:
             return ()
         before = self.segments[segment.index - 1]
         parts: list[Given] = []
@@ -209,7 +209,8 @@ class Plan:
     def _lead(self, segment: Segment, seam: Seam) -> int:
         """Return the latent frames of a segment's lead: one if nothing is given, it is one picture."""
         known = {name for s in self.segments[: segment.index] for name in s.cast}
-        meets = self.settings.method.identity and seam.strength > 0 and not known.isdisjoint(segment.cast)
+        method = self.settings.method
+        meets = method.identity and method.leads and not known.isdisjoint(segment.cast)
         return 1 + max(seam.overlap, int(meets))
 
 

@@ -23,12 +23,14 @@ from storyreel.method.similarity import is_named, same_place, shared_start, verb
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
-from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story
+from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story, Transition
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
+# What of several ways to blend makes of every seam that is no cut.
+ALWAYS: dict[str, Transition] = {"continuation": "continue", "crossfade": "dissolve", "none": "cut"}
 LEAD = 2  # latent frames that every scene leaves for its lead
 
 
@@ -190,13 +192,11 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
         transition = scene.transition
         if transition == "blend":
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
-        if method.blending == "continuation" and transition != "cut":
-            transition = "continue"
-        if method.blending == "none":
-            transition = "cut"
+        if transition != "cut":
+            transition = ALWAYS.get(method.blending, transition)
         strength = 0.0 if method.blending == "none" else method.strength
         overlap = 0
-        if transition == "continue" and method.blending in ("lead", "continuation") and strength:
+        if transition == "continue" and method.leads:
             overlap = min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
         seams.append(Seam(later.index, transition, overlap, strength))
     return tuple(seams)
