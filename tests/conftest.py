@@ -30,7 +30,7 @@ from storyreel.errors import StoryreelError
 from storyreel.film import ffmpeg as film_ffmpeg
 from storyreel.film import keys, reader, writer
 from storyreel.film.recipe import Recipe, recipe_of
-from storyreel.models.base import Context, MemoryMode, Request, Text
+from storyreel.models.base import MemoryMode, Request, Text
 from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
@@ -150,11 +150,12 @@ class FakeDecoder:
 class FakeAdapter:
     """A model that wants every scene to be of one brightness, which its prompt decides.
 
-    The less a prompt's first token counts, the nearer to grey; the context counts beside the prompt. So
-    with other weights, or another context, a scene looks otherwise.
+    The less a prompt's first token counts, the nearer to grey. Half of what a scene wants is what its first
+    frames show, which no model can help. So with other weights, or another lead, a scene looks otherwise.
     """
 
     device = CPU
+    at_once = 1
     memory: MemoryMode = "high"
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -190,23 +191,16 @@ class FakeAdapter:
         return map(self.answer, requests)
 
     def answer(self, request: Request) -> list[Tensor]:
-        x, sigma, texts, context = request
+        x, sigma, texts = request
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
-        return [(x - self._wanted(text, context)) / sigma for text in texts]
+        return [(x - self._wanted(text, x)) / sigma for text in texts]
 
     @staticmethod
-    def _wanted(text: Text, context: Context | None) -> float:
+    def _wanted(text: Text, x: Tensor) -> Tensor:
         value = (float(text.states[0].sum() % 101) / 50 - 1) * (1 + float(text.weights[0, 0])) / 2
-        if context is None:
-            return value
-        others, weights = context.layers[0][1].flatten(), context.weights
-        return (value + float(others @ weights)) / (1 + float(weights.sum()))
-
-    def context_of(self, latents: Tensor, text: Text) -> Context:
-        tokens = latents.mean((1, 3, 4))[..., None, None]
-        return Context(((tokens, tokens),), tokens.new_ones(tokens.shape[1]))
+        return (value + x[:, :, :2].mean().clamp(-1, 1)) / 2
 
     def decode(self, latents: Tensor) -> Tensor:
         return FakeDecoder(self.spec).push(latents)

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.base import Adapter, Context, Request, Text
+from storyreel.models.base import Adapter, Request, Text
 from storyreel.models.loading import Parts
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
 from storyreel.models.mochi import MochiAdapter
@@ -31,11 +31,9 @@ from storyreel.models.wan import WanAdapter
 CPU = torch.device("cpu")
 
 
-def velocities(
-    adapter: Adapter, x: Tensor, sigma: float, texts: Sequence[Text], context: Context | None = None
-) -> list[Tensor]:
+def velocities(adapter: Adapter, x: Tensor, sigma: float, texts: Sequence[Text]) -> list[Tensor]:
     """Return the answer to one request."""
-    (answer,) = adapter.predict([Request(x, sigma, texts, context)])
+    (answer,) = adapter.predict([Request(x, sigma, texts)])
     return answer
 
 

@@ -34,8 +34,8 @@ class Method(BaseModel):
     blending: Blending = Field(
         default="lead",
         description="TWB: lead begins a segment with what it shares with earlier ones, continuation with all "
-        "of the one before whatever the place, crossfade is an editor's over segments that know nothing of each "
-        "other, published is the paper's one-shot form, none leaves the segments to themselves.",
+        "of the one before whatever the place, crossfade is an editor's over segments that know nothing of "
+        "each other, published is the paper's one-shot form, none leaves the segments to themselves.",
     )
     prompt: Literal["joined", "scene"] = Field(
         default="joined", description="What is told: both prompts in one text, or the scene's alone."

@@ -5,14 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.method.blending import (
-    blend_overlap,
-    constrain,
-    dissolve,
-    published_blend,
-    renoised,
-    time_weights,
-)
+from storyreel.method.blending import dissolve, name_matters, published_blend, renoised, with_lead
 
 
 def frames(*values: float) -> torch.Tensor:
@@ -20,45 +13,85 @@ def frames(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, 1, -1, 1, 1)
 
 
-@given(st.integers(1, 12))
-def test_time_weights_rise_and_are_symmetric(overlap: int) -> None:
-    weights = time_weights(overlap).flatten()
-    assert weights.shape == (overlap,)
-    assert (weights.diff() > 0).all()
-    assert 0 < float(weights[0]) < 1
-    assert torch.allclose(weights + weights.flip(0), torch.ones(overlap))
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_blending_by_hand() -> None:
-    earlier, later = torch.zeros(1, 1, 3, 1, 1), torch.ones(1, 1, 3, 1, 1)
-    a, b = blend_overlap(earlier, later, overlap=2)
-    assert a.flatten().tolist() == [0, 0.25, 0.75]
-    assert b.flatten().tolist() == [0.25, 0.75, 1]
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+shares = st.floats(0, 1, width=32)
 
 
-def test_strength_zero_changes_nothing_and_one_makes_the_overlap_identical() -> None:
-    generator = torch.Generator().manual_seed(0)
-    earlier, later = (torch.randn(1, 4, f, 2, 2, generator=generator) for f in (5, 7))
-    for overlap, strength in ((0, 1.0), (2, 0.0)):
-        a, b = blend_overlap(earlier, later, overlap, strength)
-        assert torch.equal(a, earlier)
-        assert torch.equal(b, later)
-    a, b = blend_overlap(earlier, later, 3)
-    assert torch.equal(a[:, :, -3:], b[:, :, :3])
-    assert torch.equal(a[:, :, :-3], earlier[:, :, :-3])
-    assert torch.equal(b[:, :, 3:], later[:, :, 3:])
-    half, _ = blend_overlap(earlier, later, 3, 0.5)
-    assert torch.allclose(half, (earlier + a) / 2)
+@given(shapes, st.integers(0, 4), shares, st.integers(0, 99))
+def test_a_lead_of_weight_0_is_not_there_and_one_of_weight_1_is_all_there_is(
+    shape: tuple[int, int, int, int], own: int, sigma: float, seed: int
+) -> None:
+    channels, length, height, width = shape
+    x = random(seed, 1, channels, length + own, height, width)
+    lead, noise = (random(seed + n, 1, channels, length, height, width) for n in (1, 2))
+    nothing, all_of_it = torch.zeros(1, 1, length, height, width), torch.ones(1, 1, length, height, width)
+    assert torch.equal(with_lead(x, lead, nothing, noise, sigma), x)
+    for level, expected in ((0.0, lead), (1.0, noise), (sigma, torch.lerp(lead, noise, sigma))):
+        mixed = with_lead(x, lead, all_of_it, noise, level)
+        assert mixed.shape == x.shape
+        assert torch.equal(mixed[:, :, :length], expected)
+        assert torch.equal(mixed[:, :, length:], x[:, :, length:])
 
 
-def test_a_finished_segment_gives_its_end_and_keeps_it() -> None:
-    finished, later = frames(9, 1, 2), frames(5, 6, 7)
-    assert constrain(finished, later, 2).flatten().tolist() == [1, 2, 7]
-    assert constrain(finished, later, 2, 0.25).flatten().tolist() == [4, 5, 7]
-    assert finished.flatten().tolist() == [9, 1, 2]
-    assert later.flatten().tolist() == [5, 6, 7]
-    assert torch.equal(constrain(finished, later, 0), later)
-    assert torch.equal(constrain(finished, later, 2, 0.0), later)
+@given(shares, shares)
+def test_between_0_and_1_a_lead_is_a_mixture_in_each_cell_for_itself(weight: float, sigma: float) -> None:
+    x, lead, noise = random(0, 1, 3, 4, 2, 2), random(1, 1, 3, 2, 2, 2), random(2, 1, 3, 2, 2, 2)
+    weights = torch.zeros(1, 1, 2, 2, 2)
+    weights[0, 0, 1, 0, 1] = weight
+    kept = x.clone()
+    mixed = with_lead(x, lead, weights, noise, sigma)
+    cell = (1 - weight) * x[0, :, 1, 0, 1] + weight * (
+        (1 - sigma) * lead[0, :, 1, 0, 1] + sigma * noise[0, :, 1, 0, 1]
+    )
+    assert torch.allclose(mixed[0, :, 1, 0, 1], cell, atol=1e-6)
+    mixed[0, :, 1, 0, 1] = x[0, :, 1, 0, 1]
+    assert torch.equal(mixed, x)
+    assert torch.equal(x, kept)  # which is a state's own
+
+
+def test_a_lead_in_double_precision_leaves_latents_as_they_are() -> None:
+    x, lead = random(0, 1, 2, 3, 2, 2), random(1, 1, 2, 1, 2, 2).double()
+    mixed = with_lead(x, lead, torch.ones(1, 1, 1, 2, 2).double(), lead, 0.0)
+    assert (mixed.dtype, mixed.shape) == (torch.float32, x.shape)
+
+
+def test_a_name_matters_where_the_velocity_differs() -> None:
+    """By hand: a difference of 2 on one cell is spread over the nine around it."""
+    plain = torch.zeros(2, 3, 2, 5, 6)
+    named = plain.clone()
+    named[:, :, 0, 1, 1] = 2.0
+    named[0, 0, 1, 4, 5] = 0.1  # of another frame: that one has a largest of its own
+    cells = name_matters(named, plain, 0.5)
+    assert (cells.shape, cells.dtype) == ((1, 1, 2, 5, 6), torch.float32)
+    expected = torch.zeros(2, 5, 6)
+    expected[0, :3, :3] = 1
+    expected[1, 4, 5] = 1
+    expected[1, 3:, 4:] = 1  # at the border there are fewer around a cell: 1/9, 1/6, 1/4 of it
+    expected[1, 3, 4] = 0
+    # 1/4 at the corner is the largest, 1/6 beside it more than half of that, 1/9 less.
+    assert torch.equal(cells[0, 0, 1], expected[1])
+    assert torch.equal(cells[0, 0, 0], expected[0])
+
+
+@given(st.integers(0, 99), st.floats(0.01, 1))
+def test_where_a_name_matters_most_counts_always(seed: int, share: float) -> None:
+    named, plain = random(seed, 2, 3, 2, 4, 5), random(seed + 1, 2, 3, 2, 4, 5)
+    cells = name_matters(named, plain, share)
+    assert set(cells.unique().tolist()) <= {0.0, 1.0}
+    assert (cells.flatten(3).amax(3) == 1).all()
+    assert torch.equal(cells, name_matters(plain, named, share))
+    assert (cells <= name_matters(named, plain, share / 2)).all()  # a lower bar, no fewer cells
+    # A mean over noises: what one of them shows twice is what two show once.
+    assert torch.equal(cells, name_matters(named.repeat(2, 1, 1, 1, 1), plain.repeat(2, 1, 1, 1, 1), share))
+
+
+def test_a_name_that_changes_nothing_matters_nowhere() -> None:
+    same = random(0, 2, 3, 1, 4, 4)
+    assert not name_matters(same, same, 0.15).any()
 
 
 def test_the_published_form_by_hand() -> None:
