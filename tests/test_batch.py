@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MethodType
 
@@ -278,10 +279,11 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     seen: list[RenderOptions] = []
 
     def read(
-        stories: object, plan: MethodType, name_of: object
+        stories: object, plan: partial[Plan], name_of: object
     ) -> tuple[dict[str, Plan], dict[str, Exception]]:
-        assert isinstance(plan.__self__, RenderOptions)
-        seen.append(plan.__self__)
+        assert isinstance(plan.func, MethodType)
+        assert isinstance(plan.func.__self__, RenderOptions)
+        seen.append(plan.func.__self__)
         return {}, {}
 
     monkeypatch.setattr("storyreel.cli.rendering.read", read)

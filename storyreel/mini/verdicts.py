@@ -105,7 +105,8 @@ def _mentions() -> dict[Character, re.Pattern[str]]:
     """Return what finds each character in a prompt, with the looks that are stated of it."""
     found = {}
     for who in Character:
-        nouns = "|".join(noun.rpartition("{colour}")[2] for noun in NOUNS[who])
+        names = {noun.rpartition("{colour}")[2] for noun in NOUNS[who]}
+        nouns = "|".join(sorted(names, key=len, reverse=True))  # or "corgi" would hide "corgi puppy"
         colour, wear = "|".join(COLOURS[who]), "|".join(filter(None, wear_of(who)))
         worn = rf"(?: (?:with|and) an? (?P<wear>{wear}))?"
         if who in PEOPLE:

@@ -123,6 +123,13 @@ def test_people_and_pairs_state_looks_too() -> None:
         Character.MAN: Look("red", "black hat"),
         Character.WOMAN: Look("blue", "purple scarf"),
     }
+    puppy = Told(
+        "the cute grey corgi puppy with a blue collar sees a panda bear with a yellow bandana", "they sit"
+    )
+    assert puppy.looks == {
+        Character.CORGI: Look("grey", "blue collar"),
+        Character.PANDA: Look("", "yellow bandana"),
+    }
     seen = Verdict(frozenset(), Place.CAPITOL, Action.SIT, {Character.MAN: Look("green", "black hat")})
     assert told.missing(seen) == ["a red shirt", "a blue dress", "a purple scarf"]
 
