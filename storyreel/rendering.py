@@ -24,7 +24,7 @@ from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, fi
 from storyreel.film.manifest import film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
 from storyreel.film.page import film_page_of
-from storyreel.film.store import Store
+from storyreel.film.store import Sides, Store
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def _render_segments(
     progress: Progress,
 ) -> None:
     """The main loop: segment by segment, denoise what is missing, save it, decode it, write its video."""
-    from storyreel.film.decode import FilmStream
     from storyreel.film.segments import Segments
+    from storyreel.film.sides import MeasuringStream
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
 
@@ -178,10 +178,14 @@ def _render_segments(
 
     def after_video(segment: Segment, seconds: float) -> None:
         segments.record_video(segment, seconds)
+        if (apart := stream.apart.get(segment.index)) is not None:
+            sides = Sides(before=inventory.keys.latents[segment.index - 1], apart=round(apart, 3))
+            inventory.video[segment.index] = store.add(inventory.video[segment.index], {"sides": sides})
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
         progress.segment_finished(segment)
 
-    with FilmStream(segments.plan, adapter, inventory.missing, segments.video_path, after_video) as stream:
+    stream = MeasuringStream(segments.plan, adapter, inventory.missing, segments.video_path, after_video)
+    with stream:
         for run in segments.plan.runs():
             for first, count in inventory.stretches(run):
                 if not count:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,12 +41,26 @@ class DecidedSeam(TypedDict):
     similarity: float | None
 
 
+class Sides(TypedDict):
+    """How far the two sides of the seam before a segment are ``apart``, 0 to 255, where both show one moment.
+
+    ``before`` is the key of the latents of the segment before: of any other it says nothing.
+    """
+
+    before: str
+    apart: float
+
+
 class Decided(TypedDict, total=False):
-    """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step."""
+    """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step.
+
+    ``sides`` came of it: it is measured when the segment's video is made.
+    """
 
     lead: int
     seam: DecidedSeam | None
     prompt_weights: list[tuple[float, float]]
+    sides: Sides
 
 
 @dataclass(frozen=True)
@@ -136,11 +150,17 @@ class Store:
         decided: Decided | None = None,
     ) -> Record:
         """Write the record of a file that is complete, and return it. Raises OutputError."""
-        path = self.path(kind, number, key)
-        record = Record(
-            kind, number, key, file_hash(path), device, round(seconds, 3), begun, decided or Decided()
+        sha256 = file_hash(self.path(kind, number, key))
+        return self._write(
+            Record(kind, number, key, sha256, device, round(seconds, 3), begun, decided or Decided())
         )
-        target = path.with_name(f"{path.name}{RECORD}")
+
+    def add(self, record: Record, decided: Decided) -> Record:
+        """Write a record again with more that was decided, and return it. Raises OutputError."""
+        return self._write(replace(record, decided=Decided(**(record.decided | decided))))
+
+    def _write(self, record: Record) -> Record:
+        target = self.folder / f"{record.file}{RECORD}"
         with writing(target):
             write_atomically(target, record.text())
         return record

@@ -1,0 +1,126 @@
+"""How far the two sides of a seam are apart: measured once, where both are decoded, and kept with the film."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from storyreel.evaluation.films import looked_at, rendered_film
+from storyreel.evaluation.metrics import METRICS
+from storyreel.film.sides import MeasuringStream, seam_pictures
+from storyreel.models.specs import ModelSpec
+from storyreel.story.plan import Plan
+from tests.conftest import FakeAdapter, FakeDecoder, FakeEngine
+from tests.film.test_decode import FakeWriter, film_plan, latents, placed
+from tests.test_rendering import SCENES, make, story
+
+
+@pytest.fixture(autouse=True)
+def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storyreel.film.writer.SegmentWriter", FakeWriter)
+
+
+def measured(plan: Plan, path: Path, of: list[Tensor] | None = None) -> dict[int, float]:
+    path.mkdir()
+    with MeasuringStream(
+        plan, FakeAdapter(plan.spec), range(len(plan.segments)), placed(path), lambda *_: None
+    ) as stream:
+        for segment in plan.segments:
+            stream.push(segment, of[segment.index] if of else latents(segment))
+        stream.finish()
+    return stream.apart
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_both_sides_at_the_same_moments(fake_model: ModelSpec, tmp_path: Path, overlap: int) -> None:
+    """The overlap's pictures: the last ones of the earlier segment, and the later one's lead."""
+    plan = film_plan("b", method=(f"overlap={overlap}",))
+    first, second = (FakeDecoder(plan.spec).push(latents(s))[:, 0, 0, 0].int() for s in plan.segments)
+    count = 1 + 3 * (overlap - 1)
+    assert seam_pictures(plan, plan.segments[1]) == count
+    expected = (first[-count:] - second[:count]).abs().float().mean()
+    assert float(expected) > 10
+    assert measured(plan, tmp_path / "film") == {1: pytest.approx(float(expected))}
+
+
+def test_one_shot_has_no_two_sides(fake_model: ModelSpec, tmp_path: Path) -> None:
+    """Where the later segment's lead is the earlier one's end, nothing is apart, whatever follows."""
+    plan = film_plan("b", method=("overlap=2",))
+    first, second = (latents(s).clone() for s in plan.segments)
+    first[:, :, -4:] = second[:, :, :2] = 0.1  # the fake codec looks two frames back
+    assert measured(plan, tmp_path / "film", [first, second]) == {1: 0}
+
+
+def test_a_cut_has_none_and_a_hard_join_has(fake_model: ModelSpec, tmp_path: Path) -> None:
+    """Without any blending, the lead's one picture, which is not shown, is of the same moment."""
+    assert list(measured(film_plan("cb"), tmp_path / "cut")) == [2]
+    plan = film_plan("b", without=frozenset({"twb"}))
+    last, lead = (FakeDecoder(plan.spec).push(latents(s))[:, 0, 0, 0].int() for s in plan.segments)
+    expected = abs(int(last[-1] - lead[0]))
+    assert expected > 10
+    assert measured(plan, tmp_path / "hard") == {1: expected}
+
+
+def sides(out: Path) -> list[float | None]:
+    manifest = json.loads((out / "foxes" / "manifest.json").read_text())
+    first, *others = [segment["decided"]["seam"] for segment in manifest["segments"]]
+    assert first is None
+    return [seam["sides"] for seam in others]
+
+
+def test_a_render_records_them_and_a_film_is_scored_with_them(tmp_path: Path, fake_model: ModelSpec) -> None:
+    make(tmp_path, story(cut=2))
+    found = sides(tmp_path)
+    assert [apart is None for apart in found] == [False, True, False, False, False]
+    assert make(tmp_path, story(cut=2))[0].rendered == 0
+    assert sides(tmp_path) == found
+    film = rendered_film("out", "foxes", "foxes", tmp_path / "foxes")
+    assert [span.sides for span in looked_at(film, 12).spans] == [None, *found]
+    assert {METRICS[name].better for name in ("sides", "sides_same_place")} == {"lower"}
+
+
+def test_of_another_film_they_say_nothing(tmp_path: Path, fake_model: ModelSpec) -> None:
+    """Hard joins: a changed scene's neighbours are not decoded again, and so nobody knows of its sides."""
+    without: dict[str, Any] = {"without": frozenset({"twb"})}
+    make(tmp_path, **without)
+    before = sides(tmp_path)
+    assert None not in before, before
+    changed = [*SCENES[:2], ("an attic", "it barks"), *SCENES[3:]]
+    assert make(tmp_path, story(changed), **without)[0].rendered == 1
+    after = sides(tmp_path)
+    assert (after[0], after[3:]) == (before[0], before[3:])
+    assert after[2] is None  # between the changed scene and the one behind it
+
+
+def test_a_render_that_was_stopped_records_them_all_the_same(tmp_path: Path, fake_model: ModelSpec) -> None:
+    make(tmp_path / "whole")
+    engine = FakeEngine()
+
+    def interrupt(count: int) -> None:
+        if count == 12:
+            raise KeyboardInterrupt
+
+    engine.adapter(fake_model).on_predict = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "stopped", engine=engine)
+    make(tmp_path / "stopped")
+    assert sides(tmp_path / "stopped") == sides(tmp_path / "whole")
+
+
+def test_of_a_file_that_was_changed_nothing_is_known(
+    tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A film that somebody joined anew is not the one that was measured."""
+    make(tmp_path)
+    film = tmp_path / "foxes" / "foxes.mp4"
+    film.write_bytes(film.read_bytes() + b" ")
+    from storyreel.film import reader
+
+    times = tuple(i / 12 for i in range(36))
+    monkeypatch.setattr(reader, "survey", lambda path: reader.Frames(times, (5.0,) * 36))
+    found = rendered_film("out", "foxes", "foxes", tmp_path / "foxes")
+    assert [span.sides for span in found.spans] == [None] * 6
