@@ -66,7 +66,8 @@ def look(
         SceneLook(v, {}, Pictures(b"", b"", b""), strange)
         for v, strange in zip(vectors, strangeness, strict=False)
     ]
-    return Look(numbers, scenes, [None] * (len(vectors) - 1), None)
+    borders = [None] * (len(vectors) - 1)
+    return Look(numbers, scenes, borders, None, borders)
 
 
 def painted(colours: Sequence[str] = SCENES, length: int = 24) -> tuple[Tensor, list[dict[str, Tensor]]]:
