@@ -1,9 +1,10 @@
 """How much of the picture near a seam is two pictures at once: fitted block by block, without any network.
 
 A block is a double exposure where a weighted mean of what the two scenes show there is much nearer to it than
-either scene alone, moved as it may have been, and where that can be seen. So neither a cut nor a pan counts, no
-actor who walks from the one to the other, no flash and no fade from or to one colour. What has changed too much
-since the clean pictures a second away fits nothing, and does not count either: the number is rather too low.
+either scene alone, moved as it may have been, and where that can be seen. So neither a cut nor a pan counts,
+no actor who walks from the one to the other, no flash and no fade from or to one colour. What has changed
+too much since the clean pictures a second away fits nothing, and does not count either: the number is rather
+too low.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ FADES = 0.6  # share of the blocks in question that a change of the whole pictur
 def double_exposure(clip: Tensor) -> float:
     """Return the share, 0 to 1, of area and pictures of a clip that is two pictures at once.
 
-    ``clip`` is (T, 3, H, W), 0 to 255; its first and last `CLEAN` pictures each show one scene alone, and do not
-    count themselves.
+    ``clip`` is (T, 3, H, W), 0 to 255; its first and last `CLEAN` pictures each show one scene alone, and do
+    not count themselves.
     """
     blocks = _blocks(clip[CLEAN:-CLEAN])
     before, after = _Scene(clip[:CLEAN], blocks), _Scene(clip[-CLEAN:], blocks)
@@ -153,7 +154,7 @@ class _Mixture(NamedTuple):
 
 
 def _mixture(seen: Tensor, first: Tensor, second: Tensor) -> _Mixture:
-    """Fit blocks (n, values) by weighted means of one of ``first`` and one of ``second``, (n, tried, values)."""
+    """Fit blocks (n, values) by means of one of ``first`` and one of ``second``, (n, tried, values)."""
     size = seen.shape[1]
     products = first @ second.transpose(1, 2)
     ones, twos = first.square().sum(2), second.square().sum(2)
@@ -169,10 +170,10 @@ def _mixture(seen: Tensor, first: Tensor, second: Tensor) -> _Mixture:
 
 
 class Doubles:
-    """Measures every seam of a film as its frames go by; ``starts`` are the scenes' first, ``stop`` is its end.
+    """Measures every seam of a film as its frames go by.
 
-    What is kept are small pictures of the seams that are not over yet. ``shares`` are None where a scene is
-    too short.
+    ``starts`` are the scenes' first frames, ``stop`` is the film's end. What is kept are small pictures of
+    the seams that are not over yet. ``shares`` are None where a scene is too short.
     """
 
     def __init__(self, starts: Sequence[int], stop: int, fps: float) -> None:

@@ -18,7 +18,7 @@ from storyreel.story.plan import Plan, Segment
 
 
 class MeasuringStream(FilmStream):
-    """A `FilmStream` that compares the two sides of every seam whose segments are decoded one after the other.
+    """A `FilmStream` that compares the two sides of seams, where both are decoded one after the other.
 
     ``apart`` has the mean absolute difference, 0 to 255, of the two sides of the seam before a segment, by
     the segment's index, from when the segment is pushed. A cut that the story wants has no two sides.

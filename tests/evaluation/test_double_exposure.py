@@ -19,9 +19,7 @@ def place(seed: int, width: int = WIDTH) -> Tensor:
     """A picture with structure at several sizes, uint8 (H, W, 3)."""
     generator = torch.Generator().manual_seed(seed)
     layers = [
-        F.interpolate(
-            torch.rand(1, 3, side, side * 2, generator=generator), (HEIGHT, width), mode="bilinear"
-        )
+        F.interpolate(torch.rand(1, 3, side, side * 2, generator=generator), (HEIGHT, width), mode="bilinear")
         for side in (4, 9, 24)
     ]
     picture = 255 * (0.5 * layers[0] + 0.3 * layers[1] + 0.2 * layers[2])

@@ -1,4 +1,4 @@
-"""How far the two sides of a seam are apart: measured once, where both are decoded, and kept with the film."""
+"""How far the two sides of a seam are apart: measured where both are decoded, and kept with the film."""
 
 from __future__ import annotations
 
