@@ -2,9 +2,9 @@
 
 A block is a double exposure where a weighted mean of what the two scenes show there is much nearer to it than
 either scene alone, moved as it may have been, and where that can be seen. So neither a cut nor a pan counts,
-no actor who walks from the one to the other, no flash and no fade from or to one colour. What has changed
-too much since the clean pictures a second away fits nothing, and does not count either: the number is rather
-too low.
+no actor who walks from the one to the other, no flash and no fade from or to one colour. What has changed too
+much since the clean pictures, a second or half a second away, fits nothing, and does not count either: the
+number is rather too low, of actors who move more than of places.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 WIDTH = 96  # pixels of the longer side that pictures are compared at
 BLOCK = 8  # pixels of a block's side
 REACH = 2, 10  # pixels that a block may have moved, down and across, since the clean pictures
-NEAR = 1.0  # seconds on either side of a seam, at most half a scene
+NEAR = 1.0, 0.5  # seconds on either side of a seam, at most half a scene: for long dissolves and short ones
 LOOKS = 12  # pictures a second that are looked at, at most
 CLEAN = 2  # pictures beyond those on either side that show one scene each
 SHORTEST = 6  # looks of a scene beside a seam that is measured
@@ -130,7 +130,8 @@ class _Scene:
             best = errors.amin(2)
             fits = best <= best.median(0).values
         explained = best / self._blocks.shape[2] < VISIBLE**2
-        return ((explained & doubtful).sum(0) > FADES * doubtful.sum(0))[None]
+        fading: Tensor = (explained & doubtful).sum(0) > FADES * doubtful.sum(0)
+        return fading[None]
 
     def likeliest(self, where: Tensor, when: Tensor) -> Tensor:
         """Return the places (n, tried, values) whose structure some blocks show most of, in any strength."""
@@ -180,12 +181,14 @@ class Doubles:
         self._stride = max(1, round(fps / LOOKS))
         looks = [-(-start // self._stride) for start in (*starts, stop)]
         lengths = [b - a for a, b in pairwise(looks)]
-        reach = max(1, round(NEAR * fps / self._stride))
-        self._clips: list[tuple[int, int] | None] = []
+        self._clips: list[list[tuple[int, int]]] = []  # of every seam the largest first
         for seam, (before, after) in zip(looks[1:], pairwise(lengths), strict=False):
-            first, last = seam - min(reach, before // 2), seam + min(reach, after // 2)
-            long = min(before, after) >= SHORTEST
-            self._clips.append((first - CLEAN + 1, last + CLEAN - 1) if long else None)
+            found = []
+            for near in NEAR if min(before, after) >= SHORTEST else ():
+                reach = max(SHORTEST // 2, round(near * fps / self._stride))
+                first, last = seam - min(reach, before // 2), seam + min(reach, after // 2)
+                found.append((first - CLEAN + 1, last + CLEAN - 1))
+            self._clips.append(list(dict.fromkeys(found)))
         self._position, self._first = 0, 0  # of frames that went by; of looks that are kept
         self._kept: list[Tensor] = []
         self.shares: list[float | None] = []
@@ -196,16 +199,19 @@ class Doubles:
         self._position += len(frames)
         self._kept += list(small(chosen)) if len(chosen) else []
         while len(self.shares) < len(self._clips):
-            clip = self._clips[len(self.shares)]
-            if clip is None:
+            clips = self._clips[len(self.shares)]
+            if not clips:
                 self.shares.append(None)
                 continue
-            start, stop = clip
+            start, stop = clips[0]
             if stop > self._first + len(self._kept):
                 self._drop(start)
                 return
+            # What one of them finds is there; the other lacks clean pictures, or has them too far away.
+            whole = stop - start - 2 * CLEAN
             pictures = torch.stack(self._kept[start - self._first : stop - self._first])
-            self.shares.append(double_exposure(pictures))
+            parts = [(double_exposure(pictures[a - start : b - start]), b - a - 2 * CLEAN) for a, b in clips]
+            self.shares.append(max(share * count / whole for share, count in parts))
         self._drop(self._first + len(self._kept))
 
     def _drop(self, before: int) -> None:

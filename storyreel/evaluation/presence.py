@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SEEN = 0.3  # from here on a cell shows somebody: half of what is seen in one picture of a double exposure
+SEEN = 0.25  # from here on a cell shows somebody, as half of a double exposure does
 FAINT = 0.1  # of a cell: less is no trace of anybody
 LEAST = 1.0  # cells of somebody who can be seen
 COMPARABLE = 0.4  # of the larger: a smaller part is no second one of the same
@@ -35,13 +35,13 @@ def centres(cells: Tensor) -> Tensor:
 
 def steps(track: Tensor) -> Tensor:
     """Return how far it is from each look to the next (T - 1,), from the middles (T, 2)."""
-    return (track[1:] - track[:-1]).norm(dim=1)
+    return torch.linalg.vector_norm(track[1:] - track[:-1], dim=1)
 
 
 def turns(track: Tensor) -> Tensor:
     """Return how much the motion before a step differs from that behind it, (T - 3,), from the second on."""
     motion = track[1:] - track[:-1]
-    return (motion[2:] - motion[:-2]).norm(dim=1)
+    return torch.linalg.vector_norm(motion[2:] - motion[:-2], dim=1)
 
 
 def usual(values: Sequence[Tensor]) -> float | None:

@@ -97,10 +97,15 @@ def film_scores(
     if verdict is not None:
         _from_verdict(verdict, scenes, seams)
     cut = [one for item in {**texts, **(readers or {})}.items() if (one := _cut(film, *item))]
-    found = {"scenes": scenes, "seams": seams, "film": _whole(film, scenes, seams), "prompts_cut": cut}
+    scores: dict[str, Any] = {
+        "scenes": scenes,
+        "seams": seams,
+        "film": _whole(film, scenes, seams),
+        "prompts_cut": cut,
+    }
     if verdict is not None and (by_distance := looks_by_distance(verdict.seen)):
-        found["looks_by_distance"] = by_distance
-    return found
+        scores["looks_by_distance"] = by_distance
+    return scores
 
 
 def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:

@@ -33,6 +33,7 @@ def test_a_walk_that_goes_on_is_as_usual() -> None:
     """Also after a seam: one track, cut in two, and measured across it."""
     track = walk(24, 0.02)
     inside = usual([steps(track[:12]), steps(track[12:])])
+    assert inside is not None
     assert inside == pytest.approx(0.02)
     assert across(steps(track), 11) == pytest.approx(inside)
     assert across(turns(track), 10) == pytest.approx(0, abs=1e-6)

@@ -26,9 +26,9 @@ def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(plan: Plan, path: Path, of: list[Tensor] | None = None) -> dict[int, float]:
     path.mkdir()
-    with MeasuringStream(
-        plan, FakeAdapter(plan.spec), range(len(plan.segments)), placed(path), lambda *_: None
-    ) as stream:
+    everything = range(len(plan.segments))
+    stream = MeasuringStream(plan, FakeAdapter(plan.spec), everything, placed(path), lambda *_: None)
+    with stream:
         for segment in plan.segments:
             stream.push(segment, of[segment.index] if of else latents(segment))
         stream.finish()

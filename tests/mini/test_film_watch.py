@@ -83,7 +83,8 @@ def judged(segments: Sequence[Segment], film: Tensor) -> FilmVerdict:
 
 def test_one_shot_goes_on(segments: tuple[Segment, ...]) -> None:
     (seam,) = judged(segments, box([8], speed=2, frames=2 * LENGTH)).seams
-    assert (seam.twice, seam.jump) == (0, pytest.approx(1, abs=0.2))
+    assert seam.twice == 0
+    assert seam.jump == pytest.approx(1, abs=0.25)
     assert seam.turn == pytest.approx(0, abs=0.5)
 
 
