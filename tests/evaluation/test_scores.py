@@ -248,7 +248,7 @@ def test_the_worst_places_are_those_furthest_from_the_usual() -> None:
 
 
 def test_a_verdict_becomes_numbers_of_scenes_seams_and_the_film() -> None:
-    """By hand: the look is lost in the last scene, the light in the second; at a seam somebody is there twice."""
+    """By hand: the look is lost in the last scene, the light in the second; a seam shows somebody twice."""
     open_look = {"fox": {"colour": "", "wear": ""}}
     red, grey = ({"fox": {"colour": colour, "wear": ""}} for colour in ("red", "grey"))
     seen = (
