@@ -35,13 +35,13 @@ def centres(cells: Tensor) -> Tensor:
 
 def steps(track: Tensor) -> Tensor:
     """Return how far it is from each look to the next (T - 1,), from the middles (T, 2)."""
-    return torch.linalg.vector_norm(track[1:] - track[:-1], dim=1)
+    return (track[1:] - track[:-1]).square().sum(1).sqrt()
 
 
 def turns(track: Tensor) -> Tensor:
     """Return how much the motion before a step differs from that behind it, (T - 3,), from the second on."""
     motion = track[1:] - track[:-1]
-    return torch.linalg.vector_norm(motion[2:] - motion[:-2], dim=1)
+    return (motion[2:] - motion[:-2]).square().sum(1).sqrt()
 
 
 def usual(values: Sequence[Tensor]) -> float | None:
