@@ -58,7 +58,8 @@ class Scene:
 
     ``weights`` are those of the scene prompt and of the action prompt in every denoising step, equal ones
     where prompts were not weighted. ``seam`` is its border to the scene before, None for the first:
-    ``transition``, ``overlap`` in latent frames, ``strength`` and ``similarity`` from 0 to 1.
+    ``transition``, ``overlap`` in latent frames, ``strength`` and ``similarity`` from 0 to 1, and how far its
+    two ``sides`` were apart before any dissolve, 0 to 255 or None.
     """
 
     scene: str

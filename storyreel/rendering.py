@@ -166,8 +166,8 @@ def _render_segments(
     progress: Progress,
 ) -> None:
     """The main loop: segment by segment, denoise what is missing, save it, decode it, write its video."""
-    from storyreel.film.decode import FilmStream
     from storyreel.film.segments import Segments
+    from storyreel.film.sides import MeasuringStream
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
 
@@ -178,12 +178,14 @@ def _render_segments(
         engine.stop.check()
 
     def after_video(segment: Segment, seconds: float) -> None:
-        segments.record_video(segment, seconds)
+        segments.record_video(segment, seconds, stream.apart.get(segment.index))
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
         progress.segment_finished(segment)
 
     denoising = segments.denoise(inventory.undone, after_forward)
-    with FilmStream(segments.plan, adapter, inventory.missing, segments.video_path, after_video) as stream:
+    with MeasuringStream(
+        segments.plan, adapter, inventory.missing, segments.video_path, after_video
+    ) as stream:
         for segment in inventory.shown:
             if segment.index in inventory.latents:
                 stream.push(segment, segments.latents(segment.index))

@@ -39,7 +39,8 @@ class Span:
 
     ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
     for a film that was made without any blending. ``others`` are its scene prompt with somebody else in the
-    first character's place.
+    first character's place. ``sides`` is how far the two sides of the seam before it are apart, 0 to 255, as
+    the render measured it before any dissolve; None where nobody did.
     """
 
     scene: str
@@ -48,6 +49,7 @@ class Span:
     stop: int
     blended: bool
     others: Mapping[str, str] = field(default_factory=dict)
+    sides: float | None = None
 
     @property
     def frames(self) -> int:
@@ -107,8 +109,13 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class _Seam(_Part):
+    sides: float | None = Field(default=None, ge=0, le=255)
+
+
 class _Decided(_Part):
     lead: int
+    seam: _Seam | None = None
 
 
 class _Segment(_Part):
@@ -303,6 +310,9 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     told = replace(told, sha256=file_hash(film))
     fps, count = manifest.settings.fps, ends[-1][1]
     if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
+        sides = (s.decided.seam.sides if s.decided and s.decided.seam else None for s in segments)
+        spans = (replace(span, sides=apart) for span, apart in zip(told.spans, sides, strict=True))
+        told = replace(told, spans=tuple(spans))
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
     facts, frames = reader.probe(film), reader.survey(film)
     rate = usual_rate(frames.times, facts.fps)
@@ -434,7 +444,7 @@ def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
             story.filled(scene.action),
             start,
             stop,
-            start > 0 and scene.transition == "blend",
+            start > 0 and scene.transition != "cut",
             dict(others),
         )
         for scene, (start, stop), others in scenes

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from storyreel.errors import StoryreelError
+from storyreel.evaluation.double_exposure import Doubles
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.metrics import SAMPLES
@@ -182,12 +183,16 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Look:
-    """All of a film: ``distances`` are LPIPS of every border, ``shots`` a score a frame; None without."""
+    """All of a film: ``distances`` are LPIPS of every border, ``shots`` a score a frame; None without.
+
+    ``doubles`` are the shares of every border's surroundings that are two pictures at once.
+    """
 
     frames: FrameNumbers
     scenes: Sequence[SceneLook]
     distances: Sequence[tuple[float, float] | None]
     shots: Sequence[float] | None
+    doubles: Sequence[float | None]
 
 
 @torch.inference_mode()
@@ -210,10 +215,12 @@ def look_at(
         pickers[OWN] = own
     numbers, scenes = FrameNumbers(), Scenes(film.spans, pickers, encoders, names, strangeness)
     shots = Shots(encoders.get(SHOTS)) if SHOTS in names else None
+    doubles = Doubles([span.start for span in film.spans], film.frames, film.fps)
     seen = 0
     for frames in film_frames(film):
         numbers.see(frames)
         scenes.see(frames)
+        doubles.see(frames)
         if shots is not None:
             shots.see(frames)
         seen += len(frames)
@@ -225,7 +232,8 @@ def look_at(
         )
     if shots is not None:
         shots.finish()
-    return Look(numbers, scenes.looks, scenes.distances, shots.scores if shots is not None else None)
+    scores = shots.scores if shots is not None else None
+    return Look(numbers, scenes.looks, scenes.distances, scores, doubles.shares)
 
 
 def film_frames(film: Film, upscale: int | None = None) -> Iterator[Tensor]:

@@ -22,9 +22,11 @@ class Metric:
     """A number of a film. ``better`` is the direction; None where neither end is good by itself.
 
     A film's value is the mean over its scenes, and the median over the borders that its story wants smooth,
-    however the film was made; where the story wants none, over all borders. A metric of the scope ``film``
-    is made of those, or of what the film's manifest says. ``sampling`` tells which frames are looked at,
-    after what preprocessing; ``needs`` which weights it takes.
+    or the mean, as ``over_seams`` says, however the film was made; where the story wants none, over all
+    borders. A metric of the scope ``film`` is made of those, or of what the film's manifest says.
+    ``sampling`` tells which frames are looked at, after what preprocessing; ``needs`` which weights it
+    takes. ``chance`` is what a film has of it whose scenes have nothing to do with each other, if all that
+    may be shown is shown equally often.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Metric:
     sampling: str
     needs: str | None = None
     digits: int = 3
+    over_seams: Literal["median", "mean"] = "median"
+    chance: float | None = None
 
 
 def _read() -> dict[str, Metric]:

@@ -142,6 +142,7 @@ def _film(scored: Scored) -> dict[str, Any]:
         ],
         "strip": _strip(scored),
         "scene_charts": _charts("scene", scored, scores["scenes"]),
+        "distance_charts": _distance_charts(scores.get("looks_by_distance", [])),
         "seam_charts": _charts("seam", scored, scores["seams"]),
     }
 
@@ -247,9 +248,39 @@ def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) ->
     return charts
 
 
+def _distance_charts(by_distance: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return how often scenes show the same look, one bar for every distance between them."""
+    most = max((entry["distance"] for entry in by_distance), default=0)
+    charts = []
+    for name in (n for n in (by_distance[0] if by_distance else ()) if n not in ("distance", "pairs")):
+        values = [entry[name] for entry in by_distance]
+        bars = [
+            {
+                "kind": "",
+                "x": f"{entry['distance'] - 0.9:g}",
+                "y": f"{100 - entry[name]:.1f}",
+                "height": f"{max(entry[name], 0.8):.1f}",
+                "words": f"{entry['distance']} scenes apart: {entry[name]:.1f} of {entry['pairs']} pairs",
+            }
+            for entry in by_distance
+        ]
+        charts.append(
+            {
+                "title": f"same {name}",
+                "label": f"same {name} by distance",
+                "range": f"% of pairs, {min(values):.1f} to {max(values):.1f}",
+                "places": most,
+                "zero": "100.0",
+                "bars": bars,
+            }
+        )
+    return charts
+
+
 def titled(metric: Metric) -> str:
-    """Return a metric's title with an arrow to what is better."""
-    return f"{metric.title} {ARROWS[metric.better]}".strip()
+    """Return a metric's title with what chance gives and an arrow to what is better."""
+    chance = "" if metric.chance is None else f" (chance {metric.chance:g})"
+    return f"{metric.title}{chance} {ARROWS[metric.better]}".strip()
 
 
 def _encoded(data: bytes) -> str:

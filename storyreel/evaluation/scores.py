@@ -13,6 +13,7 @@ from torch import Tensor
 
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.frames import Look
+from storyreel.evaluation.kept import looks_by_distance, looks_kept, places_kept
 from storyreel.evaluation.metrics import METRICS
 from storyreel.evaluation.picture_measures import lab
 from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
@@ -78,9 +79,15 @@ def film_scores(
     for seam, found in zip(seams, seam_steps(look.frames.steps, starts, film.fps), strict=True):
         seam |= {"seam_ratio": found.ratio, "largest_step": found.largest}
     for seam, distances in zip(seams, look.distances, strict=True):
-        seam["blended"] = film.spans[seam["after"]].blended
+        span = film.spans[seam["after"]]
+        seam["blended"] = span.blended
+        if span.sides is not None:
+            seam["sides"] = span.sides
         if distances is not None:
             seam |= dict(zip(("lpips", "lpips_seam"), distances, strict=True))
+    for seam, share in zip(seams, look.doubles, strict=True):
+        if share is not None:
+            seam["double_exposure"] = 100 * share
     if look.shots is not None:
         for seam in seams:
             first, last = transition(starts, film.frames, seam["after"], film.fps)
@@ -90,7 +97,15 @@ def film_scores(
     if verdict is not None:
         _from_verdict(verdict, scenes, seams)
     cut = [one for item in {**texts, **(readers or {})}.items() if (one := _cut(film, *item))]
-    return {"scenes": scenes, "seams": seams, "film": _whole(film, scenes, seams), "prompts_cut": cut}
+    scores: dict[str, Any] = {
+        "scenes": scenes,
+        "seams": seams,
+        "film": _whole(film, scenes, seams),
+        "prompts_cut": cut,
+    }
+    if verdict is not None and (by_distance := looks_by_distance(verdict.seen)):
+        scores["looks_by_distance"] = by_distance
+    return scores
 
 
 def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:
@@ -240,11 +255,16 @@ def _from_verdict(
         seams[seam.after - 1] |= {
             "transition_characters": 100.0 * seam.characters,
             "same_place": seam.same_place,
+            "twice": None if seam.twice is None else 100 * seam.twice,
+            "pose_jump": seam.jump,
+            "pose_turn": seam.turn,
         }
+    for scene, looks, place in zip(scenes, looks_kept(verdict.seen), places_kept(verdict.seen), strict=False):
+        scene |= looks | place
 
 
 def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapping[str, Any]]) -> Scores:
-    """Return the film's own value of every metric: means over scenes, medians over seams.
+    """Return the film's own value of every metric: means over scenes, medians or means over seams.
 
     Seams are the borders that the story wants smooth; where it wants none, all borders are.
     """
@@ -262,7 +282,14 @@ def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapp
     staying, changing = ([s for s in smooth if s.get("same_place") is same] for same in (True, False))
     of_film: Scores = {
         "transition_characters": mean(values(smooth, "transition_characters")),
+        "sides_same_place": middle(values(staying, "sides")),
+        "double_exposure_same_place": mean(values(staying, "double_exposure")),
         "seam_ratio_same_place": middle(values(staying, "seam_ratio")),
+        "pose_jump_same_place": middle(values(staying, "pose_jump")),
+        **{
+            name: mean(values(scenes, name))
+            for name in ("look_kept_absent", "light_same", "arrangement_same")
+        },
         "largest_step_place_change": middle(values(changing, "largest_step")),
         "largest_step_max": max(values(smooth, "largest_step"), default=None),
         **film.cost,
@@ -272,7 +299,8 @@ def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapp
         if metric.scope == "scene":
             found[name] = mean(values(scenes, name))
         elif metric.scope == "seam":
-            found[name] = middle(values(smooth or seams, name))
+            of_seams = values(smooth or seams, name)
+            found[name] = mean(of_seams) if metric.over_seams == "mean" else middle(of_seams)
         else:
             found[name] = of_film.get(name)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from storyreel.evaluation.kept import SceneSeen
 from storyreel.models.specs import MODELS
 
 if TYPE_CHECKING:
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 class SceneVerdict:
     """Whether a segment shows those it should, where it should, doing what it should.
 
-    Each field is a metric of a scene, by its name in metrics.toml; ``looks`` (and light) is None where the
-    prompts state none. ``looks_missing`` says in words what they state and the scene does not show.
+    Each field is a metric of a scene, by its name in metrics.toml. ``action_first`` and ``action_last`` are
+    of the first and last third of its frames alone; None of thirds that are too short for the judge.
+    ``looks`` (and light) is None where the prompts state none; ``looks_missing`` says in words what they
+    state and the scene does not show.
     """
 
     characters: bool
     place: bool
     action: bool
+    action_first: bool | None = None
+    action_last: bool | None = None
     looks: bool | None = None
     looks_missing: str = ""
 
@@ -33,20 +38,30 @@ class SeamVerdict:
     """The transition into segment ``after``.
 
     ``characters`` says whether it shows those of one of its two segments and nobody else;
-    ``same_place`` is a fact of the story, not of the film.
+    ``same_place`` is a fact of the story, not of the film. ``twice`` is the share of its pictures in which
+    somebody stands at two places. ``jump`` is how far those who are on both sides go across the seam,
+    ``turn`` how much their motion changes, both in units of what is usual inside the scenes; None where
+    nobody is on both sides.
     """
 
     after: int
     characters: bool
     same_place: bool
+    twice: float | None = None
+    jump: float | None = None
+    turn: float | None = None
 
 
 @dataclass(frozen=True)
 class FilmVerdict:
-    """One verdict a segment, and one for each seam that was asked for."""
+    """One verdict a segment, and one for each seam that was asked for.
+
+    ``seen`` is what every segment shows of what its prompts leave open; () if the judge does not say.
+    """
 
     scenes: tuple[SceneVerdict, ...]
     seams: tuple[SeamVerdict, ...]
+    seen: tuple[SceneSeen, ...] = ()
 
 
 def asked(place: str | None) -> Callable[..., Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class FilmStream:
         self._writer: writer.SegmentWriter | None = None
         self._seconds = 0.0
 
-    def __enter__(self) -> FilmStream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -64,7 +64,21 @@ def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> M
                 "files": {record.file: record.sha256 for record in made},
                 "device": made[0].device,
                 "seconds": round(sum(record.seconds for record in made), 3),
-                "decided": made[0].decided,
+                "decided": _decided(inventory, index),
             }
         segments.append(entry)
     return Manifest(inventory.facts, segments, film or {})
+
+
+def _decided(inventory: Inventory, index: int) -> dict[str, Any]:
+    """Return what was decided of a segment, with how far the two sides of the seam before it are apart.
+
+    That is None where nobody knows: of a cut that the story wants, and where the two segments have never been
+    decoded one after the other.
+    """
+    decided: dict[str, Any] = dict(inventory.latents[index].decided)
+    sides = inventory.video[index].decided.get("sides")
+    if decided.get("seam"):
+        known = sides is not None and sides["before"] == inventory.keys.latents[index - 1]
+        decided["seam"] = decided["seam"] | {"sides": sides["apart"] if sides and known else None}
+    return decided

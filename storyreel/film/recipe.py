@@ -36,6 +36,7 @@ NO_PART: dict[str, str] = {
     "storyreel.pages": "templates of pages",
     "storyreel.film.folder": "where files lie",
     "storyreel.film.store": "the same",
+    "storyreel.film.sides": "measures; what it adds to decoding is no picture",
     "storyreel.film.hashes": "the same",
     "storyreel.film.manifest": "what was made",
     "storyreel.film.inventory": "what is there and what is missing",

@@ -108,11 +108,19 @@ class Segments:
         """Return where a segment's video goes."""
         return self._store.path("video", segment.number, self._inventory.keys.video[segment.index])
 
-    def record_video(self, segment: Segment, seconds: float) -> None:
-        """Record a segment's video, which is complete and took some seconds. Raises OutputError."""
-        key = self._inventory.keys.video[segment.index]
-        record = self._store.keep("video", segment.number, key, self._device, seconds)
-        self._inventory.video[segment.index] = record
+    def record_video(self, segment: Segment, seconds: float, apart: float | None) -> None:
+        """Record a segment's video, which is complete and took some seconds.
+
+        ``apart`` is how far the two sides of the seam before it are apart; None if nobody knows. Raises
+        OutputError.
+        """
+        keys, index = self._inventory.keys, segment.index
+        decided: Decided = {}
+        if apart is not None:
+            decided["sides"] = {"before": keys.latents[index - 1], "apart": round(apart, 3)}
+        self._inventory.video[index] = self._store.keep(
+            "video", segment.number, keys.video[index], self._device, seconds, decided=decided
+        )
 
     def _stored(self, record: Record) -> Stored:
         return Stored(self._store.folder / record.file)

@@ -42,12 +42,26 @@ class DecidedSeam(TypedDict):
     similarity: float | None
 
 
+class Sides(TypedDict):
+    """How far the two sides of the seam before a segment are ``apart``, 0 to 255, as `sides.py` has it.
+
+    ``before`` is the key of the latents of the segment before: of any other it says nothing.
+    """
+
+    before: str
+    apart: float
+
+
 class Decided(TypedDict, total=False):
-    """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step."""
+    """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step.
+
+    ``sides`` came of it, and is in the record of the segment's video.
+    """
 
     lead: int
     seam: DecidedSeam | None
     prompt_weights: list[tuple[float, float]]
+    sides: Sides
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Record:
 
     ``key`` covers all that shaped it. ``device`` is what computed it and ``seconds`` how long that took.
     ``step`` is how many steps a state is after, ``decided`` is what the method chose while latents were
-    denoised.
+    denoised, or what came of that.
     """
 
     kind: Kind

@@ -1,9 +1,9 @@
 """The judge: who is in a clip, how they look, where, in what light, and doing what; or that nobody can tell.
 
 A small convolutional network, trained on true clips of the cartoon world and on clips spoilt on
-purpose. It finds everybody in the pictures, which the world's own tags teach it, and reads looks there.
-It has no part in rendering, and no weights of the model are chosen by it: what it says of a film is an
-outside opinion. `nearest` measures without any network.
+purpose. It finds everybody in the pictures, which the world's own tags teach it, and reads looks there. It
+has no part in rendering, and no weights of the model are chosen by it: what it says of a film is an outside
+opinion. `nearest` measures without any network.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class Scores:
 class Opinion:
     """Log-probabilities of every cast, place and action; the likeliest of everything as a verdict.
 
-    Of a clip that is not ``readable`` the verdict means nothing: it shows none of them.
+    Of a clip that is not ``readable`` the verdict means nothing: it shows none of them. ``where`` (T, h, w,
+    6) is with what probability each cell of every second picture shows each of the `CHARACTERS`.
     """
 
     casts: Tensor
@@ -96,6 +97,7 @@ class Opinion:
     verdict: Verdict
     readable: bool
     ruin: float
+    where: Tensor = field(default_factory=lambda: torch.empty(0, 1, 1, len(CHARACTERS)))
 
 
 def truth(clip: Clip) -> Verdict:
@@ -206,7 +208,8 @@ class Judge(nn.Module):
             int(seen.arrangements[0].argmax()),
         )
         ruin = float(seen.ruin[0])
-        return Opinion(casts, places, actions, verdict, ruin <= UNREADABLE, ruin)
+        where = seen.where[0].softmax(-1)[..., 1:]
+        return Opinion(casts, places, actions, verdict, ruin <= UNREADABLE, ruin, where)
 
 
 def as_seen(frames: Tensor) -> Tensor:

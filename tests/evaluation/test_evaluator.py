@@ -119,7 +119,7 @@ def test_scores_worked_by_hand(fake_model: ModelSpec, shows: Shows, monkeypatch:
     assert [scene["motion"] for scene in scores["scenes"]] == [2, 4, 0]
     assert scores["film"]["motion"] == 2
     seam, cut = scores["seams"]
-    assert seam == {"after": 1, "blended": True, "seam_ratio": 3, "largest_step": 3}
+    assert seam == {"after": 1, "blended": True, "seam_ratio": 3, "largest_step": 3, "double_exposure": 0}
     assert cut["seam_ratio"] == pytest.approx(206 / 3)
     assert scores["film"]["seam_ratio"] == scores["film"]["largest_step_max"] == 3  # of the seam alone
     bus = scores["scenes"][2]  # white pictures: all that its scene prompt wants, nothing of its action

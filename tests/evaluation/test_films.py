@@ -112,6 +112,10 @@ def test_blending_is_what_the_story_wants_whatever_was_rendered(tmp_path: Path) 
     assert film.times == tuple(i / 12 for i in range(72))
     assert looked_at(film, 12).spans == film.spans
     assert looked_at(film, 12).picks == tuple(range(72))
+    for way in ("continue", "dissolve"):  # a story may say how a scene is to grow out of the one before
+        text = STORY.replace("transition: cut", f"transition: {way}")
+        film = rendered_film("out", "foxes", "foxes", rendered(tmp_path / way, text))
+        assert [span.blended for span in film.spans] == [False, True, True]
 
 
 def test_what_a_film_cost_is_in_its_manifest_as_far_as_that_says(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 from pydantic import ValidationError
 
+from storyreel.evaluation.kept import SceneSeen, looks_kept, places_kept
 from storyreel.evaluation.metrics import METRICS, SAMPLES, Metric
 from storyreel.evaluation.verdicts import SceneVerdict
 from storyreel.evaluation.weights import JUDGE, OWN, WEIGHTS
@@ -19,8 +20,14 @@ def test_every_metric_needs_something_that_there_is() -> None:
 
 
 def test_what_a_judge_says_of_a_scene_is_a_metric() -> None:
-    scenes = [name for name, metric in METRICS.items() if metric.needs == JUDGE and metric.scope == "scene"]
-    assert [*scenes, "looks_missing"] == [field.name for field in fields(SceneVerdict)]
+    """Of its verdicts, and of what is kept from scene to scene."""
+    scenes = {name for name, metric in METRICS.items() if metric.needs == JUDGE and metric.scope == "scene"}
+    look = {"colour": "red", "wear": ""}
+    seen = [SceneSeen({"fox": dict(look, colour="")}, {"fox": look}, "park", "", "day", 0)] * 3
+    kept = {name for values in (*looks_kept(seen), *places_kept(seen)) for name in values}
+    said = {field.name for field in fields(SceneVerdict)} - {"looks_missing"}  # words
+    assert scenes == said | {name for name in kept if name.endswith("_kept")}
+    assert {name for name in kept if not name.endswith("_kept")} == {"light_same", "arrangement_same"}
 
 
 def test_the_number_of_pictures_is_the_one_that_is_taken() -> None:

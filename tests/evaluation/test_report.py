@@ -11,7 +11,7 @@ from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.frames import Pictures
 from storyreel.evaluation.metrics import METRICS
-from storyreel.evaluation.report import report_page, run_heads
+from storyreel.evaluation.report import report_page, run_heads, titled
 from storyreel.evaluation.result import Evaluation, Scored
 from storyreel.evaluation.statistics import Row, compare
 
@@ -71,3 +71,19 @@ def test_a_report_shows_where_a_film_is_bad() -> None:
     assert "<title>scenes 2 and 3: 2.00</title>" in page
     assert page.count("data:image/jpeg;base64,") == 1 + 2 + 3  # a scene, both sides of a seam, every scene
     assert "In numbers" in page
+
+
+def test_a_report_shows_how_looks_are_kept_over_the_film() -> None:
+    whole = evaluation("out")
+    assert "by distance" not in report_page(whole)
+    curve = [{"distance": d, "pairs": 3 - d, "colour": 100.0 / d, "wear": 0.0, "look": 0.0} for d in (1, 2)]
+    whole.films[0].scores["looks_by_distance"] = curve
+    page = report_page(whole)
+    assert "The same look, by distance" in page
+    assert "<title>2 scenes apart: 50.0 of 1 pairs</title>" in page
+    assert page.count("% of pairs, ") == 3
+
+
+def test_what_chance_gives_stands_beside_a_metric() -> None:
+    assert titled(METRICS["colour_kept"]) == "same colour of coat or clothes, % of scenes (chance 25) ↑"
+    assert "chance" not in titled(METRICS["characters"])

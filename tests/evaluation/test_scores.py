@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.findings import findings
 from storyreel.evaluation.frames import FrameNumbers, Look, Pictures, SceneLook
+from storyreel.evaluation.kept import SceneSeen
 from storyreel.evaluation.report import worst_places
 from storyreel.evaluation.result import Scored
 from storyreel.evaluation.scores import film_scores
@@ -67,7 +68,8 @@ def look(
         SceneLook(v, {}, Pictures(b"", b"", b""), strange)
         for v, strange in zip(vectors, strangeness, strict=False)
     ]
-    return Look(numbers, scenes, [None] * (len(vectors) - 1), None)
+    borders = [None] * (len(vectors) - 1)
+    return Look(numbers, scenes, borders, None, borders)
 
 
 def painted(colours: Sequence[str] = SCENES, length: int = 24) -> tuple[Tensor, list[dict[str, Tensor]]]:
@@ -178,8 +180,8 @@ def test_a_test_card_shows_none_of_the_story_to_clip() -> None:
 
 def test_a_look_that_the_judge_misses_is_said_in_words() -> None:
     scenes = (
-        SceneVerdict(True, True, False, True),
-        SceneVerdict(True, True, True, False, "a red scarf and night"),
+        SceneVerdict(True, True, False, looks=True),
+        SceneVerdict(True, True, True, looks=False, looks_missing="a red scarf and night"),
         SceneVerdict(True, True, True),  # states none
     )
     verdict = FilmVerdict(scenes, (SeamVerdict(1, True, True),))
@@ -257,3 +259,59 @@ def test_the_worst_places_are_those_furthest_from_the_usual() -> None:
     found = [(index, metric.name) for index, metric in worst_places("scene", entries)]
     assert set(found[:2]) == {(3, "jump"), (1, "frozen")}
     assert "motion" not in [name for _, name in found]
+
+
+def test_a_verdict_becomes_numbers_of_scenes_seams_and_the_film() -> None:
+    """By hand: the look is lost in the last scene, the light in the second; a seam shows somebody twice."""
+    open_look = {"fox": {"colour": "", "wear": ""}}
+    red, grey = ({"fox": {"colour": colour, "wear": ""}} for colour in ("red", "grey"))
+    seen = (
+        SceneSeen(open_look, red, "park", light="day", arrangement=0),
+        SceneSeen(open_look, red, "park", light="night", arrangement=0),
+        SceneSeen(open_look, grey, "street", light="day", arrangement=1),
+    )
+    scenes = (
+        SceneVerdict(True, True, True, True, False),
+        SceneVerdict(True, True, False, False, False),
+        SceneVerdict(True, True, True),
+    )
+    seams = (SeamVerdict(1, True, True, 0.5, 1.2, None), SeamVerdict(2, True, False, 0.0, 30.0, 2.0))
+    verdict = FilmVerdict(scenes, seams, seen)
+    shown = replace(look(*painted()), doubles=[0.1, 0.3])
+    scores = film_scores(film(), shown, {}, verdict=verdict)
+    first, second, third = scores["scenes"]
+    assert (first["action_first"], first["action_last"]) == (100, 0)
+    assert "action_first" not in third
+    assert "look_kept" not in first
+    assert (second["look_kept"], third["look_kept"], third["wear_kept"]) == (100, 0, 100)
+    assert (second["light_kept"], second["arrangement_kept"]) == (0, 100)
+    of_film = scores["film"]
+    wanted = {
+        "action_first": 50,
+        "action_last": 0,
+        "look_kept": 50,
+        "colour_kept": 50,
+        "wear_kept": 100,
+        "light_kept": 0,
+        "light_same": 0,
+        "arrangement_kept": 100,
+        "arrangement_same": 100,
+        "twice": 25,
+        "double_exposure": 20,
+        "double_exposure_same_place": 10,  # means over seams
+        "pose_jump": 15.6,
+        "pose_jump_same_place": 1.2,
+        "pose_turn": 2.0,  # medians
+        "look_kept_absent": None,
+        "sides": None,
+        "sides_same_place": None,
+    }
+    assert {name: of_film[name] for name in wanted} == pytest.approx(wanted)
+    assert [entry["distance"] for entry in scores["looks_by_distance"]] == [1, 2]
+
+
+def test_sides_are_the_renders_own_words() -> None:
+    spans = [replace(span, sides=apart) for span, apart in zip(film().spans, (None, 30.0, 2.0), strict=True)]
+    scores = film_scores(replace(film(), spans=tuple(spans)), look(*painted()), {})
+    assert [seam["sides"] for seam in scores["seams"]] == [30, 2]
+    assert scores["film"]["sides"] == 16

@@ -43,8 +43,8 @@ def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def film_plan(transitions: str = "bb", seconds: float = 2.0, **overrides: object) -> Plan:
-    """A plan with one scene more than ``transitions``, b for a blend and c for a cut."""
-    names = {"b": "blend", "c": "cut"}
+    """A plan with one scene more than ``transitions``, b for a blend, c for a cut and d for a dissolve."""
+    names = {"b": "blend", "c": "cut", "d": "dissolve"}
     lines = [f"  - {{scene: a, action: b, transition: {names[t]}}}" for t in "b" + transitions]
     text = f"render: {{model: fake, seconds: {seconds}}}\nscenes:\n" + "\n".join(lines)
     return plan_of(text, **overrides)

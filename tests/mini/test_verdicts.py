@@ -16,7 +16,7 @@ from storyreel.mini import verdicts
 from storyreel.mini.judge import UNREADABLE, Judge, Verdict
 from storyreel.mini.lessons import FPS, HEIGHT, WIDTH
 from storyreel.mini.plots import PLOTS, STORIES, words
-from storyreel.mini.verdicts import Told, judge_film, strangeness, truths
+from storyreel.mini.verdicts import judge_film, strangeness, told, truths
 from storyreel.mini.world import (
     LOOKS,
     Action,
@@ -107,31 +107,31 @@ def test_every_scene_of_every_story_has_its_truth() -> None:
 def test_what_prompts_state_is_taken_out_and_asked(
     scene: str, action: str, looks: tuple[str, str] | None, light: Light | None
 ) -> None:
-    told = Told(scene, action or "a corgi dog is sniffing the ground")
-    assert told.verdict is not None
-    assert (told.verdict.place, told.verdict.action) == (Place.WHITE_HOUSE, Action.SNIFF)
-    assert told.looks == ({Character.CORGI: Look(*looks)} if looks else {})
-    assert told.light is light
+    found = told(scene, action or "a corgi dog is sniffing the ground")
+    assert found.truth is not None
+    assert (found.truth.place, found.truth.action) == (Place.WHITE_HOUSE, Action.SNIFF)
+    assert found.stated == ({Character.CORGI: Look(*looks)} if looks else {})
+    assert found.light is light
 
 
 def test_people_and_pairs_state_looks_too() -> None:
-    told = Told(
+    pair = told(
         "a man in a red shirt and a black hat and a woman with a purple scarf are at the Tidal Basin",
         "a man and a woman in a blue dress are smiling at each other",
     )
-    assert told.looks == {
+    assert pair.stated == {
         Character.MAN: Look("red", "black hat"),
         Character.WOMAN: Look("blue", "purple scarf"),
     }
-    puppy = Told(
+    puppy = told(
         "the cute grey corgi puppy with a blue collar sees a panda bear with a yellow bandana", "they sit"
     )
-    assert puppy.looks == {
+    assert puppy.stated == {
         Character.CORGI: Look("grey", "blue collar"),
         Character.PANDA: Look("", "yellow bandana"),
     }
     seen = Verdict(frozenset(), Place.CAPITOL, Action.SIT, {Character.MAN: Look("green", "black hat")})
-    assert told.missing(seen) == ["a red shirt", "a blue dress", "a purple scarf"]
+    assert pair.missing(seen) == ["a red shirt", "a blue dress", "a purple scarf"]
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -142,11 +142,11 @@ def test_every_shipped_story_with_a_cast_that_states_looks_is_known(story: str) 
     looks = [rng.choice(LOOKS[who]) for who in members]
     nouns = [look_name(who, look) for who, look in zip(members, looks, strict=True)]
     for lesson in PLOTS[plot]:
-        told = Told(lit(words(lesson.scene, cast, nouns), "at sunset"), words(lesson.action, cast, nouns))
+        found = told(lit(words(lesson.scene, cast, nouns), "at sunset"), words(lesson.action, cast, nouns))
         plain = truths()[words(lesson.scene, cast), words(lesson.action, cast)]
-        assert told.verdict == plain
-        assert told.light is Light.DUSK
-        assert told.looks == dict(zip(members[: 1 + lesson.pair], looks, strict=False))
+        assert found.truth == plain
+        assert found.light is Light.DUSK
+        assert found.stated == dict(zip(members[: 1 + lesson.pair], looks, strict=False))
 
 
 def test_a_look_that_is_stated_and_not_shown_is_said(judge: Judge, segments: tuple[Segment, ...]) -> None:
@@ -158,8 +158,8 @@ def test_a_look_that_is_stated_and_not_shown_is_said(judge: Judge, segments: tup
     def said(who: str, light: str = "", ruin: float = -50.0) -> tuple[bool | None, str]:
         with_bias(judge, "ruin", value=ruin)
         scene, action = (text.replace("a corgi dog", who) for text in (first.scene, first.action))
-        told = replace(first, scene=lit(scene, light), action=action)
-        verdict = judge_film([told], [], [torch.zeros(first.frames, HEIGHT, WIDTH, 3, dtype=torch.uint8)])
+        stating = replace(first, scene=lit(scene, light), action=action)
+        verdict = judge_film([stating], [], [torch.zeros(first.frames, HEIGHT, WIDTH, 3, dtype=torch.uint8)])
         assert verdict is not None
         return verdict.scenes[0].looks, verdict.scenes[0].looks_missing
 
