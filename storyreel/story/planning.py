@@ -194,7 +194,9 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
         if transition != "cut":
             transition = ALWAYS.get(method.blending, transition)
-        strength = 0.0 if method.blending == "none" else method.strength
+        # The published form knows pictures alone, and none crosses a cut.
+        apart = method.blending == "none" or (method.blending == "published" and transition == "cut")
+        strength = 0.0 if apart else method.strength
         overlap = 0
         if transition == "continue" and method.leads:
             overlap = min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))
