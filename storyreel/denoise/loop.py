@@ -78,7 +78,9 @@ def denoise(
             waiting.pop(0)
         if not window:
             raise RuntimeError(f"scene {waiting[0].number} waits for one that does not come")
-        _step(adapter, settings, window, writer, lambda: on_forward(window))
+        # One may have begun ahead of those before it, and waits for them.
+        unfinished = [begun for begun in window if begun.step < settings.steps]
+        _step(adapter, settings, unfinished, writer, lambda: on_forward(window))
         while window and window[0].step == settings.steps:
             _check(window[0])
             yield window.pop(0)
