@@ -44,6 +44,7 @@ TINY = replace(
     MODELS["mini"],
     name="tiny",
     frames_per_latent=6,
+    pixels_per_latent=8,
     latent_channels=12,
     fps=12,
     size=(64, 64),

@@ -118,7 +118,9 @@ def test_characters_who_are_first_shown_together_are_one_portrait() -> None:
 
 
 def test_who_is_in_a_scene_may_be_said_in_either_prompt_and_without_an_article() -> None:
-    text = 'cast: {first: {name: a fox}}\nscenes:\n  - [the park, "{first} sits"]\n  - [home, the Fox sleeps]\n'
+    text = (
+        'cast: {first: {name: a fox}}\nscenes:\n  - [the park, "{first} sits"]\n  - [home, the Fox sleeps]\n'
+    )
     plan = plan_of(text)
     assert [s.cast for s in plan.segments] == [("a fox",)] * 2
     assert plan.given(plan.segments[1]) == (portrait(0, "a fox"),)
@@ -210,7 +212,9 @@ def test_whatever_the_story_a_lead_fits_and_holds_what_is_finished(
         assert 1 <= segment.lead
         assert segment.lead + segment.latents <= plan.spec.max_latents
         given = plan.given(segment)
-        assert segment.lead == 1 + max((part.at + part.count - 1 if part.at else 1 for part in given), default=0)
+        assert segment.lead == 1 + max(
+            (part.at + part.count - 1 if part.at else 1 for part in given), default=0
+        )
         for part in given:
             source = plan.segments[part.source]
             assert part.source < segment.index
