@@ -156,7 +156,8 @@ def _segments(
     refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
     texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
     subject = shared_start(tuple(action for _, action in texts))
-    names = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    members = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    names = tuple(dict.fromkeys(members))
     count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
     start = 0
