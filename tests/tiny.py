@@ -64,6 +64,7 @@ WAN = replace(
     latent_channels=16,
     text_length=32,
     decoded_at_once=1,
+    first_alike=False,
 )
 LTX = replace(
     TINY,

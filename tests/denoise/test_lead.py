@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,7 +76,19 @@ def test_where_nothing_is_given_there_is_no_lead(plan: Plan) -> None:
     assert painter.requests == []
 
 
-def test_the_end_of_the_shot_stands_whole_behind_the_characters_cells(plan: Plan) -> None:
+def test_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
+    latents, painter = finished(plan), Painter()
+    lead = Leads(painter, plan, latents.__getitem__).of(plan.segments[1])
+    assert lead is not None
+    assert torch.equal(lead.latents, latents[0][:, :, -2:])
+    assert torch.equal(lead.weights, torch.ones(1, 1, 2, 8, 8))
+    assert painter.requests == []  # who goes on is there
+
+
+def test_behind_a_first_frame_of_its_own_kind_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
+    """As Wan's VAE has it: the characters' cells come first."""
+    spec = replace(plan.spec, first_alike=False)
+    plan = replace(plan, spec=spec).settled([None] * len(plan.seams))
     latents = finished(plan)
     lead = Leads(Painter(), plan, latents.__getitem__).of(plan.segments[1])
     assert lead is not None
@@ -151,7 +165,7 @@ def test_a_character_is_looked_for_once(plan: Plan) -> None:
     assert first == 2 * LOOKS  # the fox in scene 1, the dog in scene 3
     before = [leads.of(plan.segments[3]), leads.of(plan.segments[4])]
     assert len(painter.requests) == first
-    assert recalled == [0, 0, 2, 2, 2]  # portraits once, and the ends of shots
+    assert recalled == [0, 0, 2, 2, 2]  # each for its portrait once, and for the ends of shots
     again = Leads(Painter(), plan, latents.__getitem__)  # as when a render goes on
     for known, index in zip(before, (3, 4), strict=True):
         made = again.of(plan.segments[index])
@@ -163,9 +177,11 @@ def test_a_character_is_looked_for_once(plan: Plan) -> None:
 
 def test_what_is_asked_are_the_scenes_words_with_the_names_and_without(plan: Plan) -> None:
     latents, painter = finished(plan), Painter()
-    Leads(painter, plan, latents.__getitem__).of(plan.segments[1])
-    assert len({request.x for request in painter.requests}) == LOOKS  # of as many noises
-    for request in painter.requests:
+    Leads(painter, plan, latents.__getitem__).of(plan.segments[4])
+    assert len(painter.requests) == 2 * LOOKS
+    of_the_fox = painter.requests[:LOOKS]
+    assert len({float(request.x.sum()) for request in of_the_fox}) == LOOKS  # of as many noises
+    for request in of_the_fox:
         assert request.sigma == LOOKED_AT
         assert request.x.shape == (1, 12, 1, 8, 8)
         told = [Painter.words(text.states[0]) for text in request.texts]

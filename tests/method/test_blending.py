@@ -60,7 +60,7 @@ def test_a_lead_in_double_precision_leaves_latents_as_they_are() -> None:
 
 
 def test_a_name_matters_where_the_velocity_differs() -> None:
-    """By hand: what differs on one cell is a mean over those around it, of which there are fewer at a border."""
+    """By hand: what differs on one cell is a mean over those around it, which at a border are fewer."""
     plain = torch.zeros(2, 3, 2, 5, 6)
     named = plain.clone()
     named[:, :, 0, 2, 3] = 2.0

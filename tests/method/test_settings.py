@@ -97,7 +97,7 @@ def test_parts_switch_off_what_they_are_and_nothing_else(parts: set[str]) -> Non
 
 
 def test_what_leads() -> None:
-    """Of the ways to blend, two begin a segment with what others have finished, unless that counts nothing."""
+    """Two ways to blend begin a segment with what others have finished, unless that counts nothing."""
     ways = ("lead", "continuation", "crossfade", "published", "none")
     assert [Method.model_validate({"blending": way}).leads for way in ways] == [
         True,

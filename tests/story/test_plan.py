@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def test_segments_follow_one_another() -> None:
         (3, "continue", 2, 1.0),
         (4, "continue", 2, 1.0),
     ]
-    assert [s.lead for s in plan.segments] == [1, 2, 1, 3, 3]
-    assert plan.latents == 8 + 11 + 8 + 8 + 8 + 10
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 2, 2]
+    assert plan.latents == 8 + 11 + 8 + 8 + 8 + 8
     assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps)
     assert plan.segments[0].scene == "a fox in the park"
     assert plan.segments[0].prompt == "a fox in the park. a fox sits"
@@ -79,35 +80,45 @@ def portrait(source: int, *names: str) -> Given:
     return Given(source, names, first=0, at=0, count=1)
 
 
-def tail(source: int, first: int, count: int = 2) -> Given:
-    return Given(source, (), first, at=1, count=count)
+def tail(source: int, first: int, count: int = 2, at: int = 0) -> Given:
+    return Given(source, (), first, at, count)
 
 
-def test_a_lead_has_the_characters_as_first_shown_and_the_end_of_the_shot_that_goes_on() -> None:
+def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both() -> None:
     plan = plan_of(CAST)
     transitions = ["continue", "dissolve", "continue", "cut", "dissolve", "continue"]
     assert [seam.transition for seam in plan.seams] == transitions
     assert [plan.given(s) for s in plan.segments] == [
         (),
-        (portrait(0, "a fox"), tail(0, 1 + 8 - 2)),
+        (tail(0, 1 + 8 - 2),),
         (),  # of the dog nothing is known yet
-        (portrait(0, "a fox"), portrait(2, "a dog"), tail(2, 1 + 8 - 2)),
+        (portrait(0, "a fox"), portrait(2, "a dog"), tail(2, 1 + 8 - 2, at=1)),  # the fox comes in
         (portrait(0, "a fox"), portrait(2, "a dog")),
         (),
-        (portrait(2, "a dog"), tail(5, 1 + 8 - 2)),  # whatever the two places are
+        (portrait(2, "a dog"), tail(5, 1 + 8 - 2, at=1)),  # whatever the two places are
     ]
-    assert [s.lead for s in plan.segments] == [1, 3, 1, 3, 2, 1, 3]
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 3, 2, 1, 3]
     assert [plan.sources(s) for s in plan.segments] == [(), (0,), (), (0, 2), (0, 2), (), (2, 5)]
+
+
+def test_where_a_first_frame_is_unlike_others_no_end_of_a_shot_stands_there() -> None:
+    plan = plan_of(CAST)
+    plan = replace(plan, spec=replace(plan.spec, first_alike=False)).settled([None] * 6)
+    assert [s.lead for s in plan.segments] == [1, 3, 1, 3, 2, 1, 3]
+    assert plan.given(plan.segments[1]) == (portrait(0, "a fox"), tail(0, 1 + 8 - 2, at=1))
+    assert plan.sources(plan.segments[3]) == (0, 2)
+    alone = replace(plan_of(CAST, without=frozenset({"identity"})), spec=plan.spec).settled([None] * 6)
+    assert alone.given(alone.segments[1]) == (tail(0, 1 + 8 - 2, at=1),)
 
 
 def test_the_end_of_a_segment_lies_behind_its_own_lead() -> None:
     pairs = "scenes:\n" + "  - [the park, it sits]\n" * 2 + "  - [the park, it walks]\n"
     plan = plan_of(pairs, without=frozenset({"identity"}))
-    assert [s.lead for s in plan.segments] == [1, 3, 3]
-    assert [plan.given(s) for s in plan.segments] == [(), (tail(0, 1 + 8 - 2),), (tail(1, 3 + 8 - 2),)]
+    assert [s.lead for s in plan.segments] == [1, 2, 2]
+    assert [plan.given(s) for s in plan.segments] == [(), (tail(0, 1 + 8 - 2),), (tail(1, 2 + 8 - 2),)]
     alike = plan.settled([1.0, 0.0])  # of which the first needs one frame alone
-    assert [s.lead for s in alike.segments] == [1, 2, 3]
-    assert [alike.given(s) for s in alike.segments] == [(), (tail(0, 8, 1),), (tail(1, 2 + 8 - 2),)]
+    assert [s.lead for s in alike.segments] == [1, 1, 2]
+    assert [alike.given(s) for s in alike.segments] == [(), (tail(0, 8, 1),), (tail(1, 1 + 8 - 2),)]
 
 
 def test_characters_who_are_first_shown_together_are_one_portrait() -> None:
@@ -169,7 +180,7 @@ def test_what_other_ways_to_blend_give(way: str) -> None:
     found = [[(given.source, bool(given.names)) for given in plan.given(s)] for s in plan.segments]
     assert found == expected
     assert " ".join(seam.transition for seam in plan.seams) == transitions
-    assert [s.lead for s in plan.segments] == [3 if given else 1 for given in expected]
+    assert [s.lead for s in plan.segments] == [2 if given else 1 for given in expected]
     sources = [tuple(sorted({source for source, _ in given})) for given in expected]
     if way == "published":  # into their first noise, but for a cut's
         sources = [(), (0,), (1,), (2,), (), (4,), (5,)]
@@ -198,23 +209,27 @@ def drawn_plan(scenes: list[tuple[str, str, int, str]], options: list[str]) -> P
     st.lists(SCENE, min_size=1, max_size=6),
     st.sampled_from(BLENDINGS),
     st.booleans(),
+    st.booleans(),
     st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=5, max_size=5),
 )
 def test_whatever_the_story_a_lead_fits_and_holds_what_is_finished(
     scenes: list[tuple[str, str, int, str]],
     blending: str,
     identity: bool,
+    alike: bool,
     similar: list[float | None],
 ) -> None:
     drawn = drawn_plan(scenes, [f"blending={blending}", f"identity={str(identity).lower()}"])
+    drawn = replace(drawn, spec=replace(drawn.spec, first_alike=alike)).settled([None] * len(drawn.seams))
     plan = drawn.settled(similar[: len(scenes) - 1])
     for segment in plan.segments:
-        assert 1 <= segment.lead
         assert segment.lead + segment.latents <= plan.spec.max_latents
         given = plan.given(segment)
-        assert segment.lead == 1 + max(
-            (part.at + part.count - 1 if part.at else 1 for part in given), default=0
-        )
+        seam = plan.seam(segment)
+        overlap = seam.overlap if seam else 0
+        named = any(part.names for part in given)
+        assert segment.lead == max(1, overlap) + int(named or (overlap > 0 and not alike))
+        assert overlap == sum(part.count for part in given if not part.names)
         for part in given:
             source = plan.segments[part.source]
             assert part.source < segment.index
@@ -237,7 +252,7 @@ def test_similar_actions_share_a_shorter_overlap() -> None:
     plan = plan_of(STORY, method=("strength=0.8",)).settled([0.25, 0.5, 0.5, None])
     assert [(s.overlap, s.similarity) for s in plan.seams] == [(0, None), (0, None), (1, 0.5), (2, None)]
     assert [s.strength for s in plan.seams] == [0.8] * 4
-    assert [s.lead for s in plan.segments] == [1, 2, 1, 2, 3]
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 1, 2]
     twins = plan_of(STORY).settled([1.0] * 4)
     assert [(s.overlap, s.strength) for s in twins.seams] == [(0, 1), (0, 1), (1, 1), (1, 1)]
     strangers = plan_of(STORY).settled([0.0] * 4)
@@ -250,7 +265,7 @@ def test_an_overlap_is_what_is_asked_for() -> None:
     longest = MINI.max_latents - 1 - 8
     plan = plan_of(pairs, method=(f"overlap={longest}",))
     assert [s.overlap for s in plan.seams] == [longest] * 2
-    assert [s.lead for s in plan.segments] == [1, 1 + longest, 1 + longest]
+    assert [s.lead for s in plan.segments] == [1, longest, longest]
     for other in ("blending=published", "strength=0"):
         plan = plan_of(pairs, method=(f"overlap={longest}", other))
         assert [s.overlap for s in plan.seams] == [0, 0]
