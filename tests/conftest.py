@@ -201,7 +201,8 @@ class FakeAdapter:
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
-        return [(x - self._wanted(text, x)) / sigma for text in texts]
+        each = x.expand(len(texts), -1, -1, -1, -1).split(1)
+        return [(x - self._wanted(text, x)) / sigma for x, text in zip(each, texts, strict=True)]
 
     @staticmethod
     def _wanted(text: Text, x: Tensor) -> Tensor:
