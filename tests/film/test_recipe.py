@@ -95,9 +95,9 @@ def test_what_shapes_pictures_is_known() -> None:
     """A module that comes to this list, or leaves it, is to be thought about once: is that so?"""
     found = recipe_of(MINI)
     assert list(found.latents) == [
-        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
+        *("denoise/lead.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
         "film/segments.py",
-        *("method/blending.py", "method/context.py", "method/settings.py", "method/similarity.py"),
+        *("method/blending.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
         *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
         *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),
