@@ -65,7 +65,7 @@ def test_the_same_film_is_the_same() -> None:
         ({"guidance": 2.5}, ["guidance 3.0 -> 2.5"]),
         ({"speed": "fast"}, ["speed exact -> fast"]),
         ({"quantize": "fp8"}, ["quantize none -> fp8"]),
-        ({"method": ("overlap=1", "lead_noise=0.2")}, ["lead_noise 0.5 -> 0.2", "overlap none -> 1"]),
+        ({"method": ("overlap=1", "lead_noise=0.2")}, ["lead noise 0.5 -> 0.2", "overlap none -> 1"]),
         ({"seconds": 0.25}, [f"scene {n}'s length" for n in (1, 2, 3, 4)]),
         ({"seed": 5, "steps": 2}, ["seed 0 -> 5", "steps 3 -> 2"]),
     ],
