@@ -113,7 +113,7 @@ class Chaos:
         """Return what every finished file of a folder holds: of records and manifest, all but times."""
         found = {}
         for path in sorted((out / NAME).rglob("*")):
-            if path.name.startswith(".") or ".window." in path.name or not path.is_file():
+            if path.name.startswith(".") or ".state." in path.name or not path.is_file():
                 continue
             if path.suffix == ".json":
                 found[path.name] = json.dumps(timeless(json.loads(path.read_text())))
@@ -163,8 +163,8 @@ class Chaos:
                 code = self._wait(process)
                 self.figures["stops" if gentle else "kills"] += 1
                 self.figures["stops that did not end with 75"] += gentle and code not in (0, 75)
-                kept = (out / NAME / "segments").glob("*.window.safetensors")
-                self.figures["windows kept"] += any(True for _ in kept)
+                kept = (out / NAME / "segments").glob("*.state.safetensors")
+                self.figures["states kept"] += any(True for _ in kept)
                 self.figures["torn files"] += self._torn(films, out)
                 self.figures["films gone"] += before is not None and not (out / NAME / f"{NAME}.mp4").exists()
                 self.figures["orphans"] += self._orphans(out)

@@ -150,8 +150,8 @@ class FakeDecoder:
 class FakeAdapter:
     """A model that wants every scene to be of one brightness, which its prompt decides.
 
-    The less a prompt's first token counts, the nearer to grey. Half of what a scene wants is what its first
-    frames show, which no model can help. So with other weights, or another lead, a scene looks otherwise.
+    The more its words count, the nearer to grey. Half of what a scene wants is what its first frames show. So
+    with other weights, or another lead, a scene looks otherwise.
     """
 
     device = CPU
@@ -181,6 +181,12 @@ class FakeAdapter:
         codes = torch.tensor([float(b) for b in prompt.encode()] or [0.0])
         return Text((codes[None, :, None],), torch.ones(1, len(codes)))
 
+    def tokens_in(self, prompt: str, spans: Sequence[tuple[int, int]]) -> Tensor:
+        inside = torch.zeros(max(1, len(prompt.encode())), dtype=torch.bool)
+        for begin, end in spans:
+            inside[len(prompt[:begin].encode()) : len(prompt[:end].encode())] = True
+        return inside
+
     def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
 
@@ -195,11 +201,12 @@ class FakeAdapter:
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
-        return [(x - self._wanted(text, x)) / sigma for text in texts]
+        each = x.expand(len(texts), -1, -1, -1, -1).split(1)
+        return [(x - self._wanted(text, x)) / sigma for x, text in zip(each, texts, strict=True)]
 
     @staticmethod
     def _wanted(text: Text, x: Tensor) -> Tensor:
-        value = (float(text.states[0].sum() % 101) / 50 - 1) * (1 + float(text.weights[0, 0])) / 2
+        value = (float(text.states[0].sum() % 101) / 50 - 1) * 2 / (1 + float(text.weights.mean()))
         return (value + x[:, :, :2].mean().clamp(-1, 1)) / 2
 
     def decode(self, latents: Tensor) -> Tensor:

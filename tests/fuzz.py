@@ -108,7 +108,7 @@ _KEYS += [
     "speed",
     "quantize",
     "method",
-    "window",
+    "overlap",
     "blending",
     "first",
 ]
@@ -147,6 +147,7 @@ _SCALARS += [
 _SCALARS += [
     "cut",
     "blend",
+    "dissolve",
     "fast",
     "\0",
     "\x9b",
@@ -172,7 +173,7 @@ def _story(draw: random.Random) -> object:
     pair = [draw.choice(["a fox in the park", "{first} walks"]), "a fox sleeps"]
     story: dict[str, object] = {"scenes": [pair] * draw.randint(0, 4)}
     story |= {"cast": {"first": {"name": "a fox"}}} if draw.random() < 0.5 else {}
-    story |= {"render": {"seed": 7, "method": {"window": 2}}} if draw.random() < 0.5 else {}
+    story |= {"render": {"seed": 7, "method": {"overlap": 2}}} if draw.random() < 0.5 else {}
     for _ in range(draw.randint(0, 4)):
         _spoil(draw, story)
     return story
@@ -264,10 +265,10 @@ def _check_words(error: StoryreelError) -> None:
 
 
 _RECORDS = [
-    Record("latents", "01", "ab" * 32, "cd" * 32, "cpu", 1.5, (4, 2), {"lead": 2, "seam": None}),
-    Record("latents", "02", "ab" * 32, "cd" * 32, "cpu", 1.5, (), {"prompt_weights": [(0.25, 0.75)] * 4}),
+    Record("latents", "01", "ab" * 32, "cd" * 32, "cpu", 1.5, 0, {"lead": 2, "seam": None}),
+    Record("latents", "02", "ab" * 32, "cd" * 32, "cpu", 1.5, 0, {"prompt_weights": [(0.25, 0.75)] * 4}),
     Record("video", "01", "01" * 32, "ef" * 32, "a GPU", 0.5),
-    Record("window", "03", "01" * 32, "ef" * 32, "cpu", 0.0, (12, 8, 4)),
+    Record("state", "03", "01" * 32, "ef" * 32, "cpu", 0.0, 12),
 ]
 
 

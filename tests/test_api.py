@@ -51,7 +51,12 @@ def test_the_import_loads_nothing_and_knows_its_names() -> None:
 def test_a_film_is_rendered_and_opened(story: Path, tmp_path: Path) -> None:
     engine, heard = FakeEngine(), list[Progress]()
     film = storyreel.render(
-        story, out=tmp_path / "out", engine=engine, progress=heard.append, steps=3, method={"window": 2}
+        story,
+        out=tmp_path / "out",
+        engine=engine,
+        progress=heard.append,
+        steps=3,
+        method={"lead_noise": 0.25},
     )
     assert film.path == tmp_path / "out" / "foxes" / "foxes.mp4"
     assert film.path.is_file()
@@ -60,14 +65,17 @@ def test_a_film_is_rendered_and_opened(story: Path, tmp_path: Path) -> None:
     assert [scene.start for scene in film.scenes] == [0, *(s.start for s in film.scenes[1:])]
     assert film.seconds == sum(scene.seconds for scene in film.scenes) > 0
     assert film.scenes[0].seam is None
-    assert [scene.seam["transition"] for scene in film.scenes[1:] if scene.seam] == ["blend", "cut"]
+    assert [scene.seam["transition"] for scene in film.scenes[1:] if scene.seam] == ["dissolve", "cut"]
     assert {len(scene.weights) for scene in film.scenes} == {3}
     assert heard[-1].evaluations == heard[-1].evaluations_needed == 9
     assert (heard[0].scenes, heard[-1].scenes, heard[-1].scenes_total) == (0, 3, 3)
 
     assert storyreel.Film.open(film.path.parent) == film
     asked = engine.asked
-    assert storyreel.render(story, out=tmp_path / "out", engine=engine, steps=3, method={"window": 2}) == film
+    assert (
+        storyreel.render(story, out=tmp_path / "out", engine=engine, steps=3, method={"lead_noise": 0.25})
+        == film
+    )
     assert engine.asked == asked
     storyreel.render(story, out=tmp_path / "out", engine=engine, steps=3, progress=heard.append, seed=6)
     assert any("seed 5 -> 6" in progress.message for progress in heard)
@@ -119,7 +127,7 @@ def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
         {"seconds": "1"},
         {"seconds": True},
         {"guidance": "3"},
-        {"method": ["context=0.2"]},
+        {"method": ["beta=0.2"]},
         {"without": 3},
         {"without": "alles"},
         {"weights": tmp_path / "nowhere"},

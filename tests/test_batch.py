@@ -257,7 +257,7 @@ def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.Capture
     stories = [batch.story("a.yaml"), batch.story("b.yaml")]
     words = ["--gpus", "2", "--time", "1:00:00", "--partition", "a b", "--mem", "8G", "--cpus", "4"]
     words += ["--max-parallel", "3", "--sbatch-option", "--account=me", "--sbatch-option", "--nice"]
-    words += ["--steps", "4", "--method", "memory=0.2", "--method", "window=2", "--compile"]
+    words += ["--steps", "4", "--method", "beta=0.2", "--method", "overlap=2", "--compile"]
     assert batch.run(*stories, "--slurm", "--dry-run", *words) == 0
     script = capsys.readouterr().out
     asked = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
@@ -266,7 +266,7 @@ def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.Capture
         *("--gpus=2", "--time=1:00:00", "'--partition=a b'", "--mem=8G", "--cpus-per-task=4"),
         *("--account=me", "--nice"),
     ]
-    rendered = "render --steps=4 --method=memory=0.2 --method=window=2 --device=auto "
+    rendered = "render --steps=4 --method=beta=0.2 --method=overlap=2 --device=auto "
     assert f"{rendered}{shlex.quote(f'--out={batch.out}')} --memory=auto --compile)\n" in script
     assert not batch.out.exists()
 

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from storyreel import files
+from storyreel.denoise import lead
 from storyreel.errors import (
     MissingError,
     NumericsError,
@@ -45,11 +46,27 @@ SCENES += [("a lake", "it swims"), ("a hill", "it runs")]
 
 
 def story(scenes: list[tuple[str, str]] = SCENES, title: str = "Foxes", cut: int | None = None) -> str:
+    """A story in shots of a scene, three scenes and two; all others go on in the last one's."""
     lines = [f"title: {title}", "render: {model: fake}", "scenes:"]
     for index, (scene, action) in enumerate(scenes):
-        transition = ", transition: cut" if index == cut else ""
-        lines.append(f"  - {{scene: {scene}, action: {action}{transition}}}")
+        transition = "cut" if index == cut else "dissolve" if index in (0, 1, 4) else "continue"
+        lines.append(f"  - {{scene: {scene}, action: {action}, transition: {transition}}}")
     return "\n".join(lines) + "\n"
+
+
+# With a cast, whose members stand in later scenes' leads.
+CAST = """
+title: Foxes
+cast: {fox: {name: a fox}, dog: {name: a dog}}
+render: {model: fake}
+scenes:
+  - ["{fox} in a park", "{fox} sits"]
+  - ["{fox} in a park", it walks]
+  - ["{dog} at home", "{dog} sleeps"]
+  - {scene: "{fox} and {dog} by a lake", action: they look, transition: cut}
+  - [a hill, it rains]
+"""
+LOOKS = 2 * lead.LOOKS  # how often the model is asked where the two are
 
 
 def make(
@@ -78,9 +95,9 @@ def film(out: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("foxes.mp4", "index.html", *names)}
 
 
-def windows(out: Path) -> list[Path]:
+def states(out: Path) -> list[Path]:
     """The states of segments under way."""
-    return list((out / "foxes" / "segments").glob("*.window.safetensors"))
+    return list((out / "foxes" / "segments").glob("*.state.safetensors"))
 
 
 class Stopping(Silent):
@@ -176,7 +193,7 @@ def finished(out: Path, but: Collection[str] = ()) -> tuple[set[str], set[str]]:
     return latents, {name[:2] for name in names if name.endswith(".mp4.json")}
 
 
-@pytest.mark.parametrize("method", [(), ("window=1",), ("memory=0.5",)], ids=str)
+@pytest.mark.parametrize("method", [(), ("blending=continuation",), ("blending=published",)], ids=str)
 @pytest.mark.parametrize("at", [0, 5, 11, 12, 13, 17])
 def test_an_interrupted_render_goes_on_to_the_same_film(
     tmp_path: Path, at: int, method: tuple[str, ...]
@@ -193,7 +210,7 @@ def test_an_interrupted_render_goes_on_to_the_same_film(
         make(tmp_path / "torn", engine=engine, method=method)
     assert not (tmp_path / "torn" / "foxes" / "foxes.mp4").exists()
     latents, pictures = finished(tmp_path / "torn")
-    assert len(latents) >= (at - 3) // 3  # no more than what is under way is lost
+    assert len(latents) == at // 3  # no more than what is under way is lost
     assert len(pictures) >= len(latents) - 1
     result, progress, _ = make(tmp_path / "torn", method=method)
     assert result.rendered == 6 - len(pictures)
@@ -221,15 +238,15 @@ def test_nowhere_to_put_temporary_files_is_told_before_the_model_is_loaded(
 
 METHODS: list[dict[str, Any]] = [
     {},
-    {"method": ("window=1",)},
-    {"method": ("window=2", "memory=0.5")},
+    {"method": ("blending=continuation", "weighting=texts")},
     {"method": ("blending=published",), "guidance": 3.0},
+    {"without": frozenset({"all"})},
     {"steps": 8, "speed": "fast"},
 ]
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_a_stopped_render_goes_on_inside_the_window(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_stopped_render_goes_on_inside_a_segment(tmp_path: Path, options: dict[str, Any]) -> None:
     """Stopped again and again after a few forwards: little is done twice, and the film is the same."""
     engine = FakeEngine()
     engine.fake_scorer = FakeScorer("a bus")
@@ -243,17 +260,65 @@ def test_a_stopped_render_goes_on_inside_the_window(tmp_path: Path, options: dic
             render(plan_of(story(), **options), "foxes", tmp_path / "torn", engine, progress)
         except StoppedError:
             assert progress.forwards <= stop_after
-            resumed += bool(windows(tmp_path / "torn"))
+            resumed += bool(states(tmp_path / "torn"))
         else:
             assert progress.forwards == progress.promised
         forwards += progress.forwards
     assert resumed >= 3
-    assert forwards <= whole.forwards + 5 * 3  # what one step of the window had begun
+    assert forwards <= whole.forwards + 5  # each stop costs the step that had begun
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
     assert not (tmp_path / "torn" / "foxes" / "unfinished.json").exists()
 
 
-def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
+def test_how_a_character_is_found_is_found_again(tmp_path: Path) -> None:
+    """A render with a cast is interrupted whenever the model is asked for something: the film is the same."""
+    _, progress, engine = make(tmp_path / "whole", CAST, steps=2)
+    assert engine.fake is not None
+    asked = len(engine.fake.predicted)
+    assert (progress.forwards, asked) == (5 * 2, 5 * 2 + LOOKS)
+    for at in range(asked):
+        out = tmp_path / str(at)
+        with pytest.raises(KeyboardInterrupt):
+            make(out, CAST, engine=raising(FakeEngine(), at), steps=2)
+        _, progress, _ = make(out, CAST, steps=2)
+        assert progress.forwards == progress.promised
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", [story(), story(cut=3), CAST], ids=["shots", "a cut", "a cast"])
+def test_several_devices_make_the_same_film(tmp_path: Path, text: str) -> None:
+    """Also where they were stopped, and go on as one or as more."""
+    make(tmp_path / "whole", text, steps=8)
+    for name, first, then in (("two", 2, 2), ("three, then one", 3, 1), ("one, then three", 1, 3)):
+        out, engine = tmp_path / name, FakeEngine()
+        engine.adapter(MODELS["fake"]).at_once = first
+        with pytest.raises(StoppedError):
+            render(plan_of(text, steps=8), "foxes", out, engine, Stopping(engine, 13))
+        # Of the first segment all is there; of all under way, so is their state.
+        assert len(states(out)) >= 1
+        engine = FakeEngine()
+        engine.adapter(MODELS["fake"]).at_once = then
+        _, progress, _ = make(out, text, engine, steps=8)
+        assert progress.forwards == progress.promised
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_state_goes_on_beside_an_earlier_segment_that_is_mended(tmp_path: Path) -> None:
+    """With several devices the later one is ahead, and waits."""
+    make(tmp_path / "whole", steps=8)
+    engine = FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 14))
+    assert [path.name[:2] for path in states(tmp_path)] == ["02"]
+    segment(tmp_path, "01", ".safetensors").unlink()
+    engine = FakeEngine()
+    engine.adapter(MODELS["fake"]).at_once = 2
+    _, progress, _ = make(tmp_path, engine=engine, steps=8)
+    assert progress.forwards == progress.promised == 8 + 3 + 4 * 8
+    assert contents(tmp_path / "foxes") == contents(tmp_path / "whole" / "foxes")
+
+
+def test_a_killed_render_goes_on_from_the_state_that_was_kept_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "whole", steps=8)
@@ -273,36 +338,36 @@ def test_a_killed_render_goes_on_from_the_window_that_was_kept_last(
 
 
 @pytest.mark.parametrize("change", ["bit", "gone", "seed", "scene", "device", "overwrite"])
-def test_a_window_that_does_not_fit_is_not_used(tmp_path: Path, change: str) -> None:
+def test_a_state_that_does_not_fit_is_not_used(tmp_path: Path, change: str) -> None:
     engine = FakeEngine()
     with pytest.raises(StoppedError):
         render(plan_of(story(), steps=8), "foxes", tmp_path, engine, Stopping(engine, 6))
-    (window,) = windows(tmp_path)
+    (state,) = states(tmp_path)
     options: dict[str, Any] = {"steps": 8}
     engine, text = FakeEngine(), story()
     if change == "bit":
-        data = bytearray(window.read_bytes())
+        data = bytearray(state.read_bytes())
         data[-1] ^= 1
-        window.write_bytes(data)
+        state.write_bytes(data)
     elif change == "gone":
-        window.unlink()
+        state.unlink()
     elif change == "seed":
         options["seed"] = 5
     elif change == "scene":
-        text = story([*SCENES[:1], ("a river", "it swims"), *SCENES[2:]])
+        text = story([("a river", "it swims"), *SCENES[1:]])
     elif change == "device":
         engine.device = "cuda"
     _, progress, _ = make(tmp_path, text, engine, overwrite=change == "overwrite", **options)
     assert progress.forwards == progress.promised == 6 * 8
     # One that is of another film waits until that is wanted again.
-    assert window.exists() == (change in ("seed", "scene", "device"))
+    assert state.exists() == (change in ("seed", "scene", "device"))
     engine = FakeEngine()
     engine.device = "cuda" if change == "device" else "cpu"
     make(tmp_path / "whole", text, engine, **options)
     assert film(tmp_path) == film(tmp_path / "whole")
 
 
-def test_a_window_waits_while_another_film_is_made(tmp_path: Path) -> None:
+def test_a_state_waits_while_another_film_is_made(tmp_path: Path) -> None:
     make(tmp_path / "whole", steps=8)
     engine = FakeEngine()
     with pytest.raises(StoppedError):
@@ -313,7 +378,7 @@ def test_a_window_waits_while_another_film_is_made(tmp_path: Path) -> None:
     assert film(tmp_path) == film(tmp_path / "whole")
 
 
-def test_a_window_waits_while_an_earlier_segment_is_mended(tmp_path: Path) -> None:
+def test_a_state_waits_while_an_earlier_segment_is_mended(tmp_path: Path) -> None:
     make(tmp_path / "whole", steps=8)
     engine = FakeEngine()
     with pytest.raises(StoppedError):
@@ -422,24 +487,40 @@ def test_a_changed_title_renders_nothing_again(tmp_path: Path) -> None:
     assert {n: after[n] for n in segments} == {n: before[n] for n in segments}
 
 
-def test_a_changed_scene_changes_those_beside_it_and_what_grows_out_of_them(tmp_path: Path) -> None:
-    """Three scenes before a changed one were denoised beside it; one more shows it through its end."""
-
-    def change(name: str, index: int, cut: int | None) -> int:
-        """Change one scene of a finished film; return how many were rendered again."""
+def test_a_changed_scene_changes_the_rest_of_its_shot_and_what_dissolves_into_it(tmp_path: Path) -> None:
+    def change(name: str, index: int, cut: int | None) -> tuple[int, int]:
+        """Change one scene of a finished film; return how many were denoised again, and how many encoded."""
         scenes = [*SCENES]
         scenes[index] = ("a river", "a fox drinks")
         make(tmp_path / name, story(cut=cut))
-        result, _, _ = make(tmp_path / name, story(scenes, cut=cut))
+        result, progress, _ = make(tmp_path / name, story(scenes, cut=cut))
         make(tmp_path / f"{name}-fresh", story(scenes, cut=cut))
         assert film(tmp_path / name) == film(tmp_path / f"{name}-fresh")
-        return result.rendered
+        return progress.forwards // 3, result.rendered
 
-    assert change("last", 5, None) == 5
-    assert change("first", 0, None) == 6
-    assert change("before a cut", 0, 5) == 5
-    assert change("behind a cut", 5, 5) == 1
-    assert change("between", 3, 3) == 3
+    assert change("last", 5, None) == (1, 1)
+    assert change("a shot of its own", 0, None) == (1, 2)  # a dissolve shows it in the next one's video
+    assert change("in a shot", 2, None) == (2, 3)
+    assert change("first of a shot", 1, None) == (3, 5)
+    assert change("before a cut", 1, 3) == (2, 3)
+    assert change("behind a cut", 3, 3) == (1, 2)
+
+
+def test_who_is_changed_in_the_first_scene_is_changed_in_all_that_show_him(tmp_path: Path) -> None:
+    """Across dissolves and cuts; without identity a scene of another place is nobody's business."""
+    changed = CAST.replace('"{fox} sits"', '"{fox} jumps"')
+    for name, options, again in (
+        ("identity", {}, [0, 1, 3]),
+        ("none", {"without": frozenset({"identity"})}, [0, 1]),
+    ):
+        make(tmp_path / name, CAST, **options)  # type: ignore[arg-type]
+        before = json.loads((tmp_path / name / "foxes" / "manifest.json").read_text())["segments"]
+        _, progress, _ = make(tmp_path / name, changed, **options)  # type: ignore[arg-type]
+        after = json.loads((tmp_path / name / "foxes" / "manifest.json").read_text())["segments"]
+        assert [i for i in range(5) if before[i]["key"] != after[i]["key"]] == again
+        assert progress.forwards == 3 * len(again)
+        make(tmp_path / f"{name}-fresh", changed, **options)  # type: ignore[arg-type]
+        assert film(tmp_path / name) == film(tmp_path / f"{name}-fresh")
 
 
 @pytest.mark.parametrize(
@@ -480,10 +561,12 @@ def test_another_version_of_storyreel_is_the_same_film(
     assert ">99.0<" in (tmp_path / "foxes" / "index.html").read_text()
 
 
-def test_a_longer_first_scene_leaves_what_is_behind_a_cut(tmp_path: Path) -> None:
-    make(tmp_path, story(cut=4))
-    longer = story(cut=4).replace("action: a fox sits", "action: a fox sits, seconds: 1")
-    assert make(tmp_path, longer)[0].rendered == 4
+def test_a_longer_first_scene_leaves_other_shots(tmp_path: Path) -> None:
+    """But for the beginning of the next, which it dissolves into; behind a cut, not even that."""
+    for cut, rendered in ((None, 2), (1, 1)):
+        make(tmp_path, story(cut=cut))
+        longer = story(cut=cut).replace("action: a fox sits", "action: a fox sits, seconds: 1")
+        assert make(tmp_path, longer)[0].rendered == rendered
 
 
 def raising(engine: FakeEngine, at: int) -> FakeEngine:
@@ -568,7 +651,7 @@ def test_a_film_survives_whatever_happens_to_its_successor(
                     make(tmp_path, engine=engine, seed=77)
             assert film(tmp_path) == before
             kept.append(len(finished(tmp_path, but=before)[0]))
-    assert kept == [0, 1, 2, 3, 4, 5, 5, 5, 5, 6]
+    assert kept == [0, 2, 3, 4, 5, 5, 5, 5, 5, 6]
     assert looked > 12
     result, progress, engine = make(tmp_path)
     assert (result.rendered, progress.forwards, engine.asked) == (0, 0, 0)
@@ -671,11 +754,11 @@ def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return [factor * v for v in answer(request)]
 
     monkeypatch.setattr(fake, "answer", broken)
-    with pytest.raises(NumericsError, match=r"scene 4 .* step 3"):
+    with pytest.raises(NumericsError, match=r"scene 5 .* step 1"):
         make(tmp_path, engine=engine)
-    assert finished(tmp_path) == ({"01", "02", "03"}, {"01", "02"})
+    assert finished(tmp_path) == ({"01", "02", "03", "04"}, {"01", "02", "03"})
     result, progress, _ = make(tmp_path)
-    assert (result.rendered, progress.forwards) == (4, 9 - 3)
+    assert (result.rendered, progress.forwards) == (3, 2 * 3)
 
 
 def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_path: Path) -> None:
@@ -689,8 +772,8 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
 
 @pytest.mark.slow  # forty scenes, all living objects counted at each
 @pytest.mark.usefixtures("ffmpeg")
-def test_memory_holds_one_window_however_long_the_story(tmp_path: Path) -> None:
-    """Living tensors are counted at every forward: they are a window's, not the story's."""
+def test_memory_holds_what_is_under_way_however_long_the_story(tmp_path: Path) -> None:
+    """Living tensors are counted at every forward: they are of what is under way, not of the story."""
 
     def most_bytes(scenes: int) -> tuple[int, int]:
         engine, peak = FakeEngine(), 0
@@ -781,12 +864,12 @@ def test_page_and_manifest_say_what_was_decided(tmp_path: Path, weighting: bool)
         assert all(sum(pair) == pytest.approx(1, abs=1e-3) for pair in weights)
         assert (len({tuple(pair) for pair in weights}) > 1) == weighting  # one joined text: a half each
     seams = [segment["decided"]["seam"] for segment in manifest["segments"][1:]]
-    assert [seam["transition"] for seam in seams] == ["blend", "blend", "cut", "blend", "blend"]
-    assert all((seam["overlap"] > 0) == (seam["transition"] == "blend") for seam in seams)
+    assert [s["transition"] for s in seams] == ["dissolve", "continue", "cut", "dissolve", "continue"]
+    assert all((seam["overlap"] > 0) == (seam["transition"] == "continue") for seam in seams)
     assert all(0 <= seam["similarity"] <= 1 for seam in seams if seam["overlap"])
     page = (tmp_path / "foxes" / "index.html").read_text()
     assert page.count("<polyline") == 6
-    assert page.count("(blended over") == 4
+    assert page.count("(goes on in the shot from") == page.count("(dissolve)") == 2
     assert page.count("(cut)") == 1
 
 
@@ -1044,7 +1127,7 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
 
     In between, every file is as it is in the end, or absent.
     """
-    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)  # windows are written after every forward
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)  # a state is written after every forward
     text, ended = story(SCENES[:2]), []
     make(tmp_path / "whole", text, steps=2)
     whole = contents(tmp_path / "whole")
@@ -1058,7 +1141,7 @@ def test_nothing_that_happens_to_a_write_spoils_the_film(
                 ended.append(type(error))
         if disk.count < nth:
             break
-        names = {n for n in contents(out) if not Path(n).name.startswith(".") and ".window." not in n}
+        names = {n for n in contents(out) if not Path(n).name.startswith(".") and ".state." not in n}
         assert {name: contents(out)[name] for name in names} == {name: whole[name] for name in names}, nth
         for path in out.rglob("*.json"):
             assert path.name.startswith(".") or json.loads(path.read_text()), nth

@@ -63,8 +63,8 @@ def words_of(number: signal.Signals) -> str:
     return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
 
 
-def keeps_window(out: Path) -> bool:
-    return any((out / "foxes" / "segments").glob("*.window.safetensors"))
+def keeps_state(out: Path) -> bool:
+    return any((out / "foxes" / "segments").glob("*.state.safetensors"))
 
 
 def films(tmp_path: Path, *names: str) -> list[bytes]:
@@ -78,7 +78,7 @@ def last_event(out: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("number", SIGNALS, ids=attrgetter("name"))
 @pytest.mark.parametrize("at", [0, 4, 8, 17])
-def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
+def test_a_signal_while_denoising_keeps_the_state_after_that_forward(
     tmp_path: Path,
     render: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
@@ -94,7 +94,7 @@ def test_a_signal_while_denoising_keeps_the_window_after_that_forward(
 
     assert render("torn", send) == code_of(number)
     assert seen[-1] == at
-    assert keeps_window(tmp_path / "torn")
+    assert keeps_state(tmp_path / "torn")
     assert last_event(tmp_path / "torn") | {"time": ""} == {
         "time": "",
         "event": "stopped",
@@ -125,7 +125,7 @@ def test_ctrl_c_again_stops_at_once(
     seen: list[int] = []
     assert render("torn", send) == 130
     assert not seen
-    assert not keeps_window(tmp_path / "torn")
+    assert not keeps_state(tmp_path / "torn")
     assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
     assert render("torn") == render("whole") == 0
     torn, whole = films(tmp_path, "torn", "whole")
@@ -139,11 +139,11 @@ def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
 
     def fail(count: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise OutputError("no room for the window")
+        raise OutputError("no room for the state")
 
     assert render("out", fail, ("batch", str(tmp_path / "another.yaml"))) == 75
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["another"]
-    assert "another: error: no room for the window" in capsys.readouterr().err
+    assert "another: error: no room for the state" in capsys.readouterr().err
 
 
 def test_an_interrupt_sent_twice_is_one(
@@ -158,7 +158,7 @@ def test_an_interrupt_sent_twice_is_one(
             os.kill(os.getpid(), signal.SIGINT)
 
     assert render("torn", send) == 130
-    assert keeps_window(tmp_path / "torn")
+    assert keeps_state(tmp_path / "torn")
 
 
 def test_what_is_ignored_stays_ignored(tmp_path: Path, render: Callable[..., int]) -> None:
@@ -258,7 +258,7 @@ def test_what_is_held_is_finished_first() -> None:
         (RuntimeError("wrapped"), StoppedError),
         (DamagedError("a library of weights broke off"), StoppedError),
         (SystemExit(1), StoppedError),
-        (OutputError("no room for the window"), OutputError),
+        (OutputError("no room for the state"), OutputError),
     ],
 )
 def test_what_is_raised_after_a_signal_is_a_stop(error: BaseException, expected: type[Exception]) -> None:

@@ -44,6 +44,7 @@ TINY = replace(
     MODELS["mini"],
     name="tiny",
     frames_per_latent=6,
+    pixels_per_latent=8,
     latent_channels=12,
     fps=12,
     size=(64, 64),
@@ -63,6 +64,7 @@ WAN = replace(
     latent_channels=16,
     text_length=32,
     decoded_at_once=1,
+    first_alike=False,
 )
 LTX = replace(
     TINY,

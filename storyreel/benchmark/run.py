@@ -36,7 +36,7 @@ from storyreel.story.schema import Story
 
 SCENES = (
     ("a corgi dog is inside of the subway train", "a corgi dog is sitting"),
-    ("a corgi dog is walking on the street of Times Square", "a corgi dog is looking around"),
+    ("a corgi dog is looking out of the subway train", "a corgi dog is looking around"),  # the shot goes on
     ("a corgi dog is in Central Park", "a corgi dog is running"),
 )
 STOCK = "stock"

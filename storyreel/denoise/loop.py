@@ -78,7 +78,9 @@ def denoise(
             waiting.pop(0)
         if not window:
             raise RuntimeError(f"scene {waiting[0].number} waits for one that does not come")
-        _step(adapter, settings, window, writer, lambda: on_forward(window))
+        # One may have begun ahead of those before it, and waits for them.
+        unfinished = [begun for begun in window if begun.step < settings.steps]
+        _step(adapter, settings, unfinished, writer, lambda: on_forward(window))
         while window and window[0].step == settings.steps:
             _check(window[0])
             yield window.pop(0)
@@ -189,6 +191,9 @@ def next_velocities(
     for begun, strength in zip(computed, strengths, strict=True):
         texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
         shown = begun.at(begun.sigma * settings.method.lead_noise)
+        if len(texts) > 1 and begun.lead is not None:
+            # Guidance leads to what the clear lead shows too: without a text it is as noisy as the rest.
+            shown = torch.cat([begun.x, shown])
         requests.append(Request(shown, begun.sigma, texts))
     velocities: dict[int, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):

@@ -67,7 +67,8 @@ def versions() -> dict[str, str]:
 
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
     """Return what all films of a model are made from, as plain data. Raises MissingError."""
-    facts = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    known = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
     return {"model": model, "versions": versions(), "recipe": asdict(recipe_of(spec.adapter))}
 
@@ -115,12 +116,12 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
         latents.append(digest([shared, own, [latents[source] for source in plan.sources(segment)]]))
     of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
-    following = [
-        [latents[seam.after]] if seam.transition == "dissolve" and seam.strength else []
-        for seam in plan.seams
-    ]
-    of_video = (digest([pictures, own, shown]) for own, shown in zip(latents, [*following, []], strict=True))
-    return Keys(tuple(latents), tuple(of_video))
+    shown: list[list[str]] = [[own] for own in latents]
+    for seam in plan.seams:
+        if seam.transition == "dissolve" and seam.strength:  # each shows in the other's video
+            shown[seam.after - 1].append(latents[seam.after])
+            shown[seam.after].append(latents[seam.after - 1])
+    return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown))
 
 
 def _segment_digest(plan: Plan, segment: Segment) -> str:

@@ -71,7 +71,7 @@ def _bare(name: str) -> str:
 def place_words(scene: str, names: tuple[str, ...]) -> frozenset[str]:
     """Return what may name the place in a scene prompt: its words but names, grammar, and what is being done.
 
-    In lower case and without a plural's s; "{first} is walking on the streets of Paris" has street and paris.
+    In lower case and without a plural's s; "{first} is walking on the streets of Rome" has street and rome.
     """
     words = re.findall(r"[^\W\d_]+", without_names(scene, names).casefold())
     kept = (word for word in words if word not in NO_PLACE and not word.endswith("ing"))

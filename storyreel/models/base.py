@@ -73,7 +73,10 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
 
 
 class Request(NamedTuple):
-    """What a transformer is to predict: the velocity at ``x`` (1, C, F, H, W) and σ, for each text."""
+    """What a transformer is to predict: the velocity at ``x`` and σ, for each text.
+
+    ``x`` (1, C, F, H, W) is for all texts, or (T, C, F, H, W) has one for each.
+    """
 
     x: Tensor
     sigma: float
@@ -130,7 +133,7 @@ class Adapter(Protocol):
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request, in order and as soon as it is there, the velocities ε - x0 in fp32.
 
-        There is one for each of the request's texts, of the shape of its ``x``.
+        There is one (1, C, F, H, W) for each of the request's texts.
         """
         ...
 

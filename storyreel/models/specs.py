@@ -32,6 +32,9 @@ class ModelSpec:
     and ``boundary_ratio`` the noise level at which a second expert takes over: for random weights of the
     true sizes.
 
+    ``first_alike`` says whether the VAE's code of a clip's first picture is like that of later ones, so that
+    the end of a clip can stand at the beginning of another.
+
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the VAE's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
@@ -89,6 +92,7 @@ class ModelSpec:
     weighting: bool = False
     emphasis: float = 1.0
     decides: tuple[float, float] = (0.0, 0.0)
+    first_alike: bool = True
     upscale: int = 1
     seconds_per_forward: float | None = None
     memory_mb: int | None = None
@@ -243,6 +247,7 @@ MODELS: dict[str, ModelSpec] = {
             name="wan-1.3b",
             title="Wan 2.1, 1.3 B",
             adapter="storyreel.models.wan:WanAdapter",
+            first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             revision="0fad780a534b6463e45facd96134c9f345acfa5b",
             memory_gb={"high": 22.5, "balanced": 14.2, "low": 8.3},
@@ -258,6 +263,7 @@ MODELS: dict[str, ModelSpec] = {
             name="wan-14b",
             title="Wan 2.1, 14 B",
             adapter="storyreel.models.wan:WanAdapter",
+            first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
             revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
             memory_gb={"high": 48.3, "balanced": 39.9, "low": 8.6},
@@ -272,6 +278,7 @@ MODELS: dict[str, ModelSpec] = {
             name="wan-2.2-a14b",
             title="Wan 2.2, two experts of 14 B",
             adapter="storyreel.models.wan:WanAdapter",
+            first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
             memory_gb={"high": 76.8, "balanced": 68.5, "low": 8.6},

@@ -166,15 +166,16 @@ class Plan:
     def given(self, segment: Segment) -> tuple[Given, ...]:
         """Return what stands in a segment's lead, in a settled plan.
 
-        Its first frame shows the characters as the first scene that has them does. Where the shot goes on,
-        the end of the segment before follows; else a frame that leads over to the scene, and is free.
+        Where the shot goes on, it is the end of the segment before; else characters as the first scene that
+        has them shows them, and a free frame, which leads over to the scene. Both, where somebody comes into
+        the shot; and where a model's first frame is unlike others, so that the end cannot stand there.
         """
         seam, method = self.seam(segment), self.settings.method
         if seam is None or not method.leads:
             return ()
         before = self.segments[segment.index - 1]
         parts: list[Given] = []
-        if method.identity and segment.lead > 1:
+        if method.identity and segment.lead > max(1, seam.overlap):
             first: dict[int, list[str]] = {}
             for name in segment.cast:
                 found = next((s.index for s in self.segments[: segment.index] if name in s.cast), None)
@@ -207,11 +208,14 @@ class Plan:
         return replace(self, seams=tuple(seams), segments=tuple(segments))
 
     def _lead(self, segment: Segment, seam: Seam) -> int:
-        """Return the latent frames of a segment's lead: one if nothing is given, it is one picture."""
+        """Return the latent frames of a segment's lead; one if nothing is given, since it is one picture."""
+        method, before = self.settings.method, self.segments[segment.index - 1]
         known = {name for s in self.segments[: segment.index] for name in s.cast}
-        method = self.settings.method
-        meets = method.identity and method.leads and not known.isdisjoint(segment.cast)
-        return 1 + max(seam.overlap, int(meets))
+        if seam.overlap:
+            known -= set(before.cast)
+        portraits = method.identity and method.leads and not known.isdisjoint(segment.cast)
+        free = portraits or (seam.overlap > 0 and not self.spec.first_alike)
+        return max(1, seam.overlap) + int(free)
 
 
 def joined_prompt(scene: str, action: str) -> str:

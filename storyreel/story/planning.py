@@ -156,7 +156,8 @@ def _segments(
     refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
     texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
     subject = shared_start(tuple(action for _, action in texts))
-    names = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    members = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    names = tuple(dict.fromkeys(members))
     count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
     start = 0
@@ -194,7 +195,9 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
         if transition != "cut":
             transition = ALWAYS.get(method.blending, transition)
-        strength = 0.0 if method.blending == "none" else method.strength
+        # The published form knows pictures alone, and none crosses a cut.
+        apart = method.blending == "none" or (method.blending == "published" and transition == "cut")
+        strength = 0.0 if apart else method.strength
         overlap = 0
         if transition == "continue" and method.leads:
             overlap = min(method.overlap or spec.overlap, _longest_overlap(spec, earlier, later))

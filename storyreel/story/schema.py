@@ -320,6 +320,7 @@ def _located(source: Source, error: Any) -> Fault:
 
 def _in_words(error: Any, location: list[str | int], names_character: bool) -> str:
     name = location[-1] if location else "story"
+    setting = str(location[2]) if location[:2] == ["render", "method"] and location[2:] else ""
     given = error["input"]
     shown = "nothing" if given is None else str(given).lower() if isinstance(given, bool) else repr(given)
     shown = shown if len(shown) <= 60 else shown[:59] + "…"
@@ -331,8 +332,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"unknown key {name!r}; allowed: {_allowed_keys(location)}{hint}{_odd_blank(name)}"
         case "missing":
             return f"the key {name!r} is missing"
-        case _ if location[:2] == ["render", "method"] and name in Method.model_fields:
-            return f"{name} must be {legal_values(str(name))}, not {shown}"
+        case _ if setting in Method.model_fields:  # of a setting of several kinds, the kind is named too
+            return f"{setting} must be {legal_values(setting)}, not {shown}"
         case "string_type":
             return f"expected text, not {shown}; quote it if it is text"
         case "string_too_short":

@@ -71,7 +71,18 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
 def test_a_film_is_verified_without_its_story_and_its_model(
     place: Place, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--seed", "3", "--method", "window=1", "--guidance", "2", "--seconds", "1", "--without", "sar"]
+    words = [
+        "--seed",
+        "3",
+        "--method",
+        "lead_noise=1",
+        "--guidance",
+        "2",
+        "--seconds",
+        "1",
+        "--without",
+        "sar",
+    ]
     (place.folder / "fox.yaml").write_text(
         "title: A fox\ncast: {first: {name: a fox}}\nrender: {model: fake}\nscenes:\n"
         '  - {scene: a park, action: "{first} sits", seconds: 0.5}\n'

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +14,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from torch import Tensor
 
-from storyreel.denoise.anchors import Anchors
+from storyreel.denoise.lead import Lead, Leads
 from storyreel.denoise.loop import (
-    State,
+    SegmentState,
     begin,
-    blend_seams,
     denoise,
     denoised,
     euler,
@@ -24,12 +26,13 @@ from storyreel.denoise.loop import (
     sample,
     segment_noise,
 )
-from storyreel.denoise.prompts import Prompts, PromptWriter
+from storyreel.denoise.prompts import PromptWriter
+from storyreel.denoise.state import Stored
 from storyreel.errors import NumericsError
-from storyreel.models.base import Adapter, Request, Text
+from storyreel.models.base import Adapter, Request
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 from tests.conftest import FakeAdapter, FakeScorer, plan_of
 from tests.tiny import CPU, MOCHI, TINY, mochi_transformer, mochi_vae
 
@@ -38,6 +41,16 @@ HEAD = "render: {model: tiny}\nscenes:\n"
 STORY = HEAD + "".join(f"  - [{scene}, {action}]\n" for scene, action in SCENES)
 CUTS = HEAD + "".join(f"  - {{scene: {s}, action: {a}, transition: cut}}\n" for s, a in SCENES)
 CUT_SCENE = "  - {scene: a fox in the park, action: a fox sleeps, transition: cut}\n"
+# With a cast: a shot of two scenes, then other places, and a cut.
+CAST = """
+render: {model: tiny}
+cast: {fox: {name: a fox}, dog: {name: a dog}}
+scenes:
+  - ["{fox} in the park", "{fox} walks"]
+  - ["{fox} in the park", "{fox} sleeps"]
+  - ["{dog} at home", "{dog} walks"]
+  - {scene: "{fox} at sea", action: "{fox} sleeps", transition: cut}
+"""
 
 
 @pytest.fixture
@@ -50,15 +63,51 @@ def without_all(text: str = STORY, **overrides: object) -> Plan:
     return plan_of(text, without=frozenset({"all"}), **overrides)
 
 
+class Film:
+    """A film in memory: ``leads`` and finished ``latents`` of its segments, by their index."""
+
+    def __init__(self, adapter: Adapter, plan: Plan, scorer: FakeScorer | None = None) -> None:
+        self.adapter, self.plan = adapter, plan
+        self.latents: dict[int, Tensor] = {}
+        self.leads: dict[int, Lead | None] = {}
+        self.under_way: list[int] = []  # how many segments were, at every model evaluation
+        self.writer = PromptWriter(adapter, plan, scorer)
+        self._leads = Leads(adapter, plan, self.latents.__getitem__)
+        self._endings: dict[int, Tensor | None] = {}
+
+    def start(self, segment: Segment) -> SegmentState | None:
+        sources = self.plan.sources(segment)
+        if not all(source in self.latents for source in sources):
+            return None
+        before = segment.index - 1
+        continued = before in sources
+        lead = self.leads[segment.index] = self._leads.of(segment)
+        return begin(
+            self.adapter,
+            self.plan,
+            segment,
+            self.writer.prompts(segment),
+            lead,
+            self.latents[before] if continued else None,
+            self._endings[before] if continued else None,
+        )
+
+    def made(self, start: Callable[[Segment], SegmentState | None] | None = None) -> Film:
+        def watch(window: Sequence[SegmentState]) -> None:
+            self.under_way.append(len(window))
+
+        segments = [s for s in self.plan.segments if s.index not in self.latents]
+        start = start or self.start
+        for done in denoise(self.adapter, self.plan.settings, segments, self.writer, start, watch):
+            self.latents[done.segment.index] = done.x
+            self._endings[done.segment.index] = done.prompts.ending
+        return self
+
+
 def film(adapter: Adapter, plan: Plan, scorer: FakeScorer | None = None) -> list[Tensor]:
-    """Return the latents of every segment, each run denoised from its beginning."""
-    finished: dict[int, Tensor] = {}
-    writer = PromptWriter(adapter, plan.settings, scorer)
-    anchors = Anchors(adapter, plan, finished.__getitem__)
-    for run in plan.runs():
-        for done, _ in denoise(adapter, plan, run, writer, anchors, State(None, []), nothing):
-            finished[done.segment.index] = done.x
-    return [finished[index] for index in range(len(plan.segments))]
+    """Return the latents of every segment."""
+    made = Film(adapter, plan, scorer).made()
+    return [made.latents[segment.index] for segment in plan.segments]
 
 
 class WithPreview(MochiAdapter):
@@ -74,10 +123,6 @@ class WithPreview(MochiAdapter):
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
-
-
-def nothing() -> None:
-    return None
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
@@ -143,129 +188,268 @@ def test_a_model_that_knows_the_answer_is_taken_at_its_word() -> None:
     assert math.isclose(float(euler(x, eps - x0, sigma, 0.2)), 0.8 * 0.3 - 0.2 * 2.0, rel_tol=1e-6)
 
 
-def test_noise_is_reproducible_shared_and_continuous(plan: Plan) -> None:
-    first, second, third = (segment_noise(plan, s) for s in plan.segments)
-    assert torch.equal(first, segment_noise(plan, plan.segments[0]))
-    lead = plan.segments[1].lead
-    assert lead > 0
-    assert torch.equal(second[:, :, :lead], first[:, :, -lead:])
-    assert torch.equal(third[:, :, :lead], second[:, :, -lead:])
-    for noise in (first, second, third):
+def test_noise_is_reproducible_and_its_segments_are_independent(plan: Plan) -> None:
+    noises = [segment_noise(plan, s) for s in plan.segments]
+    assert torch.equal(noises[0], segment_noise(plan, plan.segments[0]))
+    for segment, noise in zip(plan.segments, noises, strict=True):
+        assert noise.shape == (1, 12, segment.lead + segment.latents, 8, 8)
         assert abs(float(noise.mean())) < 0.1
         assert abs(float(noise.std()) - 1) < 0.05
-    frames = min(second.shape[2], third.shape[2])
-    own = slice(lead, frames)
-    correlation = float((second[:, :, own] * third[:, :, own]).mean())
-    assert 0.15 < correlation < 0.45  # the story's share, not more
+    frames = torch.cat(noises, 2)[0].transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(frames) - torch.eye(len(frames))
+    assert float(correlation.abs().max()) < 0.2  # of 768 numbers
     other = plan_of(STORY, seed=1)
-    assert not torch.equal(first, segment_noise(other, other.segments[0]))
+    assert not torch.equal(noises[0], segment_noise(other, other.segments[0]))
 
 
-def test_longer_scenes_begin_with_the_noise_of_shorter_ones(plan: Plan) -> None:
+def test_what_is_shown_has_the_same_noise_however_long_the_lead_is(plan: Plan) -> None:
     longer = plan_of(STORY, seconds=2.0)
     short, long = segment_noise(plan, plan.segments[0]), segment_noise(longer, longer.segments[0])
     assert torch.equal(short, long[:, :, : short.shape[2]])
+    segment = plan.segments[1]
+    alone = replace(segment, lead=1)
+    assert segment.lead == 2
+    noise, of_alone = segment_noise(plan, segment), segment_noise(plan, alone)
+    assert torch.equal(noise[:, :, 2:], of_alone[:, :, 1:])
+    assert torch.equal(noise[:, :, :1], of_alone[:, :, :1])
 
 
-def test_neighbours_agree_in_their_overlap(plan: Plan, tiny: MochiAdapter) -> None:
-    """At strength 1, blended to the last step, both sides come out with the same frames there."""
-    plan = plan_of(STORY, steps=8, method=("release=0.0", "window=8"))
-    later = plan.segments[1:]
-    latents = film(tiny, plan)
-    for segment, a, b in zip(later, latents, latents[1:], strict=False):
-        assert segment.lead == 2
-        assert torch.allclose(a[:, :, -segment.lead :], b[:, :, : segment.lead], atol=1e-5)
-    released = film(tiny, plan_of(STORY, steps=8, method=("release=0.5", "window=8")))
-    assert not torch.allclose(released[0][:, :, -2:], released[1][:, :, :2], atol=1e-3)
+def test_a_lead_is_what_it_was_given_when_all_is_done(plan: Plan, tiny: MochiAdapter) -> None:
+    plan = plan_of(CAST)
+    assert [seam.transition for seam in plan.seams] == ["continue", "dissolve", "cut"]
+    made = Film(tiny, plan).made()
+    assert [lead is not None for lead in made.leads.values()] == [False, True, False, True]
+    for segment in plan.segments:
+        lead, x = made.leads[segment.index], made.latents[segment.index]
+        if lead is None:
+            continue
+        held = lead.weights.expand_as(lead.latents) == 1
+        assert held.any()
+        assert torch.equal(x[:, :, : segment.lead][held], lead.latents[held])
+        for given in plan.given(segment):
+            source = made.latents[given.source][:, :, given.first : given.first + given.count]
+            places = slice(given.at, given.at + given.count)
+            assert bool(held[:, :, places].all()) or given.names
+            assert torch.equal(x[:, :, places][held[:, :, places]], source[held[:, :, places]])
+
+
+def test_the_model_sees_a_lead_clearer_than_the_rest(plan: Plan) -> None:
+    """At a share of the noise level, with the noise that the lead began with; the rest is as it stands.
+
+    Without a text it sees the lead at the noise level itself, so that guidance leads to it.
+    """
+    seen: list[tuple[float, Tensor]] = []
+
+    class Watched(FakeAdapter):
+        def answer(self, request: Request) -> list[Tensor]:
+            seen.append((request.sigma, request.x))
+            return super().answer(request)
+
+    for share in (0.5, 0.0, 1.0):
+        seen.clear()
+        plan = plan_of(STORY, method=(f"lead_noise={share}",))
+        made = Film(Watched(TINY), plan).made()
+        segment = plan.segments[1]
+        lead = made.leads[1]
+        assert lead is not None
+        noise, level = segment_noise(plan, segment), 1.0
+        for sigma, x in seen[plan.settings.steps : 2 * plan.settings.steps]:
+            for one, seen_at in zip(x.split(1), (sigma, sigma * share), strict=True):
+                clear = torch.lerp(lead.latents, noise[:, :, : segment.lead], seen_at)
+                assert torch.allclose(one[:, :, : segment.lead], clear, atol=1e-6)
+            assert sigma <= level
+            level = sigma
+        assert torch.equal(seen[plan.settings.steps][1][:, :, segment.lead :], noise[:, :, segment.lead :])
 
 
 def test_strength_0_leaves_independent_segments_bit_for_bit(tiny: MochiAdapter, plan: Plan) -> None:
     """With a scorer too, which could carry one segment's end into the next one's weights."""
-    scorer = FakeScorer("a fox walks")
-    latents = [
-        film(WithPreview.of(tiny), plan_of(text, method=method), scorer)
-        for text, method in ((STORY, ("strength=0.0",)), (CUTS, ()), (STORY, ()))
-    ]
-    for independent, cut, blended in zip(*latents, strict=True):
-        assert torch.equal(independent, cut)
-        assert independent.shape != blended.shape or not torch.equal(independent, blended)
+    adapter, scorer = WithPreview.of(tiny), FakeScorer("a fox walks")
+    plan = plan_of(CAST, method=("strength=0.0",))
+    whole, led = film(adapter, plan, scorer), film(adapter, plan_of(CAST), scorer)
+    for segment, independent in zip(plan.segments, whole, strict=True):
+        made = Film(adapter, plan, scorer)
+        alone = begin(adapter, plan, segment, made.writer.prompts(segment))
+        (done,) = denoise(
+            adapter, plan.settings, [segment], made.writer, lambda _, alone=alone: alone, lambda _: None
+        )
+        assert torch.equal(independent, done.x)
+    own = [x[:, :, -s.latents :] for s, x in zip(plan.segments, whole, strict=True)]
+    blended = [x[:, :, -s.latents :] for s, x in zip(plan.segments, led, strict=True)]
+    # The first is nobody's continuation, and nobody has seen the dog of the third.
+    assert [torch.equal(a, b) for a, b in zip(own, blended, strict=True)] == [True, False, True, False]
 
 
-@pytest.mark.parametrize("window", [1, 2, 4])
-def test_a_cut_seam_equals_an_independent_seam(tiny: MochiAdapter, window: int, plan: Plan) -> None:
-    """What is behind a cut comes out as if the story began there."""
-    method = (f"window={window}",)
-    whole = plan_of(STORY + CUT_SCENE, method=method)
+def test_the_stronger_the_nearer_to_what_was_given(tiny: MochiAdapter, plan: Plan) -> None:
+    distances = []
+    for strength in (1.0, 0.7, 0.3):
+        first, second, _ = film(tiny, plan_of(STORY, method=(f"strength={strength}",)))
+        distances.append(float((second[:, :, :2] - first[:, :, -2:]).norm()))
+    assert distances[0] == 0
+    assert distances == sorted(distances)
+    assert len(set(distances)) == 3
+
+
+@pytest.mark.parametrize("transition", ["cut", "dissolve"])
+def test_without_identity_a_scene_behind_a_seam_of_two_places_is_independent(
+    tiny: MochiAdapter, transition: str, plan: Plan
+) -> None:
+    """It comes out as if the story began there, whatever is before it."""
+    scene = CUT_SCENE.replace("cut", transition)
+    options: dict[str, object] = {"method": ("identity=false",)}
+    whole = plan_of(STORY + scene, **options)
     latents = film(tiny, whole)
-    before = film(tiny, plan_of(STORY, method=method))
-    for a, b in zip(latents, before, strict=False):
+    for a, b in zip(latents, film(tiny, plan_of(STORY, **options)), strict=False):
         assert torch.equal(a, b)
-    last = whole.segments[-1]
-    writer = PromptWriter(tiny, whole.settings, None)
-    ((alone, _),) = denoise(tiny, whole, [last], writer, None, State(None, []), nothing)
-    assert torch.equal(latents[-1], alone.x)
+    other = STORY.replace("a fox in the park", "a dog at sea") + scene
+    assert torch.equal(film(tiny, plan_of(other, **options))[-1], latents[-1])
+
+
+def test_identity_reaches_across_a_cut(tiny: MochiAdapter, plan: Plan) -> None:
+    text = CAST.replace("{fox} in the park", "{fox} in the sea", 1).replace("{fox} sleeps", "it sleeps", 1)
+    for identity, same in (("true", False), ("false", True)):
+        method = (f"identity={identity}",)
+        one, other = (film(tiny, plan_of(t, method=method))[-1][:, :, -2:] for t in (CAST, text))
+        assert torch.equal(one, other) == same
 
 
 def test_without_all_is_the_base_model_segment_by_segment(tiny: MochiAdapter, plan: Plan) -> None:
-    plan = without_all()
+    plan = without_all(CAST)
     latents = film(tiny, plan)
     for segment, x in zip(plan.segments, latents, strict=True):
         assert torch.equal(x, sample(tiny, plan, segment, tiny.encode(segment.prompt)))
 
 
-def test_a_window_of_one_is_one_after_the_other(plan: Plan) -> None:
+def test_one_device_works_at_one_segment_after_the_other(plan: Plan) -> None:
     adapter = FakeAdapter(TINY)
-    film(adapter, plan_of(STORY, method=("window=1",)))
+    film(adapter, plan)
     levels = [sigma for sigma, _ in adapter.predicted]
     assert levels == adapter.sigmas(3, ())[:-1] * 3
 
 
-def test_only_a_window_of_segments_is_under_way(plan: Plan) -> None:
+class Together(FakeAdapter):
+    """Answers three requests at a time, as three devices do, and remembers how many came together."""
+
+    at_once = 3
+
+    def __init__(self) -> None:
+        super().__init__(TINY)
+        self.asked: list[int] = []
+
+    def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
+        self.asked.append(len(requests))
+        return super().predict(requests)
+
+
+FOUR = HEAD + "".join(f"  - [{place}, {place} again]\n" for place in ("park", "bus", "home", "sea"))
+
+
+@pytest.mark.parametrize("text", [FOUR, STORY, CAST], ids=["four places", "one shot", "a cast"])
+def test_several_devices_make_the_same_latents(plan: Plan, tiny: MochiAdapter, text: str) -> None:
+    plan = plan_of(text)
+    alone, together = film(tiny, plan), Film(tiny, plan)
+    tiny.at_once = 3  # type: ignore[misc]
+    together.made()
+    assert together.under_way == [1] * 9 if text == STORY else max(together.under_way) > 1
+    for index, expected in enumerate(alone):
+        assert torch.equal(together.latents[index], expected)
+
+
+def test_segments_that_need_nothing_of_each_other_are_denoised_together(plan: Plan) -> None:
+    adapter = Together()
+    plan = plan_of(FOUR, steps=4)
+    made = Film(adapter, plan).made()
+    assert adapter.asked == [3] * 4 + [1] * 4
+    assert made.under_way == [3] * 12 + [1] * 4
+    assert list(made.latents) == [0, 1, 2, 3]
+    adapter = Together()
+    Film(adapter, plan_of(STORY, steps=4)).made()  # one shot: each waits for the one before
+    assert adapter.asked == [1] * 12
+
+
+@pytest.mark.parametrize("at", [1, 3, 4])
+def test_one_that_is_ahead_waits_for_those_before_it(plan: Plan, tmp_path: Path, at: int) -> None:
+    """As when an earlier one is to be mended, and the state of a later one is there."""
+    plan = plan_of(FOUR, steps=4)
+    whole = Film(Together(), plan).made()
+    kept = Film(Together(), plan)
+    ahead = left_after(kept, plan.segments[1], at)
+    Stored(tmp_path / "state").save_state(ahead)
+    again = Film(Together(), plan)
+
+    def start(segment: Segment) -> SegmentState | None:
+        begun = again.start(segment)
+        if begun is not None and segment.index == 1:
+            Stored(tmp_path / "state").restore(begun, at)
+        return begun
+
+    again.made(start)
+    assert list(again.latents) == [0, 1, 2, 3]
+    for index in range(4):
+        assert torch.equal(again.latents[index], whole.latents[index])
+
+
+class LeftError(Exception):
+    pass
+
+
+def left_after(made: Film, segment: Segment, steps: int) -> SegmentState:
+    """Return a segment after so many steps or, where some are skipped, a few more."""
+    begun = made.start(segment)
+    assert begun is not None
+
+    def watch(window: Sequence[SegmentState]) -> None:
+        if window[0].step >= steps:
+            raise LeftError
+
+    run = denoise(made.adapter, made.plan.settings, [segment], made.writer, lambda _: begun, watch)
+    with suppress(LeftError):
+        list(run)
+    assert steps <= begun.step < steps + 3
+    return begun
+
+
+def test_what_waits_for_nothing_that_comes_is_an_error(plan: Plan) -> None:
     adapter = FakeAdapter(TINY)
-    plan = plan_of(STORY + '  - ["a", "b"]\n' * 7, steps=8, method=("window=4",))
-    writer = PromptWriter(adapter, plan.settings, None)
-    for _, after in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
-        assert len(after.window) <= 3
+    writer = PromptWriter(adapter, plan, None)
+    with pytest.raises(RuntimeError, match="scene 01 waits for one that does not come"):
+        list(denoise(adapter, plan.settings, plan.segments, writer, lambda _: None, lambda _: None))
 
 
-def test_a_state_is_all_it_takes_to_go_on(tiny: MochiAdapter, plan: Plan) -> None:
-    plan = plan_of(STORY, method=("context=0.3", "window=2"))
-    whole = film(tiny, plan)
-    writer = PromptWriter(tiny, plan.settings, None)
-    anchors = Anchors(tiny, plan, whole.__getitem__)
-    takes = denoise(tiny, plan, plan.segments, writer, anchors, State(None, []), nothing)
-    _, after = next(takes)
-    del takes
-    rest = plan.segments[1 + len(after.window) :]
-    resumed = [done.x for done, _ in denoise(tiny, plan, rest, writer, anchors, after, nothing)]
-    assert len(resumed) == 2
-    for a, b in zip(whole[1:], resumed, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_finished_neighbour_gives_and_does_not_take(plan: Plan) -> None:
-    generator = torch.Generator().manual_seed(0)
-    before, x = (torch.randn(1, 12, 3, 8, 8, generator=generator) for _ in range(2))
-    kept, lead = before.clone(), plan.segments[1].lead
-    take = begin(FakeAdapter(TINY), plan, plan.segments[1], Prompts(Text((x,), x)))
-    (blended,) = blend_seams(plan, [take], [x], [0.9], before)
-    assert torch.equal(before, kept)
-    assert torch.equal(blended[:, :, :lead], before[:, :, -lead:])
-    assert torch.equal(blended[:, :, lead:], x[:, :, lead:])
-    (released,) = blend_seams(plan, [take], [x], [plan.settings.method.release], before)
-    assert torch.equal(released, x)
-    cut = plan_of(CUTS)
-    (untouched,) = blend_seams(cut, [replace(take, segment=cut.segments[1])], [x], [0.9], before)
-    assert torch.equal(untouched, x)
+@pytest.mark.parametrize("scored", [False, True], ids=["without scorer", "with scorer"])
+@pytest.mark.parametrize("options", [{}, {"method": ("weighting=texts",)}, {"speed": "fast"}], ids=str)
+def test_a_state_is_all_it_takes_to_go_on(
+    tiny: MochiAdapter, plan: Plan, tmp_path: Path, options: dict[str, object], scored: bool
+) -> None:
+    """Of the second segment of a shot, left halfway; its lead is made again."""
+    adapter, steps = WithPreview.of(tiny), 8
+    scorer = FakeScorer("a fox walks") if scored else None
+    plan = plan_of(CAST, steps=steps, **options)
+    whole = Film(adapter, plan, scorer).made()
+    kept = Film(adapter, plan, scorer)
+    kept.latents[0] = whole.latents[0]
+    kept._endings[0] = whole._endings[0]
+    left = left_after(kept, plan.segments[1], 4)
+    path = tmp_path / "state"
+    Stored(path).save_state(left)
+    again = kept.start(plan.segments[1])
+    assert again is not None
+    Stored(path).restore(again, left.step)
+    assert (again.step, torch.equal(again.x, left.x)) == (left.step, True)
+    begun = again
+    (done,) = denoise(adapter, plan.settings, [begun.segment], kept.writer, lambda _: begun, lambda _: None)
+    assert torch.equal(done.x, whole.latents[1])
+    assert len(done.prompts.decided()) == (steps if plan.settings.method.weighting else 0)
 
 
 def test_equal_prompts_make_every_weight_the_same(tiny: MochiAdapter, plan: Plan) -> None:
     """Scene, action and both are one text then: weighted or not, the film is the same."""
     text = HEAD + "  - [a fox sleeps, a fox sleeps]\n" * 2
-    weighted = film(tiny, plan_of(text, method=("temperature=0.05",)))
     plain = film(tiny, plan_of(text, without=frozenset({"dipw"})))
-    for a, b in zip(weighted, plain, strict=True):
-        assert torch.allclose(a, b, atol=2e-5 * float(b.abs().max()))
+    for weighting in ("true", "texts"):
+        method = (f"weighting={weighting}", "temperature=0.05")
+        for a, b in zip(film(tiny, plan_of(text, method=method)), plain, strict=True):
+            assert torch.allclose(a, b, atol=2e-5 * float(b.abs().max()))
 
 
 def test_the_published_form_pulls_the_first_noise(plan: Plan) -> None:
@@ -298,26 +482,6 @@ def test_the_published_form_pulls_towards_the_neighbour(plan: Plan) -> None:
     assert not torch.equal(begun[4], segment_noise(plan, plan.segments[4]))
 
 
-def test_context_reaches_the_segments_behind_and_its_weight_fades_to_nothing(
-    tiny: MochiAdapter, plan: Plan
-) -> None:
-    plain = film(tiny, plan_of(STORY, method=("window=1", "context=0.0")))
-    faint = film(tiny, plan_of(STORY, method=("window=1", "context=0.000000001")))
-    strong = film(tiny, plan_of(STORY, method=("window=1", "context=1.0")))
-    assert torch.equal(plain[0], strong[0])  # nothing is before it
-    for a, b, c in zip(plain[1:], faint[1:], strong[1:], strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
-        assert not torch.allclose(a, c, atol=1e-3)
-
-
-def test_context_crosses_a_cut(tiny: MochiAdapter, plan: Plan) -> None:
-    """A cut ends blending, not the character."""
-    whole = plan_of(STORY + CUT_SCENE, method=("context=0.5",))
-    assert whole.anchors(whole.segments[-1]) == (0, 2)
-    last = film(tiny, whole)[-1]
-    assert not torch.allclose(last, film(tiny, plan_of(STORY + CUT_SCENE))[-1], atol=1e-4)
-
-
 @pytest.mark.parametrize("at", [0, 4])
 def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
     class Broken(FakeAdapter):
@@ -325,13 +489,10 @@ def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
             factor = math.nan if len(self.predicted) == at else 1.0
             return [factor * v for v in super().answer(request)]
 
-    plan = plan_of(STORY, method=("window=1",))
-    finished = []
-    writer = PromptWriter(adapter := Broken(TINY), plan.settings, None)
+    broken = Film(Broken(TINY), plan)
     with pytest.raises(NumericsError, match=f"scene {at // 3 + 1} .* step {at % 3 + 1}"):
-        for done, _ in denoise(adapter, plan, plan.segments, writer, None, State(None, []), nothing):
-            finished.append(done.segment.index)
-    assert finished == list(range(at // 3))
+        broken.made()
+    assert list(broken.latents) == list(range(at // 3))
 
 
 def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
@@ -343,14 +504,14 @@ def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
 
     adapter = TwoExperts(TINY)
     settings = replace(plan.settings, speed="balanced", steps=10, guidance_2=1.0)
-    writer = PromptWriter(adapter, settings, None)
     plan = replace(plan, settings=settings)
-    take = begin(adapter, plan, plan.segments[0], writer.prompts(plan.segments[0]))
+    writer = PromptWriter(adapter, plan, None)
+    begun = begin(adapter, plan, plan.segments[0], writer.prompts(plan.segments[0]))
     lines = []
-    for take.step in range(10):
-        next_velocities(adapter, [take], writer.negative, settings, nothing)
-        lines.append({adapter.expert_at(sigma) for sigma, _ in take.known})
+    for begun.step in range(10):
+        next_velocities(adapter, [begun], writer.negative, settings, lambda: None)
+        lines.append({adapter.expert_at(sigma) for sigma, _ in begun.known})
     assert all(len(experts) == 1 for experts in lines)
     assert lines[0] == {0}
     assert lines[-1] == {1}
-    assert len(take.known) == 2
+    assert len(begun.known) == 2

@@ -16,6 +16,7 @@ from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.evaluation.ablation import VARIANTS, PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
+from storyreel.method.settings import PARTS
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
@@ -67,10 +68,15 @@ class TestPlanning:
         films = planned(seeds=2)
         assert [(f.seed, f.variant.name) for f in films] == [(s, v.name) for s in (5, 6) for v in VARIANTS]
         assert all(f.plan.settings.seed == f.seed for f in films)
-        methods = [film.plan.settings.method for film in films[:5]]
-        assert [m.weighting for m in methods] == [True, False, True, True, False]
-        assert [m.blending for m in methods] == ["joint", "joint", "none", "joint", "none"]
-        assert [m.similarity for m in methods] == [True, True, True, False, False]
+        methods = {film.variant.name: film.plan.settings.method for film in films if film.seed == 5}
+        full = methods["full"]
+        assert (full.weighting, full.blending, full.similarity, full.identity) == (True, "lead", True, True)
+        for name in ("dipw", "twb", "identity", "sar", "all"):
+            assert methods[f"without {name}"] == full.without({name} if name != "all" else {*PARTS})
+        ways = ("crossfade", "continuation", "published")
+        assert [methods[way].blending for way in ways] == list(ways)
+        alone = methods["scene alone"]
+        assert alone == full.without({*PARTS}).model_copy(update={"prompt": "scene"})
 
     def test_the_command_line_wins_over_the_storys_seed(self) -> None:
         assert {f.seed for f in planned(seeds=2, seed=0)} == {0, 1}
@@ -80,9 +86,9 @@ class TestPlanning:
             planned(seeds=2, seed=2**63 - 1)
 
     def test_options_hold_in_every_variant(self) -> None:
-        films = planned(seeds=1, steps=2, method=("window=1",))
+        films = planned(seeds=1, steps=2, method=("lead_noise=1",))
         assert {f.plan.settings.steps for f in films} == {2}
-        assert {f.plan.settings.method.window for f in films} == {1}
+        assert {f.plan.settings.method.lead_noise for f in films} == {1}
 
 
 def test_variants_are_picked_by_name_in_our_order() -> None:
@@ -90,7 +96,9 @@ def test_variants_are_picked_by_name_in_our_order() -> None:
     assert [v.name for v in pick_variants("without all, full,without-all")] == ["full", "without all"]
     with pytest.raises(UsageError, match="unknown variant 'without clip'") as caught:
         pick_variants("full,without clip")
-    assert "full, without-dipw, without-twb, without-sar, without-all" in caught.value.remedy
+    assert (
+        "full, without-dipw, without-twb, without-identity, without-sar, without-all" in caught.value.remedy
+    )
     assert caught.value.exit_code == 2
 
 

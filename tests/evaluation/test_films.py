@@ -274,9 +274,9 @@ class TestForeignRuns:
 def test_a_run_of_films_that_were_not_made_alike_is_told(tmp_path: Path) -> None:
     """Other seeds are the same kind; other models, steps or parts of the method are not."""
     out = tmp_path / "out"
-    rendered(out / "a", seed=0, steps=16, method={"blending": "joint", "window": 4})
-    rendered(out / "b", seed=1, steps=16, method={"blending": "joint", "window": 4})
-    rendered(out / "c", seed=0, steps=8, method={"blending": "none", "window": 4})
+    rendered(out / "a", seed=0, steps=16, method={"blending": "lead", "overlap": 2})
+    rendered(out / "b", seed=1, steps=16, method={"blending": "lead", "overlap": 2})
+    rendered(out / "c", seed=0, steps=8, method={"blending": "none", "overlap": 2})
     rendered(tmp_path / "other" / "c", seed=0, steps=8)
     films, errors = collect([out, tmp_path / "other"], [])
     assert errors == []

@@ -68,17 +68,15 @@ def test_the_work_of_a_render_that_was_not_finished_stays(out: Path) -> None:
     assert film(out) == before
 
 
-def test_a_state_inside_the_window_stays_while_it_is_needed(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_stays_while_it_is_needed(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         make(out, SHORT, engine=raising(FakeEngine(), 2), seed=2)
     assert run(["clean", str(out), "--yes"]) == 0
-    assert list(out.rglob("*.window.safetensors"))
+    assert list(out.rglob("*.state.safetensors"))
     make(out, SHORT, seed=3)  # which begins something else
     assert run(["clean", str(out), "--yes"]) == 0
-    assert not list(out.rglob("*.window.safetensors*"))
+    assert not list(out.rglob("*.state.safetensors*"))
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["at once", "only when it is to be locked"])

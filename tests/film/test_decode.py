@@ -43,9 +43,12 @@ def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def film_plan(transitions: str = "bb", seconds: float = 2.0, **overrides: object) -> Plan:
-    """A plan with one scene more than ``transitions``, b for a blend, c for a cut and d for a dissolve."""
-    names = {"b": "blend", "c": "cut", "d": "dissolve"}
-    lines = [f"  - {{scene: a, action: b, transition: {names[t]}}}" for t in "b" + transitions]
+    """A plan of one scene more than ``transitions``: b is a dissolve, g a shot that goes on, c a cut."""
+    names = {"b": "dissolve", "g": "continue", "c": "cut"}
+    lines = [
+        f"  - {{scene: a, action: {index}x, transition: {names[t]}}}"
+        for index, t in enumerate("b" + transitions)
+    ]
     text = f"render: {{model: fake, seconds: {seconds}}}\nscenes:\n" + "\n".join(lines)
     return plan_of(text, **overrides)
 
@@ -101,39 +104,33 @@ def decoded(plan: Plan, segment: Segment) -> tuple[list[int], list[int]]:
 
 
 def expected(plan: Plan) -> dict[int, list[int]]:
-    """The film, picture by picture: at each seam the earlier one fades while the later one comes."""
+    """The film, picture by picture: in a dissolve, the earlier one fades while the later one comes."""
     own = {s.index: decoded(plan, s)[1] for s in plan.segments}
     film = {index: list(greys) for index, greys in own.items()}
     for seam in plan.seams:
-        if not seam.overlap:
+        if seam.transition != "dissolve":
             continue
-        per_latent, later = plan.spec.frames_per_latent, plan.segments[seam.after]
-        lead = decoded(plan, later)[0]
-        earlier = own[seam.after - 1]
+        earlier, later = own[seam.after - 1], own[seam.after]
         held = round(HELD * plan.spec.fps)
-        before = min(1 + per_latent * (seam.overlap - 1) + held, len(earlier) // 2)
-        after = min(held, later.frames // 2)
+        before, after = min(held, len(earlier) // 2), min(held, len(later) // 2)
         for time in range(-before, after):  # 0 is the later segment's first own picture
             share = (time + before + 0.5) / (before + after)
-            a = earlier[min(time, -1)]
-            b = own[seam.after][time] if time >= 0 else lead[max(time, -len(lead))]
-            mixed = round(a + (b - a) * share)
-            if time < 0:
-                film[seam.after - 1][time] = mixed
-            else:
-                film[seam.after][time] = mixed
+            a, b = earlier[min(time, -1)], later[max(time, 0)]
+            shown, place = (seam.after - 1, time) if time < 0 else (seam.after, time)
+            film[shown][place] = round(a + (b - a) * share)
     return film
 
 
 @pytest.mark.parametrize(
-    ("seconds", "overlap"), [(0.25, 1), (0.5, 1), (0.5, 2), (1.0, 4), (2.0, 1), (2.0, 5), (2.75, 2)]
+    ("seconds", "overlap"), [(0.25, 1), (0.5, 1), (0.5, 2), (1.0, 4), (2.0, 1), (2.0, 4), (2.75, 1)]
 )
 def test_frames_and_the_dissolve_are_where_they_belong(
     fake_model: ModelSpec, tmp_path: Path, seconds: float, overlap: int
 ) -> None:
-    plan = film_plan(seconds=seconds, method=(f"overlap={overlap}",))
+    plan = film_plan("bgbc", seconds, method=(f"overlap={overlap}",))
+    assert [seam.overlap for seam in plan.seams] == [0, overlap, 0, 0]
     found, told = films(plan, tmp_path / "film")
-    assert told == [0, 1, 2]
+    assert told == [0, 1, 2, 3, 4]
     assert {index: len(greys) for index, greys in found.items()} == {s.index: s.frames for s in plan.segments}
     for index, greys in expected(plan).items():
         assert np.abs(np.subtract(found[index], greys)).max() <= 1, index  # halves may round either way
@@ -145,10 +142,18 @@ def test_a_dissolve_is_as_long_as_it_says_and_the_rest_is_untouched(
     plan = film_plan("b")
     found, _ = films(plan, tmp_path / "film")
     first, second = decoded(plan, plan.segments[0])[1], decoded(plan, plan.segments[1])[1]
-    # An overlap of two latent frames is 1 + 3 pictures, and 4 stand still on either side.
-    assert (found[0][:-8], found[1][4:]) == (first[:-8], second[4:])
-    assert found[0][-8] != first[-8]
-    assert found[1][3] != second[3]
+    # A sixth of a second on either side is two pictures.
+    assert (found[0][:-2], found[1][2:]) == (first[:-2], second[2:])
+    assert found[0][-2] != first[-2]
+    assert found[1][1] != second[1]
+
+
+def test_where_a_shot_goes_on_nothing_is_mixed_and_no_lead_is_shown(
+    fake_model: ModelSpec, tmp_path: Path
+) -> None:
+    plan = film_plan("gg")
+    assert [segment.lead for segment in plan.segments] == [1, 2, 2]
+    assert films(plan, tmp_path / "film")[0] == {s.index: decoded(plan, s)[1] for s in plan.segments}
 
 
 def test_a_cut_is_not_dissolved(fake_model: ModelSpec, tmp_path: Path) -> None:
@@ -157,8 +162,11 @@ def test_a_cut_is_not_dissolved(fake_model: ModelSpec, tmp_path: Path) -> None:
     assert told == [0, 1, 2]
     own = [decoded(plan, segment)[1] for segment in plan.segments]
     assert found[0] == own[0]
-    assert found[1][:-8] == own[1][:-8]
+    assert found[1][:-2] == own[1][:-2]
     assert found[1] != own[1]
+    faded = film_plan("bb", method=("blending=crossfade",))
+    assert films(faded, tmp_path / "faded")[0][1][6:-6] == decoded(faded, faded.segments[1])[1][6:-6]
+    assert films(faded, tmp_path / "again")[0][1][5] != decoded(faded, faded.segments[1])[1][5]
     apart = film_plan("bb", without=frozenset({"twb"}))
     assert films(apart, tmp_path / "apart")[0] == {s.index: decoded(apart, s)[1] for s in apart.segments}
 

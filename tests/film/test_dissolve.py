@@ -13,17 +13,18 @@ from tests.conftest import plan_of
 pytestmark = pytest.mark.usefixtures("fake_model")
 
 
-def film_plan(latents: list[int], transitions: str, overlap: int = 2) -> Plan:
+def film_plan(latents: list[int], transitions: str, *method: str) -> Plan:
     """A plan at 12 frames a second, of scenes of so many latent frames, which are 3 frames each.
 
-    ``transitions`` are those from the second scene on: b for a blend and c for a cut.
+    ``transitions`` are those from the second scene on: d is a dissolve, g a shot that goes on, c a cut.
     """
+    names = {"d": "dissolve", "g": "continue", "c": "cut"}
     lines = [
-        f"  - {{scene: a, action: b, seconds: {n / 4}, transition: {'cut' if t == 'c' else 'blend'}}}"
-        for n, t in zip(latents, "b" + transitions, strict=True)
+        f"  - {{scene: a, action: {index}x, seconds: {n / 4}, transition: {names[t]}}}"
+        for index, (n, t) in enumerate(zip(latents, "d" + transitions, strict=True))
     ]
     text = "render: {model: fake}\nscenes:\n" + "\n".join(lines)
-    return plan_of(text, method=(f"overlap={overlap}",))
+    return plan_of(text, method=method)
 
 
 def film(plan: Plan) -> list[Frame]:
@@ -41,28 +42,36 @@ def test_a_cut_is_no_dissolve() -> None:
     assert film(plan) == [(Part(index, 1 + i, 1.0),) for index in (0, 1) for i in range(12)]
 
 
+def test_where_the_shot_goes_on_the_lead_is_not_shown() -> None:
+    """Two latent frames of it are 1 + 3 pictures."""
+    plan = film_plan([4, 4], "g", "overlap=2")
+    assert film(plan) == [(Part(0, 1 + i, 1.0),) for i in range(12)] + [
+        (Part(1, 4 + i, 1.0),) for i in range(12)
+    ]
+
+
 def test_a_dissolve_by_hand() -> None:
-    """An overlap of one latent frame is one picture, and a third of a second, 4 frames, on either side."""
-    plan = film_plan([4, 4], "b", overlap=1)
+    """A sixth of a second, 2 frames, on either side: the one that is not there at the time stands still."""
+    plan = film_plan([4, 4], "d")
     first, second = (film_frames(plan, segment) for segment in plan.segments)
-    weights = [(i + 0.5) / 9 for i in range(9)]
-    # The earlier scene ends with picture 12 and stands still then; the later one stands still at its first.
-    assert first[:7] == [(Part(0, 1 + i, 1.0),) for i in range(7)]
-    assert first[7:] == [(Part(0, 8 + i, 1 - w), Part(1, 0, w)) for i, w in enumerate(weights[:5])]
-    assert second[:4] == [(Part(0, 12, 1 - w), Part(1, 1 + i, w)) for i, w in enumerate(weights[5:])]
-    assert second[4:] == [(Part(1, 5 + i, 1.0),) for i in range(8)]
+    weights = [(i + 0.5) / 4 for i in range(4)]
+    assert first[:10] == [(Part(0, 1 + i, 1.0),) for i in range(10)]
+    assert first[10:] == [(Part(0, 11 + i, 1 - w), Part(1, 1, w)) for i, w in enumerate(weights[:2])]
+    assert second[:2] == [(Part(0, 12, 1 - w), Part(1, 1 + i, w)) for i, w in enumerate(weights[2:])]
+    assert second[2:] == [(Part(1, 3 + i, 1.0),) for i in range(10)]
 
 
-def test_a_longer_overlap_moves_on_both_sides() -> None:
-    """Three latent frames are 7 pictures: the later scene's lead is shown while it moves."""
-    plan = film_plan([8, 8], "b", overlap=3)
-    mixed = [frame for frame in film(plan) if len(frame) == 2]
-    assert [frame[1].picture for frame in mixed] == [0, 0, 0, 0, *range(11)]
-    assert [frame[0].picture for frame in mixed] == [*range(14, 25), 24, 24, 24, 24]
+def test_an_editors_crossfade_is_a_second_long() -> None:
+    plan = film_plan([8, 8], "d", "blending=crossfade")
+    assert [len(frame) for frame in film(plan)] == [1] * 18 + [2] * 12 + [1] * 18
+
+
+def test_of_strength_0_nothing_dissolves() -> None:
+    assert {len(frame) for frame in film(film_plan([4, 4], "d", "strength=0"))} == {1}
 
 
 def test_a_dissolve_takes_half_of_a_short_scene_at_most() -> None:
-    plan = film_plan([8, 1, 8], "bb", overlap=1)
+    plan = film_plan([8, 1, 8], "dd")
     assert [len(frame) for frame in film_frames(plan, plan.segments[1])] == [2, 1, 2]
     head, _, tail = film_frames(plan, plan.segments[1])
     assert ({part.segment for part in head}, {part.segment for part in tail}) == ({0, 1}, {1, 2})
@@ -72,9 +81,10 @@ def test_a_dissolve_takes_half_of_a_short_scene_at_most() -> None:
 @given(data=st.data(), latents=st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_every_frame_shows_pictures_that_there_are(data: st.DataObject, latents: list[int]) -> None:
     """Whatever a story is: each frame of the film once, its weights 1 together, of neighbours only."""
-    transitions = data.draw(st.text("bc", min_size=len(latents) - 1, max_size=len(latents) - 1))
+    transitions = data.draw(st.text("dgc", min_size=len(latents) - 1, max_size=len(latents) - 1))
     similar = data.draw(st.lists(st.floats(0, 1), min_size=len(latents) - 1, max_size=len(latents) - 1))
-    plan = film_plan(latents, transitions, overlap=1).settled(similar)
+    blending = data.draw(st.sampled_from(["lead", "crossfade", "published", "none"]))
+    plan = film_plan(latents, transitions, f"blending={blending}").settled(similar)
     for segment in plan.segments:
         frames = film_frames(plan, segment)
         assert len(frames) == segment.frames
@@ -89,5 +99,5 @@ def test_every_frame_shows_pictures_that_there_are(data: st.DataObject, latents:
             assert own == [lead_pictures(plan, segment) + at] or len(frame) == 2
         ahead = [frame for frame in frames if frame[-1].segment > segment.index]
         assert frames[len(frames) - len(ahead) :] == ahead  # they come last, for the next is decoded later
-        if segment.index + 1 < len(plan.segments) and not plan.segments[segment.index + 1].blended:
-            assert not ahead
+        if segment.index + 1 < len(plan.segments):
+            assert bool(ahead) == (plan.seams[segment.index].transition == "dissolve" and segment.frames > 1)

@@ -82,7 +82,7 @@ def test_a_note_that_cannot_be_read_goes_with_the_next_film(finished: Path) -> N
 
 def test_a_manifest_is_read_as_it_was_written(finished: Path) -> None:
     manifest = json.loads((finished / "manifest.json").read_text())
-    assert manifest["format"] == FORMAT == 4
+    assert manifest["format"] == FORMAT == 5
     found = Manifest.read(finished / "manifest.json")
     assert found == Manifest({"title": "t"}, SEGMENTS, film_of(b"film"))
 
@@ -94,11 +94,11 @@ def test_a_manifest_is_read_as_it_was_written(finished: Path) -> None:
         "[]",
         "null",
         "{}",
-        '{"format": 4}',
-        '{"format": 4, "segments": [1], "film": {}}',
-        '{"format": 4, "segments": [], "film": {"key": 1}}',
+        '{"format": 5}',
+        '{"format": 5, "segments": [1], "film": {}}',
+        '{"format": 5, "segments": [], "film": {"key": 1}}',
         "[" * 9999,
-        ('"format": 4', '"format": 3'),
+        ('"format": 5', '"format": 4'),
         ('"title": "t"', '"title": NaN'),
         ('"title": "t"', '"title": 1e400'),
         ('"title": "t"', '"title": "\\ud800"'),

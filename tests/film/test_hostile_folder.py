@@ -71,7 +71,7 @@ def test_no_value_of_another_type_in_a_record_harms(out: Path, sealed: bool) -> 
     before = film(out)
     path = segment(out, "02", ".safetensors.json")
     whole = json.loads(path.read_text())
-    parts = ("kind", "number", "key", "sha256", "device", "begun", "decided")
+    parts = ("kind", "number", "key", "sha256", "device", "step", "decided")
     places = [place for place in values(whole) if place and place[0] in parts]
     assert len(places) > 15
     for number, place in enumerate(places):

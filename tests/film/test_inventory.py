@@ -10,6 +10,8 @@ import pytest
 from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import film_facts
 from storyreel.film.store import Kind, Record
+from storyreel.method.step_skipping import SPEEDS
+from storyreel.story.plan import Segment
 from tests.conftest import plan_of
 from tests.film.test_keys import WITH_ENCODER
 from tests.test_rendering import story
@@ -17,8 +19,8 @@ from tests.test_rendering import story
 pytestmark = pytest.mark.usefixtures("fake_model")
 
 
-def record(index: int, *begun: int) -> Record:
-    return Record("latents", f"{index + 1:02d}", "k", "s", "cpu", 1.0, begun)
+def record(index: int, step: int = 0) -> Record:
+    return Record("state" if step else "latents", f"{index + 1:02d}", "k", "s", "cpu", 1.0, step)
 
 
 def taken(text: str | None = None, **options: Any) -> Inventory:
@@ -33,12 +35,11 @@ Change = Callable[[Inventory], object]
     ("change", "forwards"),
     [
         (lambda inventory: None, 6 * 3),
-        (lambda inventory: inventory.latents.update({0: record(0, 2, 1)}), 15 - 3),
-        (lambda inventory: inventory.latents.update({0: record(0, 2, 1), 1: record(1, 2, 1)}), 12 - 3),
-        (lambda inventory: inventory.windows.update({0: record(0, 2, 1)}), 18 - 3),
+        (lambda inventory: inventory.latents.update({0: record(0)}), 5 * 3),
+        (lambda inventory: inventory.states.update({0: record(0, 2)}), 1 + 5 * 3),
+        (lambda inventory: inventory.states.update({1: record(1, 1), 4: record(4, 3)}), 2 + 0 + 4 * 3),
         (lambda inventory: inventory.latents.update({i: record(i) for i in range(6)}), 0),
-        (lambda inventory: inventory.latents.update({i: record(i, 2, 1) for i in (0, 1, 2, 4, 5)}), 3),
-        (lambda inventory: inventory.latents.update({i: record(i, 2, 1) for i in range(1, 6)}), 3 + 2 + 1),
+        (lambda inventory: inventory.latents.update({i: record(i) for i in (0, 1, 2, 4, 5)}), 3),
     ],
 )
 def test_forwards_to_come_are_counted_from_what_is_there(change: Change, forwards: int) -> None:
@@ -47,38 +48,38 @@ def test_forwards_to_come_are_counted_from_what_is_there(change: Change, forward
     assert inventory.forwards() == forwards
 
 
-def stretches(inventory: Inventory) -> list[list[tuple[int, int]]]:
-    runs = inventory.plan.runs()
-    return [[(first.index, count) for first, count in inventory.stretches(run)] for run in runs]
+def test_of_skipped_steps_only_those_are_counted_that_are_computed() -> None:
+    inventory = taken(steps=8, speed="fast")
+    whole = inventory.forwards()
+    assert whole == inventory.plan.forwards < 6 * 8
+    inventory.states[0] = record(0, 7)
+    assert inventory.forwards() == whole - whole // 6 + SPEEDS["fast"].computes(7, 8)
 
 
-def test_segments_without_latents_are_denoised_together_up_to_a_cut() -> None:
-    inventory = taken(story(cut=3))
-    assert stretches(inventory) == [[(0, 3)], [(3, 3)]]
-    inventory.latents.update({0: record(0, 2), 4: record(4)})
-    assert stretches(inventory) == [[(0, 0), (1, 2)], [(3, 1), (4, 0), (5, 1)]]
+def numbers(segments: list[Segment]) -> list[int]:
+    return [segment.index for segment in segments]
+
+
+def test_what_has_no_latents_is_denoised() -> None:
+    inventory = taken()
+    assert numbers(inventory.undone) == numbers(inventory.shown) == [0, 1, 2, 3, 4, 5]
+    inventory.latents.update({0: record(0), 4: record(4)})
+    assert numbers(inventory.undone) == [1, 2, 3, 5]
+    assert numbers(inventory.shown) == [0, 1, 2, 3, 4, 5]  # there is no video yet
 
 
 def test_latents_are_decoded_where_they_show_in_a_video_that_is_missing() -> None:
-    """That is the segment's own, or a neighbour's across a blend."""
-    inventory = taken(story(cut=4))
+    """That is the segment's own, or a neighbour's."""
+    inventory = taken()
     inventory.latents.update({i: record(i) for i in range(6)})
-    inventory.video.update({i: record(i) for i in (0, 2, 3, 5)})
-    assert inventory.missing == {1, 4}
-    assert stretches(inventory) == [[(0, 0), (1, 0), (2, 0)], [(4, 0), (5, 0)]]
-    inventory.video.update({i: record(i) for i in range(6)})
-    assert stretches(inventory) == [[], []]
-
-
-def test_a_state_is_resumed_from_a_window_or_from_the_segment_before() -> None:
-    inventory = taken(story(cut=3))
-    inventory.latents.update({0: record(0, 2), 4: record(4)})
-    runs, segments = list(inventory.plan.runs()), inventory.plan.segments
-    assert inventory.resume(runs[0], segments[1]) == record(0, 2)
-    assert inventory.resume(runs[1], segments[3]) is None
-    inventory.windows[3] = record(3, 1)
-    assert inventory.resume(runs[1], segments[3]) == record(3, 1)
-    assert inventory.resume(runs[1], segments[5]) == record(4)
+    inventory.video.update({i: record(i) for i in (0, 1, 2, 3, 4)})
+    assert inventory.missing == {5}
+    assert numbers(inventory.shown) == [4, 5]
+    inventory.video.update({5: record(5)})
+    del inventory.video[0]
+    assert numbers(inventory.shown) == [0, 1]
+    inventory.video.update({0: record(0)})
+    assert (numbers(inventory.shown), numbers(inventory.undone)) == ([], [])
 
 
 def test_a_video_without_its_latents_is_made_again() -> None:
@@ -86,22 +87,23 @@ def test_a_video_without_its_latents_is_made_again() -> None:
     inventory.video.update({i: record(i) for i in range(6)})
     inventory.latents.update({i: record(i) for i in (0, 1, 2, 4, 5)})
     assert inventory.missing == {3}
-    assert stretches(inventory) == [[(2, 0), (3, 1), (4, 0)]]
+    assert numbers(inventory.undone) == [3]
+    assert numbers(inventory.shown) == [2, 3, 4]
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_what_is_found_is_taken_and_a_window_only_of_what_is_not_finished(trusted: bool) -> None:
+def test_what_is_found_is_taken_and_a_state_only_of_what_is_not_finished(trusted: bool) -> None:
     """``find`` is asked for every file by its key; records of other keys are nobody's."""
     plan = plan_of(story())
     facts = film_facts(plan, WITH_ENCODER, "cpu")
     keys = Inventory(plan, facts).keys
     present = {("latents", "01", keys.latents[0]), ("video", "01", keys.video[0])}
-    present |= {("window", "01", keys.latents[0]), ("window", "02", keys.latents[1])}
+    present |= {("state", "01", keys.latents[0]), ("state", "02", keys.latents[1])}
     present |= {("video", "03", keys.video[2] if trusted else "another key")}
 
     def find(kind: Kind, number: str, key: str) -> Record | None:
         return Record(kind, number, key, "s", "cpu", 1.0) if (kind, number, key) in present else None
 
     found = take_inventory(plan, facts, find)
-    assert (set(found.latents), set(found.windows)) == ({0}, {1})
+    assert (set(found.latents), set(found.states)) == ({0}, {1})
     assert set(found.video) == ({0, 2} if trusted else {0})

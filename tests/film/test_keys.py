@@ -14,7 +14,7 @@ from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 from tests.film.test_differences import MADE_OF
-from tests.test_rendering import SCENES, story
+from tests.test_rendering import CAST, SCENES, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 # In `MADE_OF` there is no ffmpeg, which is an encoder like any other.
@@ -62,13 +62,74 @@ def test_what_encodes_pictures_is_in_theirs_alone(path: tuple[str, ...]) -> None
     assert not {*before.video} & {*after.video}
 
 
-def test_how_a_seam_is_planned_is_in_the_keys_of_what_is_blended_there() -> None:
-    """And of what is denoised beside it or after it: here of the last three and the one before the seam."""
-    plan = plan_of(story(), method=("window=2",))
-    seams = [*plan.seams[:2], replace(plan.seams[2], overlap=1), *plan.seams[3:]]
-    before, after = keys_of(plan), keys_of(replace(plan, seams=tuple(seams)))
-    assert plan.seams[2].overlap > 1
-    assert [a == b for a, b in zip(before.latents, after.latents, strict=True)] == [True] * 2 + [False] * 4
+def alike(before: Keys, after: Keys) -> tuple[list[bool], list[bool]]:
+    """Of which segments latents, and videos, have the same keys."""
+    pairs = ((before.latents, after.latents), (before.video, after.video))
+    latents, video = ([a == b for a, b in zip(*pair, strict=True)] for pair in pairs)
+    return latents, video
+
+
+@pytest.mark.parametrize(("after", "changed"), [(3, [3]), (2, [2, 3]), (5, [5])])
+def test_how_a_seam_is_planned_is_in_the_keys_of_the_rest_of_its_shot(after: int, changed: list[int]) -> None:
+    """The shots are of one scene, three and two."""
+    plan = plan_of(story())
+    seam = plan.seams[after - 1]
+    assert (seam.transition, seam.overlap) == ("continue", 2)
+    seams = [*plan.seams[: after - 1], replace(seam, overlap=1), *plan.seams[after:]]
+    latents, _ = alike(keys_of(plan), keys_of(replace(plan, seams=tuple(seams))))
+    assert latents == [index not in changed for index in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("index", "of_latents", "of_videos"),
+    [
+        (0, [0], [0, 1]),  # a dissolve shows the end of one in the beginning of the next
+        (1, [1, 2, 3], [0, 1, 2, 3, 4]),
+        (2, [2, 3], [2, 3, 4]),
+        (3, [3], [3, 4]),
+        (4, [4, 5], [3, 4, 5]),
+        (5, [5], [5]),
+    ],
+)
+def test_a_changed_scene_is_in_the_keys_of_what_shows_it(
+    index: int, of_latents: list[int], of_videos: list[int]
+) -> None:
+    scenes = [*SCENES[:index], ("a river", "one yawns"), *SCENES[index + 1 :]]
+    latents, video = alike(keys_of(plan_of(story())), keys_of(plan_of(story(scenes))))
+    assert latents == [i not in of_latents for i in range(6)]
+    assert video == [i not in of_videos for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("changed", "identity", "of_latents"),
+    [
+        ('"{fox} sits"', True, [0, 1, 3]),  # the fox's portrait, behind a dissolve and a cut
+        ('"{fox} sits"', False, [0, 1]),
+        ('"{dog} sleeps"', True, [2, 3]),
+        ('"{dog} sleeps"', False, [2]),
+        ("it walks", True, [1]),
+        ("they look", True, [3]),
+        ("it rains", True, [4]),
+    ],
+)
+def test_a_scene_is_in_the_keys_of_those_that_have_a_character_from_it(
+    changed: str, identity: bool, of_latents: list[int]
+) -> None:
+    options: dict[str, Any] = {} if identity else {"without": frozenset({"identity"})}
+    other = changed.replace("}", "} sees how it").replace("it ", "it now ") if "{" in changed else "it jumps"
+    text = CAST.replace(changed, other)
+    assert text != CAST
+    latents, _ = alike(keys_of(plan_of(CAST, **options)), keys_of(plan_of(text, **options)))
+    assert latents == [i not in of_latents for i in range(5)]
+
+
+def test_another_place_before_a_scene_is_in_its_key_only_if_it_decides_whether_the_shot_goes_on() -> None:
+    def pair(first: str) -> str:
+        return f"render: {{model: fake}}\nscenes:\n  - [{first}, a fox sits]\n  - [the park, it walks]\n"
+
+    at_home, at_sea, there = (keys_of(plan_of(pair(place))) for place in ("home", "sea", "the old park"))
+    assert at_home.latents[1] == at_sea.latents[1] != there.latents[1]
+    assert at_home.video[1] != at_sea.video[1]  # which begins with a dissolve
 
 
 def test_storyreels_version_is_in_none() -> None:
@@ -87,15 +148,6 @@ def test_how_a_picture_is_shown_is_no_part_of_its_latents(
     after = keys_of()
     assert before.latents == after.latents
     assert not {*before.video} & {*after.video}
-
-
-def test_pictures_depend_on_the_segment_that_shows_through_them() -> None:
-    """With a window of one, latents do not: nobody is denoised beside them."""
-    scenes = [*SCENES[:3], ("a home", "it yawns"), *SCENES[4:]]
-    before, after = (keys_of(plan_of(story(s), method=("window=1",))) for s in (SCENES, scenes))
-    same = [a == b for a, b in zip(before.latents, after.latents, strict=True)]
-    assert same == [True, True, True, False, False, False]
-    assert [a == b for a, b in zip(before.video, after.video, strict=True)] == [True, True, *[False] * 4]
 
 
 def test_a_film_is_another_with_any_of_its_parts(fake_model: ModelSpec) -> None:
@@ -117,6 +169,7 @@ def test_the_facts_that_count_are_known() -> None:
     assert set(ingredients(MODELS["mini"])["model"]["facts"]) == {
         *("adapter", "frames_per_latent", "pixels_per_latent", "latent_channels", "max_latents"),
         *("decoded_at_once", "overlap", "text_length", "variant", "dtype", "vae_dtype", "even_steps"),
+        *("decides", "first_alike"),
     }
     assert set(ModelSpec.__dataclass_fields__) >= NO_FACTS
 

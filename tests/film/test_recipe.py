@@ -95,9 +95,9 @@ def test_what_shapes_pictures_is_known() -> None:
     """A module that comes to this list, or leaves it, is to be thought about once: is that so?"""
     found = recipe_of(MINI)
     assert list(found.latents) == [
-        *("denoise/anchors.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
+        *("denoise/lead.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
         "film/segments.py",
-        *("method/blending.py", "method/context.py", "method/settings.py", "method/similarity.py"),
+        *("method/blending.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
         *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
         *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),
@@ -131,7 +131,7 @@ def edited(module: str, edit: Callable[[str], str]) -> Callable[[str], str | Non
 
 
 FORMULAS = {
-    "storyreel.method.blending": ("latents", lambda text: text.replace("0.5", "0.6", 1)),
+    "storyreel.method.blending": ("latents", lambda text: text.replace("2 * gamma", "3 * gamma", 1)),
     "storyreel.method.weighting": ("latents", lambda text: text.replace("softmax(", "softmax(-")),
     "storyreel.denoise.loop": ("latents", lambda text: text.replace("(lower - sigma)", "(sigma - lower)")),
     "storyreel.denoise.prompts": (
@@ -144,7 +144,7 @@ FORMULAS = {
         lambda text: text.replace("TEXT_MULTIPLE = 16", "TEXT_MULTIPLE = 8"),
     ),
     "storyreel.story.plan": ("latents", lambda text: text.replace("storyreel noise", "noise")),
-    "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 3", "HELD = 1 / 4")),
+    "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 6", "HELD = 1 / 4")),
     "storyreel.film.decode": ("pictures", lambda text: text.replace("[None]", "[[None]]")),
     "storyreel.film.writer": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
 }
@@ -244,14 +244,14 @@ def test_an_edited_copy_of_the_package(tmp_path: Path) -> None:
     assert before == recipe_of(MINI)
     edit("cli/app.py", '"""The command line', '# edited\n"""The command line')
     assert read() == before
-    edit("method/blending.py", "0.5", "0.6")
+    edit("method/blending.py", "2 * gamma", "3 * gamma")
     after = read()
     changed = {name for name in after.latents if after.latents[name] != before.latents.get(name)}
     assert changed == {"method/blending.py"}
 
 
 def blending(text: str) -> str:
-    return text.replace("0.5", "0.6", 1)
+    return text.replace("2 * gamma", "3 * gamma", 1)
 
 
 def test_an_edited_formula_renders_again_and_an_edited_comment_does_not(

@@ -44,7 +44,7 @@ def greys(plan: Plan) -> list[Tensor]:
 def test_where_the_shot_goes_on_both_sides_show_its_last_moment(
     fake_model: ModelSpec, tmp_path: Path, overlap: int
 ) -> None:
-    plan = film_plan("b", method=(f"overlap={overlap}",))
+    plan = film_plan("g", method=(f"overlap={overlap}",))
     (seam,) = plan.seams
     assert (seam.transition, seam.overlap) == ("continue", overlap)
     first, second = greys(plan)
@@ -57,7 +57,7 @@ def test_where_the_shot_goes_on_both_sides_show_its_last_moment(
 
 def test_one_shot_has_no_two_sides(fake_model: ModelSpec, tmp_path: Path) -> None:
     """Where the later segment's lead is the earlier one's end, nothing is apart, whatever follows."""
-    plan = film_plan("b", method=("overlap=3",))
+    plan = film_plan("g", method=("overlap=3",))
     first, second = (latents(s).clone() for s in plan.segments)
     second[:, :, 1:4] = first[:, :, -3:]  # the fake codec looks two frames back
     assert measured(plan, tmp_path / "film", [first, second]) == {1: 0}
@@ -68,7 +68,7 @@ def test_without_an_overlap_the_last_picture_meets_the_first(
     fake_model: ModelSpec, tmp_path: Path, blending: str
 ) -> None:
     """The same of a dissolve and of baselines, whose segments know nothing of each other."""
-    plan = film_plan("b" if blending != "lead" else "d", method=(f"blending={blending}",))
+    plan = film_plan("b", method=(f"blending={blending}",))
     assert plan.seams[0].overlap == 0
     first, second = greys(plan)
     expected = abs(int(first[-1] - second[-plan.segments[1].frames]))
@@ -83,7 +83,7 @@ def test_a_cut_that_the_story_wants_has_none(fake_model: ModelSpec, tmp_path: Pa
 
 
 def test_what_was_not_decoded_one_after_the_other_has_none(fake_model: ModelSpec, tmp_path: Path) -> None:
-    plan = film_plan("bb")
+    plan = film_plan("gg")
     stream = MeasuringStream(plan, FakeAdapter(plan.spec), (), placed(tmp_path), lambda *_: None)
     with stream:
         for segment in (plan.segments[0], plan.segments[2]):

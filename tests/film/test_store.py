@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Store:
     """A store with the first segment's latents and pictures."""
     store = Store(tmp_path)
     store.path("latents", "01", KEY).write_bytes(b"latents")
-    store.keep("latents", "01", KEY, "cpu", 1.5, (4, 2), {"lead": 2, "prompt_weights": [(0.5, 0.5)]})
+    store.keep("latents", "01", KEY, "cpu", 1.5, 4, {"lead": 2, "prompt_weights": [(0.5, 0.5)]})
     store.path("video", "01", OTHER).write_bytes(b"video")
     store.keep("video", "01", OTHER, "cpu", 0.25)
     return store
@@ -36,14 +36,14 @@ def test_files_are_named_by_number_and_key(store: Store) -> None:
 def test_a_file_counts_with_its_key_and_its_bytes(store: Store) -> None:
     latents = store.find("latents", "01", KEY)
     assert latents is not None
-    assert (latents.device, latents.seconds, latents.begun) == ("cpu", 1.5, (4, 2))
+    assert (latents.device, latents.seconds, latents.step) == ("cpu", 1.5, 4)
     assert latents.decided == {"lead": 2, "prompt_weights": [(0.5, 0.5)]}
     assert store.find("video", "01", OTHER) is not None
     for kind, number, key in (
         ("latents", "01", OTHER),
         ("latents", "02", KEY),
         ("video", "01", KEY),
-        ("window", "01", KEY),
+        ("state", "01", KEY),
         ("latents", "01", KEY[:8] + OTHER),  # of the same name
     ):
         assert store.find(kind, number, key) is None  # type: ignore[arg-type]
@@ -82,8 +82,8 @@ def test_a_record_that_was_changed_counts_as_none(store: Store) -> None:
         ('"seconds": 1.5', '"seconds": NaN'),
         ('"device": "c', '"device": "g'),
         ('"device": "c', '"device": "\\ud800'),
-        ('"format": 4', '"format": 5'),
-        ("[4, 2]", "[4, 3]"),
+        ('"format": 5', '"format": 4'),
+        ('"step": 4', '"step": 3'),
     ):
         assert change[0] in whole
         path.write_text(whole.replace(*change))
@@ -148,9 +148,10 @@ def test_what_is_dropped_is_gone_and_may_be_gone_already(store: Store) -> None:
 
 def test_only_what_a_render_wrote_is_ours(store: Store) -> None:
     former = ("01.mp4", "01.safetensors", "window.safetensors", "1000.mp4")
-    window: tuple[Kind, str, str] = ("window", "03", KEY)
-    store.path(*window).write_bytes(b"state")
-    store.keep(*window, "cpu")
+    former += ("03-abababab.window.safetensors", "03-abababab.window.safetensors.json")
+    state: tuple[Kind, str, str] = ("state", "03", KEY)
+    store.path(*state).write_bytes(b"state")
+    store.keep(*state, "cpu")
     mine = {path.name for path in store.folder.iterdir()}
     strangers = ("notes.txt", "holiday.mp4", "01-abababab.mp4.bak", "1.mp4", "01-ABABABAB.mp4", "05.json")
     for name in (*former, *strangers):

@@ -5,8 +5,8 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
-from storyreel.errors import ScriptError
-from storyreel.method.settings import PARTS, Method, legal_values
+from storyreel.errors import ScriptError, UsageError
+from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from tests.conftest import plan_of
 
 KEYS = tuple(Method.model_fields)
@@ -46,10 +46,12 @@ def test_what_is_said_to_be_legal_is(key: str) -> None:
             return False
         return True
 
-    if words == "true or false":
+    if words.startswith("true or false"):
         assert accepts(True)
         assert accepts(False)
+        assert all(accepts(value) for value in words.split(" or ")[2:])
         assert not accepts(1)
+        assert not accepts("anything else")
         return
     if words.startswith("one of "):
         assert all(accepts(value) for value in words.removeprefix("one of ").split(", "))
@@ -76,40 +78,56 @@ def test_lambdas_sum_to_one() -> None:
             Method.model_validate({one: 0.9})
 
 
-def test_published_blending_goes_one_by_one() -> None:
-    assert Method(blending="published").window == Method(blending="published", window=1).window == 1
-    assert Method(blending="joint").window == 4
-    with pytest.raises(ValidationError, match="window must be 1 or left out, not 3"):
-        Method(blending="published", window=3)
-    again = Method.model_validate(Method(blending="published").model_dump())
-    assert again.window == 1
-
-
 def test_unknown_keys_and_quiet_conversions_are_refused() -> None:
-    for values in ({"strenght": 1.0}, {"window": "4"}, {"window": 4.0}, {"weighting": "yes"}):
+    for values in ({"strenght": 1.0}, {"overlap": "4"}, {"overlap": 4.0}, {"weighting": "yes"}):
         with pytest.raises(ValidationError):
             Method.model_validate(values)
 
 
 @pytest.mark.parametrize("parts", [set(c) for n in range(4) for c in itertools.combinations(PARTS, n)])
 def test_parts_switch_off_what_they_are_and_nothing_else(parts: set[str]) -> None:
-    method = Method(context=0.5, window=3, strength=0.7)
+    method = Method(overlap=3, strength=0.7)
     left = method.without(parts)
     changed = {key for key in KEYS if getattr(left, key) != getattr(method, key)}
-    expected = {"dipw": {"weighting"}, "sar": {"similarity"}, "twb": {"blending", "shared_noise", "context"}}
-    assert changed == set().union(*(expected[part] for part in parts))
+    of = {"dipw": "weighting", "sar": "similarity", "twb": "blending", "identity": "identity"}
+    assert changed == {of[part] for part in parts}
     assert (left.weighting, left.similarity) == (False if "dipw" in parts else None, "sar" not in parts)
-    if "twb" in parts:
-        assert (left.blending, left.shared_noise, left.context) == ("none", 0, 0)
+    assert (left.blending, left.identity) == ("none" if "twb" in parts else "lead", "identity" not in parts)
     assert Method.model_validate(left.model_dump()) == left
 
 
-def test_context_is_understood_by_its_old_name() -> None:
-    assert Method.model_validate({"memory": 0.3}) == Method(context=0.3)
-    with pytest.raises(ValidationError, match=r"memory\n.*Extra inputs"):
-        Method.model_validate({"memory": 0.3, "context": 0.2})
-    story = "render: {method: {memory: 0.3}}\nscenes:\n  - [a, b]\n"
-    assert plan_of(story).settings.method.context == 0.3
-    assert plan_of(story, method=("memory=0.1",)).settings.method.context == 0.1
-    with pytest.raises(ScriptError, match=r"story.yaml:1:\d+: error: context must be a number from 0 to 1"):
-        plan_of(story.replace("0.3", "7"))
+def test_what_leads() -> None:
+    """Two ways to blend begin a segment with what others have finished, unless that counts nothing."""
+    ways = ("lead", "continuation", "crossfade", "published", "none")
+    assert [Method.model_validate({"blending": way}).leads for way in ways] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert not Method(strength=0.0).leads
+    assert Method(strength=1e-9).leads
+
+
+def test_joint_blending_is_what_it_was_once_called() -> None:
+    assert Method.model_validate({"blending": "joint"}) == Method(blending="lead")
+    story = "render: {method: {blending: joint}}\nscenes:\n  - [a, b]\n"
+    assert plan_of(story).settings.method.blending == "lead"
+    assert plan_of(story, method=("blending=none",)).settings.method.blending == "none"
+    assert plan_of(story, method=("blending=joint",)).settings.method.blending == "lead"
+    for strange in (["joint"], None, 1):
+        with pytest.raises(ValidationError, match="blending"):
+            Method.model_validate({"blending": strange})
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_what_is_gone_is_refused_by_name_wherever_it_is_said(name: str) -> None:
+    words = f"{name} is no setting any more; segments begin with a lead, see method/README.md"
+    with pytest.raises(ValidationError, match=words):
+        Method.model_validate({name: 1})
+    with pytest.raises(UsageError, match=words) as caught:
+        plan_of("scenes:\n  - [a, b]\n", method=(f"{name}=1",))
+    assert caught.value.remedy == "Leave it out."
+    with pytest.raises(ScriptError, match=rf"story.yaml:1:\d+: error: {words}"):
+        plan_of(f"render: {{method: {{{name}: 0.3}}}}\nscenes:\n  - [a, b]\n")

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.embeddings import MochiAttentionPool
 from torch.nn.functional import scaled_dot_product_attention
 
-from storyreel.models.attention import ContextProcessor, added_logits, attend, merged_attention
+from storyreel.models.attention import added_logits, attend, merged_attention
 from storyreel.models.mochi_attention import WeightedPool
 
 
@@ -49,17 +49,6 @@ def test_on_a_gpu_the_fast_way_is_as_near_as_rounding(weights: torch.Tensor) -> 
     query, key, value = (x.transpose(1, 2) for x in (q, k, v))
     ours = attend(query, key, value, added, 8).transpose(1, 2)
     assert float((ours.float() - exact).abs().max()) <= 0.02
-
-
-def test_context_stands_behind_what_is_excluded_and_weighted() -> None:
-    layer = ContextProcessor()
-    key, value = torch.randn(1, 4, 1, 2), torch.randn(1, 4, 1, 2)
-    layer.context = (torch.randn(1, 2, 1, 2), torch.randn(1, 2, 1, 2), torch.tensor([1.0, 0.5]))
-    added = added_logits(torch.tensor([[0.0, 0.25, 1.0]]), 1, torch.float32)
-    keys, values, logits = layer.extend(key, value, added)
-    assert keys.shape == values.shape == (1, 6, 1, 2)
-    assert logits is not None
-    assert torch.equal(logits.flatten(), torch.tensor([1.0, 0.0, 0.25, 1.0, 1.0, 0.5]).log())
 
 
 def test_weights_of_0_and_1_are_the_mask_of_booleans() -> None:

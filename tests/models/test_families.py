@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 
 from storyreel.benchmark.run import stock_latents
 from storyreel.benchmark.stock import stock_of
-from storyreel.denoise.loop import State, begin, denoise, segment_noise
+from storyreel.denoise.lead import Lead, Leads
+from storyreel.denoise.loop import begin, denoise, sample, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.errors import DamagedError, MissingError
-from storyreel.models.attention import added_logits, recording
-from storyreel.models.base import Context, side_by_side
+from storyreel.models.attention import added_logits
+from storyreel.models.base import side_by_side
 from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.offload import mode_for
@@ -34,9 +35,19 @@ from storyreel.models.specs import MODELS, QUANTIZATIONS
 from storyreel.models.wan import WanAdapter
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
+from tests.denoise.test_loop import Film, film
 from tests.tiny import CPU, FAMILIES, ltx, ltx_vae, velocities
 
 STORY = "scenes:\n  - [a fox in the park, a fox walks]\n  - [a dog in the park, a dog sleeps]\n"
+
+# A shot of two scenes, and another place.
+CAST = """
+cast: {fox: {name: a fox}}
+scenes:
+  - ["{fox} in the park", "{fox} walks"]
+  - ["{fox} in the park", "{fox} sleeps"]
+  - ["{fox} at home", a dog]
+"""
 
 
 @pytest.fixture(params=FAMILIES)
@@ -64,9 +75,11 @@ def difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().abs().max() / b.detach().abs().max())
 
 
-def plan_for(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Plan:
+def plan_for(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, text: str = STORY, **overrides: Any
+) -> Plan:
     monkeypatch.setitem(MODELS, adapter.spec.name, adapter.spec)
-    return plan_of(STORY, model=adapter.spec.name, without=frozenset({"all"}), **overrides)
+    return plan_of(text, model=adapter.spec.name, **overrides)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' pipeline
@@ -76,14 +89,14 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
     adapter = stored
-    plan = plan_for(adapter, monkeypatch, guidance=guidance, steps=4)
+    options = {"guidance": guidance, "steps": 4}
+    plan = plan_for(adapter, monkeypatch, without=frozenset({"all"}), **options)
     segment = plan.segments[0]
-    writer = PromptWriter(adapter, plan.settings, None)
-    ((finished, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
+    (ours, _) = film(adapter, plan)
     noise = segment_noise(plan, segment)
     (theirs,) = stock_latents(adapter, replace(plan, segments=plan.segments[:1]))
     bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
-    assert float((finished.x - theirs).norm() / theirs.norm()) <= bar
+    assert float((ours - theirs).norm() / theirs.norm()) <= bar
     assert difference(noise, theirs) > 0.1
 
 
@@ -102,36 +115,51 @@ def test_a_prompt_of_weight_0_is_not_there(adapter: PipelineAdapter) -> None:
 
 
 @torch.no_grad()
-def test_a_context_of_weight_0_is_not_there_and_a_fading_one_fades(adapter: PipelineAdapter) -> None:
-    x, text = latents(adapter), adapter.encode("a fox in the park")
-    context = adapter.context_of(latents(adapter, 7)[:, :, 6:], adapter.encode("a dog walks"))
-    for sigma in (s for s in (0.95, 0.5) if adapter.expert_at(s) == adapter.expert_at(0)):
-        (plain,) = velocities(adapter, x, sigma, [text])
-        distances = []
-        for weight in (0.0, 1e-6, 0.1, 1.0):
-            (now,) = velocities(adapter, x, sigma, [text], replace(context, weights=context.weights * weight))
-            distances.append(difference(now, plain))
-        assert distances[0] <= 3e-6
-        assert distances[1] <= 1e-5
-        assert distances[1] < distances[2] < distances[3]
-        assert torch.equal(velocities(adapter, x, sigma, [text])[0], plain)  # nothing stays behind
+def test_what_a_lead_was_given_is_there_unchanged_in_the_end(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a shot, and the cells that show a character, as the segments have them that they are of."""
+    made = Film(adapter, plan_for(adapter, monkeypatch, CAST, method=("weighting=true",))).made()
+    plan = made.plan
+    on = [False] if plan.spec.first_alike else [True, False]
+    assert [[bool(given.names) for given in plan.given(s)] for s in plan.segments] == [[], on, [True]]
+    for segment in plan.segments[1:]:
+        lead, x = made.leads[segment.index], made.latents[segment.index]
+        assert lead is not None
+        assert x.isfinite().all()
+        for given in plan.given(segment):
+            places = slice(given.at, given.at + given.count)
+            cells = (lead.weights[:, :, places] == 1).expand_as(x[:, :, places])
+            assert cells.any()
+            source = made.latents[given.source][:, :, given.first : given.first + given.count]
+            assert torch.equal(x[:, :, places][cells], source[cells])
 
 
 @torch.no_grad()
-def test_of_two_experts_the_one_for_little_noise_has_a_context() -> None:
-    adapter = FAMILIES["wan of two experts"]()
-    x, text, anchor = latents(adapter), adapter.encode("a fox in the park"), latents(adapter, 7)[:, :, 6:]
-    context = adapter.context_of(anchor, text)
-    few = adapter.experts[1]
-    with recording(adapter.layers(few)) as seen:
-        adapter._velocities(few, anchor, 0.0, [text])
-    assert len(context.layers) == len(seen) == len(few.blocks)
-    for mine, expected in zip(context.layers, seen, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, expected, strict=True))
-    (plain,) = velocities(adapter, x, 0.95, [text])
-    assert torch.equal(velocities(adapter, x, 0.95, [text], context)[0], plain)
-    (plain,) = velocities(adapter, x, 0.5, [text])
-    assert difference(velocities(adapter, x, 0.5, [text], context)[0], plain) > 1e-4
+def test_a_lead_of_strength_0_is_not_there(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scene is what it would be alone; with a lead it is another."""
+    plan = plan_for(adapter, monkeypatch, CAST, method=("strength=0", "weighting=false"))
+    latents = film(adapter, plan)
+    for segment, x in zip(plan.segments, latents, strict=True):
+        assert torch.equal(x, sample(adapter, plan, segment, adapter.encode(segment.prompt)))
+    led = film(adapter, plan_for(adapter, monkeypatch, CAST, method=("weighting=false",)))
+    own = [
+        (x[:, :, -s.latents :], y[:, :, -s.latents :])
+        for s, x, y in zip(plan.segments, latents, led, strict=True)
+    ]
+    assert torch.equal(*own[0])
+    assert all(difference(a, b) > 1e-4 for a, b in own[1:])
+
+
+@torch.no_grad()
+def test_segments_denoised_together_are_those_denoised_one_by_one(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(adapter, monkeypatch, CAST)
+    alone = film(adapter, plan)
+    adapter.at_once = 3  # type: ignore[misc]
+    together = Film(adapter, plan).made()
+    assert all(torch.equal(together.latents[index], x) for index, x in enumerate(alone))
 
 
 QUICK = [("mochi", "fp8"), ("wan", "none"), ("ltx", "none")]  # of what is traced; the others are slow
@@ -150,8 +178,6 @@ def test_the_transformer_is_one_graph_while_weights_change(family: str, quantize
     x = latents(adapter)
     scene, action = adapter.encode("a fox in the park"), adapter.encode("a dog sleeps")
     text = side_by_side((scene, action), (0.5, 0.5))
-    seen = adapter.context_of(x[:, :, :1], scene)
-    context = Context(tuple((k.clone(), v.clone()) for k, v in seen.layers), seen.weights.clone())
     compiled: list[torch.fx.GraphModule] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
@@ -164,11 +190,10 @@ def test_the_transformer_is_one_graph_while_weights_change(family: str, quantize
     outputs = []
     for share in (0.5, 0.2, 0.9):
         text.weights.copy_(side_by_side((scene, action), (share, 1 - share)).weights)
-        context.weights.fill_(share)
-        outputs.append(velocities(adapter, x, 0.5, [text], context)[0])
+        outputs.append(velocities(adapter, x, 0.5, [text])[0])
     assert len(compiled) == 1
     adapter.experts[:] = eager
-    assert difference(outputs[-1], velocities(adapter, x, 0.5, [text], context)[0]) <= 1e-5
+    assert difference(outputs[-1], velocities(adapter, x, 0.5, [text])[0]) <= 1e-5
     assert difference(outputs[0], outputs[1]) > 1e-5
 
 
@@ -349,25 +374,42 @@ class Apart(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize("method", [(), ("window=1", "context=0.5")], ids=str)
+@pytest.mark.parametrize("weighting", ["true", "texts", "false"])
 def test_a_step_asks_nothing_of_the_device(
-    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, method: tuple[str, ...]
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch, weighting: str
 ) -> None:
-    """On tensors without data: whoever asked for a value would raise, as `tolist` does at the very end."""
-    monkeypatch.setitem(MODELS, adapter.spec.name, adapter.spec)
-    plan = plan_of(STORY, model=adapter.spec.name, steps=6, method=method)
+    """On tensors without data: whoever asked for a value would raise, as `tolist` does at the very end.
+
+    All three segments have begun, with leads of both kinds; how a character is found is no part of a step.
+    """
+    plan = plan_for(adapter, monkeypatch, CAST, steps=6, method=(f"weighting={weighting}",))
     adapter.prepare(all_prompts(plan, scored=True))
+    done = {s.index: segment_noise(plan, s) for s in plan.segments}
+    leads = Leads(adapter, plan, done.__getitem__)
+    known = [leads.of(segment) for segment in plan.segments]
     for module in (*adapter.experts, *adapter.text_encoders):
         module.to("meta")
     adapter.device = torch.device("meta")
-    writer = PromptWriter(adapter, plan.settings, None)
-    window = [begin(adapter, plan, segment, writer.prompts(segment)) for segment in plan.segments]
-    if plan.settings.method.context:
-        window[1].context = adapter.context_of(latents(adapter, 1).to("meta"), adapter.encode(""))
+    adapter.at_once = 3  # type: ignore[misc]
+    writer = PromptWriter(adapter, plan, None)
+    begun = []
+    for segment, lead in zip(plan.segments, known, strict=True):
+        there = None if lead is None else Lead(lead.latents.to("meta"), lead.weights.to("meta"))
+        begun.append(begin(adapter, plan, segment, writer.prompts(segment), there))
+    assert [state.lead is not None for state in begun] == [False, True, True]
     asked: list[None] = []
     with Apart(), pytest.raises((NotImplementedError, RuntimeError)) as caught:
-        next(denoise(adapter, plan, [], writer, None, State(None, window), lambda: asked.append(None)))
-    assert len(asked) == 12  # both segments, every step
+        next(
+            denoise(
+                adapter,
+                plan.settings,
+                plan.segments,
+                writer,
+                lambda segment: begun[segment.index],
+                lambda window: asked.append(None),
+            )
+        )
+    assert len(asked) == 18  # every segment, every step
     assert [entry.name for entry in caught.traceback].count("_check") == 1
 
 

@@ -12,7 +12,7 @@ import torch
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
 from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
-from storyreel.models.base import joined_contexts, side_by_side, stacked
+from storyreel.models.base import side_by_side, stacked
 from storyreel.models.devices import pick_device
 from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
@@ -62,30 +62,6 @@ def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
         (now,) = velocities(tiny, x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
         distances.append(float((now - goal).detach().norm()))
     assert distances == sorted(distances, reverse=True)
-
-
-@torch.inference_mode()
-def test_a_context_of_its_own_keys_changes_nothing(tiny: MochiAdapter) -> None:
-    """With every key of the video there twice, and the text counting twice, attention is the same."""
-    attention = tiny.experts[0].transformer_blocks[0].attn1
-    generator = torch.Generator().manual_seed(0)
-    video, text = (torch.randn(1, n, 16, generator=generator) for n in (6, 3))
-    weights = torch.ones(1, 3)
-    plain = attention(video, text, attention_mask=weights)
-    own = [heads.unflatten(2, (2, 8)) for heads in (attention.to_k(video), attention.to_v(video))]
-    attention.processor.context = (attention.norm_k(own[0]), own[1], torch.ones(6))
-    twice = attention(video, text, attention_mask=2 * weights)
-    for a, b in zip(plain, twice, strict=True):
-        assert torch.allclose(a, b, atol=2e-6)
-
-
-def test_contexts_join(tiny: MochiAdapter) -> None:
-    x, text = latents(), tiny.encode("a fox")
-    one, other = (tiny.context_of(latents(2)[:, :, i : i + 1], text) for i in (0, 1))
-    faint = replace(other, weights=other.weights * 0)
-    (alone,) = velocities(tiny, x, 0.7, [text], one)
-    (both,) = velocities(tiny, x, 0.7, [text], joined_contexts([one, faint]))
-    assert torch.allclose(alone, both, atol=2e-6 * float(alone.detach().abs().max()))
 
 
 def test_the_preview_is_a_linear_map_to_the_latents_middle_picture() -> None:

@@ -21,11 +21,10 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from storyreel.benchmark.calculate import META, memory_needed
 from storyreel.benchmark.stock import stock_of
-from storyreel.denoise.loop import State, denoise, segment_noise
-from storyreel.denoise.prompts import PromptWriter
+from storyreel.denoise.loop import sample, segment_noise
 from storyreel.errors import MissingError, UsageError
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.attention import ContextProcessor, added_logits, attend
+from storyreel.models.attention import added_logits, attend
 from storyreel.models.base import Text, side_by_side, stacked
 from storyreel.models.hub import needed
 from storyreel.models.inventory import check_inventory
@@ -36,17 +35,22 @@ from storyreel.rendering import Engine, render
 from tests.conftest import SAYS, Silent, encode_nothing, plan_of
 from tests.tiny import CPU, TEXTS, velocities
 
-STORY = "render: {model: own}\nscenes:\n  - [a fox in the park, a fox sleeps]\n  - [the park, a dog walks]\n"
+STORY = """
+render: {model: own}
+cast: {fox: {name: a fox}}
+scenes:
+  - ["{fox} in the park", "{fox} sleeps"]
+  - ["{fox} in the park", a dog walks]
+"""
 
 
-class OwnProcessor(ContextProcessor):
+class OwnProcessor:
     def __call__(self, attn: Any, video: Tensor, text: Tensor, weights: Tensor) -> Tensor:
         query, *pair = (x.unflatten(2, (2, -1)) for x in attn.to_qkv(video).chunk(3, 2))
-        self.record(*pair)
         others = (x.unflatten(2, (2, -1)) for x in attn.to_kv(text).chunk(2, 2))
         key, value = (torch.cat(x, 1) for x in zip(pair, others, strict=True))
-        key, value, added = self.extend(key, value, added_logits(weights, video.shape[1], key.dtype))
-        return attend(query, key, value, added, 0).flatten(2)
+        count = video.shape[1]
+        return attend(query, key, value, added_logits(weights, count, key.dtype), count).flatten(2)
 
 
 class OwnAttention(nn.Module):
@@ -208,8 +212,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 def test_the_loop_makes_what_its_own_scheduler_makes(adapter: OwnAdapter) -> None:
     plan = plan_of(STORY, without=frozenset({"all"}))
     segment = plan.segments[1]
-    writer = PromptWriter(adapter, plan.settings, None)
-    ((ours, _),) = denoise(adapter, plan, [segment], writer, None, State(None, []), lambda: None)
+    ours = sample(adapter, plan, segment, adapter.encode(segment.prompt))
     scheduler = DDIMScheduler.from_config(adapter.parts.scheduler.config)
     scheduler.set_timesteps(4)
     texts = [adapter.encode(""), adapter.encode(segment.prompt)]
@@ -219,11 +222,11 @@ def test_the_loop_makes_what_its_own_scheduler_makes(adapter: OwnAdapter) -> Non
         v = adapter.experts[0](z.expand(2, -1, -1, -1, -1), time.float(), states, torch.cat(weights, 1))
         without, with_text = v.split(1)
         z = scheduler.step(without + 3 * (with_text - without), time, z).prev_sample
-    assert difference(ours.x, z) <= 1e-5
+    assert difference(ours, z) <= 1e-5
 
 
 @torch.no_grad()
-def test_weights_and_context_reach_both_text_encoders(adapter: OwnAdapter) -> None:
+def test_weights_reach_both_text_encoders(adapter: OwnAdapter) -> None:
     x = torch.randn(1, 4, 3, 4, 8, generator=torch.Generator().manual_seed(0))
     scene, action = adapter.encode("a fox in the park"), adapter.encode("a dog sleeps")
     assert [states.shape[2] for states in scene.states] == [8, 12]
@@ -236,13 +239,11 @@ def test_weights_and_context_reach_both_text_encoders(adapter: OwnAdapter) -> No
         joined.weights_by_encoder()[encoder].zero_()
         (other,) = velocities(adapter, x, 0.7, [joined])
         assert difference(other, half) > 1e-4
-    context = adapter.context_of(x[:, :, :1], scene)
-    assert difference(velocities(adapter, x, 0.7, [scene], context)[0], alone) > 1e-4
 
 
 def test_it_renders(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode_nothing(monkeypatch)
-    plan = plan_of(STORY, method=("weighting=true", "context=0.5", "window=1"))
+    plan = plan_of(STORY, method=("weighting=true", "emphasis=4"))
     check_inventory(spec)
     result = render(plan, "film", tmp_path / "out", Engine("cpu"), Silent())
     assert result.rendered == 2

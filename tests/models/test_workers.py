@@ -65,6 +65,10 @@ def test_requests_are_dealt_out_and_answered_in_order(others: list[FakeAdapter])
     ]
 
 
+def test_as_many_segments_are_denoised_as_there_are_processes(others: list[FakeAdapter]) -> None:
+    assert Workers(FakeAdapter(MODELS["mini"])).at_once == 1 + len(others)
+
+
 def test_an_error_of_any_process_is_raised_and_no_answer_is_left_over(others: list[FakeAdapter]) -> None:
     first = FakeAdapter(MODELS["mini"])
 
@@ -126,18 +130,18 @@ def test_two_processes_make_the_same_film_as_one(tmp_path: Path) -> None:
         folder.mkdir()
         if launcher:
             stop(folder)
-        code, words = rendered(folder, launcher, "--method", "memory=0.2")
+        code, words = rendered(folder, launcher)
         assert code == 0, words
         films.append([(folder / "out" / name / f"{name}.mp4").read_bytes() for name in ("story", "fp8")])
     assert films[0] == films[1]
-    code, words = rendered(tmp_path / "two", TORCHRUN, "--method", "memory=0.2")
+    code, words = rendered(tmp_path / "two", TORCHRUN)
     assert code == 0
     assert "0 of 3 scenes rendered" in words
 
 
 def stop(folder: Path) -> None:
     """Interrupt torchrun when the first segment is there: it passes that on, and the first process saves."""
-    with started(folder, TORCHRUN, "--method", "memory=0.2") as process:
+    with started(folder, TORCHRUN) as process:
         segments = folder / "out" / "story" / "segments"
         while process.poll() is None and not any(segments.glob("01-*.safetensors")):
             time.sleep(0.01)

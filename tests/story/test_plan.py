@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from storyreel.cli.app import run
 from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import admits, derived_seed, forwards_left, joined_prompt
+from storyreel.story.plan import Given, Plan, derived_seed, joined_prompt
 from storyreel.story.planning import seconds_problem, size_problem
 from tests.conftest import plan_of
 
@@ -21,7 +21,7 @@ title: Foxes
 cast: {first: {name: a fox}}
 scenes:
   - ["{first} in the park", "{first} sits"]
-  - {scene: "{first} at home", action: sleeps, seconds: 3}
+  - {scene: "{first} at home", action: sleeps, seconds: 2.75}
   - {scene: a bus, action: drives, transition: cut}
   - [a, b]
   - [c, d]
@@ -30,20 +30,21 @@ scenes:
 
 def test_segments_follow_one_another() -> None:
     plan = plan_of(STORY)
-    assert [s.frames for s in plan.segments] == [24, 36, 24, 24, 24]
-    assert [s.start for s in plan.segments] == [0, 24, 60, 84, 108]
-    assert [s.latents for s in plan.segments] == [8, 12, 8, 8, 8]
+    assert [s.frames for s in plan.segments] == [24, 33, 24, 24, 24]
+    assert [s.start for s in plan.segments] == [0, 24, 57, 81, 105]
+    assert [s.latents for s in plan.segments] == [8, 11, 8, 8, 8]
     assert [s.blended for s in plan.segments] == [False, True, False, True, True]
-    # The second scene is nearly as long as the model can do: one frame is left for an overlap.
+    assert [s.cast for s in plan.segments] == [("a fox",), ("a fox",), (), (), ()]
+    # A scene that names no place is where the one before was.
     assert [(s.after, s.transition, s.overlap, s.strength) for s in plan.seams] == [
-        (1, "blend", 1, 1.0),
-        (2, "cut", 0, 0.0),
-        (3, "blend", 2, 1.0),
-        (4, "blend", 2, 1.0),
+        (1, "dissolve", 0, 1.0),
+        (2, "cut", 0, 1.0),
+        (3, "continue", 2, 1.0),
+        (4, "continue", 2, 1.0),
     ]
-    assert [s.lead for s in plan.segments] == [1, 1, 1, 2, 2]
-    assert plan.latents == 8 + 12 + 8 + 8 + 8 + 7
-    assert (plan.frames, plan.seconds, plan.forwards) == (132, 11.0, 5 * MINI.steps)
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 2, 2]
+    assert plan.latents == 8 + 11 + 8 + 8 + 8 + 8
+    assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps)
     assert plan.segments[0].scene == "a fox in the park"
     assert plan.segments[0].prompt == "a fox in the park. a fox sits"
     assert [s.number for s in plan.segments] == ["01", "02", "03", "04", "05"]
@@ -62,74 +63,198 @@ def test_how_weights_are_stored_is_the_storys_or_the_command_lines() -> None:
     assert "none or fp8" in caught.value.remedy
 
 
-def test_runs_end_at_cuts_and_nowhere_else() -> None:
-    assert [[s.index for s in run] for run in plan_of(STORY).runs()] == [[0, 1], [2, 3, 4]]
-    pairs = "scenes:\n" + "  - [a, b]\n" * 10
-    assert [len(run) for run in plan_of(pairs).runs()] == [10]
-    apart = plan_of(pairs, without=frozenset({"twb"}))
-    assert [len(run) for run in apart.runs()] == [1] * 10
-    assert {(s.transition, s.overlap, s.strength) for s in apart.seams} == {("cut", 0, 0.0)}
+CAST = """
+cast: {first: {name: a fox}, second: {name: a dog}}
+scenes:
+  - ["{first} in the park", sits]
+  - ["{first} in the park", walks]
+  - ["{second} at home", sleeps]
+  - ["{first} and {second} at home", they play]
+  - {scene: "{second} and {first} at the lake", action: they swim, transition: cut}
+  - [a bus, drives]
+  - {scene: "{second} in the park", action: sits, transition: continue}
+"""
 
 
-under_way = st.tuples(st.integers(1, 40), st.integers(1, 9)).flatmap(
-    lambda both: st.tuples(
-        st.just(both[0]),
-        st.just(both[1]),
-        st.lists(st.integers(0, both[0] - 1), max_size=both[1]).map(sorted),
+def portrait(source: int, *names: str) -> Given:
+    return Given(source, names, first=0, at=0, count=1)
+
+
+def tail(source: int, first: int, count: int = 2, at: int = 0) -> Given:
+    return Given(source, (), first, at, count)
+
+
+def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both() -> None:
+    plan = plan_of(CAST)
+    transitions = ["continue", "dissolve", "continue", "cut", "dissolve", "continue"]
+    assert [seam.transition for seam in plan.seams] == transitions
+    assert [plan.given(s) for s in plan.segments] == [
+        (),
+        (tail(0, 1 + 8 - 2),),
+        (),  # of the dog nothing is known yet
+        (portrait(0, "a fox"), portrait(2, "a dog"), tail(2, 1 + 8 - 2, at=1)),  # the fox comes in
+        (portrait(0, "a fox"), portrait(2, "a dog")),
+        (),
+        (portrait(2, "a dog"), tail(5, 1 + 8 - 2, at=1)),  # whatever the two places are
+    ]
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 3, 2, 1, 3]
+    assert [plan.sources(s) for s in plan.segments] == [(), (0,), (), (0, 2), (0, 2), (), (2, 5)]
+
+
+def test_where_a_first_frame_is_unlike_others_no_end_of_a_shot_stands_there() -> None:
+    plan = plan_of(CAST)
+    plan = replace(plan, spec=replace(plan.spec, first_alike=False)).settled([None] * 6)
+    assert [s.lead for s in plan.segments] == [1, 3, 1, 3, 2, 1, 3]
+    assert plan.given(plan.segments[1]) == (portrait(0, "a fox"), tail(0, 1 + 8 - 2, at=1))
+    assert plan.sources(plan.segments[3]) == (0, 2)
+    alone = replace(plan_of(CAST, without=frozenset({"identity"})), spec=plan.spec).settled([None] * 6)
+    assert alone.given(alone.segments[1]) == (tail(0, 1 + 8 - 2, at=1),)
+
+
+def test_the_end_of_a_segment_lies_behind_its_own_lead() -> None:
+    pairs = "scenes:\n" + "  - [the park, it sits]\n" * 2 + "  - [the park, it walks]\n"
+    plan = plan_of(pairs, without=frozenset({"identity"}))
+    assert [s.lead for s in plan.segments] == [1, 2, 2]
+    assert [plan.given(s) for s in plan.segments] == [(), (tail(0, 1 + 8 - 2),), (tail(1, 2 + 8 - 2),)]
+    alike = plan.settled([1.0, 0.0])  # of which the first needs one frame alone
+    assert [s.lead for s in alike.segments] == [1, 1, 2]
+    assert [alike.given(s) for s in alike.segments] == [(), (tail(0, 8, 1),), (tail(1, 1 + 8 - 2),)]
+
+
+def test_characters_who_are_first_shown_together_are_one_portrait() -> None:
+    text = CAST.replace('"{first} in the park", sits', '"{first} and {second} in the park", they sit')
+    plan = plan_of(text)
+    assert plan.given(plan.segments[2]) == (portrait(0, "a dog"),)
+    assert plan.given(plan.segments[4]) == (portrait(0, "a fox", "a dog"),)
+
+
+def test_who_is_in_a_scene_may_be_said_in_either_prompt_and_without_an_article() -> None:
+    text = (
+        'cast: {first: {name: a fox}}\nscenes:\n  - [the park, "{first} sits"]\n  - [home, the Fox sleeps]\n'
     )
+    plan = plan_of(text)
+    assert [s.cast for s in plan.segments] == [("a fox",)] * 2
+    assert plan.given(plan.segments[1]) == (portrait(0, "a fox"),)
+    # Without a cast, actions that begin alike have a subject.
+    plan = plan_of("scenes:\n  - [the park, a fox sits]\n  - [home, a fox sleeps]\n  - [a fox in a bus, x]\n")
+    assert [s.cast for s in plan.segments] == [(), (), ()]
+    plan = plan_of("scenes:\n  - [the park, a fox sits]\n  - [home, a fox sleeps]\n")
+    assert plan.given(plan.segments[1]) == (portrait(0, "a fox"),)
+
+
+# options: what is given, as (source, with names?) of each segment of `CAST`; the transitions
+WAYS: dict[str, tuple[dict[str, object], list[list[tuple[int, bool]]], str]] = {
+    "without identity": (
+        {"without": frozenset({"identity"})},
+        [[], [(0, False)], [], [(2, False)], [], [], [(5, False)]],
+        "continue dissolve continue cut dissolve continue",
+    ),
+    "continuation": (
+        {"method": ("blending=continuation", "identity=false")},
+        [[], [(0, False)], [(1, False)], [(2, False)], [], [(4, False)], [(5, False)]],
+        "continue continue continue cut continue continue",
+    ),
+    "crossfade": (
+        {"method": ("blending=crossfade",)},
+        [[]] * 7,
+        "dissolve dissolve dissolve cut dissolve dissolve",
+    ),
+    "published": (
+        {"method": ("blending=published",)},
+        [[]] * 7,
+        "continue dissolve continue cut dissolve continue",
+    ),
+    "none": ({"without": frozenset({"twb"})}, [[]] * 7, "cut cut cut cut cut cut"),
+    "strength 0": (
+        {"method": ("strength=0",)},
+        [[]] * 7,
+        "continue dissolve continue cut dissolve continue",
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_other_ways_to_blend_give(way: str) -> None:
+    options, expected, transitions = WAYS[way]
+    plan = plan_of(CAST, **options)
+    found = [[(given.source, bool(given.names)) for given in plan.given(s)] for s in plan.segments]
+    assert found == expected
+    assert " ".join(seam.transition for seam in plan.seams) == transitions
+    assert [s.lead for s in plan.segments] == [2 if given else 1 for given in expected]
+    sources = [tuple(sorted({source for source, _ in given})) for given in expected]
+    if way == "published":  # into their first noise, but for a cut's
+        sources = [(), (0,), (1,), (2,), (), (4,), (5,)]
+    assert [plan.sources(s) for s in plan.segments] == sources
+
+
+SCENE = st.tuples(
+    st.sampled_from(["", "{first} ", "{second} ", "{first} and {second} "]),
+    st.sampled_from(["in the park", "at home", "rests"]),
+    st.integers(1, MINI.max_latents - 2),
+    st.sampled_from(["blend", "continue", "dissolve", "cut"]),
 )
+BLENDINGS = ("lead", "continuation", "crossfade", "published", "none")
 
 
-@given(under_way, st.integers(0, 12), st.integers(0, 12))
-def test_forwards_left_is_what_the_calendar_says(
-    case: tuple[int, int, list[int]], following: int, wanted: int
+def drawn_plan(scenes: list[tuple[str, str, int, str]], options: list[str]) -> Plan:
+    lines = [
+        f'  - {{scene: "{who}{where}", action: x, seconds: {count / 4}, transition: {transition}}}'
+        for who, where, count, transition in scenes
+    ]
+    cast = "cast: {first: {name: a fox}, second: {name: a dog}}\nscenes:\n"
+    return plan_of(cast + "\n".join(lines), method=tuple(options))
+
+
+@given(
+    st.lists(SCENE, min_size=1, max_size=6),
+    st.sampled_from(BLENDINGS),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.one_of(st.none(), st.floats(0, 1)), min_size=5, max_size=5),
+)
+def test_whatever_the_story_a_lead_fits_and_holds_what_is_finished(
+    scenes: list[tuple[str, str, int, str]],
+    blending: str,
+    identity: bool,
+    alike: bool,
+    similar: list[float | None],
 ) -> None:
-    """Every segment has a first and a last tick; a forward is a tick of one of them."""
-    steps, window, done = case
-    apart = math.ceil(steps / window)
-    begun: list[int] = []
-    for count in done:  # far enough apart, as a window leaves them
-        if not begun or count >= begun[-1] + apart:
-            begun.append(count)
-    begun.reverse()
-    first_ticks = [-count for count in begun]
-    for _ in range(following):
-        first_ticks.append(max(0, first_ticks[-1] + apart) if first_ticks else 0)
-    wanted = min(wanted, len(first_ticks))
-    end = first_ticks[wanted - 1] + steps if wanted else 0
-    expected = sum(max(0, min(end, first + steps) - max(0, first)) for first in first_ticks)
-    assert forwards_left(begun, wanted, following, window, steps) == expected
+    drawn = drawn_plan(scenes, [f"blending={blending}", f"identity={str(identity).lower()}"])
+    drawn = replace(drawn, spec=replace(drawn.spec, first_alike=alike)).settled([None] * len(drawn.seams))
+    plan = drawn.settled(similar[: len(scenes) - 1])
+    for segment in plan.segments:
+        assert segment.lead + segment.latents <= plan.spec.max_latents
+        given = plan.given(segment)
+        seam = plan.seam(segment)
+        overlap = seam.overlap if seam else 0
+        named = any(part.names for part in given)
+        assert segment.lead == max(1, overlap) + int(named or (overlap > 0 and not alike))
+        assert overlap == sum(part.count for part in given if not part.names)
+        for part in given:
+            source = plan.segments[part.source]
+            assert part.source < segment.index
+            assert part.first + part.count <= source.lead + source.latents
+            assert set(part.names) <= {*segment.cast} & {*source.cast}
+            assert not any(set(part.names) & {*s.cast} for s in plan.segments[: part.source])
+            assert (part.at, part.first, part.count) == (0, 0, 1) or not part.names
+            if not part.names:  # the end of the one before, to its last frame, at the lead's end
+                assert part.source == segment.index - 1
+                assert part.first + part.count == source.lead + source.latents
+                assert (part.at, part.at + part.count) == (segment.lead - part.count, segment.lead)
+        names = [name for part in given for name in part.names]
+        assert len(names) == len(set(names))
+        # What was planned before actions were compared needs the same of the same segments.
+        assert plan.sources(segment) == drawn.sources(drawn.segments[segment.index])
+    assert plan.latents == sum(s.lead + s.latents for s in plan.segments)
 
 
-@given(st.integers(1, 60), st.integers(1, 64))
-def test_no_more_segments_than_the_window_are_under_way(steps: int, window: int) -> None:
-    active: list[int] = []
-    most = 0
-    for _ in range(3 * steps):
-        if admits(active, window, steps):
-            active.append(0)
-        most = max(most, len(active))
-        active = [done + 1 for done in active if done + 1 < steps]
-    assert most <= window
-    if steps % window == 0:
-        assert most == window
-
-
-def test_a_whole_story_takes_the_forwards_of_its_plan() -> None:
-    for window in (1, 3, 4, 64):
-        plan = plan_of(STORY, method=(f"window={window}",))
-        steps = plan.settings.steps
-        left = sum(forwards_left([], len(run), len(run), window, steps) for run in plan.runs())
-        assert left == plan.forwards
-
-
-def test_similar_actions_share_a_shorter_and_weaker_overlap() -> None:
+def test_similar_actions_share_a_shorter_overlap() -> None:
     plan = plan_of(STORY, method=("strength=0.8",)).settled([0.25, 0.5, 0.5, None])
-    assert [(s.overlap, s.similarity) for s in plan.seams] == [(1, 0.25), (0, None), (1, 0.5), (2, None)]
-    assert [s.strength for s in plan.seams] == pytest.approx([0.6, 0, 0.4, 0.8])
-    assert [s.lead for s in plan.segments] == [1, 1, 1, 1, 2]
+    assert [(s.overlap, s.similarity) for s in plan.seams] == [(0, None), (0, None), (1, 0.5), (2, None)]
+    assert [s.strength for s in plan.seams] == [0.8] * 4
+    assert [s.lead for s in plan.segments] == [1, 2, 1, 1, 2]
     twins = plan_of(STORY).settled([1.0] * 4)
-    assert [(s.overlap, s.strength) for s in twins.seams] == [(1, 0), (0, 0), (1, 0), (1, 0)]
+    assert [(s.overlap, s.strength) for s in twins.seams] == [(0, 1), (0, 1), (1, 1), (1, 1)]
     strangers = plan_of(STORY).settled([0.0] * 4)
     assert [s.overlap for s in strangers.seams] == [s.overlap for s in plan_of(STORY).seams]
 
@@ -137,17 +262,37 @@ def test_similar_actions_share_a_shorter_and_weaker_overlap() -> None:
 def test_an_overlap_is_what_is_asked_for() -> None:
     pairs = "scenes:\n" + "  - [a, b]\n" * 3
     assert [s.overlap for s in plan_of(pairs).seams] == [MINI.overlap] * 2
-    assert [s.overlap for s in plan_of(pairs, method=("overlap=5",)).seams] == [5, 5]
+    longest = MINI.max_latents - 1 - 8
+    plan = plan_of(pairs, method=(f"overlap={longest}",))
+    assert [s.overlap for s in plan.seams] == [longest] * 2
+    assert [s.lead for s in plan.segments] == [1, longest, longest]
     for other in ("blending=published", "strength=0"):
-        plan = plan_of(pairs, method=("overlap=5", other))
+        plan = plan_of(pairs, method=(f"overlap={longest}", other))
         assert [s.overlap for s in plan.seams] == [0, 0]
         assert [s.lead for s in plan.segments] == [1, 1, 1]
 
 
+def test_a_long_scene_leaves_less_for_an_overlap_and_a_short_one_before_it_has_less() -> None:
+    most = (MINI.max_latents - 2) / 4
+    text = f"scenes:\n  - [a, b]\n  - {{scene: a, action: c, seconds: {most}}}\n  - [a, d]\n"
+    assert [s.overlap for s in plan_of(text).seams] == [1, MINI.overlap]
+    short = "scenes:\n  - {scene: a, action: b, seconds: 0.25}\n  - [a, c]\n"
+    assert [s.overlap for s in plan_of(short).seams] == [1]
+    for story, legal in ((text, 1), (short, 1)):
+        with pytest.raises(UsageError, match=f"an overlap of 2 latent frames is longer .*: 1 to {legal}$"):
+            plan_of(story, method=("overlap=2",))
+
+
+@given(st.integers(-3, MINI.max_latents + 3))
+def test_a_scene_leaves_two_latent_frames_for_its_lead(count: int) -> None:
+    assert (seconds_problem(MINI, count / 4) is None) == (1 <= count <= MINI.max_latents - 2)
+
+
 def test_the_command_line_changes_the_storys_method() -> None:
-    text = STORY + "render: {method: {window: 2, beta: 0.5}}\n"
-    method = plan_of(text, method=("window=3", "weighting=false", "strength=1")).settings.method
-    assert method == Method(window=3, beta=0.5, weighting=False, strength=1.0)
+    text = STORY + "render: {method: {lead_noise: 0.2, beta: 0.5}}\n"
+    method = plan_of(text, method=("lead_noise=0.3", "weighting=false", "strength=1")).settings.method
+    expected = Method(lead_noise=0.3, beta=0.5, weighting=False, strength=1.0, emphasis=MINI.emphasis)
+    assert method == expected
     assert isinstance(method.strength, float)
 
 
@@ -157,47 +302,49 @@ def test_the_command_line_changes_the_storys_method() -> None:
         ({"dipw"}, {"weighting": False}),
         ({"sar"}, {"similarity": False}),
         ({"twb"}, {"blending": "none"}),
+        ({"identity"}, {"identity": False}),
         ({"dipw", "sar"}, {"weighting": False, "similarity": False}),
-        ({"all"}, {"weighting": False, "similarity": False, "blending": "none"}),
+        ({"all"}, {"weighting": False, "similarity": False, "blending": "none", "identity": False}),
     ],
     ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else "",
 )
 def test_parts_can_be_left_out(parts: set[str], off: dict[str, object]) -> None:
     method = plan_of(STORY, without=frozenset(parts), method=("weighting=true",)).settings.method
-    switches = {"weighting": True, "similarity": True, "blending": "joint"} | off
+    switches = {"weighting": True, "similarity": True, "blending": "lead", "identity": True} | off
     assert {key: getattr(method, key) for key in switches} == switches
 
 
-def test_whether_prompts_are_weighed_is_the_models_choice_unless_somebody_says() -> None:
-    assert plan_of(STORY).settings.method.weighting is MODELS["mini"].weighting is False
-    assert plan_of(STORY, model="mochi").settings.method.weighting is True
-    assert plan_of(STORY, model="mochi", without=frozenset({"dipw"})).settings.method.weighting is False
-    text = STORY + "render: {method: {weighting: true}}\n"
-    assert plan_of(text).settings.method.weighting is True
+def test_whether_and_how_prompts_are_weighed_is_the_models_choice_unless_somebody_says() -> None:
+    simple = STORY.replace(", seconds: 2.75", "")
+    for name in ("mini", "mochi"):
+        method = plan_of(simple, model=name).settings.method
+        assert (method.weighting, method.emphasis) == (MODELS[name].weighting, MODELS[name].emphasis)
+    assert MODELS["mini"].weighting
+    assert plan_of(STORY, without=frozenset({"dipw"})).settings.method.weighting is False
+    for value, text in ((True, "true"), ("texts", "texts"), (False, "false")):
+        story = simple + f"render: {{method: {{weighting: {text}, emphasis: 3}}}}\n"
+        for model in ("mini", "mochi"):
+            method = plan_of(story, model=model).settings.method
+            assert (method.weighting, method.emphasis) == (value, 3)
 
 
-def test_published_blending_and_its_window() -> None:
-    """It has window 1 by itself, whoever chose it; another window beside it is refused with what to type."""
-    published = STORY + "render: {method: {blending: published}}\n"
-    assert plan_of(published).settings.method.window == 1
-    assert plan_of(STORY, method=("blending=published",)).settings.method.window == 1
-    assert plan_of(published, method=("blending=joint",)).settings.method.window == 4
-    wide = STORY + "render: {method: {window: 2}}\n"
-    for text, method in ((published, ("window=4",)), (wide, ("blending=published",))):
-        with pytest.raises(UsageError, match="window must be 1 or left out, not") as caught:
-            plan_of(text, method=method)
-        assert "--method window=1" in caught.value.remedy
-    with pytest.raises(ScriptError, match=r"story\.yaml:.*published blending"):
-        plan_of(STORY + "render: {method: {blending: published, window: 2}}\n")
-    with pytest.raises(UsageError) as caught:
+def test_settings_that_belong_together_are_refused_with_what_to_do() -> None:
+    with pytest.raises(UsageError, match="must sum to 1") as caught:
         plan_of(STORY, method=("alignment=1",))
     assert caught.value.remedy == "Set all of them."
 
 
 # what is set: words of the message
 ILLEGAL = {
-    "window: 0": "window must be a whole number from 1 to 64, not 0",
-    "window: 1.5": "window must be a whole number from 1 to 64, not 1.5",
+    "overlap: 1.5": "overlap must be a whole number from 1 to 64, not 1.5",
+    "emphasis: 0.5": "emphasis must be a number from 1 to 100, not 0.5",
+    "lead_noise: -1": "lead_noise must be a number from 0 to 1, not -1",
+    "identity: 1": "identity must be true or false, not 1",
+    "window: 1": "window is no setting any more; segments begin with a lead",
+    "release: 0.5": "release is no setting any more; segments begin with a lead",
+    "shared_noise: 0": "shared_noise is no setting any more; segments begin with a lead",
+    "context: 0.2": "context is no setting any more; segments begin with a lead",
+    "memory: 0.2": "memory is no setting any more; segments begin with a lead",
     "gamma: 0.7": "gamma must be a number from 0 to 0.5, not 0.7",
     "gamma: .nan": "gamma must be a number from 0 to 0.5, not nan",
     "beta: .nan": "beta must be a number from 0 to 1, not nan",
@@ -206,10 +353,10 @@ ILLEGAL = {
     "temperature: .inf": "temperature must be a number above 0 to 100, not inf",
     "strength: much": "strength must be a number from 0 to 1, not 'much'",
     "strength: true": "strength must be a number from 0 to 1, not ",
-    "weighting: 1": "weighting must be true or false, not 1",
-    "blending: fade": "blending must be one of joint, published, none, not 'fade'",
+    "weighting: 1": "weighting must be true or false or texts, not 1",
+    "blending: fade": "blending must be one of lead, continuation, crossfade, published, none, not 'fade'",
     "overlap: 0": "overlap must be a whole number from 1 to 64, not 0",
-    "overlap: 6": "an overlap of 6 latent frames is longer than a scene allows: 1 to 5",
+    "overlap: 6": "an overlap of 6 latent frames is longer than a scene allows: 1 to 4",
     "alignment: 1": "alignment, smoothness and progression must sum to 1, not 1.6",
     "gama: 1": "gama",
 }
@@ -224,17 +371,17 @@ def test_illegal_settings_are_refused_with_their_range(
     story.write_text(pairs + f"render:\n  method:\n    {setting}\n")
     assert run(["render", str(story), "--out", str(out)]) == 65
     head, *_ = capsys.readouterr().err.splitlines()
-    assert head.startswith(f"{story}:6:")
+    assert head.startswith((f"{story}:6:", f"{story}:5:"))
     assert ILLEGAL[setting] in head
     if setting == "gama: 1":
-        assert "unknown key 'gama'; allowed: weighting, blending" in head
+        assert "unknown key 'gama'; allowed: weighting, emphasis, blending" in head
 
     story.write_text(pairs)
     assert run(["render", str(story), "--out", str(out), "--method", setting.replace(": ", "=")]) == 2
     err = capsys.readouterr().err
     assert ILLEGAL[setting] in err
     if setting == "gama: 1":
-        assert "KEY=VALUE with one of: weighting, blending" in err
+        assert "KEY=VALUE with one of: weighting, emphasis, blending" in err
     assert not out.exists()
 
 
@@ -249,10 +396,10 @@ def test_the_command_line_wins_over_the_story_and_the_story_over_the_model() -> 
     text = STORY + "render: {seed: 3, steps: 5, guidance: 2, seconds: 1}\n"
     story = plan_of(text)
     assert (story.settings.seed, story.settings.steps, story.settings.guidance) == (3, 5, 2)
-    assert [s.frames for s in story.segments] == [12, 36, 12, 12, 12]
+    assert [s.frames for s in story.segments] == [12, 33, 12, 12, 12]
     line = plan_of(text, seed=0, steps=7, guidance=1.0, seconds=1.5)
     assert (line.settings.seed, line.settings.steps, line.settings.guidance) == (0, 7, 1)
-    assert [s.frames for s in line.segments] == [18, 36, 18, 18, 18]
+    assert [s.frames for s in line.segments] == [18, 33, 18, 18, 18]
     assert line.segments[0].seed != story.segments[0].seed
 
 
@@ -303,8 +450,8 @@ def test_the_nearest_lengths_are_legal(seconds: float) -> None:
         ({"seconds": 0.0}, UsageError, "nearest it can: 0.25"),
         ({"guidance": float("nan")}, UsageError, "guidance"),
         ({"model": "sora"}, UsageError, "Known models: mini"),
-        ({"method": ("window",)}, UsageError, "KEY=VALUE"),
-        ({"without": frozenset({"clip"})}, UsageError, "Known parts: dipw, twb, sar, all"),
+        ({"method": ("overlap",)}, UsageError, "KEY=VALUE"),
+        ({"without": frozenset({"clip"})}, UsageError, "Known parts: dipw, twb, identity, sar, all"),
     ],
 )
 def test_what_the_command_line_cannot_have(

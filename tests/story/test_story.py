@@ -156,7 +156,11 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "seed fraction": (PAIR + "render: {seed: 1.5}\n", 3, "whole number"),
     "size in words": (PAIR + "render: {size: big}\n", 3, "WIDTHxHEIGHT"),
     "steps 0": (PAIR + "render: {steps: 0}\n", 3, "greater than or equal to 1"),
-    "transition unknown": ("scenes:\n  - {scene: a, action: b, transition: fade}\n", 2, "'blend' or 'cut'"),
+    "transition unknown": (
+        "scenes:\n  - {scene: a, action: b, transition: fade}\n",
+        2,
+        "'blend', 'continue', 'dissolve' or 'cut'",
+    ),
     "numbers as prompts": ("scenes:\n  - [1, 2]\n", 2, "expected text, not 1"),
     "norway": ("scenes:\n  - [no, b]\n", 2, "expected text, not false"),
     "nothing as prompt": ("scenes:\n  - [~, b]\n", 2, "expected text, not nothing"),
