@@ -16,7 +16,7 @@ from storyreel.mini.world import draw_clip
 
 from .layout import Facts, Layout, facts_of, layout_of
 
-LENGTHS = ((5, 0.3), (9, 0.3), (11, 0.25), (13, 0.15))  # latent frames of a lesson, and how often
+LENGTHS = ((5, 0.3), (9, 0.3), (11, 0.25), (14, 0.15))  # latent frames of a lesson, and how often
 BACKSTAGE = 1  # seed of the clips that the bases are fitted on
 BASIS_CLIPS = 160
 CALIBRATION_CLIPS = 96
