@@ -28,7 +28,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from storyreel.denoise.loop import denoised, sample
+from storyreel.denoise.loop import begin, denoise, denoised
+from storyreel.denoise.prompts import PromptWriter
 from storyreel.errors import DamagedError, StoryreelError, UsageError
 from storyreel.files import file_hash
 from storyreel.models.base import Request
@@ -56,6 +57,7 @@ from .lessons import (
 from .nearest import Scene, nearest_true
 from .plots import PLOTS, STORIES, words
 from .spoiling import filmed, spoilt
+from .verdicts import names_in
 from .world import (
     COLOURS,
     DOOR_ACTIONS,
@@ -92,7 +94,7 @@ class Trial:
 
     ``looks`` holds what is stated of each character, "" what is not; with ``exact``, "" is nothing to wear.
     ``scene`` is what the world draws for it, where the distance to that is asked for; ``story`` is the
-    shipped one that it is a scene of.
+    shipped one that it is a scene of. ``told`` are its scene and its action prompt, where it has both.
     """
 
     prompt: str
@@ -104,6 +106,7 @@ class Trial:
     scene: Scene | None = None
     story: str = ""
     exact: bool = False
+    told: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,18 @@ def story_trials() -> list[Trial]:
     for story, (plot, cast) in STORIES.items():
         for lesson in PLOTS[plot]:
             who = (cast.first, cast.second) if lesson.pair else (cast.first,)
-            prompt = joined_prompt(words(lesson.scene, cast), words(lesson.action, cast))
-            scene = Scene(lesson.place, who, lesson.shows, lesson.ball)
-            trials.append(Trial(prompt, frozenset(who), lesson.place, lesson.shows, scene=scene, story=story))
+            told = words(lesson.scene, cast), words(lesson.action, cast)
+            trials.append(
+                Trial(
+                    joined_prompt(*told),
+                    frozenset(who),
+                    lesson.place,
+                    lesson.shows,
+                    scene=Scene(lesson.place, who, lesson.shows, lesson.ball),
+                    story=story,
+                    told=told,
+                )
+            )
     return trials
 
 
@@ -176,6 +188,7 @@ def _trial_of(example: Example) -> Trial:
         clip.action,
         stated,
         clip.backdrop.light if telling.light else None,
+        told=(example.scene, example.action),
     )
 
 
@@ -203,15 +216,19 @@ def open_trials(count: int, seed: int) -> list[Trial]:
     for index in range(count):
         clip = crossed_clip(rng, (characters[index % len(characters)],))
         telling = plain_telling(clip)
-        scene, action = (caption(rng, clip, kind, telling) for kind in ("scene", "action"))
-        trials.append(Trial(joined_prompt(scene, action), frozenset(clip.cast), clip.place, clip.action))
+        told = caption(rng, clip, "scene", telling), caption(rng, clip, "action", telling)
+        prompt = joined_prompt(*told)
+        trials.append(Trial(prompt, frozenset(clip.cast), clip.place, clip.action, told=told))
     return trials
 
 
 class Studio:
-    """Samples single clips from the model, and lets the judge see them."""
+    """Samples single clips from the model, and lets the judge see them.
 
-    def __init__(self, weights: Path, device: torch.device) -> None:
+    ``method`` are settings KEY=VALUE of how prompts are weighted: without any, they are not.
+    """
+
+    def __init__(self, weights: Path, device: torch.device, method: Sequence[str] = ()) -> None:
         self.spec = replace(MODELS["mini"], weights=weights)
         adapter = load_adapter(self.spec, device)
         assert isinstance(adapter, MochiAdapter)
@@ -220,21 +237,36 @@ class Studio:
         self.plan: Plan = make_plan(
             Story.model_validate({"scenes": [["a scene", "an action"]]}),
             "trial",
-            Overrides(without=frozenset({"all"})),
+            Overrides(
+                without=frozenset({"twb", "identity", "sar"}), method=tuple(method) or ("weighting=false",)
+            ),
         )
 
-    def sample(self, prompt: str, seed: int, steps: int | None = None) -> Tensor:
-        """Return a clip of a prompt, uint8 (T, H, W, 3)."""
-        return self.adapter.decode(self.latents(prompt, seed, self.adapter, steps))
+    def sample(
+        self, prompt: str, seed: int, steps: int | None = None, told: tuple[str, str] | None = None
+    ) -> Tensor:
+        """Return a clip of a prompt, uint8 (T, H, W, 3); ``told`` are its scene and its action prompt."""
+        return self.adapter.decode(self.latents(prompt, seed, self.adapter, steps, told))
 
-    def latents(self, prompt: str, seed: int, adapter: MochiAdapter, steps: int | None = None) -> Tensor:
+    def latents(
+        self,
+        prompt: str,
+        seed: int,
+        adapter: MochiAdapter,
+        steps: int | None = None,
+        told: tuple[str, str] | None = None,
+    ) -> Tensor:
         """Denoise one prompt by itself."""
         plan = self.plan
         if steps is not None:
             plan = replace(plan, settings=replace(plan.settings, steps=steps))
-        segment = replace(plan.segments[0], blended=False, seed=derived_seed(seed, 0))
-        text = adapter.encode(prompt)
-        return sample(adapter, plan, segment, text)
+        scene, action = told or (prompt, prompt)
+        segment = replace(plan.segments[0], scene=scene, action=action, cast=names_in(prompt))
+        segment = replace(segment, seed=derived_seed(seed, 0))
+        writer = PromptWriter(adapter, plan, None)
+        begun = begin(adapter, plan, segment, writer.prompts(segment))
+        (done,) = denoise(adapter, plan.settings, [segment], writer, lambda _: begun, lambda _: None)
+        return done.x
 
 
 def judged(judge: Judge, trial: Trial, frames: Tensor) -> Result:
@@ -740,6 +772,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=MODELS["mini"].weights)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=int, help="of each part, instead of as many as its bars are for")
+    parser.add_argument(
+        "--method", action="append", default=[], metavar="KEY=VALUE", help="how prompts are weighted"
+    )
     parser.add_argument("--summary", action="store_true", help="measure nothing; only say what is there")
     parser.add_argument("--sorted", type=Path, help="clips sorted by eye, to hold the judge against")
     parser.add_argument("--out", type=Path, default=Path("scores"), help="what is there goes on")
@@ -785,7 +820,9 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
     """Measure what is asked for and not there yet; what no file of rows is kept of goes into ``kept``."""
     parts = options.parts or list(PARTS)
     device, folder = torch.device(options.device), options.weights
-    studio = cache(lambda: Studio(folder, device))  # the judge can be measured before there are weights
+    studio = cache(
+        lambda: Studio(folder, device, options.method)
+    )  # the judge can be measured before there are weights
     scorer = cache(lambda: Scorer.load(folder / "scorer", device))
     for name in parts:
         clips = options.clips or (SAMPLED[name].clips if name in SAMPLED else TRUE_CLIPS[name])
@@ -804,6 +841,7 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
         else:
             drawing = studio()
             made_of = {"weights": file_hash(folder / CHECKSUMS), "judge": file_hash(WEIGHTS), "clips": clips}
+            made_of |= {"method": options.method} if options.method else {}
             _draw(drawing, name, Book(out, name, made_of), clips)
 
 
@@ -813,8 +851,9 @@ def _draw(studio: Studio, name: str, book: Book, clips: int) -> None:
     trials = part.trials(clips)
     for number in range(len(book.rows), part.seeds * len(trials)):
         seed, index = divmod(number, len(trials))
-        frames = studio.sample(trials[index].prompt, SEED + 1000 * seed + index)
-        book.add(row_of(number, judged(studio.judge, trials[index], frames)), frames)
+        trial = trials[index]
+        frames = studio.sample(trial.prompt, SEED + 1000 * seed + index, told=trial.told)
+        book.add(row_of(number, judged(studio.judge, trial, frames)), frames)
         if (number + 1) % 20 == 0:
             print(f"{name}: {number + 1} of {part.seeds * len(trials)}", flush=True)
 

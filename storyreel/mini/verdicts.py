@@ -132,6 +132,12 @@ def _mentions() -> dict[Character, re.Pattern[str]]:
     return found
 
 
+def names_in(prompt: str) -> tuple[str, ...]:
+    """Return how a prompt calls the characters of the world, articles and stated looks included."""
+    found = (match[0] for pattern in _mentions().values() for match in pattern.finditer(prompt))
+    return tuple(dict.fromkeys(name.strip() for name in found))
+
+
 @dataclass
 class _Watch:
     """How everybody goes on inside the scenes, which is usual, and across seams."""

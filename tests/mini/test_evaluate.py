@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -452,10 +452,10 @@ class Drawer:
 
     drawn = 0
 
-    def __init__(self, weights: Path, device: torch.device) -> None:
+    def __init__(self, weights: Path, device: torch.device, method: Sequence[str]) -> None:
         self.judge = Sure(opinion())
 
-    def sample(self, prompt: str, seed: int) -> Tensor:
+    def sample(self, prompt: str, seed: int, told: tuple[str, str] | None) -> Tensor:
         Drawer.drawn += 1
         return BLACK
 
