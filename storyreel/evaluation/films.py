@@ -434,7 +434,7 @@ def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
             story.filled(scene.action),
             start,
             stop,
-            start > 0 and scene.transition == "blend",
+            start > 0 and scene.transition != "cut",
             dict(others),
         )
         for scene, (start, stop), others in scenes
