@@ -71,7 +71,7 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
 def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
     """Return the floating-point operations of all model evaluations of a film's denoising.
 
-    ``of_one`` returns those of one, given its latent frames, its texts and whether prompts stand side by side.
+    ``of_one`` returns those of one, given its latent frames, its texts and whether it reads three prompts.
     """
     steps, speed, weighted = (
         plan.settings.steps,
