@@ -71,12 +71,12 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
 def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
     """Return the floating-point operations of all model evaluations of a film's denoising.
 
-    ``of_one`` returns those of one, given its latent frames, its texts and whether prompts are weighted.
+    ``of_one`` returns those of one, given its latent frames, its texts and whether it reads three prompts.
     """
     steps, speed, weighted = (
         plan.settings.steps,
         SPEEDS[plan.settings.speed],
-        bool(plan.settings.method.weighting),
+        plan.settings.method.weighting == "texts",
     )
     return sum(
         of_one(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)

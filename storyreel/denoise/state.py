@@ -49,10 +49,18 @@ class Stored:
 
     @torch.inference_mode()
     def restore(self, begun: SegmentState, step: int) -> None:
-        """Take a segment that has just begun to where it was left, after ``step`` steps."""
+        """Take a segment that has just begun to where it was left, after ``step`` steps.
+
+        Raises StoryreelError if the file holds the state of none like it.
+        """
         tensors = {name: value.to(begun.x.device) for name, value in self._tensors("x").items()}
-        begun.x, begun.step = tensors.pop("x"), step
-        levels, velocities = tensors.pop("levels", torch.empty(0)), tensors.pop("velocities", ())
+        x = tensors.pop("x")
+        levels = tensors.pop("levels", torch.empty(0))
+        velocities = tensors.pop("velocities", x.new_empty(0, *x.shape))
+        alike = x.shape == begun.x.shape == velocities.shape[1:] and levels.shape == velocities.shape[:1]
+        if not alike or not 0 <= step < len(begun.sigmas):
+            raise self._forged()
+        begun.x, begun.step = x, step
         begun.known = tuple(zip(levels.tolist(), velocities, strict=True))
         begun.prompts.restore(tensors)
 

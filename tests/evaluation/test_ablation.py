@@ -26,7 +26,7 @@ TEXT = """\
 render: {model: fake, seed: 5}
 scenes:
   - ["a park", "a fox sits"]
-  - ["a street", "it walks"]
+  - ["a park", "it walks"]
   - {scene: "a bus", action: "it looks", transition: cut}
 """
 

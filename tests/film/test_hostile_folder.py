@@ -16,10 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from storyreel.errors import OutputError, StoryreelError
+from storyreel.errors import OutputError, StoppedError, StoryreelError
 from storyreel.files import digest
 from storyreel.film.store import Record
-from tests.test_rendering import film, make, segment, story
+from storyreel.rendering import render
+from tests.conftest import FakeEngine, plan_of
+from tests.test_rendering import Stopping, film, make, segment, story
 
 pytestmark = pytest.mark.usefixtures("fake_model")
 
@@ -133,6 +135,44 @@ def test_forged_latents_are_one_clear_error(out: Path, data: bytes) -> None:
     assert "--overwrite" in caught.value.remedy
     make(out, STORY, overwrite=True)
     assert film(out) == before
+
+
+SHAPE = (1, 48, 1 + 2, 8, 12)  # of the first scene's latents
+STATES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 1),
+    "nothing": (save({}), 1),
+    "no latents": (save({"x": torch.zeros(3)}), 1),
+    "latents of another size": (save({"x": torch.zeros(1, 48, 3, 8, 8)}), 1),
+    "velocities of another size": (
+        save({"x": torch.zeros(SHAPE), "levels": torch.ones(1), "velocities": torch.zeros(1, 2)}),
+        1,
+    ),
+    "a level too much": (
+        save({"x": torch.zeros(SHAPE), "levels": torch.ones(2), "velocities": torch.zeros(1, *SHAPE)}),
+        1,
+    ),
+    "a step too much": (save({"x": torch.zeros(SHAPE)}), 4),
+    "a step before the first": (save({"x": torch.zeros(SHAPE)}), -1),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_a_forged_state_is_one_clear_error(tmp_path: Path, kind: str) -> None:
+    """Signed and with the right hash, so that only what it holds tells."""
+    data, step = STATES[kind]
+    engine = FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(STORY), "foxes", tmp_path, engine, Stopping(engine, 2))
+    segment(tmp_path, "01", ".state.safetensors").write_bytes(data)
+    path = segment(tmp_path, "01", ".state.safetensors.json")
+    content = json.loads(path.read_text()) | {"sha256": hashlib.sha256(data).hexdigest(), "step": step}
+    path.write_text(json.dumps(seal(content)))
+    with pytest.raises(StoryreelError, match="holds no segment") as caught:
+        make(tmp_path, STORY)
+    assert "--overwrite" in caught.value.remedy
+    make(tmp_path, STORY, overwrite=True)
+    make(tmp_path / "whole", STORY)
+    assert film(tmp_path) == film(tmp_path / "whole")
 
 
 NAMES = ["manifest.json", "unfinished.json", "events.jsonl", "index.html", "foxes.mp4", ".lock"]

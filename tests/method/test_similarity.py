@@ -14,6 +14,7 @@ from storyreel.method.similarity import (
     shared_start,
     verb_phrase,
     without_names,
+    word_spans,
 )
 
 shares = st.floats(0, 1)
@@ -83,6 +84,24 @@ def test_a_name_between_blanks_is_found_and_left_out(before: str, name: str, aft
     left = without_names(f"{before} {name} {after}", (name,))
     assert len(left) < len(f"{before} {name} {after}".strip())
     assert without_names(before, ()) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "part", "words"),
+    [
+        ("a fox in the park. a fox sits down", "a fox sits down", ["sits", "down"]),
+        ("a fox in the park. a fox sits down", "a fox in the park", ["in", "the", "park"]),
+        ("it sits. it sits", "it sits", ["it", "sits"]),  # the last of two
+        ("A fox, the fox runs", "A fox, the fox runs", ["the", "runs"]),
+        ("a fox", "a fox", []),
+        ("it doesn't well-nigh run", "it doesn't well-nigh run", ["it", "doesn't", "well-nigh", "run"]),
+        ("it sits", "it runs", []),  # which does not stand there
+    ],
+)
+def test_where_a_parts_words_stand(prompt: str, part: str, words: list[str]) -> None:
+    spans = word_spans(prompt, part, ("a fox",))
+    assert [prompt[begin:end] for begin, end in spans] == words
+    assert all(begin >= prompt.rfind(part) for begin, _ in spans)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storyreel.method.weighting import progression, prompt_scores, prompt_weights, smoothed, text_weights
+from storyreel.method.weighting import (
+    decision_prior,
+    progression,
+    prompt_scores,
+    prompt_weights,
+    smoothed,
+    span_weights,
+    standardised,
+    text_weights,
+)
 
 pairs = st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(torch.tensor)
 
@@ -62,3 +71,34 @@ def test_texts_count_by_what_one_prompt_has_more_than_the_other(share: float) ->
 def test_the_ends_are_one_prompt_alone_and_the_middle_is_the_joined_text() -> None:
     for weights, counts in (((1, 0), [1, 0, 0]), ((0, 1), [0, 1, 0]), ((0.5, 0.5), [0, 0, 1])):
         assert text_weights(torch.tensor(weights)).tolist() == counts
+
+
+def test_the_action_has_all_of_the_prior_while_the_model_decides() -> None:
+    for sigma, expected in ((1.0, [0, 1]), (0.66, [0, 1]), (0.65, [0.5, 0.5]), (0.0, [0.5, 0.5])):
+        assert decision_prior(sigma, (0.65, 1.0)).tolist() == expected
+    assert decision_prior(0.9, (0.2, 0.8)).tolist() == [0.5, 0.5]
+    assert decision_prior(1.0, (0.0, 0.0)).tolist() == [0.5, 0.5]  # of a model that nobody has asked
+
+
+@given(st.floats(0, 1), st.floats(1, 100))
+def test_words_of_the_leading_prompt_count_more_and_no_others(share: float, emphasis: float) -> None:
+    counts = span_weights(torch.tensor([1 - share, share], dtype=torch.float64), emphasis)
+    leading, other = (1, 0) if share >= 0.5 else (0, 1)
+    assert float(counts[other]) == 1
+    assert 1 <= float(counts[leading]) <= emphasis * (1 + 1e-9)
+
+
+def test_emphasis_by_hand() -> None:
+    assert span_weights(torch.tensor([0.0, 1.0]), 8.0).tolist() == [1, 8]
+    assert span_weights(torch.tensor([0.5, 0.5]), 8.0).tolist() == [1, 1]
+    assert span_weights(torch.tensor([0.75, 0.25]), 4.0).tolist() == [2.25, 1]
+
+
+def test_a_prompt_is_measured_by_the_others_of_its_story() -> None:
+    others = torch.tensor([[0.1, 0.3, 0.2], [0.5, 0.5, 0.8]])
+    own = torch.tensor([0.3, 0.5])
+    deviations = [0.1, 0.3 / 3**0.5]
+    expected = [(0.3 - 0.2) / deviations[0], (0.5 - 0.6) / deviations[1]]
+    assert standardised(own, others).tolist() == pytest.approx(expected, rel=1e-5)
+    assert standardised(own, others[:, :1]).tolist() == [0, 0]
+    assert standardised(own, own[:, None].expand(2, 3)).tolist() == [0, 0]  # nothing is alike, and no NaN

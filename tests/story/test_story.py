@@ -183,7 +183,11 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
         2,
         "nearest it can: 2 or 2.25",
     ),
-    "length beyond the model": ("scenes:\n  - {scene: a, action: b, seconds: 30}\n", 2, "nearest it can: 3"),
+    "length beyond the model": (
+        "scenes:\n  - {scene: a, action: b, seconds: 30}\n",
+        2,
+        "nearest it can: 2.75",
+    ),
 }
 
 
