@@ -506,9 +506,6 @@ def test_a_changed_scene_changes_the_rest_of_its_shot_and_what_dissolves_into_it
     assert change("behind a cut", 3, 3) == (1, 2)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="alignment is measured by all prompts of the story, and no key covers them"
-)
 def test_with_a_scorer_a_scene_is_what_its_key_covers_too(tmp_path: Path) -> None:
     """What other scenes say, or do not say any more, changes nothing that is there."""
 

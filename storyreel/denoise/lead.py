@@ -34,7 +34,7 @@ class Leads:
 
     def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
         self._adapter, self._plan, self._recall = adapter, plan, recall
-        self._portraits: dict[tuple[int, tuple[str, ...]], tuple[Tensor, Tensor]] = {}
+        self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
         """Return a segment's lead; None where nothing is given. Its sources are finished."""
@@ -45,7 +45,7 @@ class Leads:
         strength = seam.strength if seam else 0.0
         latents = weights = None
         for part in parts:
-            given, cells = self._portrait(part) if part.names else self._whole(part)
+            given, cells = self._whole(part) if part.name is None else self._portrait(part, part.name)
             if latents is None or weights is None:
                 latents = given.new_zeros(*given.shape[:2], segment.lead, *given.shape[3:])
                 weights = given.new_zeros(1, 1, *latents.shape[2:])
@@ -62,18 +62,18 @@ class Leads:
         latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
         return latents, torch.ones_like(latents[:, :1])
 
-    def _portrait(self, part: Given) -> tuple[Tensor, Tensor]:
-        """Return the first frame of a segment, and which of its cells show some characters. Both are kept."""
-        key = part.source, part.names
+    def _portrait(self, part: Given, name: str) -> tuple[Tensor, Tensor]:
+        """Return the first frame of a segment, and which of its cells show a character. Both are kept."""
+        key = part.source, name
         if key not in self._portraits:
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
-            self._portraits[key] = latents, self._shows(latents, self._plan.segments[part.source], part.names)
+            self._portraits[key] = latents, self._shows(latents, self._plan.segments[part.source], name)
         return self._portraits[key]
 
     @torch.inference_mode()
-    def _shows(self, latents: Tensor, segment: Segment, names: tuple[str, ...]) -> Tensor:
-        """Return which cells of a segment's frame show characters: where the model needs their names."""
-        prompts = segment.prompt, without_names(segment.prompt, names)
+    def _shows(self, latents: Tensor, segment: Segment, name: str) -> Tensor:
+        """Return which cells of a segment's frame show a character: where the model needs the name."""
+        prompts = segment.prompt, without_names(segment.prompt, (name,))
         texts = [self._adapter.encode(prompt) for prompt in prompts]
         requests = []
         for look in range(LOOKS):

@@ -103,7 +103,8 @@ def _step(
         begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
         begun.step += 1
         begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=begun.step))
-        writer.weigh(begun.prompts, estimate, sigma, lower, begun.step, begun.ending)
+        own = estimate[:, :, begun.segment.lead :]
+        writer.weigh(begun.prompts, own, sigma, lower, begun.step, begun.ending)
 
 
 def begin(

@@ -25,12 +25,18 @@ from storyreel.story.plan import Plan, Segment
 
 EQUAL = (0.5, 0.5)  # what one text that joins both prompts is
 SCORED_EVERY = 2  # steps: weights are smoothed over steps anyway, and looking costs time
-# What actions in general are like, so that only what is special about two of them is compared.
+# What scenes and actions in general are like, so that only what is special about two of them is compared.
 COMMON_ACTIONS = (
     *("is sitting", "is standing", "is walking", "is running", "is jumping", "is lying down"),
     *("is sleeping", "is smiling", "is eating", "is turning around", "is looking around"),
     *("is looking up", "is looking out of the window", "is picking something up", "is getting in"),
     "is getting out",
+)
+
+
+COMMON_SCENES = (
+    *("in a room", "in a kitchen", "on a street of a city", "in a park", "in a forest", "on a beach"),
+    *("in front of a house", "in a train", "at a lake", "in the mountains", "at a table", "on a field"),
 )
 
 
@@ -116,8 +122,8 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
         )
         prompts += [*alone, segment.prompt]
     for segment in plan.segments:  # what the cells that show a character are found by
-        shown = [(plan.segments[given.source].prompt, given.names) for given in plan.given(segment)]
-        prompts += [without_names(prompt, names) for prompt, names in shown if names]
+        shown = [(plan.segments[given.source].prompt, given.name) for given in plan.given(segment)]
+        prompts += [without_names(prompt, (name,)) for prompt, name in shown if name is not None]
     if method.similarity and not scored:
         prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
     return list(dict.fromkeys(prompts))
@@ -140,8 +146,9 @@ class PromptWriter:
         self._decided = [decision_prior(level, (0.0, 1.0)).to(device) for level in (1.0, 0.0)]
         self._others = None
         if self._scorer is not None and self._method.weighting:
-            scenes, actions = ([getattr(s, part) for s in plan.segments] for part in ("scene", "action"))
-            self._others = torch.stack([self._scorer.embed_texts(scenes), self._scorer.embed_texts(actions)])
+            # Always the same ones: a scene's latents depend on no prompts of scenes that are not its sources.
+            common = (COMMON_SCENES, COMMON_ACTIONS)
+            self._others = [self._scorer.embed_texts(prompts) for prompts in common]
         self.negative = adapter.encode("")
 
     def prompts(self, segment: Segment) -> Prompts:
@@ -202,9 +209,9 @@ class PromptWriter:
         return prompt_weights(prompt_scores(alignment, smoothness, prior, method.lambdas), method.temperature)
 
     def _fit(self, wanted: Tensor, picture: Tensor) -> Tensor:
-        """Return how well a picture (D,) fits a scene's two prompts (2, D), beside the story's others."""
-        own = wanted @ picture
-        return own if self._others is None else standardised(own, self._others @ picture)
+        """Return how well a picture (D,) fits a scene's two prompts (2, D), beside what is common."""
+        assert self._others is not None
+        return standardised(wanted @ picture, [others @ picture for others in self._others])
 
     def _score(self, prompts: Prompts, estimate: Tensor) -> None:
         assert self._scorer is not None

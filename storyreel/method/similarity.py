@@ -23,6 +23,10 @@ _GRAMMAR = """
     again still there here when while as together slowly finally eventually moment s
 """
 NO_PLACE = frozenset(_GRAMMAR.split())
+_NOUNS = """
+    building ceiling clearing crossing evening king landing morning parking ring spring
+"""
+THINGS = frozenset(_NOUNS.split())  # that end in -ing all the same
 
 
 def verb_phrase(action: str, names: tuple[str, ...]) -> str:
@@ -74,7 +78,7 @@ def place_words(scene: str, names: tuple[str, ...]) -> frozenset[str]:
     In lower case and without a plural's s; "{first} is walking on the streets of Rome" has street and rome.
     """
     words = re.findall(r"[^\W\d_]+", without_names(scene, names).casefold())
-    kept = (word for word in words if word not in NO_PLACE and not word.endswith("ing"))
+    kept = (w for w in words if w not in NO_PLACE and (w in THINGS or not w.endswith("ing")))
     return frozenset(word[:-1] if len(word) > 3 and word.endswith("s") else word for word in kept)
 
 
@@ -90,7 +94,8 @@ def same_place(earlier: str, later: str, names: tuple[str, ...]) -> bool:
 def shared_start(sentences: tuple[str, ...]) -> str:
     """Return the words with which all sentences begin, the subject of a story without a cast.
 
-    Articles alone are no subject, an auxiliary is part of the verb; a story of one sentence has none.
+    Articles and pronouns alone are no subject, an auxiliary is part of the verb; a story of one sentence has
+    none.
     """
     if len(sentences) < 2:
         return ""
@@ -101,7 +106,7 @@ def shared_start(sentences: tuple[str, ...]) -> str:
         words.append(column[0])
     while words and words[-1].casefold() in _AUXILIARIES:
         words.pop()
-    return "" if all(word.casefold() in _ARTICLES for word in words) else " ".join(words)
+    return "" if all(word.casefold() in NO_PLACE for word in words) else " ".join(words)
 
 
 def action_similarity(earlier: Tensor, later: Tensor, typical: Tensor) -> Tensor:

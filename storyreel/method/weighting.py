@@ -10,6 +10,7 @@ spans of one text that joins them (a deviation: `span_weights`), or, as in the p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,15 +33,15 @@ def decision_prior(sigma: float, decides: tuple[float, float]) -> Tensor:
     return torch.tensor([0.0, 1.0] if decides[0] < sigma <= decides[1] else [0.5, 0.5])
 
 
-def standardised(own: Tensor, others: Tensor) -> Tensor:
-    """Return how much better a picture fits its own prompts than a story's others, in standard deviations.
+def standardised(own: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Return how much better a picture fits its own prompts than common ones, in standard deviations.
 
-    ``own`` (2,) are its cosines with its scene and action, ``others`` (2, N) those with all of the story's
-    scenes and actions. With one scene there is nothing to compare with: zeros.
+    ``own`` (2,) are its cosines with its scene and action, ``others`` two of (N,), those with common scenes
+    and with common actions, N at least 2.
     """
-    if others.shape[1] < 2:
-        return torch.zeros_like(own)
-    return (own - others.mean(1)) / others.std(1).clamp(min=1e-4)
+    means = torch.stack([cosines.mean() for cosines in others])
+    deviations = torch.stack([cosines.std() for cosines in others])
+    return (own - means) / deviations.clamp(min=1e-4)
 
 
 def prompt_scores(

@@ -101,12 +101,12 @@ class Seam:
 class Given:
     """Latent frames of an earlier segment, its ``source`` by index, that stand in another one's lead.
 
-    ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on; of the ``names`` the
-    cells that show them, and without names all of the picture.
+    ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on: the cells that show
+    who has the ``name``, or without a name all of the picture.
     """
 
     source: int
-    names: tuple[str, ...]
+    name: str | None
     first: int
     at: int
     count: int
@@ -176,15 +176,12 @@ class Plan:
         before = self.segments[segment.index - 1]
         parts: list[Given] = []
         if method.identity and segment.lead > max(1, seam.overlap):
-            first: dict[int, list[str]] = {}
             for name in segment.cast:
-                found = next((s.index for s in self.segments[: segment.index] if name in s.cast), None)
-                if found is not None:
-                    first.setdefault(found, []).append(name)
-            parts += [Given(source, tuple(names), 0, 0, 1) for source, names in first.items()]
+                first = next((s.index for s in self.segments[: segment.index] if name in s.cast), None)
+                parts += [] if first is None else [Given(first, name, 0, 0, 1)]
         if seam.overlap:
             tail = before.lead + before.latents - seam.overlap
-            parts.append(Given(before.index, (), tail, segment.lead - seam.overlap, seam.overlap))
+            parts.append(Given(before.index, None, tail, segment.lead - seam.overlap, seam.overlap))
         return tuple(parts)
 
     def sources(self, segment: Segment) -> tuple[int, ...]:

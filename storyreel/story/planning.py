@@ -67,7 +67,7 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     settings = _settings(story, spec, overrides, refusals)
     segments = _segments(story, spec, settings, overrides, refusals)
     seams = _seams(story, spec, settings.method, segments)
-    _check_overlap(spec, settings.method, segments, overrides, refusals)
+    _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
     refusals.raise_faults()
     plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, segments, seams)
     return plan.settled([None] * len(seams))
@@ -211,10 +211,16 @@ def _longest_overlap(spec: ModelSpec, earlier: Segment, later: Segment) -> int:
 
 
 def _check_overlap(
-    spec: ModelSpec, method: Method, segments: Sequence[Segment], overrides: Overrides, refusals: _Refusals
+    spec: ModelSpec,
+    method: Method,
+    segments: Sequence[Segment],
+    seams: Sequence[Seam],
+    overrides: Overrides,
+    refusals: _Refusals,
 ) -> None:
     """Refuse an overlap that somebody chose and some seam does not allow."""
-    longest = [_longest_overlap(spec, *pair) for pair in pairwise(segments) if pair[1].blended]
+    pairs = (pair for pair, seam in zip(pairwise(segments), seams, strict=True) if seam.overlap)
+    longest = [max(1, _longest_overlap(spec, *pair)) for pair in pairs]
     if method.overlap is not None and (most := min(longest, default=spec.max_latents)) < method.overlap:
         problem = f"an overlap of {method.overlap} latent frames is longer than a scene allows: 1 to {most}"
         chosen = any(item.startswith("overlap=") for item in overrides.method)

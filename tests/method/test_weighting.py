@@ -94,11 +94,11 @@ def test_emphasis_by_hand() -> None:
     assert span_weights(torch.tensor([0.75, 0.25]), 4.0).tolist() == [2.25, 1]
 
 
-def test_a_prompt_is_measured_by_the_others_of_its_story() -> None:
-    others = torch.tensor([[0.1, 0.3, 0.2], [0.5, 0.5, 0.8]])
+def test_a_prompt_is_measured_by_common_ones() -> None:
+    others = [torch.tensor([0.1, 0.3, 0.2]), torch.tensor([0.5, 0.5, 0.8])]
     own = torch.tensor([0.3, 0.5])
     deviations = [0.1, 0.3 / 3**0.5]
     expected = [(0.3 - 0.2) / deviations[0], (0.5 - 0.6) / deviations[1]]
     assert standardised(own, others).tolist() == pytest.approx(expected, rel=1e-5)
-    assert standardised(own, others[:, :1]).tolist() == [0, 0]
-    assert standardised(own, own[:, None].expand(2, 3)).tolist() == [0, 0]  # nothing is alike, and no NaN
+    alike = [own[:1].expand(3), own[1:].expand(4)]
+    assert standardised(own, alike).tolist() == [0, 0]  # nothing stands out, and no NaN

@@ -122,7 +122,7 @@ def test_what_a_lead_was_given_is_there_unchanged_in_the_end(
     made = Film(adapter, plan_for(adapter, monkeypatch, CAST, method=("weighting=true",))).made()
     plan = made.plan
     on = [False] if plan.spec.first_alike else [True, False]
-    assert [[bool(given.names) for given in plan.given(s)] for s in plan.segments] == [[], on, [True]]
+    assert [[given.name is not None for given in plan.given(s)] for s in plan.segments] == [[], on, [True]]
     for segment in plan.segments[1:]:
         lead, x = made.leads[segment.index], made.latents[segment.index]
         assert lead is not None

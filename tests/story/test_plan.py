@@ -76,12 +76,12 @@ scenes:
 """
 
 
-def portrait(source: int, *names: str) -> Given:
-    return Given(source, names, first=0, at=0, count=1)
+def portrait(source: int, name: str) -> Given:
+    return Given(source, name, first=0, at=0, count=1)
 
 
 def tail(source: int, first: int, count: int = 2, at: int = 0) -> Given:
-    return Given(source, (), first, at, count)
+    return Given(source, None, first, at, count)
 
 
 def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both() -> None:
@@ -121,11 +121,11 @@ def test_the_end_of_a_segment_lies_behind_its_own_lead() -> None:
     assert [alike.given(s) for s in alike.segments] == [(), (tail(0, 8, 1),), (tail(1, 1 + 8 - 2),)]
 
 
-def test_characters_who_are_first_shown_together_are_one_portrait() -> None:
+def test_each_of_two_who_are_first_shown_together_has_a_portrait() -> None:
     text = CAST.replace('"{first} in the park", sits', '"{first} and {second} in the park", they sit')
     plan = plan_of(text)
     assert plan.given(plan.segments[2]) == (portrait(0, "a dog"),)
-    assert plan.given(plan.segments[4]) == (portrait(0, "a fox", "a dog"),)
+    assert plan.given(plan.segments[4]) == (portrait(0, "a fox"), portrait(0, "a dog"))
 
 
 def test_who_is_in_a_scene_may_be_said_in_either_prompt_and_without_an_article() -> None:
@@ -177,7 +177,7 @@ WAYS: dict[str, tuple[dict[str, object], list[list[tuple[int, bool]]], str]] = {
 def test_what_other_ways_to_blend_give(way: str) -> None:
     options, expected, transitions = WAYS[way]
     plan = plan_of(CAST, **options)
-    found = [[(given.source, bool(given.names)) for given in plan.given(s)] for s in plan.segments]
+    found = [[(given.source, given.name is not None) for given in plan.given(s)] for s in plan.segments]
     assert found == expected
     assert " ".join(seam.transition for seam in plan.seams) == transitions
     assert [s.lead for s in plan.segments] == [2 if given else 1 for given in expected]
@@ -227,21 +227,21 @@ def test_whatever_the_story_a_lead_fits_and_holds_what_is_finished(
         given = plan.given(segment)
         seam = plan.seam(segment)
         overlap = seam.overlap if seam else 0
-        named = any(part.names for part in given)
+        named = any(part.name is not None for part in given)
         assert segment.lead == max(1, overlap) + int(named or (overlap > 0 and not alike))
-        assert overlap == sum(part.count for part in given if not part.names)
+        assert overlap == sum(part.count for part in given if part.name is None)
         for part in given:
             source = plan.segments[part.source]
             assert part.source < segment.index
             assert part.first + part.count <= source.lead + source.latents
-            assert set(part.names) <= {*segment.cast} & {*source.cast}
-            assert not any(set(part.names) & {*s.cast} for s in plan.segments[: part.source])
-            assert (part.at, part.first, part.count) == (0, 0, 1) or not part.names
-            if not part.names:  # the end of the one before, to its last frame, at the lead's end
+            assert part.name is None or (part.name in segment.cast and part.name in source.cast)
+            assert not any(part.name in s.cast for s in plan.segments[: part.source])
+            assert (part.at, part.first, part.count) == (0, 0, 1) or part.name is None
+            if part.name is None:  # the end of the one before, to its last frame, at the lead's end
                 assert part.source == segment.index - 1
                 assert part.first + part.count == source.lead + source.latents
                 assert (part.at, part.at + part.count) == (segment.lead - part.count, segment.lead)
-        names = [name for part in given for name in part.names]
+        names = [part.name for part in given]
         assert len(names) == len(set(names))
         # What was planned before actions were compared needs the same of the same segments.
         assert plan.sources(segment) == drawn.sources(drawn.segments[segment.index])
@@ -356,7 +356,7 @@ ILLEGAL = {
     "weighting: 1": "weighting must be true or false or texts, not 1",
     "blending: fade": "blending must be one of lead, continuation, crossfade, published, none, not 'fade'",
     "overlap: 0": "overlap must be a whole number from 1 to 64, not 0",
-    "overlap: 6": "an overlap of 6 latent frames is longer than a scene allows: 1 to 4",
+    "overlap: 6": "an overlap of 6 latent frames is longer than a scene allows: 1 to 5",
     "alignment: 1": "alignment, smoothness and progression must sum to 1, not 1.6",
     "gama: 1": "gama",
 }
