@@ -71,7 +71,8 @@ def finished(plan: Plan) -> dict[int, Tensor]:
 
 def test_where_nothing_is_given_there_is_no_lead(plan: Plan) -> None:
     painter = Painter()
-    leads = Leads(painter, plan, {}.__getitem__)
+    nothing: dict[int, Tensor] = {}
+    leads = Leads(painter, plan, nothing.__getitem__)
     assert [leads.of(plan.segments[index]) for index in (0, 2, 5)] == [None] * 3
     assert painter.requests == []
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,10 @@ def test_the_model_sees_a_lead_clearer_than_the_rest(plan: Plan) -> None:
             assert torch.equal(one[:, :, segment.lead :], noise[:, :, segment.lead :])
 
 
+def _given(begun: SegmentState, segment: Segment) -> SegmentState:
+    return begun
+
+
 def test_strength_0_leaves_independent_segments_bit_for_bit(tiny: MochiAdapter, plan: Plan) -> None:
     """With a scorer too, which could carry one segment's end into the next one's weights."""
     adapter, scorer = WithPreview.of(tiny), FakeScorer("a fox walks")
@@ -271,9 +276,8 @@ def test_strength_0_leaves_independent_segments_bit_for_bit(tiny: MochiAdapter, 
     for segment, independent in zip(plan.segments, whole, strict=True):
         made = Film(adapter, plan, scorer)
         alone = begin(adapter, plan, segment, made.writer.prompts(segment))
-        (done,) = denoise(
-            adapter, plan.settings, [segment], made.writer, lambda _, alone=alone: alone, lambda _: None
-        )
+        start = partial(_given, alone)
+        (done,) = denoise(adapter, plan.settings, [segment], made.writer, start, lambda _: None)
         assert torch.equal(independent, done.x)
     own = [x[:, :, -s.latents :] for s, x in zip(plan.segments, whole, strict=True)]
     blended = [x[:, :, -s.latents :] for s, x in zip(plan.segments, led, strict=True)]
@@ -349,7 +353,7 @@ FOUR = HEAD + "".join(f"  - [{place}, {place} again]\n" for place in ("park", "b
 def test_several_devices_make_the_same_latents(plan: Plan, tiny: MochiAdapter, text: str) -> None:
     plan = plan_of(text)
     alone, together = film(tiny, plan), Film(tiny, plan)
-    tiny.at_once = 3  # type: ignore[misc]
+    tiny.at_once = 3
     together.made()
     assert together.under_way == [1] * 9 if text == STORY else max(together.under_way) > 1
     for index, expected in enumerate(alone):

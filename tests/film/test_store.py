@@ -97,7 +97,7 @@ def test_a_record_that_was_changed_counts_as_none(store: Store) -> None:
 
 @given(data=st.data())
 def test_a_damaged_record_never_raises(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    record = Record("latents", "01", KEY, OTHER, "cpu", 1.0, (1,), {"lead": 1})
+    record = Record("latents", "01", KEY, OTHER, "cpu", 1.0, 1, {"lead": 1})
     path = tmp_path_factory.mktemp("store") / f"{record.file}.json"
     text = record.text()
     at, cut = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 9))
@@ -147,7 +147,7 @@ def test_what_is_dropped_is_gone_and_may_be_gone_already(store: Store) -> None:
 
 
 def test_only_what_a_render_wrote_is_ours(store: Store) -> None:
-    former = ("01.mp4", "01.safetensors", "window.safetensors", "1000.mp4")
+    former: tuple[str, ...] = ("01.mp4", "01.safetensors", "window.safetensors", "1000.mp4")
     former += ("03-abababab.window.safetensors", "03-abababab.window.safetensors.json")
     state: tuple[Kind, str, str] = ("state", "03", KEY)
     store.path(*state).write_bytes(b"state")

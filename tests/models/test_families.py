@@ -89,8 +89,7 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
 ) -> None:
     """From the prompt's words to the last step: text encoding, noise levels, guidance, attention."""
     adapter = stored
-    options = {"guidance": guidance, "steps": 4}
-    plan = plan_for(adapter, monkeypatch, without=frozenset({"all"}), **options)
+    plan = plan_for(adapter, monkeypatch, without=frozenset({"all"}), guidance=guidance, steps=4)
     segment = plan.segments[0]
     (ours, _) = film(adapter, plan)
     noise = segment_noise(plan, segment)
@@ -157,7 +156,7 @@ def test_segments_denoised_together_are_those_denoised_one_by_one(
 ) -> None:
     plan = plan_for(adapter, monkeypatch, CAST)
     alone = film(adapter, plan)
-    adapter.at_once = 3  # type: ignore[misc]
+    adapter.at_once = 3
     together = Film(adapter, plan).made()
     assert all(torch.equal(together.latents[index], x) for index, x in enumerate(alone))
 
@@ -390,7 +389,7 @@ def test_a_step_asks_nothing_of_the_device(
     for module in (*adapter.experts, *adapter.text_encoders):
         module.to("meta")
     adapter.device = torch.device("meta")
-    adapter.at_once = 3  # type: ignore[misc]
+    adapter.at_once = 3
     writer = PromptWriter(adapter, plan, None)
     begun = []
     for segment, lead in zip(plan.segments, known, strict=True):
