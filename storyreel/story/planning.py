@@ -310,7 +310,7 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     longest = spec.max_latents - 1
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds is not valid; give a finite number"
-    latents = min(seconds / unit, 1e9)
+    latents = max(-1e9, min(seconds / unit, 1e9))
     if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
         return None
     nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}

@@ -503,7 +503,7 @@ BAD_VALUES = {
     "--model": ["sora", "", "../mini", "MINI"],
     "--seed": ["-1", "x", "1e9", "9223372036854775808", ""],
     "--size": ["big", "0x0", "96x64x2", "-96x64", "97x64", "99999x99999"],
-    "--seconds": ["nan", "inf", "-1", "0", "1e308", "1e-308", "2.1", "x"],
+    "--seconds": ["nan", "inf", "-1", "0", "1e308", "-1e308", "1e-308", "2.1", "x"],
     "--steps": ["0", "1001", "1.5", "x"],
     "--guidance": ["nan", "inf", "0.5", "x", "-1"],
     "--method": ["window", "=", "window=0", "temperature=nan", "temperature=1e999", "x=1", "blending=all"],
