@@ -192,9 +192,6 @@ def next_velocities(
     for begun, strength in zip(computed, strengths, strict=True):
         texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
         shown = begun.at(begun.sigma * settings.method.lead_noise)
-        if len(texts) > 1 and begun.lead is not None:
-            # Guidance leads to what the clear lead shows too: without a text it is as noisy as the rest.
-            shown = torch.cat([begun.x, shown])
         requests.append(Request(shown, begun.sigma, texts))
     velocities: dict[int, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):

@@ -52,7 +52,7 @@ class Method(BaseModel):
     )
     strength: Share = Field(default=1.0, description="α, the strength of blending.")
     lead_noise: Share = Field(
-        default=0.5,
+        default=0.2,
         description="The noise level at which a lead is shown, as a share of the segment's own: what is "
         "known already may be seen clearer than what is still to be found.",
     )

@@ -75,7 +75,7 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
 class Request(NamedTuple):
     """What a transformer is to predict: the velocity at ``x`` and σ, for each text.
 
-    ``x`` (1, C, F, H, W) is for all texts, or (T, C, F, H, W) has one for each.
+    ``x`` is (1, C, F, H, W).
     """
 
     x: Tensor

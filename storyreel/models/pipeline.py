@@ -240,7 +240,7 @@ class PipelineAdapter(ABC):
 
     @abstractmethod
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        """Return ε - x0 for each of ``texts``, (T, C, F, H, W), at ``x`` (1 or T, C, F, H, W)."""
+        """Return ε - x0 for each of ``texts``, (T, C, F, H, W), at ``x`` (1, C, F, H, W)."""
 
     @abstractmethod
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:

@@ -159,7 +159,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "model": (model, "model fake -> other"),
     "weights": (weights, "the model's weights: model.safetensors"),
     "seed": (lambda *_: {"seed": 5}, "seed 0 -> 5"),
-    "method": (lambda *_: {"method": ("lead_noise=1",)}, "lead noise 0.5 -> 1.0"),
+    "method": (lambda *_: {"method": ("lead_noise=1",)}, "lead noise 0.2 -> 1.0"),
     "version": (version, "torch 2 -> 9"),
     "story": (lambda *_: {"text": STORY.replace("it walks", "it runs")}, "scene 2's action prompt"),
 }
