@@ -1049,7 +1049,7 @@ def test_one_engine_has_a_model_as_it_is_and_in_fp8() -> None:
     x = torch.randn(1, spec.latent_channels, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         (a,), (b,) = (velocities(m, x, 0.5, [m.encode("a corgi dog is sitting")]) for m in (whole, stored))
-    assert 0.01 < float((b - a).norm() / a.norm()) < 0.1
+    assert 0.01 < float((b - a).norm() / a.norm()) < 0.15
 
 
 def test_a_faster_render_asks_less_and_resumes_to_the_same_film(tmp_path: Path) -> None:

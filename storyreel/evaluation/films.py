@@ -22,6 +22,7 @@ from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
 from storyreel.film import reader
+from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.planning import DEFAULT_MODEL
 from storyreel.story.schema import Character, Story, load_story
@@ -38,9 +39,9 @@ class Span:
     """One scene of a film: its prompts and its frames, ``start`` to the one before ``stop``.
 
     ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
-    for a film that was made without any blending. ``others`` are its scene prompt with somebody else in the
-    first character's place. ``sides`` is how far the two sides of the seam before it are apart, 0 to 255, as
-    the render measured it before any dissolve; None where nobody did.
+    for a film that was made without any blending; ``goes_on``, whether in one shot. ``others`` are its scene
+    prompt with somebody else in the first character's place. ``sides`` is how far the two sides of the seam
+    before it are apart, 0 to 255, as the render measured it before any dissolve; None where nobody did.
     """
 
     scene: str
@@ -50,6 +51,7 @@ class Span:
     blended: bool
     others: Mapping[str, str] = field(default_factory=dict)
     sides: float | None = None
+    goes_on: bool = True
 
     @property
     def frames(self) -> int:
@@ -437,17 +439,21 @@ def _starts(segments: str, film: Path, facts: reader.Facts, length: float, count
 
 def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
     """Return a film of a story as yet without a file, its scenes ending where ``ends`` says."""
-    scenes = zip(story.scenes, ends, _with_others(story), strict=True)
+    names = tuple(member.name for member in story.cast.values())
+    places = [story.filled(scene.scene) for scene in story.scenes]
+    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), strict=False)
     spans = tuple(
         Span(
-            story.filled(scene.scene),
+            place,
             story.filled(scene.action),
             start,
             stop,
             start > 0 and scene.transition != "cut",
             dict(others),
+            goes_on=scene.transition == "continue"
+            or (scene.transition == "blend" and same_place(before, place, names)),
         )
-        for scene, (start, stop), others in scenes
+        for scene, place, before, (start, stop), others in scenes
     )
     return Film("", "", Path(), "", 0.0, spans)
 

@@ -36,7 +36,7 @@ class _Rule:
 _SCENE_RULES = (
     _Rule("shown", lambda v: v == 0, lambda s: "cannot be recognised"),
     _Rule("clip_shown", lambda v: v == 0, lambda s: "shows nothing that the story tells of"),
-    _Rule("told_apart", lambda v: v < -0.15, lambda s: f"looks like scene {s['told_apart_from']}"),
+    _Rule("told_apart", lambda v: v < -0.05, lambda s: f"looks like scene {s['told_apart_from']}"),
     _Rule("clip_told_apart", lambda v: v < -0.03, lambda s: f"looks like scene {s['clip_told_apart_from']}"),
     _Rule(
         "identity", lambda v: v < 0, lambda s: f"shows another character, most likely {s['identity_rival']}"
@@ -96,10 +96,12 @@ def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Find
 
 
 def _of_seams(film: Film, seams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    for seam in (seam for seam in seams if seam["blended"]):  # a cut that is meant is no fault
+    for seam in seams:
+        after = seam["after"]
+        if not (seam["blended"] and film.spans[after].goes_on):
+            continue  # a cut or a dissolve that is meant is no fault
         for rule in _SEAM_RULES:
             value = seam.get(rule.metric)
             if value is not None and rule.wrong(value):
-                after = seam["after"]
                 words = f"Between scenes {after} and {after + 1} {rule.words(seam)}."
                 yield Finding(rule.metric, after + 1, film.spans[after].start / film.fps, words)

@@ -463,7 +463,7 @@ def test_json_tells_what_was_done_before_a_later_story_failed(
     failures: list[BaseException] = [NumericsError("no picture"), KeyboardInterrupt()]
 
     def fail(count: int) -> None:
-        if count >= 9:
+        if count >= 12:
             raise failures[0]
 
     fake_engine.adapter(fake_model).on_predict = fail

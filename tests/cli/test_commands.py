@@ -340,7 +340,7 @@ def test_keep_going_is_batch(place: Place) -> None:
 def test_without_it_the_first_failure_is_the_end(
     place: Place, fake_engine: FakeEngine, fake_model: ModelSpec
 ) -> None:
-    failing = [7]  # passes of the model: the second film's
+    failing = [10]  # passes of the model: the second film's
 
     def fail(count: int) -> None:
         if count == failing[0]:

@@ -34,13 +34,25 @@ STORY = """\
 title: A corgi <b>in</b> New York
 cast:
   first: {name: a corgi dog, possessive: its}
-scenes:
-  - ["{first} is inside of the subway train", "{first} is sitting"]
-  - ["{first} is looking out the subway window", "{first} is standing"]
-  - ["{first} is looking at the streets of Times Square, NYC", "{first} is tilting its head curiously"]
-  - ["{first} is waiting for a bus at the Times Square bus stop in NYC", "{first} is standing"]
-  - ["{first} has arrived at Central Park", "{first} is sniffing the ground"]
-  - ["{first} is biting a red ball in Central Park", "{first} is wagging its tail"]
+scenes:  # every picture is drawn anew: no shot goes on
+  - scene: "{first} is inside of the subway train"
+    action: "{first} is sitting"
+    transition: dissolve
+  - scene: "{first} is looking out the subway window"
+    action: "{first} is standing"
+    transition: dissolve
+  - scene: "{first} is looking at the streets of Times Square, NYC"
+    action: "{first} is tilting its head curiously"
+    transition: dissolve
+  - scene: "{first} is waiting for a bus at the Times Square bus stop in NYC"
+    action: "{first} is standing"
+    transition: dissolve
+  - scene: "{first} has arrived at Central Park"
+    action: "{first} is sniffing the ground"
+    transition: dissolve
+  - scene: "{first} is biting a red ball in Central Park"
+    action: "{first} is wagging its tail"
+    transition: dissolve
 """
 Spoil = Callable[[ByteArray], ByteArray]
 
@@ -68,7 +80,7 @@ def draw_film(folder: Path) -> None:
     """Write the story, and to ``out`` what a render leaves of it, in the size that it is scored in."""
     (folder / "walk.yaml").write_text(STORY)
     spec, engine = replace(MODELS["mini"], upscale=1), FakeEngine()
-    lessons = [n for n in PLOTS[STORIES["nyc"][0]] if f'["{n.scene}",' in STORY]
+    lessons = [n for n in PLOTS[STORIES["nyc"][0]] if f'scene: "{n.scene}"\n' in STORY]
     engine.fake = Cartoonist(spec, iter(lessons))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "mini", spec)
@@ -268,7 +280,8 @@ def test_the_same_film_made_one_of_25_frames_a_second(
     ]
     assert theirs["findings"] == ours["findings"] == []
     for name, value in ours["scores"]["film"].items():
-        if value is not None and METRICS[name].status != "cost":
+        # Only a render knows the sides of a seam before any dissolve.
+        if value is not None and METRICS[name].status != "cost" and not name.startswith("sides"):
             assert theirs["scores"]["film"][name] == pytest.approx(value, rel=0.05, abs=0.05), name
 
 

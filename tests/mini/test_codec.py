@@ -104,7 +104,9 @@ def test_the_preview_is_the_best_linear_map_to_a_latents_middle_picture(
 ) -> None:
     tokenizer = build_tokenizer(TEXTS)
     parts = Parts([mochi_transformer()], vae, [text_encoder(False, len(tokenizer))], [tokenizer])
-    spec = replace(TINY, frames_per_latent=3, latent_channels=codec.CHANNELS)
+    spec = replace(
+        TINY, frames_per_latent=3, pixels_per_latent=codec.PIXELS_PER_LATENT, latent_channels=codec.CHANNELS
+    )
     video = clips[0][:12]
     images = ((video + 1) * 127.5).round().to(torch.uint8)
 

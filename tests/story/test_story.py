@@ -186,7 +186,7 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "length beyond the model": (
         "scenes:\n  - {scene: a, action: b, seconds: 30}\n",
         2,
-        "nearest it can: 2.75",
+        "nearest it can: 3",
     ),
 }
 
