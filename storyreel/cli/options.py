@@ -253,7 +253,7 @@ class OutOptions(FilmOptions):
 
     out: Out = USUAL_OUT
     without: Annotated[
-        str, option("PARTS", "Leave out parts of the method: some of dipw,twb,sar, or all.", FILM)
+        str, option("PARTS", "Leave out parts of the method: some of dipw, twb, identity, sar, or all.", FILM)
     ] = ""
 
     def parts(self) -> frozenset[str]:

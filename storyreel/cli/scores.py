@@ -158,8 +158,8 @@ def ablate(
         str,
         option(
             "NAMES",
-            "Some of full, without-dipw, without-twb, without-sar, without-all, with commas between. "
-            "Default: all.",
+            "Some of full, without-dipw, without-twb, without-identity, without-sar, without-all, "
+            "crossfade, continuation, published, scene-alone, with commas between. Default: all.",
         ),
     ] = "",
     out: Annotated[Path, option("DIR", "Folder for films and scores.", WORK)] = Path("out/ablation"),
