@@ -790,7 +790,7 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_loads(tmp_pat
 def test_memory_holds_what_is_under_way_however_long_the_story(tmp_path: Path) -> None:
     """Living tensors are counted at every forward: they are of what is under way, not of the story."""
 
-    def most_bytes(scenes: int) -> tuple[int, int]:
+    def most_bytes(scenes: int, turn: int = 0) -> tuple[int, int]:
         engine, peak = FakeEngine(), 0
 
         def count(_: int) -> None:
@@ -802,14 +802,16 @@ def test_memory_holds_what_is_under_way_however_long_the_story(tmp_path: Path) -
         gc.collect()
         gc.freeze()  # what was there before is no part of it, and would be walked through every time
         tracemalloc.start()
-        make(tmp_path / str(scenes), story([SCENES[i % 6] for i in range(scenes)]), engine, steps=1)
+        make(tmp_path / f"{scenes}-{turn}", story([SCENES[i % 6] for i in range(scenes)]), engine, steps=1)
         _, others = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         gc.unfreeze()
         return peak, others
 
     most_bytes(1)  # what is loaded once
-    (short, short_others), (long, long_others) = most_bytes(8), most_bytes(32)
+    (short, short_others), *twice = most_bytes(8), most_bytes(32), most_bytes(32, 1)
+    # What another test has left to be loaded late comes once, what a story keeps comes twice.
+    long, long_others = (min(values) for values in zip(*twice, strict=True))
     assert long <= short * 1.02
     # All else that Python knows of: a scene adds its record, and none of its pictures.
     assert long_others - short_others < 24 * 6 * (96 * 64 * 3) / 4
