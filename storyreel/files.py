@@ -12,6 +12,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -159,6 +160,15 @@ def _sync(handle: int) -> None:
 
 def _rename(path: Path, target: Path) -> None:
     path.replace(target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or make a copy where the file system has no hard links. Raises OSError."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with replacing(target) as part:
+            shutil.copyfile(source, part)
 
 
 def matches(path: Path, value: str) -> bool:

@@ -26,6 +26,7 @@ from storyreel.film.manifest import film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
 from storyreel.film.page import film_page_of
 from storyreel.film.store import Store
+from storyreel.film.takes import record_take
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -59,32 +60,42 @@ class Progress(Protocol):
 class Rendered:
     """What a render left: the film's file, its number of segments, and how many of them were missing.
 
-    ``seconds`` is how long the render took.
+    ``seconds`` is how long the render took. The film is not there unless it ``is_complete``: some scenes may
+    not have been asked for. ``videos`` are the files of those that were, by index.
     """
 
     film: Path
     segments: int
     rendered: int
     seconds: float
+    is_complete: bool
+    videos: dict[int, Path]
 
 
 def render(
-    plan: Plan, name: str, out: Path, engine: Engine, progress: Progress, overwrite: bool = False
+    plan: Plan,
+    name: str,
+    out: Path,
+    engine: Engine,
+    progress: Progress,
+    overwrite: bool = False,
+    only: frozenset[int] | None = None,
 ) -> Rendered:
     """Render what is missing of a film into ``out/name`` and join it; with ``overwrite``, all of it.
 
-    The film that is there stays until its successor is complete. Raises StoryreelError of every kind;
+    With ``only`` some scenes, by index, and what they depend on; then the film is joined if all of it is
+    there. The film that is there stays until its successor is complete. Raises StoryreelError of every kind;
     finished segments stay.
     """
     began = time.monotonic()
     ingredients = engine.ingredients(plan.spec, progress.said)
     with FilmFolder(out / name, name) as folder:
         store = Store(folder.segments)
-        inventory = _inventory(plan, ingredients, engine, folder, store, overwrite)
+        inventory = _inventory(plan, ingredients, engine, folder, store, overwrite, only)
         missing, wanted = len(inventory.missing), film_manifest(inventory)
-        for message in difference_messages(folder, wanted, renders=missing > 0):
+        for message in difference_messages(folder, wanted, inventory):
             progress.said(message)
-        done = len(plan.segments) - missing
+        done = len(only or plan.segments) - missing
         progress.started(plan, done, inventory.forwards())
         folder.log("started", segments=len(plan.segments), done=done, version=__version__)
         try:
@@ -93,15 +104,43 @@ def render(
                 folder.begin(wanted)
                 with device_faults():
                     _render_missing(inventory, store, folder, engine, progress)
-            _join(inventory, store, folder)
+            if complete := inventory.is_complete:
+                _join(inventory, store, folder)
         except BaseException as error:
             _log_stop(folder, error, engine.stop.asked)
             raise
-        for message in unused_messages(folder) if missing else ():
+        for message in unused_messages(folder) if missing and complete else ():
             progress.said(message)
         seconds = time.monotonic() - began
-        folder.log("finished", rendered=missing, seconds=round(seconds, 3))
-        return Rendered(folder.film_path, len(plan.segments), missing, seconds)
+        folder.log("finished" if complete else "parts", rendered=missing, seconds=round(seconds, 3))
+        videos = _videos(inventory, store)
+        return Rendered(folder.film_path, len(plan.segments), missing, seconds, complete, videos)
+
+
+def render_take(plan: Plan, index: int, name: str, out: Path, engine: Engine, progress: Progress) -> Rendered:
+    """Render one scene of a film that is planned with another take of it; ``index`` is the scene's.
+
+    The film that is there, its manifest and its page stay as they are. Raises as `render` does.
+    """
+    began = time.monotonic()
+    ingredients = engine.ingredients(plan.spec, progress.said)
+    with FilmFolder(out / name, name) as folder:
+        store, only = Store(folder.segments), frozenset({index})
+        inventory = _inventory(plan, ingredients, engine, folder, store, False, only)
+        missing = len(inventory.missing)
+        progress.started(plan, len(only) - missing, inventory.forwards())
+        if missing:
+            with device_faults():
+                _render_missing(inventory, store, folder, engine, progress)
+        record_take(folder.path, plan, inventory, index)
+        seconds = time.monotonic() - began
+        videos = _videos(inventory, store)
+        return Rendered(folder.film_path, len(plan.segments), missing, seconds, False, videos)
+
+
+def _videos(inventory: Inventory, store: Store) -> dict[int, Path]:
+    wanted = inventory.only or range(len(inventory.plan.segments))
+    return {index: store.folder / inventory.video[index].file for index in sorted(wanted)}
 
 
 def _inventory(
@@ -111,6 +150,7 @@ def _inventory(
     folder: FilmFolder,
     store: Store,
     overwrite: bool,
+    only: frozenset[int] | None,
 ) -> Inventory:
     """Return what of a film is there; with ``overwrite``, nothing is.
 
@@ -120,7 +160,9 @@ def _inventory(
 
     def on(device: str) -> Inventory:
         facts = film_facts(plan, ingredients, device)
-        return Inventory(plan, facts) if overwrite else take_inventory(plan, facts, store.find)
+        if overwrite:
+            return Inventory(plan, facts, only=only)
+        return take_inventory(plan, facts, store.claim, only)
 
     if engine.device != "auto" or overwrite:
         return on(engine.device_kind())
@@ -182,20 +224,26 @@ def _render_segments(
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
         progress.segment_finished(segment)
 
+    shown = {segment.index for segment in inventory.shown}
     denoising = segments.denoise(inventory.undone, after_forward)
     with MeasuringStream(
         segments.plan, adapter, inventory.missing, segments.video_path, after_video
     ) as stream:
-        for segment in inventory.shown:
-            if segment.index in inventory.latents:
-                stream.push(segment, segments.latents(segment.index))
+        for segment in segments.plan.segments:
+            if segment.index not in shown:
                 continue
-            began = time.monotonic()
-            with engine.stop.held():  # what is finished is saved before a signal stops the render
-                finished = next(denoising)
-                segments.save(finished, time.monotonic() - began)
-            stream.push(finished.segment, finished.x)
+            latents = None
+            while segment.slot not in inventory.latents:
+                began = time.monotonic()
+                with engine.stop.held():  # what is finished is saved before a signal stops the render
+                    finished = next(denoising)
+                    segments.save(finished, time.monotonic() - began)
+                latents = finished.x
+            stream.push(segment, segments.latents(segment) if latents is None else latents)
         stream.finish()
+    for index, apart in stream.apart.items():
+        if index in inventory.video:
+            segments.record_sides(index, apart)
 
 
 def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
@@ -216,8 +264,10 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
         with writing(folder.page_path):
             write_atomically(folder.page_path, page)
     folder.publish(film_manifest(inventory, film))
-    for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
-        store.drop("state", segment.number, latents_key)  # of a render that was killed just then
+    for segment in plan.takes:
+        store.drop(
+            "state", segment.number, inventory.keys.of(segment)
+        )  # of a render that was killed just then
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

@@ -1,4 +1,7 @@
-"""A segment's lead: what earlier segments have finished of the characters, and of the shot that goes on."""
+"""A segment's lead: what earlier segments have finished of the characters, and of the shot that goes on.
+
+Of another take, the end is given too.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ SHARE = 0.15  # of the largest difference; from there on a cell shows the charac
 
 @dataclass(frozen=True)
 class Lead:
-    """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment."""
+    """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment.
+
+    They begin with the segment, and L reaches as far as anything is given.
+    """
 
     latents: Tensor
     weights: Tensor
@@ -29,7 +35,7 @@ class Lead:
 class Leads:
     """The leads of a film's segments.
 
-    ``recall`` returns the latents (1, C, lead + own, H, W) of a finished one.
+    ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished.
     """
 
     def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
@@ -37,23 +43,22 @@ class Leads:
         self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
-        """Return a segment's lead; None where nothing is given. Its sources are finished."""
+        """Return what is given of a segment; None where nothing is. Its sources are finished."""
         parts = self._plan.given(segment)
         if not parts:
             return None
-        seam = self._plan.seam(segment)
-        strength = seam.strength if seam else 0.0
+        reach = max(segment.lead, *(part.at + part.count for part in parts))
         latents = weights = None
         for part in parts:
             given, cells = self._whole(part) if part.name is None else self._portrait(part, part.name)
             if latents is None or weights is None:
-                latents = given.new_zeros(*given.shape[:2], segment.lead, *given.shape[3:])
+                latents = given.new_zeros(*given.shape[:2], reach, *given.shape[3:])
                 weights = given.new_zeros(1, 1, *latents.shape[2:])
             places = slice(part.at, part.at + part.count)
             # Of two characters on one cell the first stays: they stand beside each other from there on.
             free = cells * (weights[:, :, places] == 0)
             latents[:, :, places] = torch.lerp(latents[:, :, places], given, free)
-            weights[:, :, places] += free * strength
+            weights[:, :, places] += free * part.strength
         assert latents is not None
         assert weights is not None
         return Lead(latents, weights)
@@ -67,7 +72,7 @@ class Leads:
         key = part.source, name
         if key not in self._portraits:
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
-            self._portraits[key] = latents, self._shows(latents, self._plan.segments[part.source], name)
+            self._portraits[key] = latents, self._shows(latents, self._plan.first_takes[part.source], name)
         return self._portraits[key]
 
     @torch.inference_mode()

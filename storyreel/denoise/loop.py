@@ -15,7 +15,7 @@ from storyreel.errors import NumericsError
 from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import SPEEDS, continued
 from storyreel.models.base import Adapter, Request, Text
-from storyreel.story.plan import Plan, Segment, Settings, derived_seed
+from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 
 
 @dataclass
@@ -120,7 +120,7 @@ def begin(
     noise = first_noise(plan, segment, before).to(adapter.device)
     sigmas = adapter.sigmas(plan.settings.steps, noise.shape)
     never = torch.full((), math.inf, device=adapter.device)
-    of_lead = None if lead is None else noise[:, :, : segment.lead].clone()
+    of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
     return SegmentState(segment, noise, 0, prompts, sigmas, never, lead, of_lead, ending)
 
 
@@ -193,20 +193,20 @@ def next_velocities(
         texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
         shown = begun.at(begun.sigma * settings.method.lead_noise)
         requests.append(Request(shown, begun.sigma, texts))
-    velocities: dict[int, Tensor] = {}
+    velocities: dict[Slot, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
         guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
-        velocities[begun.segment.index] = guided
+        velocities[begun.segment.slot] = guided
         on_forward()
     if speed.every > 1:  # not before all are there: until then the segments are as the step began
         for begun, expert in zip(computed, experts, strict=True):
             before = () if speed.turns(begun.step, steps) else begun.known[-1:]
             # Another expert's velocity, with another guidance, is on no line with this one.
             before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
-            begun.known = (*before, (begun.sigma, velocities[begun.segment.index]))
+            begun.known = (*before, (begun.sigma, velocities[begun.segment.slot]))
     return [
-        velocities[begun.segment.index]
-        if begun.segment.index in velocities
+        velocities[begun.segment.slot]
+        if begun.segment.slot in velocities
         else continued(begun.known, begun.sigma)
         for begun in window
     ]

@@ -116,16 +116,16 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
     With ``scored``, a scorer encodes the phrases that actions are compared by.
     """
     method, prompts = plan.settings.method, [""]
-    for segment in plan.segments:
+    for segment in plan.takes:
         alone = (
             [segment.scene, segment.action] if method.weighting == "texts" or method.prompt == "scene" else []
         )
         prompts += [*alone, segment.prompt]
-    for segment in plan.segments:  # what the cells that show a character are found by
-        shown = [(plan.segments[given.source].prompt, given.name) for given in plan.given(segment)]
+    for segment in plan.takes:  # what the cells that show a character are found by
+        shown = [(plan.first_takes[given.source].prompt, given.name) for given in plan.given(segment)]
         prompts += [without_names(prompt, (name,)) for prompt, name in shown if name is not None]
     if method.similarity and not scored:
-        prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.segments)]
+        prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.first_takes)]
     return list(dict.fromkeys(prompts))
 
 
@@ -241,7 +241,7 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
         return torch.stack([adapter.encode(phrase).mean() for phrase in phrases])
 
     typical = embed(COMMON_ACTIONS).mean(0)
-    actions = embed([segment.phrase for segment in plan.segments])
+    actions = embed([segment.phrase for segment in plan.first_takes])
     return [
         round(float(action_similarity(actions[seam.after - 1], actions[seam.after], typical)), 4)
         if seam.overlap

@@ -15,8 +15,12 @@ from storyreel.film.store import RECORD, Kind, Store, file_name
 
 IN_USE = "in use: left alone"
 # A segment's files, and the key of each; a finished film has no state.
-OF_FINISHED: tuple[tuple[Kind, str], ...] = (("latents", "key"), ("video", "video_key"))
-OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("state", "key"))
+OF_FINISHED: tuple[tuple[Kind, str], ...] = (
+    ("latents", "key"),
+    ("video", "video_key"),
+    ("latents", "first_take_key"),  # what the scenes beside another take were made with
+)
+OF_UNFINISHED: tuple[tuple[Kind, str], ...] = (*OF_FINISHED, ("state", "key"), ("state", "first_take_key"))
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,25 @@ from typing import Any
 from storyreel.film.keys import Keys, film_keys
 from storyreel.film.store import Kind, Record
 from storyreel.method.step_skipping import SPEEDS
-from storyreel.story.plan import Plan, Segment
+from storyreel.story.plan import Plan, Segment, Slot
 
 
 @dataclass
 class Inventory:
-    """A film that is wanted, and the records of its segments' files that are there, by the segments' index.
+    """A film that is wanted, and the records of its segments' files that are there.
 
-    ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``states`` are
-    those of segments that were being denoised. A render adds what it saves.
+    ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``latents``, and
+    ``states`` of segments that were being denoised, are by the segments' slots: of a scene that is taken
+    again the first take may be needed too. ``video`` is by the segments' index. ``only`` are the scenes that are
+    asked for, by index; None means all. A render adds what it saves.
     """
 
     plan: Plan
     facts: dict[str, Any]
-    latents: dict[int, Record] = field(default_factory=dict)
+    latents: dict[Slot, Record] = field(default_factory=dict)
     video: dict[int, Record] = field(default_factory=dict)
-    states: dict[int, Record] = field(default_factory=dict)
+    states: dict[Slot, Record] = field(default_factory=dict)
+    only: frozenset[int] | None = None
     keys: Keys = field(init=False)
 
     def __post_init__(self) -> None:
@@ -32,50 +35,85 @@ class Inventory:
 
     @property
     def missing(self) -> set[int]:
-        """The segments that lack their latents or their video."""
-        segments = self.plan.segments
-        return {s.index for s in segments if s.index not in self.video or s.index not in self.latents}
+        """The scenes that are asked for and lack their latents or their video."""
+        return {
+            s.index
+            for s in self.plan.segments
+            if (self.only is None or s.index in self.only) and not self._is_there(s)
+        }
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the film is there, also what is not asked for."""
+        return all(self._is_there(segment) for segment in self.plan.segments)
+
+    def _is_there(self, segment: Segment) -> bool:
+        return segment.index in self.video and segment.slot in self.latents
 
     @property
     def undone(self) -> list[Segment]:
-        """The segments that are to be denoised, in order."""
-        return [segment for segment in self.plan.segments if segment.index not in self.latents]
+        """The segments that are to be denoised, each after those that it depends on."""
+        needed: set[Segment] = set()
+        waiting = [segment for segment in self.shown if segment.slot not in self.latents]
+        while waiting:
+            segment = waiting.pop()
+            if segment not in needed:
+                needed.add(segment)
+                sources = (self.plan.first_takes[source] for source in self.plan.sources(segment))
+                waiting += [source for source in sources if source.slot not in self.latents]
+        return sorted(needed, key=lambda segment: segment.slot)
 
     @property
     def shown(self) -> list[Segment]:
-        """The segments whose pictures show in a video that is missing: its own or a neighbour's, in order."""
-        wanted = {index + shift for index in self.missing for shift in (-1, 0, 1)}
+        """The segments to be decoded, in order: those whose pictures show in a video that is missing.
+
+        Their neighbours too, if they are there, so that the two sides of every seam are compared.
+        """
+        missing = self.missing
+        wanted = missing | {
+            index + shift
+            for index in missing
+            for shift in (-1, 1)
+            if 0 <= index + shift < len(self.plan.segments)
+            and (self.plan.segments[index + shift].slot in self.latents or self._dissolves(index, shift))
+        }
         return [segment for segment in self.plan.segments if segment.index in wanted]
+
+    def _dissolves(self, index: int, shift: int) -> bool:
+        """Tell whether a scene's video shows pictures of a neighbour."""
+        seam = self.plan.seams[max(index, index + shift) - 1]
+        return seam.transition == "dissolve" and seam.strength > 0
 
     def forwards(self) -> int:
         """Return how many model evaluations of the denoising are to come."""
         steps, speed = self.plan.settings.steps, SPEEDS[self.plan.settings.speed]
-        begun = {index: record.step for index, record in self.states.items()}
+        begun = {slot: record.step for slot, record in self.states.items()}
         return sum(
             speed.computes(step, steps)
             for segment in self.undone
-            for step in range(begun.get(segment.index, 0), steps)
+            for step in range(begun.get(segment.slot, 0), steps)
         )
 
 
 def take_inventory(
-    plan: Plan, facts: dict[str, Any], find: Callable[[Kind, str, str], Record | None]
+    plan: Plan,
+    facts: dict[str, Any],
+    find: Callable[[Kind, str, str], Record | None],
+    only: frozenset[int] | None = None,
 ) -> Inventory:
     """Return what of a plan is there, by what ``find`` has of a kind, a segment's number and a key.
 
-    ``find`` is `Store.find`, which reads every file, or `Store.record`, which trusts the records.
+    ``find`` is `Store.find`, which reads every file, or `Store.record`, which trusts the records. ``only``
+    are the scenes that are asked for.
     """
-    inventory = Inventory(plan, facts)
+    inventory = Inventory(plan, facts, only=only)
     keys = inventory.keys
-    for segment, key, video_key in zip(plan.segments, keys.latents, keys.video, strict=True):
-        parts: list[tuple[Kind, str, dict[int, Record]]] = [
-            ("latents", key, inventory.latents),
-            ("video", video_key, inventory.video),
-            ("state", key, inventory.states),
-        ]
-        for kind, wanted, records in parts:
-            if kind == "state" and segment.index in inventory.latents:
-                continue
-            if (record := find(kind, segment.number, wanted)) is not None:
-                records[segment.index] = record
+    for segment in plan.takes:
+        if (record := find("latents", segment.number, keys.of(segment))) is not None:
+            inventory.latents[segment.slot] = record
+        elif (record := find("state", segment.number, keys.of(segment))) is not None:
+            inventory.states[segment.slot] = record
+    for segment, key in zip(plan.segments, keys.video, strict=True):
+        if (record := find("video", segment.number, key)) is not None:
+            inventory.video[segment.index] = record
     return inventory

@@ -42,10 +42,18 @@ DEVICES = ("cpu", "cuda")  # kinds of what computes; the first where nothing els
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of a film's segments, by their index: of their latents, and of their videos."""
+    """The keys of a film's segments, by their index: of their latents, and of their videos.
+
+    ``first_takes`` are those of the latents of all first takes, also of those that are not shown.
+    """
 
     latents: tuple[str, ...]
     video: tuple[str, ...]
+    first_takes: tuple[str, ...]
+
+    def of(self, segment: Segment) -> str:
+        """Return the key of the latents of a segment, whichever take it is."""
+        return (self.first_takes if segment.take == 1 else self.latents)[segment.index]
 
 
 def weight_hashes(spec: ModelSpec) -> dict[str, str]:
@@ -106,14 +114,20 @@ def scene_facts(plan: Plan) -> list[dict[str, Any]]:
 def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     """Return the keys of all segments, from the plan as it was made and the film's `film_facts`."""
     common = {part: facts[part] for part in ("model", "device")}
-    common["settings"] = {k: v for k, v in facts["settings"].items() if k not in OF_PICTURES}
+    elsewhere = (*OF_PICTURES, "seed")  # the film's seed is in every segment's own
+    common["settings"] = {k: v for k, v in facts["settings"].items() if k not in elsewhere}
     common["recipe"] = facts["recipe"]["latents"]
     common["versions"] = {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)}
     shared = digest(common)
-    planned = [_segment_digest(plan, segment) for segment in plan.segments]
-    latents: list[str] = []
-    for segment, own in zip(plan.segments, planned, strict=True):
-        latents.append(digest([shared, own, [latents[source] for source in plan.sources(segment)]]))
+    first_takes: list[str] = []
+
+    def key(segment: Segment) -> str:
+        sources = [first_takes[source] for source in plan.sources(segment)]
+        return digest([shared, _segment_digest(plan, segment), sources])
+
+    for segment in plan.first_takes:
+        first_takes.append(key(segment))  # noqa: PERF401  # the next one's key may need it
+    latents = [first_takes[s.index] if s.take == 1 else key(s) for s in plan.segments]
     of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
     shown: list[list[str]] = [[own] for own in latents]
@@ -121,17 +135,22 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
         if seam.transition == "dissolve" and seam.strength:  # each shows in the other's video
             shown[seam.after - 1].append(latents[seam.after])
             shown[seam.after].append(latents[seam.after - 1])
-    return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown))
+    return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown), tuple(first_takes))
 
 
 def _segment_digest(plan: Plan, segment: Segment) -> str:
     """Return a digest of all that is planned of a segment, and of how it is blended with the one before.
 
-    What the seam before it decides alone, its lead, is left out, and so is its start in the film.
+    What the seam before it decides alone, its lead, is left out, and so is its place in the film.
     """
-    own = {name: value for name, value in asdict(segment).items() if name not in ("start", "lead")}
+    own = own_facts(segment)
     seam = plan.seam(segment) if segment.blended else None
-    return digest([own, asdict(seam) if seam else None])
+    return digest([own, {k: v for k, v in asdict(seam).items() if k != "after"} if seam else None])
+
+
+def own_facts(segment: Segment) -> dict[str, Any]:
+    """Return what is planned of a segment, but for its place in the film and for its lead."""
+    return {name: value for name, value in asdict(segment).items() if name not in ("index", "start", "lead")}
 
 
 def film_chapters(plan: Plan) -> list[Chapter]:

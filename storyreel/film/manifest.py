@@ -10,7 +10,7 @@ from typing import Any
 from storyreel.files import read_json
 from storyreel.film.inventory import Inventory
 from storyreel.film.keys import scene_facts
-from storyreel.film.store import FORMAT
+from storyreel.film.store import FORMAT, Record
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,10 @@ def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> M
     segments = []
     for index, scene in enumerate(scene_facts(inventory.plan)):
         entry = scene | {"key": inventory.keys.latents[index], "video_key": inventory.keys.video[index]}
+        if inventory.keys.latents[index] != inventory.keys.first_takes[index]:
+            entry["first_take_key"] = inventory.keys.first_takes[index]
         if film is not None:
-            made = inventory.latents[index], inventory.video[index]
+            made = _records(inventory, index)
             entry |= {
                 "files": {record.file: record.sha256 for record in made},
                 "device": made[0].device,
@@ -70,15 +72,23 @@ def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> M
     return Manifest(inventory.facts, segments, film or {})
 
 
+def _records(inventory: Inventory, index: int) -> tuple[Record, Record]:
+    """Return the records of what a scene shows: of its latents and of its video."""
+    return inventory.latents[inventory.plan.segments[index].slot], inventory.video[index]
+
+
 def _decided(inventory: Inventory, index: int) -> dict[str, Any]:
     """Return what was decided of a segment, with how far the two sides of the seam before it are apart.
 
     That is None where nobody knows: of a cut that the story wants, and where the two segments have never been
     decoded one after the other.
     """
-    decided: dict[str, Any] = dict(inventory.latents[index].decided)
-    sides = inventory.video[index].decided.get("sides")
+    latents, video = _records(inventory, index)
+    decided: dict[str, Any] = dict(latents.decided)
+    sides = video.decided.get("sides")
     if decided.get("seam"):
         known = sides is not None and sides["before"] == inventory.keys.latents[index - 1]
-        decided["seam"] = decided["seam"] | {"sides": sides["apart"] if sides and known else None}
+        # Where the scene is by now, it may have been elsewhere when it was made.
+        here = {"after": index, "sides": sides["apart"] if sides and known else None}
+        decided["seam"] = decided["seam"] | here
     return decided

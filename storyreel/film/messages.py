@@ -10,13 +10,15 @@ from storyreel.film.differences import differences
 from storyreel.film.folder import FilmFolder
 from storyreel.film.inventory import Inventory
 from storyreel.film.manifest import Manifest
+from storyreel.film.reasons import alone_messages
 
 
-def difference_messages(folder: FilmFolder, wanted: Manifest, renders: bool) -> Iterator[str]:
+def difference_messages(folder: FilmFolder, wanted: Manifest, inventory: Inventory) -> Iterator[str]:
     """Yield how the film that is wanted differs from the one in the folder, if it does.
 
-    ``renders`` says whether any segment will be rendered.
+    If a change of one scene makes others be rendered too, also how that scene could be changed alone.
     """
+    renders = bool(inventory.missing)
     stays = "; what is there stays until the new film is complete" if renders else ""
     before = folder.present or folder.unfinished
     if folder.present is None and folder.film_path.exists() and renders:
@@ -24,12 +26,13 @@ def difference_messages(folder: FilmFolder, wanted: Manifest, renders: bool) -> 
     elif before is not None and (found := differences(before, wanted)):
         which = "the film that is there" if folder.present else "the film that was begun"
         yield f"differs from {which}: {'; '.join(found)}{stays}"
+        yield from alone_messages(inventory, before)
 
 
 def device_messages(inventory: Inventory, device: str) -> Iterator[str]:
     """Yield a warning if kept segments were computed on other devices: the last digits differ by device."""
     others = sorted({record.device for record in inventory.latents.values()} - {device})
-    if others and len(inventory.latents) < len(inventory.plan.segments):
+    if others and inventory.undone:
         yield (
             f"{len(inventory.latents)} scenes that are kept were computed on {' and '.join(others)}, the "
             f"others will be on {device}: that makes another film than either alone, in its last digits "

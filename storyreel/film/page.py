@@ -56,5 +56,7 @@ def _curve(weights: Sequence[tuple[float, float]]) -> str:
 
 def film_page_of(name: str, film: dict[str, str], there: Inventory) -> str:
     """Return the page of a film."""
-    decided = {record.number: record.decided for record in there.latents.values()}
+    decided = {
+        s.number: there.latents[s.slot].decided for s in there.plan.segments if s.slot in there.latents
+    }
     return film_page(there.plan, name, film_tags(there.plan, film.get("storyreel", "")), decided)

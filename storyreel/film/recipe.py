@@ -49,6 +49,8 @@ NO_PART: dict[str, str] = {
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",
     "storyreel.film.messages": "words",
+    "storyreel.film.reasons": "words",
+    "storyreel.film.takes": "which takes there are; those that films show are in the keys",
     "storyreel.film.ffmpeg": "how ffmpeg is started; its version is in the keys",
     "storyreel.engine": "loads the model",
     "storyreel.rendering": "calls all others, in an order that no picture depends on",

@@ -18,7 +18,7 @@ from storyreel.denoise.loop import SegmentState, begin, denoise
 from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
 from storyreel.denoise.state import Stored
 from storyreel.film.inventory import Inventory
-from storyreel.film.store import Decided, DecidedSeam, Record, Store
+from storyreel.film.store import Decided, DecidedSeam, Record, Sides, Store
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment
 
@@ -35,7 +35,7 @@ class Segments:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
         self._writer = PromptWriter(adapter, self.plan, scorer)
-        self._leads = Leads(adapter, self.plan, self.latents)
+        self._leads = Leads(adapter, self.plan, self._first_take)
         self._saved = time.monotonic()
 
     @property
@@ -43,12 +43,15 @@ class Segments:
         """Seconds of denoising since anything was saved."""
         return time.monotonic() - self._saved
 
-    def latents(self, index: int) -> Tensor:
+    def latents(self, segment: Segment) -> Tensor:
         """Return the latents (1, C, lead + own, H, W) of a finished segment, on the model's device.
 
         Raises StoryreelError if the file holds no latents.
         """
-        return self._stored(self._inventory.latents[index]).latents(self._adapter.device)
+        return self._stored(self._inventory.latents[segment.slot]).latents(self._adapter.device)
+
+    def _first_take(self, index: int) -> Tensor:
+        return self.latents(self.plan.first_takes[index])
 
     def denoise(
         self, segments: Sequence[Segment], on_forward: Callable[[Sequence[SegmentState]], None]
@@ -58,48 +61,49 @@ class Segments:
         What was saved of them is not computed again. ``on_forward`` is called after every model evaluation,
         with the segments as they were at the beginning of the step. Raises NumericsError for NaN or infinity.
         """
-        settings = self.plan.settings
-        return denoise(self._adapter, settings, segments, self._writer, self._start, on_forward)
+        settled = {segment.slot: segment for segment in self.plan.takes}
+        wanted = [settled[segment.slot] for segment in segments]
+        return denoise(self._adapter, self.plan.settings, wanted, self._writer, self._start, on_forward)
 
     def _start(self, segment: Segment) -> SegmentState | None:
         """Begin a segment, or take it up where it was left; None while one that it needs is not finished."""
         plan, finished, sources = self.plan, self._inventory.latents, self.plan.sources(segment)
-        if not all(source in finished for source in sources):
+        if not all(plan.first_takes[source].slot in finished for source in sources):
             return None
         before = ending = None
         if segment.index - 1 in sources:
-            stored = self._stored(finished[segment.index - 1])
+            stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
             before, ending = stored.latents(self._adapter.device), stored.ending(self._adapter.device)
         prompts, lead = self._writer.prompts(segment), self._leads.of(segment)
         begun = begin(self._adapter, plan, segment, prompts, lead, before, ending)
-        if (record := self._inventory.states.get(segment.index)) is not None:
+        if (record := self._inventory.states.get(segment.slot)) is not None:
             self._stored(record).restore(begun, record.step)
         return begun
 
     def save(self, finished: SegmentState, seconds: float) -> None:
         """Save a finished segment's latents, which took some seconds. Raises OutputError."""
         segment, seam = finished.segment, self.plan.seam(finished.segment)
-        key = self._inventory.keys.latents[segment.index]
+        key = self._inventory.keys.of(segment)
         Stored(self._store.path("latents", segment.number, key)).save_latents(finished)
         decided: Decided = {
             "lead": segment.lead,
             "seam": cast("DecidedSeam", asdict(seam)) if seam else None,
             "prompt_weights": finished.prompts.decided() or [EQUAL] * self.plan.settings.steps,
         }
-        self._inventory.latents[segment.index] = self._store.keep(
+        self._inventory.latents[segment.slot] = self._store.keep(
             "latents", segment.number, key, self._device, seconds, decided=decided
         )
         self._store.drop("state", segment.number, key)
-        self._inventory.states.pop(segment.index, None)
+        self._inventory.states.pop(segment.slot, None)
         self._saved = time.monotonic()
 
     def save_states(self, window: Sequence[SegmentState]) -> None:
         """Save the segments that are being denoised. Raises OutputError."""
         for begun in window:
             segment = begun.segment
-            key = self._inventory.keys.latents[segment.index]
+            key = self._inventory.keys.of(segment)
             Stored(self._store.path("state", segment.number, key)).save_state(begun)
-            self._inventory.states[segment.index] = self._store.keep(
+            self._inventory.states[segment.slot] = self._store.keep(
                 "state", segment.number, key, self._device, step=begun.step
             )
         self._saved = time.monotonic()
@@ -121,6 +125,18 @@ class Segments:
         self._inventory.video[index] = self._store.keep(
             "video", segment.number, keys.video[index], self._device, seconds, decided=decided
         )
+
+    def record_sides(self, index: int, apart: float) -> None:
+        """Record anew how far the two sides of a seam are apart: the scene before it is another one now.
+
+        Of a scene whose own video is there and stays as it is. Raises OutputError.
+        """
+        video = self._inventory.video[index]
+        sides: Sides = {"before": self._inventory.keys.latents[index - 1], "apart": round(apart, 3)}
+        if video.decided.get("sides") != sides:
+            self._inventory.video[index] = self._store.keep(
+                "video", video.number, video.key, video.device, video.seconds, decided={"sides": sides}
+            )
 
     def _stored(self, record: Record) -> Stored:
         return Stored(self._store.folder / record.file)

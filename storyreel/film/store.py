@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on only
 
-from storyreel.files import digest, file_hash, matches, write_atomically, writing
+from storyreel.files import digest, file_hash, link_or_copy, matches, write_atomically, writing
 
 # latents: a segment's clean latents. video: its frames, encoded. state: of a segment that is being denoised.
 Kind = Literal["latents", "video", "state"]
@@ -135,6 +135,34 @@ class Store:
         """Return the record of a key if its file is there and unchanged, else None: reads the file."""
         record = self.record(kind, number, key)
         return record if record is not None and self.is_whole(record) else None
+
+    def anywhere(self, kind: Kind, number: str, key: str) -> Record | None:
+        """Return the record of a key, without a look at its file, also if the scene had another number."""
+        return self.record(kind, number, key) or next(self._elsewhere(kind, key), None)
+
+    def _elsewhere(self, kind: Kind, key: str) -> Iterator[Record]:
+        for path in sorted(self.folder.glob(f"*-{key[:8]}{SUFFIX[kind]}{RECORD}")):
+            if (record := read_record(path)) is not None and record.key == key:
+                yield record
+
+    def claim(self, kind: Kind, number: str, key: str) -> Record | None:
+        """Return what `find` does; a whole file of a scene that had another number gets this one too.
+
+        The film that is there may still need the other name, and as a link the second costs no space.
+        Raises OutputError.
+        """
+        if (found := self.find(kind, number, key)) is not None:
+            return found
+        for record in self._elsewhere(kind, key):
+            if record.number != number and self.is_whole(record):
+                path = self.path(kind, number, key)
+                with writing(path):
+                    path.unlink(missing_ok=True)
+                    link_or_copy(self.folder / record.file, path)
+                return self.keep(
+                    kind, number, key, record.device, record.seconds, record.step, record.decided
+                )
+        return None
 
     def is_whole(self, record: Record) -> bool:
         """Tell whether a record's file is there and unchanged."""

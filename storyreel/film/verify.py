@@ -90,7 +90,7 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
 
     keys = inventory.keys
     for segment, key, video_key in zip(plan.segments, keys.latents, keys.video, strict=True):
-        check(store.path("latents", segment.number, key), inventory.latents.get(segment.index))
+        check(store.path("latents", segment.number, key), inventory.latents.get(segment.slot))
         path = store.path("video", segment.number, video_key)
         check(path, inventory.video.get(segment.index), segment.frames)
     around = folder.film_path, folder.page_path, folder.manifest_path

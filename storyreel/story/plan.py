@@ -47,6 +47,9 @@ class Settings:
         return f"{self.guidance:g}{second}"
 
 
+Slot = tuple[int, int]  # a segment's index, and its take
+
+
 @dataclass(frozen=True)
 class Segment:
     """One scene as it will be rendered.
@@ -55,7 +58,8 @@ class Segment:
     film from its frame ``start`` on, and a ``lead`` of latent frames before them, which are not shown.
     ``scene`` and ``action`` are its prompts, ``cast`` the names in them, ``phrase`` is what of its action is
     compared with others', ``seed`` makes its noise. ``blended`` says whether it is to begin otherwise than
-    with a cut.
+    with a cut. ``take`` is 1 for the first take, which its neighbours are made with; another one is made to
+    fit between them.
     """
 
     index: int
@@ -69,6 +73,12 @@ class Segment:
     start: int
     seed: int
     blended: bool
+    take: int = 1
+
+    @property
+    def slot(self) -> Slot:
+        """What tells it from other segments of the film, and from other takes of its scene."""
+        return self.index, self.take
 
     @property
     def number(self) -> str:
@@ -99,10 +109,10 @@ class Seam:
 
 @dataclass(frozen=True)
 class Given:
-    """Latent frames of an earlier segment, its ``source`` by index, that stand in another one's lead.
+    """Latent frames of a first take, its ``source`` by index, that stand in another segment.
 
-    ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on: the cells that show
-    who has the ``name``, or without a name all of the picture.
+    ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on, ``strength`` strong:
+    the cells that show who has the ``name``, or without a name all of the picture.
     """
 
     source: int
@@ -110,13 +120,15 @@ class Given:
     first: int
     at: int
     count: int
+    strength: float
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides a film, before anything is computed.
 
-    ``story`` is the story's own data, defaults filled in. A plan is settled once every seam's overlap
+    ``story`` is the story's own data, defaults filled in. ``segments`` are what the film shows; of those
+    that are no first takes, ``replaced`` has the first takes. A plan is settled once every seam's overlap
     follows the similarity of its actions, and every segment's lead that overlap.
     """
 
@@ -126,6 +138,21 @@ class Plan:
     settings: Settings
     segments: tuple[Segment, ...]
     seams: tuple[Seam, ...]
+    replaced: tuple[Segment, ...] = ()
+
+    @cached_property
+    def first_takes(self) -> tuple[Segment, ...]:
+        """The first take of every scene: seams are planned, and leads made, from these alone.
+
+        So a scene that is taken again changes no other.
+        """
+        replaced = {segment.index: segment for segment in self.replaced}
+        return tuple(replaced.get(segment.index, segment) for segment in self.segments)
+
+    @property
+    def takes(self) -> tuple[Segment, ...]:
+        """Every segment that may have to be denoised, each after those that it depends on."""
+        return tuple(sorted({*self.segments, *self.replaced}, key=lambda segment: segment.slot))
 
     @cached_property
     def frames(self) -> int:
@@ -140,12 +167,12 @@ class Plan:
     @property
     def forwards(self) -> int:
         """Model evaluations of a whole render; one with guidance counts once."""
-        return len(self.segments) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
+        return len(self.takes) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
 
     @property
     def latents(self) -> int:
         """Latent frames that are denoised, those of overlaps counted twice."""
-        return sum(segment.lead + segment.latents for segment in self.segments)
+        return sum(segment.lead + segment.latents for segment in self.takes)
 
     @property
     def estimated_seconds(self) -> float | None:
@@ -164,28 +191,41 @@ class Plan:
         return self.seams[segment.index - 1] if segment.index else None
 
     def given(self, segment: Segment) -> tuple[Given, ...]:
-        """Return what stands in a segment's lead, in a settled plan.
+        """Return what stands in a segment, in a settled plan: in its lead, and at another take's end too.
 
         Where the shot goes on, it is the end of the segment before; else characters as the first scene that
         has them shows them, and a free frame, which leads over to the scene. Both, where somebody comes into
         the shot; and where a model's first frame is unlike others, so that the end cannot stand there.
+        Another take ends as the first one does, if the next segment continues that.
         """
+        return (*self._given_before(segment), *self._given_after(segment))
+
+    def _given_before(self, segment: Segment) -> tuple[Given, ...]:
         seam, method = self.seam(segment), self.settings.method
         if seam is None or not method.leads:
             return ()
-        before = self.segments[segment.index - 1]
+        earlier = self.first_takes[: segment.index]
         parts: list[Given] = []
         if method.identity and segment.lead > max(1, seam.overlap):
             for name in segment.cast:
-                first = next((s.index for s in self.segments[: segment.index] if name in s.cast), None)
-                parts += [] if first is None else [Given(first, name, 0, 0, 1)]
+                first = next((s.index for s in earlier if name in s.cast), None)
+                parts += [] if first is None else [Given(first, name, 0, 0, 1, seam.strength)]
         if seam.overlap:
-            tail = before.lead + before.latents - seam.overlap
-            parts.append(Given(before.index, None, tail, segment.lead - seam.overlap, seam.overlap))
+            tail = earlier[-1].lead + earlier[-1].latents - seam.overlap
+            at = segment.lead - seam.overlap
+            parts.append(Given(segment.index - 1, None, tail, at, seam.overlap, seam.strength))
         return tuple(parts)
 
+    def _given_after(self, segment: Segment) -> tuple[Given, ...]:
+        following = self.seams[segment.index : segment.index + 1]
+        if segment.take == 1 or not following or not following[0].overlap:
+            return ()
+        first, count = self.first_takes[segment.index], following[0].overlap
+        ends = [one.lead + one.latents - count for one in (first, segment)]
+        return (Given(segment.index, None, ends[0], ends[1], count, following[0].strength),)
+
     def sources(self, segment: Segment) -> tuple[int, ...]:
-        """Return the segments, by index, without whose latents one cannot begin."""
+        """Return the scenes, by index, without whose first takes a segment cannot begin."""
         seam = self.seam(segment)
         if self.settings.method.blending == "published" and seam is not None and seam.strength > 0:
             return (segment.index - 1,)
@@ -196,18 +236,25 @@ class Plan:
 
         There is a similarity per seam, from 0 to 1, or None where nothing was compared.
         """
-        seams, segments = [], [self.segments[0]]
-        for seam, segment, similarity in zip(self.seams, self.segments[1:], similarities, strict=True):
+        seams, firsts = [], [self.first_takes[0]]
+        for seam, segment, similarity in zip(self.seams, self.first_takes[1:], similarities, strict=True):
             if similarity is not None and seam.overlap:
                 seam = replace(seam, similarity=similarity, overlap=seam_overlap(seam.overlap, similarity))
             seams.append(seam)
-            segments.append(replace(segment, lead=self._lead(segment, seam)))
-        return replace(self, seams=tuple(seams), segments=tuple(segments))
+            firsts.append(replace(segment, lead=self._lead(segment, seam)))
+        shown = [
+            segment
+            if segment.index == 0
+            else replace(segment, lead=self._lead(segment, seams[segment.index - 1]))
+            for segment in self.segments
+        ]
+        replaced = tuple(firsts[segment.index] for segment in self.replaced)
+        return replace(self, seams=tuple(seams), segments=tuple(shown), replaced=replaced)
 
     def _lead(self, segment: Segment, seam: Seam) -> int:
         """Return the latent frames of a segment's lead; one if nothing is given, since it is one picture."""
-        method, before = self.settings.method, self.segments[segment.index - 1]
-        known = {name for s in self.segments[: segment.index] for name in s.cast}
+        method, before = self.settings.method, self.first_takes[segment.index - 1]
+        known = {name for s in self.first_takes[: segment.index] for name in s.cast}
         if seam.overlap:
             known -= set(before.cast)
         portraits = method.identity and method.leads and not known.isdisjoint(segment.cast)
@@ -222,7 +269,7 @@ def joined_prompt(scene: str, action: str) -> str:
     return f"{scene.rstrip('. ')}. {action}"
 
 
-def derived_seed(seed: int, index: int) -> int:
-    """Return an independent seed for one segment; index -1 is for what no segment draws."""
-    digest = hashlib.sha256(f"storyreel noise {seed} {index}".encode()).digest()
+def derived_seed(seed: int, name: int | str) -> int:
+    """Return an independent seed for each ``name`` of what draws noise from one seed."""
+    digest = hashlib.sha256(f"storyreel noise {seed} {name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -66,10 +67,13 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     refusals = _Refusals(story)
     settings = _settings(story, spec, overrides, refusals)
     segments = _segments(story, spec, settings, overrides, refusals)
+    retakes = _retakes(story, spec, segments, refusals)
     seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
     refusals.raise_faults()
-    plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, segments, seams)
+    shown = tuple(retakes.get(segment.index, segment) for segment in segments)
+    replaced = tuple(segment for segment in segments if segment.index in retakes)
+    plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, shown, seams, replaced)
     return plan.settled([None] * len(seams))
 
 
@@ -155,9 +159,7 @@ def _segments(
     usual = _first(overrides.seconds, story.render.seconds, spec.seconds)
     refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
     texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
-    subject = shared_start(tuple(action for _, action in texts))
-    members = *(member.name for member in story.cast.values()), *([subject] if subject else [])
-    names = tuple(dict.fromkeys(members))
+    names, seeds = _names(story), _seeds(story, settings.seed)
     count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
     start = 0
@@ -172,17 +174,76 @@ def _segments(
                 scene=prompt,
                 action=action,
                 phrase=verb_phrase(action, names),
-                cast=tuple(name for name in names if is_named(name, joined_prompt(prompt, action))),
+                cast=_named(prompt, action, names),
                 latents=frames // spec.frames_per_latent,
                 lead=1,
                 frames=frames,
                 start=start,
-                seed=derived_seed(settings.seed, index),
+                seed=seeds[index],
                 blended=index > 0 and scene.transition != "cut" and settings.method.blending != "none",
             )
         )
         start += frames
     return tuple(segments)
+
+
+def _names(story: Story) -> tuple[str, ...]:
+    """Return whom a story's prompts may name: its cast, and the subject that all its actions begin with."""
+    subject = shared_start(tuple(story.filled(scene.action) for scene in story.scenes))
+    members = *(member.name for member in story.cast.values()), *([subject] if subject else [])
+    return tuple(dict.fromkeys(members))
+
+
+def _seeds(story: Story, seed: int) -> list[int]:
+    """Return the seed of every scene's noise.
+
+    It follows from the film's seed and the scene prompt as the story writes it, not from the scene's place:
+    another action, another cast, or a scene that is inserted before it leave it as it is. The same prompt
+    again has another one each time.
+    """
+    times: Counter[str] = Counter()
+    seeds = []
+    for scene in story.scenes:
+        seeds.append(_own_seed(scene.seed, seed, f"{scene.scene} {times[scene.scene]}"))
+        times[scene.scene] += 1
+    return seeds
+
+
+def _own_seed(chosen: int | None, seed: int, name: str) -> int:
+    """Return a seed for a scene's noise: by the one ``chosen`` for it, else by the film's and a name."""
+    return derived_seed(seed, name) if chosen is None else derived_seed(chosen, "scene")
+
+
+def _named(scene: str, action: str, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if is_named(name, joined_prompt(scene, action)))
+
+
+def _retakes(
+    story: Story, spec: ModelSpec, first_takes: Sequence[Segment], refusals: _Refusals
+) -> dict[int, Segment]:
+    """Return the takes that the film shows instead of first ones, by their index."""
+    names, count_tokens = _names(story), token_counter(spec.weights / "tokenizer")
+    retakes = {}
+    for first, scene in zip(first_takes, story.scenes, strict=True):
+        if (retake := scene.retake) is None:
+            continue
+        prompt = first.scene if retake.scene is None else story.filled(retake.scene)
+        action = first.action if retake.action is None else story.filled(retake.action)
+        if scene.action == scene.scene and retake.action is None:
+            action = prompt  # one prompt is both
+        refusals.add(
+            prompt_problem(spec, prompt, action, count_tokens), False, "scenes", first.index, "retake"
+        )
+        retakes[first.index] = replace(
+            first,
+            scene=prompt,
+            action=action,
+            phrase=verb_phrase(action, names),
+            cast=_named(prompt, action, names),
+            seed=_own_seed(retake.seed, first.seed, f"take {retake.take}"),
+            take=retake.take,
+        )
+    return retakes
 
 
 def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:

@@ -85,6 +85,30 @@ class Character(_Strict):
         return {"name": self.name, "possessive": self.possessive}[name]
 
 
+class Retake(_Strict):
+    """Another take of a scene, which the film shows instead of the first one.
+
+    It is made to fit between the first takes of its neighbours, and changes no other scene.
+    """
+
+    take: Annotated[int, Field(ge=2, le=9999)] = Field(description="Its number; the first take is 1.")
+    seed: Seed | None = Field(default=None, description="Else it follows from the number.")
+    scene: Prompt | None = Field(default=None, description="Else as the scene's own.")
+    action: Prompt | None = Field(default=None, description="Else as the scene's own.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        number = {"type": "integer", "minimum": 2, "maximum": 9999, "description": "Short form: the number."}
+        return {"anyOf": [number, handler(schema)]}
+
+
+def _numbered(value: object) -> object:
+    """Turn the short form of a retake, its number, into the long one."""
+    return {"take": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
@@ -95,6 +119,12 @@ class Scene(_Strict):
         default="blend",
         description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
         "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut.",
+    )
+    seed: Seed | None = Field(
+        default=None, description="Else it follows from the film's and the scene prompt."
+    )
+    retake: Annotated[Retake | None, BeforeValidator(_numbered)] = Field(
+        default=None, description="The take that the film shows, if it is not the first one."
     )
 
     @classmethod
@@ -366,7 +396,7 @@ def _allowed_keys(location: list[str | int]) -> str:
     if location[:1] == ["cast"]:
         fields = Character.model_fields if len(location) > 2 else {"first": None}
     elif location[:1] == ["scenes"]:
-        fields = Scene.model_fields
+        fields = Retake.model_fields if location[2:3] == ["retake"] else Scene.model_fields
     else:
         inner = Method.model_fields if location[1:2] == ["method"] else RenderSettings.model_fields
         fields = inner if len(location) > 1 else Story.model_fields
@@ -378,16 +408,24 @@ def _prompt_faults(source: Source) -> Iterator[Fault]:
     scenes, cast = source.data.get("scenes"), source.data.get("cast")
     known = list(cast) if isinstance(cast, dict) else []
     for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):
-        if isinstance(scene, str):
-            prompts: list[tuple[str | int, object]] = [("scene", scene)]
-        elif isinstance(scene, dict):
-            prompts = [(key, scene.get(key)) for key in ("scene", "action")]
-        else:
-            prompts = list(enumerate(scene)) if isinstance(scene, list) else []
-        for place, prompt in prompts:
+        for place, prompt in _prompts_in(scene):
             if isinstance(prompt, str):
                 for problem in _placeholder_problems(prompt, known):
-                    yield source.fault(problem, ("scenes", index, place))
+                    yield source.fault(problem, ("scenes", index, *place))
+
+
+def _prompts_in(scene: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
+    """Yield what may be prompts of a scene in any form, each with its place there."""
+    if isinstance(scene, str):
+        yield ("scene",), scene
+    elif isinstance(scene, list):
+        yield from (((place,), prompt) for place, prompt in enumerate(scene))
+    elif isinstance(scene, dict):
+        retake = scene.get("retake")
+        for key in ("scene", "action"):
+            yield (key,), scene.get(key)
+            if isinstance(retake, dict):
+                yield ("retake", key), retake.get(key)
 
 
 def story_schema() -> dict[str, Any]:

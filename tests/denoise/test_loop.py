@@ -299,7 +299,7 @@ def test_without_identity_a_scene_behind_a_seam_of_two_places_is_independent(
     tiny: MochiAdapter, transition: str, plan: Plan
 ) -> None:
     """It comes out as if the story began there, whatever is before it."""
-    scene = CUT_SCENE.replace("cut", transition)
+    scene = CUT_SCENE.replace("cut", transition).replace("park", "bus")
     options: dict[str, object] = {"method": ("identity=false",)}
     whole = plan_of(STORY + scene, **options)
     latents = film(tiny, whole)

@@ -35,11 +35,14 @@ Change = Callable[[Inventory], object]
     ("change", "forwards"),
     [
         (lambda inventory: None, 6 * 3),
-        (lambda inventory: inventory.latents.update({0: record(0)}), 5 * 3),
-        (lambda inventory: inventory.states.update({0: record(0, 2)}), 1 + 5 * 3),
-        (lambda inventory: inventory.states.update({1: record(1, 1), 4: record(4, 3)}), 2 + 0 + 4 * 3),
-        (lambda inventory: inventory.latents.update({i: record(i) for i in range(6)}), 0),
-        (lambda inventory: inventory.latents.update({i: record(i) for i in (0, 1, 2, 4, 5)}), 3),
+        (lambda inventory: inventory.latents.update({(0, 1): record(0)}), 5 * 3),
+        (lambda inventory: inventory.states.update({(0, 1): record(0, 2)}), 1 + 5 * 3),
+        (
+            lambda inventory: inventory.states.update({(1, 1): record(1, 1), (4, 1): record(4, 3)}),
+            2 + 0 + 4 * 3,
+        ),
+        (lambda inventory: inventory.latents.update({(i, 1): record(i) for i in range(6)}), 0),
+        (lambda inventory: inventory.latents.update({(i, 1): record(i) for i in (0, 1, 2, 4, 5)}), 3),
     ],
 )
 def test_forwards_to_come_are_counted_from_what_is_there(change: Change, forwards: int) -> None:
@@ -52,7 +55,7 @@ def test_of_skipped_steps_only_those_are_counted_that_are_computed() -> None:
     inventory = taken(steps=8, speed="fast")
     whole = inventory.forwards()
     assert whole == inventory.plan.forwards < 6 * 8
-    inventory.states[0] = record(0, 7)
+    inventory.states[0, 1] = record(0, 7)
     assert inventory.forwards() == whole - whole // 6 + SPEEDS["fast"].computes(7, 8)
 
 
@@ -63,7 +66,7 @@ def numbers(segments: list[Segment]) -> list[int]:
 def test_what_has_no_latents_is_denoised() -> None:
     inventory = taken()
     assert numbers(inventory.undone) == numbers(inventory.shown) == [0, 1, 2, 3, 4, 5]
-    inventory.latents.update({0: record(0), 4: record(4)})
+    inventory.latents.update({(0, 1): record(0), (4, 1): record(4)})
     assert numbers(inventory.undone) == [1, 2, 3, 5]
     assert numbers(inventory.shown) == [0, 1, 2, 3, 4, 5]  # there is no video yet
 
@@ -71,7 +74,7 @@ def test_what_has_no_latents_is_denoised() -> None:
 def test_latents_are_decoded_where_they_show_in_a_video_that_is_missing() -> None:
     """That is the segment's own, or a neighbour's."""
     inventory = taken()
-    inventory.latents.update({i: record(i) for i in range(6)})
+    inventory.latents.update({(i, 1): record(i) for i in range(6)})
     inventory.video.update({i: record(i) for i in (0, 1, 2, 3, 4)})
     assert inventory.missing == {5}
     assert numbers(inventory.shown) == [4, 5]
@@ -85,7 +88,7 @@ def test_latents_are_decoded_where_they_show_in_a_video_that_is_missing() -> Non
 def test_a_video_without_its_latents_is_made_again() -> None:
     inventory = taken()
     inventory.video.update({i: record(i) for i in range(6)})
-    inventory.latents.update({i: record(i) for i in (0, 1, 2, 4, 5)})
+    inventory.latents.update({(i, 1): record(i) for i in (0, 1, 2, 4, 5)})
     assert inventory.missing == {3}
     assert numbers(inventory.undone) == [3]
     assert numbers(inventory.shown) == [2, 3, 4]
@@ -105,5 +108,5 @@ def test_what_is_found_is_taken_and_a_state_only_of_what_is_not_finished(trusted
         return Record(kind, number, key, "s", "cpu", 1.0) if (kind, number, key) in present else None
 
     found = take_inventory(plan, facts, find)
-    assert (set(found.latents), set(found.states)) == ({0}, {1})
+    assert (set(found.latents), set(found.states)) == ({(0, 1)}, {(1, 1)})
     assert set(found.video) == ({0, 2} if trusted else {0})

@@ -77,11 +77,11 @@ scenes:
 
 
 def portrait(source: int, name: str) -> Given:
-    return Given(source, name, first=0, at=0, count=1)
+    return Given(source, name, first=0, at=0, count=1, strength=1.0)
 
 
 def tail(source: int, first: int, count: int = 2, at: int = 0) -> Given:
-    return Given(source, None, first, at, count)
+    return Given(source, None, first, at, count, 1.0)
 
 
 def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both() -> None:

@@ -1,0 +1,111 @@
+"""Why scenes have to be rendered: by what is there, and by the manifest of the film before."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from storyreel.film.inventory import Inventory
+from storyreel.film.keys import own_facts
+from storyreel.film.manifest import Manifest
+from storyreel.story.plan import Segment
+
+# What of a scene's plan has changed, in the order in which it is said.
+CHANGES = {
+    "scene": "its scene prompt has changed",
+    "action": "its action prompt has changed",
+    "take": "another take is wanted",
+    "frames": "its length has changed",
+    "seed": "its seed has changed",
+    "cast": "who is in it has changed",
+    "blended": "it begins otherwise",
+}
+TEXTS = ("scene", "action")
+
+
+def reasons(inventory: Inventory, before: Manifest | None) -> dict[int, str]:
+    """Return why each scene that is missing is to be rendered, by its index."""
+    return {index: _reason(inventory, before, index) for index in sorted(inventory.missing)}
+
+
+def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
+    plan = inventory.plan
+    segment = plan.segments[index]
+    if segment.slot in inventory.latents:
+        return "its pictures are made again"
+    if segment.slot in inventory.states:
+        return "it was begun"
+    if before is None:
+        return "it is not there yet"
+    recorded = _recorded(before, segment)
+    if recorded is None:
+        return "it is new"
+    facts = _plain(own_facts(segment))
+    if changed := [words for name, words in CHANGES.items() if recorded.get(name) != facts[name]]:
+        return changed[0]
+    again = {
+        source for source in plan.sources(segment) if plan.first_takes[source].slot not in inventory.latents
+    }
+    again.discard(index)  # of another take it is the first one
+    if index - 1 in again:
+        return f"it goes on from scene {index}, which is rendered again"
+    if again:
+        return f"it shows somebody as scene {min(again) + 1} does, which is rendered again"
+    if segment.take > 1:
+        return "what it is made to fit between has changed"
+    if recorded.get("key") == inventory.keys.latents[index]:
+        return "its file is missing or damaged"
+    seam = plan.seam(segment)
+    return (
+        "the scene before it is another one" if seam and seam.overlap else "settings or versions have changed"
+    )
+
+
+def _recorded(before: Manifest, segment: Segment) -> dict[str, Any] | None:
+    """Return the scene of before that a segment has come of: with its texts, else at its place with one."""
+    facts = _plain(own_facts(segment))
+    for scene in before.segments:
+        if all(scene.get(name) == facts[name] for name in (*TEXTS, "take", "seed")):
+            return scene
+    for scene in before.segments[segment.index : segment.index + 1]:
+        if any(scene.get(name) == facts[name] for name in TEXTS):
+            return scene
+    return next((s for s in before.segments if all(s.get(name) == facts[name] for name in TEXTS)), None)
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def alone_messages(inventory: Inventory, before: Manifest, story: str = "STORY") -> Iterator[str]:
+    """Yield how a scene could be changed alone, where a change of its text makes others be rendered too."""
+    if any(before.facts.get(part) != inventory.facts[part] for part in ("settings", "model", "recipe")):
+        return  # all is rendered for other reasons
+    why = reasons(inventory, before)
+    changed = [index for index, words in why.items() if words in (CHANGES["scene"], CHANGES["action"])]
+    for index in changed:
+        depending = [i for i in why if i != index and index in _all_sources(inventory, i)]
+        if not depending:
+            continue
+        numbers = ", ".join(str(i + 1) for i in depending)
+        part = "scene" if why[index] == CHANGES["scene"] else "action"
+        text = shlex.quote(getattr(inventory.plan.segments[index], part))
+        yield (
+            f"scene {index + 1} has changed, and what depends on it is rendered too (scene {numbers}). "
+            f"To change it alone, take its former text back and say: "
+            f"storyreel retake {story} {index + 1} --{part} {text}"
+        )
+
+
+def _all_sources(inventory: Inventory, index: int) -> set[int]:
+    """Return all scenes that a scene depends on, however far."""
+    plan, found, waiting = inventory.plan, set[int](), [index]
+    while waiting:
+        for source in plan.sources(plan.first_takes[waiting.pop()]):
+            if source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
