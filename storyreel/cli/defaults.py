@@ -48,7 +48,9 @@ class FileDefaults(dict[str, Any]):
         if name not in self._keys:
             return default
         if self._values is None:
-            stories = self._given.get("stories") or filter(is_story, self._given.get("places") or ())
+            places = self._given.get("places") or ()
+            one = self._given.get("story")
+            stories = self._given.get("stories") or ([one] if one else filter(is_story, places))
             self.path = defaults_file(list(stories))
             self._values = read_defaults(self.path) if self.path else {}
         return self._values.get(name, default)

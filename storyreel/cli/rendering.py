@@ -107,7 +107,7 @@ def _render_all(
     results: dict[str, object] = {}
     try:
         if todo := {name: plan for name, plan in plans.items() if name not in errors}:
-            with _engine(options, todo) as engine:
+            with rendering_engine(options, todo) as engine:
                 for name, plan in todo.items():
                     try:
                         done = _render(name, plan, options, engine, as_json)
@@ -133,7 +133,7 @@ def _render_all(
 
 
 @contextmanager
-def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engine]:
+def rendering_engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engine]:
     """Give what renders; of torchrun's processes only the first gets it, the others serve it."""
     from storyreel.rendering import Engine
 

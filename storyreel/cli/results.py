@@ -31,13 +31,17 @@ class Fault(TypedDict):
 
 @with_config(CLOSED)
 class Done(TypedDict):
-    """A film that is complete: ``rendered`` of its ``segments`` were made now."""
+    """A film, or with state "parts" some scenes of it: ``rendered`` of its ``segments`` were made now.
 
-    state: Literal["done"]
+    ``videos`` are the files of the scenes that were asked for, by their numbers.
+    """
+
+    state: Literal["done", "parts"]
     film: str
     segments: int
     rendered: int
     seconds: float
+    videos: dict[str, str]
     warnings: list[Fault]
 
 
@@ -52,7 +56,11 @@ class Failed(TypedDict):
 
 @with_config(CLOSED)
 class Planned(TypedDict):
-    """What ``--dry-run`` knows of a film; times in seconds of the film, estimates in seconds of work."""
+    """What ``--dry-run`` knows of a film; times in seconds of the film, estimates in seconds of work.
+
+    ``missing`` says why each scene that is not there would be rendered, by its number; null if that is not
+    known.
+    """
 
     title: str
     model: str
@@ -77,6 +85,7 @@ class Planned(TypedDict):
     gpu_memory_gb: dict[str, float]
     segments: list[Segment]
     seams: list[Seam]
+    missing: dict[str, str] | None
     warnings: list[Fault]
 
 
@@ -209,10 +218,59 @@ class Checked(TypedDict):
     remedy: str
 
 
+@with_config(CLOSED)
+class MadeTake(TypedDict):
+    """A take of a scene; ``scene`` and ``action`` are other prompts than the scene's own, if any."""
+
+    take: int
+    seed: int | None
+    scene: str | None
+    action: str | None
+    video: str
+
+
+@with_config(CLOSED)
+class Retaken(TypedDict):
+    """The takes that were made of the scene with a number, and the picture that shows all of its takes."""
+
+    scene: int
+    sheet: str
+    takes: list[MadeTake]
+
+
+@with_config(CLOSED)
+class PlannedTake(TypedDict):
+    """A take that would be made, and the scenes that would be rendered ``first``: it has to fit to them."""
+
+    take: int
+    forwards: int
+    first: list[int]
+
+
+@with_config(CLOSED)
+class PlannedTakes(TypedDict):
+    """The takes of a scene that would be made."""
+
+    scene: int
+    takes: list[PlannedTake]
+
+
+@with_config(CLOSED)
+class Kept(TypedDict):
+    """The take of a scene that a story's film shows; ``changed`` says whether the file was."""
+
+    story: str
+    scene: int
+    take: int
+    changed: bool
+
+
 SHAPES: dict[str, Any] = {
     "render": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Verified | Failed],
     "batch": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Status] | Submitted | Script,
     "submit": Submitted | Script,
+    "retake": Retaken | PlannedTakes,
+    "keep": Kept,
     "status": dict[str, Status],
     "verify": dict[str, Verified | Failed],
     "inspect": dict[str, str],

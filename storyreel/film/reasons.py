@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from storyreel.film.inventory import Inventory
-from storyreel.film.keys import own_facts
+from storyreel.film.folder import FilmFolder
+from storyreel.film.inventory import Inventory, take_inventory
+from storyreel.film.keys import DEVICES, film_facts, ingredients, own_facts
 from storyreel.film.manifest import Manifest
-from storyreel.story.plan import Segment
+from storyreel.film.store import Store
+from storyreel.story.plan import Plan, Segment
 
 # What of a scene's plan has changed, in the order in which it is said.
 CHANGES = {
@@ -109,3 +112,18 @@ def _all_sources(inventory: Inventory, index: int) -> set[int]:
                 found.add(source)
                 waiting.append(source)
     return found
+
+
+def looked_up(
+    plan: Plan, out: Path, name: str, only: frozenset[int] | None = None
+) -> tuple[Inventory, Manifest | None]:
+    """Return what is there of a planned film in ``out/name``, by the records alone, and its manifest.
+
+    Nothing is written. Raises MissingError without the model's weights.
+    """
+    folder = FilmFolder(out / name, name)
+    folder.load()
+    recorded = folder.present or folder.unfinished
+    device = recorded.facts.get("device") if recorded else None
+    facts = film_facts(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
+    return take_inventory(plan, facts, Store(folder.segments).anywhere, only), recorded

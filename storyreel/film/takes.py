@@ -7,14 +7,20 @@ film: what the film shows is said in the story alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import ImageDraw, ImageFont
+from PIL.Image import Image, frombytes, new
 from pydantic import TypeAdapter, ValidationError
 
 from storyreel.errors import UsageError
-from storyreel.files import read_json, write_atomically, writing
+from storyreel.files import read_json, replacing, write_atomically, writing
+from storyreel.film import reader
+from storyreel.film.manifest import Manifest
+from storyreel.film.store import file_name
 from storyreel.story.plan import Plan
 from storyreel.story.schema import Retake
 
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
     from storyreel.film.inventory import Inventory
 
 FILE = "takes.json"
+SEGMENTS = "segments"
+MOMENTS = 6  # pictures of a take
+SHEET_WIDTH, LABEL, GAP = 240, 16, 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ def read_takes(folder: Path) -> list[Take]:
         takes = _TAKES.validate_python(read_json(folder / FILE))
     except (OSError, ValueError, ValidationError):
         return []
-    return sorted(takes, key=lambda take: (take.number, take.take))
+    named = (take for take in takes if Path(take.video).name == take.video and take.number > 0)
+    return sorted(named, key=lambda take: (take.number, take.take))
 
 
 def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> None:
@@ -79,6 +89,50 @@ def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> N
     text = json.dumps([asdict(one) for one in takes], indent=2, ensure_ascii=False) + "\n"
     with writing(folder / FILE):
         write_atomically(folder / FILE, text)
+
+
+def takes_sheet(folder: Path, present: Manifest | None, number: int, takes: list[Take]) -> Path:
+    """Write a picture of all takes of a scene, a row each: first what the film that is there shows of it.
+
+    Returns its path. Raises StoryreelError if a video cannot be read, OutputError.
+    """
+    rows = []
+    shown = present.segments[number - 1 : number] if present else []
+    for scene in shown:
+        video = file_name("video", str(scene.get("number")), str(scene.get("video_key")))
+        rows.append((f"in the film: take {scene.get('take', 1)}", video))
+    rows += [(f"take {take.take}", take.video) for take in takes if take.video not in dict(rows).values()]
+    target = folder / f"takes-{number:02d}.png"
+    pictures = [(words, list(_moments(folder / SEGMENTS / video))) for words, video in rows]
+    with writing(target), replacing(target) as part:
+        _sheet(pictures).save(part, "PNG")
+    return target
+
+
+def _moments(video: Path) -> Iterator[Image]:
+    """Yield pictures of a video, spread over its length."""
+    facts = reader.probe(video)
+    size = SHEET_WIDTH, max(1, round(SHEET_WIDTH * facts.height / facts.width))
+    frames = b"".join(reader.read_frames(video, *size))
+    each = size[0] * size[1] * 3
+    count = len(frames) // each
+    for moment in range(MOMENTS):
+        at = round(moment * (count - 1) / (MOMENTS - 1)) * each
+        yield frombytes("RGB", size, frames[at : at + each])
+
+
+def _sheet(rows: list[tuple[str, list[Image]]]) -> Image:
+    """Lay pictures out, a row for each take, with its name above it."""
+    font = ImageFont.load_default(size=LABEL)
+    height = max(picture.height for _, pictures in rows for picture in pictures)
+    line = LABEL * 2 + height + GAP
+    sheet = new("RGB", (MOMENTS * (SHEET_WIDTH + GAP) + GAP, len(rows) * line + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (words, pictures) in enumerate(rows):
+        pen.text((GAP, row * line + LABEL // 2), words, "black", font)
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (GAP + column * (SHEET_WIDTH + GAP), row * line + LABEL * 2))
+    return sheet
 
 
 def find_take(folder: Path, number: int, take: int) -> Take:

@@ -274,6 +274,26 @@ def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
             yield f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
 
 
+def with_retake(story: Story, number: int, retake: dict[str, Any]) -> Story:
+    """Return a story of which the scene of a number, from 1, is shown in another take.
+
+    ``retake`` is what a story would say of it. Raises UsageError.
+    """
+    for text in (retake.get("scene"), retake.get("action")):
+        for problem in _placeholder_problems(text or "", story.cast):
+            raise UsageError(f"{text!r:.80}: {problem}")
+    try:
+        checked = Retake.model_validate(retake)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise UsageError(
+            f"{fault['loc'][0]} {fault['input']!r:.60} is not valid", f"{fault['msg']}."
+        ) from None
+    scenes = list(story.scenes)
+    scenes[number - 1] = scenes[number - 1].model_copy(update={"retake": checked})
+    return story.model_copy(update={"scenes": scenes})
+
+
 def load_story(path: Path) -> Story:
     """Read and check a story, from standard input for "-".
 

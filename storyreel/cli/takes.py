@@ -1,0 +1,246 @@
+"""Commands about takes: one scene is taken again, several times if wanted, and one take is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from storyreel.cli.defaults import PREFIX
+from storyreel.cli.options import (
+    FILM,
+    USUAL_OUT,
+    DryRun,
+    Json,
+    Out,
+    RenderOptions,
+    check_weights,
+    option,
+)
+from storyreel.cli.reading import check_out, missing_weights, raise_all, warn
+from storyreel.cli.rendering import rendering_engine
+from storyreel.cli.results import print_json
+from storyreel.cli.telling import note
+from storyreel.errors import ScriptError, UsageError, counted, printable
+from storyreel.story.naming import film_name
+from storyreel.story.plan import Plan
+from storyreel.story.schema import STDIN, Story, load_story, with_retake
+
+if TYPE_CHECKING:
+    from storyreel.film.takes import Take
+    from storyreel.rendering import Engine
+
+OneStory = Annotated[Path, typer.Argument(help="A YAML story.", metavar="STORY", is_eager=True)]
+Number = Annotated[int, typer.Argument(help="The scene's number, from 1.", metavar="SCENE", min=1)]
+
+
+@dataclass(frozen=True)
+class RetakeOptions(RenderOptions):
+    """How a scene is taken again: ``take_seed`` is the take's, ``seed`` that of the film."""
+
+    take_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Of the take, counted up for more of them. Default: by its number.",
+            rich_help_panel=FILM,
+            min=0,
+            max=2**63 - 1,
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--film-seed",
+            metavar="N",
+            help="Of the film. Default: the story's, else as it was rendered.",
+            rich_help_panel=FILM,
+            envvar=f"{PREFIX}SEED",
+            show_envvar=False,
+            min=0,
+            max=2**63 - 1,
+        ),
+    ] = None
+
+
+def retake(
+    story: OneStory,
+    scene: Number,
+    options: RetakeOptions,
+    takes: Annotated[int, option("N", "How many takes to make.", FILM, min=1, max=99)] = 1,
+    new_scene: Annotated[
+        str | None,
+        typer.Option("--scene", metavar="TEXT", help="Another scene prompt.", rich_help_panel=FILM),
+    ] = None,
+    action: Annotated[str | None, option("TEXT", "Another action prompt.", FILM)] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Take one scene again, as often as wanted, without touching any other.
+
+    A take begins and ends as its neighbours need it, and costs one scene's time. All takes of the scene are
+    laid side by side in OUT/NAME/takes-NN.png. The film changes only when a take is kept: storyreel keep.
+    Give the options that the film was rendered with; --seed is the take's.
+    """
+    loaded = _read(story, scene)
+    name = film_name(story)
+    if options.seed is None and loaded.render.seed is None:
+        options = replace(options, seed=_seed_of_film(options.out / name, name))
+    check_out(options.out)
+    check_weights(options.weights)
+    plans = _plans(loaded, scene, options, name, takes, new_scene, action)
+    raise_all(missing_weights((name, plan) for plan in plans).values())
+    if dry_run:
+        _print_plans(plans, scene, name, options, as_json)
+        return
+    with rendering_engine(options, {name: plans[0]}) as engine:
+        made = [_make(plan, scene, name, options, engine) for plan in plans]
+    sheet = _sheet(options.out / name, name, scene)
+    if as_json:
+        print_json(
+            {"scene": scene, "sheet": sheet, "takes": [_facts(take, options.out / name) for take in made]}
+        )
+        return
+    for take in made:
+        print(f"take {take.take}: {_video(take, options.out / name)}")
+    print(sheet)
+    note(f"to keep one: storyreel keep {story} {scene} TAKE")
+
+
+def keep(
+    story: OneStory,
+    scene: Number,
+    take: Annotated[int, typer.Argument(help="The take's number; 1 is the first.", metavar="TAKE", min=1)],
+    out: Out = USUAL_OUT,
+    as_json: Json = False,
+) -> None:
+    """Write into the story which take of a scene the film shows. The next render shows it.
+
+    The rest of the file stays as it is, comments too.
+    """
+    from storyreel.film.takes import find_take
+    from storyreel.story.edit import edit_story, with_scene_key
+
+    loaded = _read(story, scene)
+    present = loaded.scenes[scene - 1].retake
+    written: Any = None
+    if take > 1 and not (present and present.take == take):
+        written = find_take(out / film_name(story), scene, take).written
+    elif present and present.take == take:
+        written = present.written
+    changed = edit_story(story, lambda text: with_scene_key(text, scene, "retake", written, str(story)))
+    if as_json:
+        print_json({"story": story, "scene": scene, "take": take, "changed": changed})
+    else:
+        print(printable(f"{story}: scene {scene} shows take {take}"))
+    note(f"to bring the film up to date: storyreel render {story}")
+
+
+def _read(story: Path, scene: int) -> Story:
+    """Return a story that has a scene of this number. Raises UsageError or ScriptError."""
+    if story == STDIN:
+        raise UsageError("takes are of a story in a file", "Save the story, and name its file.")
+    loaded = load_story(story)
+    if scene > len(loaded.scenes):
+        has = counted(len(loaded.scenes), "scene")
+        raise UsageError(f"{story} has no scene {scene}", f"It has {has}; they count from 1.")
+    return loaded
+
+
+def _seed_of_film(path: Path, name: str) -> int | None:
+    """Return the seed of the film that is there; None if there is none."""
+    from storyreel.film.folder import FilmFolder
+
+    folder = FilmFolder(path, name)
+    folder.load()
+    there = folder.present or folder.unfinished
+    settings = there.facts.get("settings") if there else None
+    seed = settings.get("seed") if isinstance(settings, dict) else None
+    return seed if isinstance(seed, int) else None
+
+
+def _plans(
+    story: Story,
+    scene: int,
+    options: RetakeOptions,
+    name: str,
+    takes: int,
+    prompt: str | None,
+    action: str | None,
+) -> list[Plan]:
+    """Return the plan of the film with each new take, numbered after those that there are."""
+    from storyreel.film.takes import read_takes
+
+    present = story.scenes[scene - 1].retake
+    taken = {1, present.take if present else 1}
+    taken |= {take.take for take in read_takes(options.out / name) if take.number == scene}
+    plans = []
+    for count in range(takes):
+        seed = None if options.take_seed is None else options.take_seed + count
+        given = {"seed": seed, "scene": prompt, "action": action}
+        said = {key: value for key, value in given.items() if value is not None}
+        warned: dict[str, ScriptError] = {}
+        retaken = with_retake(story, scene, {"take": max(taken) + 1 + count, **said})
+        plans.append(options.plan(retaken, name, warned))
+        if not count:
+            warn(warned)
+    return plans
+
+
+def _make(plan: Plan, scene: int, name: str, options: RetakeOptions, engine: Engine) -> Take:
+    """Render a take and say so."""
+    from storyreel.cli.display import RenderDisplay
+    from storyreel.film.takes import find_take
+    from storyreel.rendering import render_take
+
+    take = plan.segments[scene - 1].take
+    with RenderDisplay(f"{name}, scene {scene}, take {take}") as display:
+        render_take(plan, scene - 1, name, options.out, engine, display)
+    return find_take(options.out / name, scene, take)
+
+
+def _sheet(folder: Path, name: str, scene: int) -> Path:
+    """Lay all takes of a scene side by side, that of the film first, and return the picture's path."""
+    from storyreel.film.folder import FilmFolder
+    from storyreel.film.takes import read_takes, takes_sheet
+
+    film = FilmFolder(folder, name)
+    film.load()
+    return takes_sheet(folder, film.present, scene, [t for t in read_takes(folder) if t.number == scene])
+
+
+def _video(take: Take, folder: Path) -> Path:
+    return folder / "segments" / take.video
+
+
+def _facts(take: Take, folder: Path) -> dict[str, Any]:
+    return {
+        "take": take.take,
+        "seed": take.seed,
+        "scene": take.scene,
+        "action": take.action,
+        "video": _video(take, folder),
+    }
+
+
+def _print_plans(plans: list[Plan], scene: int, name: str, options: RetakeOptions, as_json: bool) -> None:
+    """Print what takes would cost."""
+    from storyreel.film.reasons import looked_up
+
+    rows = []
+    for plan in plans:
+        inventory, _ = looked_up(plan, options.out, name, frozenset({scene - 1}))
+        others = [segment.index + 1 for segment in inventory.undone if segment.index != scene - 1]
+        take = plan.segments[scene - 1]
+        rows.append({"take": take.take, "forwards": inventory.forwards(), "first": sorted(set(others))})
+        if not as_json:
+            print(f"{name}: scene {scene}, take {take.take}: {inventory.forwards()} model evaluations")
+            print(f"  scene:  {take.scene}\n  action: {take.action}")
+            if others:
+                numbers = ", ".join(map(str, sorted(set(others))))
+                print(f"  scenes that it has to fit to are not there yet and are rendered first: {numbers}")
+    if as_json:
+        print_json({"scene": scene, "takes": rows})
