@@ -301,15 +301,22 @@ def load_story(path: Path) -> Story:
     """
     if path == STDIN:
         return parse_story("stdin", sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b"")
+    return parse_story(str(path), read_story(path))
+
+
+def read_story(path: Path) -> bytes:
+    """Return what is in a story's file, or a little more than the longest has.
+
+    Raises UsageError without one.
+    """
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)  # it may be a film or a device
+            return file.read(MAX_BYTES + 1)  # it may be a film or a device
     except IsADirectoryError:
         raise UsageError(f"{path} is a folder", "Name the story's YAML file.") from None
     except OSError as error:
         remedy = "Check the name, or write a story to start from: storyreel new STORY.yaml"
         raise UsageError(f"{path} cannot be read: {error.strerror}", remedy) from None
-    return parse_story(str(path), raw)
 
 
 def parse_story(path: str, raw: bytes) -> Story:
