@@ -293,8 +293,8 @@ class _Reports:
         if self._call is not None:
             self._call(self._now)
 
-    def started(self, plan: Plan, done: int, forwards: int) -> None:
-        self._report(evaluations_needed=forwards, scenes=done, scenes_total=len(plan.segments))
+    def started(self, plan: Plan, scenes: int, done: int, forwards: int) -> None:
+        self._report(evaluations_needed=forwards, scenes=done, scenes_total=scenes)
 
     def forward(self) -> None:
         self._report(evaluations=self._now.evaluations + 1)

@@ -43,8 +43,11 @@ KEEP_EVERY = 120.0
 class Progress(Protocol):
     """What a render reports, to whatever shows it."""
 
-    def started(self, plan: Plan, done: int, forwards: int) -> None:
-        """Rendering begins: ``done`` segments are there, ``forwards`` model evaluations are to come."""
+    def started(self, plan: Plan, scenes: int, done: int, forwards: int) -> None:
+        """Rendering begins: of so many ``scenes`` that are asked for, ``done`` are there.
+
+        ``forwards`` model evaluations are to come.
+        """
 
     def forward(self) -> None:
         """One model evaluation is over."""
@@ -95,8 +98,9 @@ def render(
         missing, wanted = len(inventory.missing), film_manifest(inventory)
         for message in difference_messages(folder, wanted, inventory):
             progress.said(message)
-        done = len(only or plan.segments) - missing
-        progress.started(plan, done, inventory.forwards())
+        scenes = len(only or plan.segments)
+        done = scenes - missing
+        progress.started(plan, scenes, done, inventory.forwards())
         folder.log("started", segments=len(plan.segments), done=done, version=__version__)
         try:
             if missing:
@@ -128,7 +132,7 @@ def render_take(plan: Plan, index: int, name: str, out: Path, engine: Engine, pr
         store, only = Store(folder.segments), frozenset({index})
         inventory = _inventory(plan, ingredients, engine, folder, store, False, only)
         missing = len(inventory.missing)
-        progress.started(plan, len(only) - missing, inventory.forwards())
+        progress.started(plan, len(only), len(only) - missing, inventory.forwards())
         if missing:
             with device_faults():
                 _render_missing(inventory, store, folder, engine, progress)

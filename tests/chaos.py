@@ -48,7 +48,7 @@ ORPHANED = 1.0  # seconds in which an ffmpeg without a parent must have gone
 class Silent:
     """A progress that shows nothing."""
 
-    def started(self, plan: Plan, done: int, forwards: int) -> None:
+    def started(self, plan: Plan, scenes: int, done: int, forwards: int) -> None:
         """Say nothing."""
 
     def forward(self) -> None:

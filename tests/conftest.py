@@ -265,7 +265,7 @@ class Silent:
         self.finished: list[int] = []
         self.heard: list[str] = []
 
-    def started(self, plan: Plan, done: int, forwards: int) -> None:
+    def started(self, plan: Plan, scenes: int, done: int, forwards: int) -> None:
         self.promised = forwards
 
     def forward(self) -> None:

@@ -65,9 +65,9 @@ class RenderDisplay:
         if self._bars is not None:
             self._bars.stop()
 
-    def started(self, plan: Plan, done: int, forwards: int) -> None:
-        """Rendering begins; ``done`` segments are there, ``forwards`` passes are to come."""
-        self._scenes, self._done, self._total = len(plan.segments), done, forwards
+    def started(self, plan: Plan, scenes: int, done: int, forwards: int) -> None:
+        """Rendering begins; of ``scenes``, ``done`` are there, and ``forwards`` passes are to come."""
+        self._scenes, self._done, self._total = scenes, done, forwards
         self._began = self._spoke = time.monotonic()
         if done:
             are = "is" if self._scenes == 1 else "are"

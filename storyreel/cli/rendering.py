@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +24,21 @@ from storyreel.cli.options import (
     check_weights,
     exclude,
     flag,
+    option,
 )
 from storyreel.cli.process import rank
 from storyreel.cli.reading import check_out, missing_weights, raise_all, read, tell, warn, worst
 from storyreel.cli.results import failed, faults_of, print_json
 from storyreel.cli.telling import complain, note
-from storyreel.errors import ScriptError, StoppedError, StoryreelError, UsageError, counted, printable
+from storyreel.errors import (
+    MissingError,
+    ScriptError,
+    StoppedError,
+    StoryreelError,
+    UsageError,
+    counted,
+    printable,
+)
 from storyreel.stopping import KEPT, deferred, stopping
 from storyreel.story.naming import film_name
 from storyreel.story.plan import Plan
@@ -52,6 +61,14 @@ def render(
     keep_going: Annotated[
         bool, flag("--keep-going", "A story that fails does not stop the others.", WORK)
     ] = False,
+    scenes: Annotated[
+        str | None,
+        option(
+            "N,N-N",
+            "Render these scenes alone, and what they depend on; the film is joined once all are there.",
+            WORK,
+        ),
+    ] = None,
     dry_run: DryRun = False,
     verify: Annotated[
         bool,
@@ -73,17 +90,19 @@ def render(
     With --keep-going the exit code is that of the first faulty story, else of the first that failed. A
     signal ends all of it; the same command goes on.
     """
-    exclude("--verify", verify, {"--dry-run": dry_run, "--overwrite": options.overwrite})
+    others = {"--dry-run": dry_run, "--overwrite": options.overwrite, "--scenes": bool(scenes)}
+    exclude("--verify", verify, others)
     # Every story, and all weights, are looked at before the first is rendered: a fault costs no work.
     warned: Warned = {}
     plans, errors = read(stories, partial(options.plan, warned=None if verify else warned), film_name)
+    only = {name: scenes_of(scenes, plan) for name, plan in plans.items()}
     if not keep_going:
         raise_all(errors.values())
     check_out(options.out)
     warn(warned)
     check_weights(options.weights)
     if dry_run:
-        print_plans(plans, warned, as_json, errors)
+        print_plans(plans, warned, as_json, errors, options.out, only)
         return
     if verify:
         _verify_plans(plans, errors, options.out, as_json)
@@ -91,7 +110,7 @@ def render(
     errors |= missing_weights(plans.items())
     if not keep_going:
         raise_all(errors.values())
-    _render_all(plans, errors, warned, options, keep_going, as_json)
+    _render_all(plans, errors, warned, options, only, keep_going, as_json)
 
 
 def _render_all(
@@ -99,6 +118,7 @@ def _render_all(
     errors: Errors,
     warned: Warned,
     options: RenderOptions,
+    only: Mapping[str, frozenset[int] | None],
     keep_going: bool,
     as_json: bool,
 ) -> None:
@@ -110,7 +130,7 @@ def _render_all(
             with rendering_engine(options, todo) as engine:
                 for name, plan in todo.items():
                     try:
-                        done = _render(name, plan, options, engine, as_json)
+                        done = _render(name, plan, options, engine, only[name], as_json)
                         results[name] = done | {"warnings": faults_of(warned.get(name))}
                     except StoppedError:
                         raise
@@ -155,20 +175,47 @@ def rendering_engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Itera
     raise typer.Exit
 
 
-def _render(name: str, plan: Plan, options: RenderOptions, engine: Engine, as_json: bool) -> dict[str, Any]:
-    """Render one film and say so; return what it left as plain data."""
+def scenes_of(given: str | None, plan: Plan) -> frozenset[int] | None:
+    """Read numbers of scenes, as in "3,5-7", as indices; None stays None. Raises UsageError."""
+    if given is None:
+        return None
+    found: set[int] = set()
+    for part in given.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise UsageError(f"--scenes {given!r:.60}: {part!r:.40} is no number of a scene", "As in 3,5-7.")
+        low, high = int(first), int(last or first)
+        if not 1 <= low <= high <= len(plan.segments):
+            has = counted(len(plan.segments), "scene")
+            raise UsageError(f"--scenes {given!r:.60}: {part.strip()} is not in the film", f"It has {has}.")
+        found |= set(range(low - 1, high))
+    return frozenset(found)
+
+
+def _render(
+    name: str,
+    plan: Plan,
+    options: RenderOptions,
+    engine: Engine,
+    only: frozenset[int] | None,
+    as_json: bool,
+) -> dict[str, Any]:
+    """Render one film, or some of its scenes, and say so; return what it left as plain data."""
     from storyreel.cli.display import RenderDisplay, say
     from storyreel.rendering import render as render_film
 
     with RenderDisplay(name) as display:
-        result = render_film(plan, name, options.out, engine, display, options.overwrite)
-    scenes = f"{result.rendered} of {counted(result.segments, 'scene')} rendered"
-    say(f"{name}: {plan.seconds:g} s of film, {scenes} in {result.seconds:.1f} s")
-    if not as_json:
-        print(result.film, flush=True)
+        result = render_film(plan, name, options.out, engine, display, options.overwrite, only)
+    scenes = f"{result.rendered} of {counted(len(result.videos), 'scene')} rendered"
+    length = f"{plan.seconds:g} s of film, " if result.is_complete else ""
+    say(f"{name}: {length}{scenes} in {result.seconds:.1f} s")
+    for path in [result.film] if result.is_complete else result.videos.values():
+        if not as_json:
+            print(path, flush=True)
     return {
-        "state": "done",
+        "state": "done" if result.is_complete else "parts",
         "film": str(result.film),
+        "videos": {str(index + 1): str(path) for index, path in result.videos.items()} if only else {},
         "segments": result.segments,
         "rendered": result.rendered,
         "seconds": result.seconds,
@@ -198,7 +245,7 @@ def batch(
     elif status:
         show_status([], stories or [], options, as_json)
     else:
-        render(stories or [], options, True, dry_run, False, as_json)
+        render(stories or [], options, True, None, dry_run, False, as_json)
 
 
 def submit(
@@ -264,20 +311,29 @@ def _verify_plans(plans: Mapping[str, Plan], errors: Errors, out: Path, as_json:
 
 
 def print_plans(
-    plans: Mapping[str, Plan], warned: Warned, as_json: bool, errors: Mapping[str, StoryreelError]
+    plans: Mapping[str, Plan],
+    warned: Warned,
+    as_json: bool,
+    errors: Mapping[str, StoryreelError],
+    out: Path | None = None,
+    only: Mapping[str, frozenset[int] | None] | None = None,
 ) -> None:
-    """Print what would be rendered, and what it would take; then raise the errors of faulty stories.
+    """Print what would be rendered, why, and what it would take; then raise the errors of faulty stories.
 
-    What is ``warned`` of is in the JSON too.
+    What is there is looked up in ``out``. ``only`` are the scenes that are asked for, by films' names. What
+    is ``warned`` of is in the JSON too.
     """
+    wanted = only or {}
+    there = {name: _looked_up(plan, out, name, wanted.get(name)) for name, plan in plans.items()}
     for name, plan in plans.items():
         for words in uncounted_prompts(plan):
             note(printable(f"{name}: {words}"))
     if as_json:
-        facts = {name: _plan_facts(plan, warned.get(name)) for name, plan in plans.items()}
+        facts = {name: _plan_facts(plan, there[name], warned.get(name)) for name, plan in plans.items()}
         print_json(facts | {name: failed(error) for name, error in errors.items()})
     for name, plan in plans.items() if not as_json else ():
         print(f"{name}: {plan.title}")
+        why, asked = there[name].why, wanted.get(name)
         for segment in plan.segments:
             before = plan.seam(segment)
             seam = "" if before is None else f"  {SEAMS[before.transition]}"
@@ -288,6 +344,12 @@ def print_plans(
             else:
                 print(f"      scene:  {segment.scene}")
                 print(f"      action: {segment.action}")
+            if segment.take > 1:
+                print(f"      take:   {segment.take}")
+            if why is not None and segment.index in why:
+                print(f"      to render: {why[segment.index]}")
+            elif there[name].exists and (asked is None or segment.index in asked):
+                print("      is there")
         settings = plan.settings
         print(
             f"  model {plan.spec.label}, {settings.width}x{settings.height}, seed {settings.seed}, "
@@ -301,7 +363,38 @@ def print_plans(
             f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
             f"at most, {_estimate(plan)}"
         )
+        if there[name].exists and why is not None:
+            count = counted(len(why), "scene")
+            print(f"  {count} to render: {there[name].forwards} model evaluations")
+        for words in there[name].messages:
+            print(f"  {words}")
     raise_all(errors.values())
+
+
+@dataclass(frozen=True)
+class _There:
+    """What of a planned film is there, if that ``exists``: ``why`` scenes would be rendered, by their index.
+
+    Without the model's weights ``why`` is None: it is not known.
+    """
+
+    exists: bool = False
+    why: dict[int, str] | None = None
+    forwards: int = 0
+    messages: tuple[str, ...] = ()
+
+
+def _looked_up(plan: Plan, out: Path | None, name: str, only: frozenset[int] | None) -> _There:
+    from storyreel.film.reasons import alone_messages, looked_up, reasons
+
+    if out is None:
+        return _There()
+    try:
+        inventory, before = looked_up(plan, out, name, only)
+    except MissingError:
+        return _There()
+    messages = tuple(alone_messages(inventory, before)) if before else ()
+    return _There(before is not None, reasons(inventory, before), inventory.forwards(), messages)
 
 
 def gpu_memory(spec: ModelSpec) -> str:
@@ -316,8 +409,9 @@ def _estimate(plan: Plan) -> str:
     return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
 
 
-def _plan_facts(plan: Plan, warned: ScriptError | None) -> dict[str, Any]:
+def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[str, Any]:
     settings = plan.settings
+    missing = None if there.why is None else {str(i + 1): why for i, why in there.why.items()}
     return {
         "title": plan.title,
         "model": plan.spec.name,
@@ -336,5 +430,6 @@ def _plan_facts(plan: Plan, warned: ScriptError | None) -> dict[str, Any]:
         "gpu_memory_gb": plan.spec.memory_gb,
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
+        "missing": missing,
         "warnings": faults_of(warned),
     }

@@ -18,8 +18,8 @@ class Inventory:
 
     ``facts`` say what the film is made from (`keys.film_facts`); ``keys`` follow from them. ``latents``, and
     ``states`` of segments that were being denoised, are by the segments' slots: of a scene that is taken
-    again the first take may be needed too. ``video`` is by the segments' index. ``only`` are the scenes that are
-    asked for, by index; None means all. A render adds what it saves.
+    again the first take may be needed too. ``video`` is by the segments' index. ``only`` are the scenes that
+    are asked for, by index; None means all. A render adds what it saves.
     """
 
     plan: Plan

@@ -53,9 +53,7 @@ class Take:
         """What a story says of it under ``retake``; None for the first take."""
         if self.take == 1:
             return None
-        said = {"seed": self.seed, "scene": self.scene, "action": self.action}
-        said = {name: value for name, value in said.items() if value is not None}
-        return {"take": self.take, **said} if said else self.take
+        return Retake(take=self.take, seed=self.seed, scene=self.scene, action=self.action).written
 
 
 _TAKES = TypeAdapter(list[Take])

@@ -96,6 +96,12 @@ class Retake(_Strict):
     scene: Prompt | None = Field(default=None, description="Else as the scene's own.")
     action: Prompt | None = Field(default=None, description="Else as the scene's own.")
 
+    @property
+    def written(self) -> int | dict[str, Any]:
+        """What a story says of it: its number, if that is all."""
+        said = self.model_dump(exclude_none=True)
+        return said if len(said) > 1 else self.take
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler
