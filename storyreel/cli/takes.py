@@ -98,7 +98,7 @@ def retake(
         return
     with rendering_engine(options, {name: plans[0]}) as engine:
         made = [_make(plan, scene, name, options, engine) for plan in plans]
-    sheet = _sheet(options.out / name, name, scene)
+    sheet = _sheet(options.out / name, name, scene, plans[0])
     if as_json:
         print_json(
             {"scene": scene, "sheet": sheet, "takes": [_facts(take, options.out / name) for take in made]}
@@ -202,14 +202,16 @@ def _make(plan: Plan, scene: int, name: str, options: RetakeOptions, engine: Eng
     return find_take(options.out / name, scene, take)
 
 
-def _sheet(folder: Path, name: str, scene: int) -> Path:
+def _sheet(folder: Path, name: str, scene: int, plan: Plan) -> Path:
     """Lay all takes of a scene side by side, that of the film first, and return the picture's path."""
     from storyreel.film.folder import FilmFolder
     from storyreel.film.takes import read_takes, takes_sheet
 
     film = FilmFolder(folder, name)
     film.load()
-    return takes_sheet(folder, film.present, scene, [t for t in read_takes(folder) if t.number == scene])
+    takes = [take for take in read_takes(folder) if take.number == scene]
+    size = plan.settings.width, plan.settings.height
+    return takes_sheet(folder, film.present, scene, takes, size)
 
 
 def _video(take: Take, folder: Path) -> Path:

@@ -7,7 +7,7 @@ film: what the film shows is said in the story alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,34 +89,38 @@ def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> N
         write_atomically(folder / FILE, text)
 
 
-def takes_sheet(folder: Path, present: Manifest | None, number: int, takes: list[Take]) -> Path:
+def takes_sheet(
+    folder: Path, present: Manifest | None, number: int, takes: Sequence[Take], size: tuple[int, int]
+) -> Path:
     """Write a picture of all takes of a scene, a row each: first what the film that is there shows of it.
 
-    Returns its path. Raises StoryreelError if a video cannot be read, OutputError.
+    ``size`` is that of the model's pictures. Returns the picture's path. Raises StoryreelError if a video
+    cannot be read, OutputError.
     """
-    rows = []
-    shown = present.segments[number - 1 : number] if present else []
-    for scene in shown:
+    rows: dict[str, str] = {}  # names of videos, and what is said of each
+    for scene in present.segments[number - 1 : number] if present else ():
         video = file_name("video", str(scene.get("number")), str(scene.get("video_key")))
-        rows.append((f"in the film: take {scene.get('take', 1)}", video))
-    rows += [(f"take {take.take}", take.video) for take in takes if take.video not in dict(rows).values()]
+        rows[video] = f"in the film: take {scene.get('take', 1)}"
+    for take in takes:
+        rows.setdefault(take.video, f"take {take.take}")
+    videos = {video: folder / SEGMENTS / video for video in rows}
+    pictures = [(rows[name], list(_moments(path, size))) for name, path in videos.items() if path.is_file()]
     target = folder / f"takes-{number:02d}.png"
-    pictures = [(words, list(_moments(folder / SEGMENTS / video))) for words, video in rows]
     with writing(target), replacing(target) as part:
         _sheet(pictures).save(part, "PNG")
     return target
 
 
-def _moments(video: Path) -> Iterator[Image]:
+def _moments(video: Path, size: tuple[int, int]) -> Iterator[Image]:
     """Yield pictures of a video, spread over its length."""
-    facts = reader.probe(video)
-    size = SHEET_WIDTH, max(1, round(SHEET_WIDTH * facts.height / facts.width))
-    frames = b"".join(reader.read_frames(video, *size))
-    each = size[0] * size[1] * 3
-    count = len(frames) // each
+    width, height = size
+    frames = b"".join(reader.read_frames(video, width, height))
+    each = width * height * 3
+    last = len(frames) // each - 1
     for moment in range(MOMENTS):
-        at = round(moment * (count - 1) / (MOMENTS - 1)) * each
-        yield frombytes("RGB", size, frames[at : at + each])
+        at = round(moment * last / (MOMENTS - 1)) * each
+        picture = frombytes("RGB", size, frames[at : at + each])
+        yield picture.resize((SHEET_WIDTH, max(1, round(SHEET_WIDTH * height / width))))
 
 
 def _sheet(rows: list[tuple[str, list[Image]]]) -> Image:

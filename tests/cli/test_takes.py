@@ -1,0 +1,162 @@
+"""The commands retake and keep, and render --scenes: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from storyreel.story.schema import load_story
+from tests.cli.test_commands import Place
+from tests.conftest import FakeEngine
+
+STORY = """\
+# A story with a comment.
+render: {model: fake}
+cast:
+  fox: {name: a fox}   # red
+scenes:
+  - ["{fox} in the park", "{fox} sits"]
+
+  - scene: "{fox} in the park again"   # the same place
+    action: "{fox} walks"
+    transition: continue
+  - ["{fox} at sea", "{fox} swims"]
+"""
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Place:
+    monkeypatch.chdir(tmp_path)
+    return Place(tmp_path, capsys)
+
+
+@pytest.fixture
+def story(place: Place) -> Path:
+    path = Path("tale.yaml")
+    path.write_text(STORY)
+    place.said("render", "tale.yaml")
+    return path
+
+
+def forwards(engine: FakeEngine) -> int:
+    assert engine.fake is not None
+    count = len(engine.fake.predicted)
+    engine.fake.predicted.clear()
+    return count
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_takes_are_made_beside_each_other_and_one_is_kept(
+    place: Place,
+    story: Path,
+    fake_engine: FakeEngine,
+) -> None:
+    film = Path("out/tale/tale.mp4")
+    before = film.read_bytes()
+    forwards(fake_engine)
+    printed, said = place.said("retake", "tale.yaml", "2", "--takes", "3", "--action", "{fox} sleeps")
+    assert forwards(fake_engine) == 3 * 3
+    *takes, sheet = printed.splitlines()
+    assert [line.partition(":")[0] for line in takes] == ["take 2", "take 3", "take 4"]
+    assert all(Path(line.partition(": ")[2]).is_file() for line in takes)
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+    assert "storyreel keep tale.yaml 2 TAKE" in said
+    assert (story.read_text(), film.read_bytes()) == (STORY, before)
+
+    place.said("keep", "tale.yaml", "2", "3")
+    kept = '    action: "{fox} walks"\n    transition: continue\n'
+    retake = load_story(story).scenes[1].retake
+    assert retake is not None
+    assert (retake.take, retake.action, retake.seed) == (3, "{fox} sleeps", None)
+    lines = story.read_text().splitlines()
+    assert [line for line in lines if "retake" not in line] == STORY.splitlines()
+    assert kept in story.read_text()
+
+    place.said("render", "tale.yaml")
+    assert forwards(fake_engine) == 0  # all of it is there
+    assert film.read_bytes() != before
+    manifest = json.loads(Path("out/tale/manifest.json").read_text())
+    assert [s["action"] for s in manifest["segments"]] == ["a fox sits", "a fox sleeps", "a fox swims"]
+
+    place.said("keep", "tale.yaml", "2", "1")
+    assert story.read_text() == STORY
+    place.said("render", "tale.yaml")
+    assert film.read_bytes() == before
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_their_json_has_the_shapes_that_are_published(place: Place, story: Path) -> None:
+    made = place.json("retake", "tale.yaml", "1", "--takes", "2", "--seed", "7")
+    assert [(take["take"], take["seed"]) for take in made["takes"]] == [(2, 7), (3, 8)]
+    planned = place.json("retake", "tale.yaml", "1", "--dry-run")
+    assert planned == {"scene": 1, "takes": [{"take": 4, "forwards": 3, "first": []}]}
+    assert place.json("keep", "tale.yaml", "1", "3")["changed"] is True
+    assert place.json("keep", "tale.yaml", "1", "3")["changed"] is False
+    assert load_story(story).scenes[0].retake.written == {"take": 3, "seed": 8}  # type: ignore[union-attr]
+    parts = place.json("render", "tale.yaml", "--scenes", "1,3", "--out", "other")
+    assert (parts["tale"]["state"], sorted(parts["tale"]["videos"])) == ("parts", ["1", "3"])
+    missing = place.json("render", "tale.yaml", "--dry-run", "--out", "other")["tale"]["missing"]
+    assert list(missing) == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("retake", "tale.yaml", "4"), "no scene 4"),
+        (("retake", "-", "1"), "a story in a file"),
+        (("retake", "tale.yaml", "1", "--action", "{cat} sits"), "unknown placeholder {cat}"),
+        (("retake", "tale.yaml", "1", "--action", " "), "action"),
+        (("retake", "tale.yaml", "0"), "greater than or equal to 1"),
+        (("keep", "tale.yaml", "1", "9"), "scene 1 has no take 9; there are: none"),
+        (("keep", "tale.yaml", "7", "1"), "no scene 7"),
+        (("render", "tale.yaml", "--scenes", "1-9"), "1-9 is not in the film"),
+        (("render", "tale.yaml", "--scenes", "first"), "no number of a scene"),
+        (("render", "tale.yaml", "--scenes", "3-1"), "3-1 is not in the film"),
+        (("render", "tale.yaml", "--scenes", "1,"), "no number of a scene"),
+        (("render", "tale.yaml", "--scenes", "1", "--verify"), "exclude each other"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_done(
+    place: Place,
+    story: Path,
+    fake_engine: FakeEngine,
+    words: tuple[str, ...],
+    says: str,
+) -> None:
+    asked = fake_engine.asked
+    assert says in place.said(*words, code=2)[1]
+    assert fake_engine.asked == asked
+    assert story.read_text() == STORY
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_retake_takes_the_seed_that_the_film_was_rendered_with(
+    place: Place,
+    story: Path,
+    fake_engine: FakeEngine,
+) -> None:
+    place.said("render", "tale.yaml", "--seed", "5")
+    forwards(fake_engine)
+    place.said("retake", "tale.yaml", "2")
+    assert forwards(fake_engine) == 3  # and no first take of another film
+    place.said("retake", "tale.yaml", "2", "--film-seed", "6")
+    assert forwards(fake_engine) > 3
+
+
+def test_a_dry_run_says_what_is_there_what_will_be_rendered_and_why(place: Place, story: Path) -> None:
+    assert place.said("render", "tale.yaml", "--dry-run")[0].count("is there") == 3
+    story.write_text(STORY.replace("{fox} sits", "{fox} sleeps"))
+    printed = place.said("render", "tale.yaml", "--dry-run")[0]
+    assert "to render: its action prompt has changed" in printed
+    assert "to render: it goes on from scene 1, which is rendered again" in printed
+    assert "to render: it shows somebody as scene 1 does, which is rendered again" in printed
+    assert "storyreel retake STORY 1 --action 'a fox sleeps'" in printed
