@@ -177,7 +177,7 @@ def _segments(
                 lead=1,
                 frames=frames,
                 start=start,
-                seed=derived_seed(settings.seed, index),
+                seed=derived_seed(settings.seed if scene.seed is None else scene.seed, index),
                 blended=index > 0 and scene.transition != "cut" and settings.method.blending != "none",
             )
         )

@@ -96,6 +96,7 @@ class Scene(_Strict):
         description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
         "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut.",
     )
+    seed: Seed | None = Field(default=None, description="Of its own noise; else it follows from the film's.")
 
     @classmethod
     def __get_pydantic_json_schema__(
