@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from storyreel import __version__
-from storyreel.cli import films, machine, models, rendering, scores, stories, streams, takes
+from storyreel.cli import films, machine, models, rendering, scores, sheets, stories, streams, takes
 from storyreel.cli.help import Command, Group
 from storyreel.cli.options import as_command
 from storyreel.cli.process import give_large_blocks_back, rank
@@ -24,6 +24,7 @@ DEBUG = "STORYREEL_DEBUG"  # the variable that asks for tracebacks
 
 COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Films": {
+        "sheet": sheets.sheet,
         "render": rendering.render,
         "retake": takes.retake,
         "keep": takes.keep,

@@ -89,6 +89,16 @@ Weights = Annotated[
 Device = Annotated[
     str, option("DEVICE", "auto, cpu, cuda or cuda:N.", WORK, "DEVICE", autocompletion=_devices)
 ]
+Memory = Annotated[
+    MemoryMode,
+    option(
+        MemoryMode,
+        "What stays on the GPU: high, all of the model; balanced, the transformer; low, of that "
+        "only the block that works. None changes the film. auto: by what is free.",
+        WORK,
+        "MEMORY",
+    ),
+]
 Strict = Annotated[
     bool,
     flag("--strict", "What the model cannot draw, where that is known, is a fault, not a warning.", WORK),
@@ -265,16 +275,7 @@ class OutOptions(FilmOptions):
 class RenderOptions(OutOptions):
     """How films are rendered."""
 
-    memory: Annotated[
-        MemoryMode,
-        option(
-            MemoryMode,
-            "What stays on the GPU: high, all of the model; balanced, the transformer; low, of that "
-            "only the block that works. None changes the film. auto: by what is free.",
-            WORK,
-            "MEMORY",
-        ),
-    ] = "auto"
+    memory: Memory = "auto"
     compile: Annotated[bool, flag("--compile", "Compile the model first: for long films on a GPU.", WORK)] = (
         False
     )
@@ -302,6 +303,14 @@ class RenderOptions(OutOptions):
             variables[name]: str(value.absolute() if isinstance(value, Path) else value)
             for name, value in words.items()
         }
+
+
+@dataclass(frozen=True)
+class SheetOptions(OutOptions):
+    """What decides a sheet: the film's own options, for which it stands."""
+
+    memory: Memory = "auto"
+    strict: Strict = False
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,34 @@ class PlannedTakes(TypedDict):
 
 
 @with_config(CLOSED)
+class SheetPicture(TypedDict):
+    """A picture of a sheet: of which scene, with which seed of its own, and where it is.
+
+    ``box`` is left, top, right and bottom in pixels; ``chosen`` whether the film is made like that.
+    """
+
+    number: int
+    scene: str
+    action: str
+    seed: int | None
+    chosen: bool
+    key: str
+    box: list[int]
+
+
+@with_config(CLOSED)
+class Drawn(TypedDict):
+    """A contact sheet; ``forwards`` model evaluations were made now."""
+
+    sheet: str
+    title: str
+    pictures: list[SheetPicture]
+    forwards: int
+    seconds: float
+    warnings: list[Fault]
+
+
+@with_config(CLOSED)
 class Kept(TypedDict):
     """The take of a scene that a story's film shows; ``changed`` says whether the file was."""
 
@@ -265,7 +293,17 @@ class Kept(TypedDict):
     changed: bool
 
 
+@with_config(CLOSED)
+class KeptSeeds(TypedDict):
+    """A story in which scenes, by their number, have got a seed, or None lost theirs."""
+
+    story: str
+    seeds: dict[str, int | None]
+    changed: bool
+
+
 SHAPES: dict[str, Any] = {
+    "sheet": Drawn | KeptSeeds,
     "render": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Verified | Failed],
     "batch": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Status] | Submitted | Script,
     "submit": Submitted | Script,

@@ -11,6 +11,7 @@ from storyreel.errors import LockedError, OutputError, StoryreelError, UsageErro
 from storyreel.files import writing
 from storyreel.film.folder import FilmFolder, film_folders
 from storyreel.film.manifest import Manifest
+from storyreel.film.sheet import drafts_of_sheet
 from storyreel.film.store import RECORD, Kind, Store, file_name
 
 IN_USE = "in use: left alone"
@@ -90,7 +91,7 @@ def _unused(folder: FilmFolder) -> Unused:
 
 
 def unneeded(folder: FilmFolder) -> dict[Path, int]:
-    """Return the files of segments that a loaded folder does not need, with their bytes.
+    """Return the files of segments and drafts that a loaded folder does not need, with their bytes.
 
     Raises OutputError if no manifest says what it needs.
     """
@@ -100,9 +101,9 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
     if unread or not manifests:
         why = f"{unread[0]} is damaged or of an earlier version" if unread else "there is no manifest"
         raise OutputError(f"{why}, so that what is needed is not known", "Run the same render again first.")
-    needed = {name for manifest in manifests for name in _names(manifest)}
+    needed = {name for manifest in manifests for name in _names(manifest)} | drafts_of_sheet(folder.path)
     found = {}
-    for path in Store(folder.segments).files():
+    for path in (*Store(folder.segments).files(), *Store(folder.drafts).files()):
         if path.name not in needed:
             with suppress(FileNotFoundError):  # a render that has begun meanwhile may have removed it
                 found[path] = path.stat().st_size

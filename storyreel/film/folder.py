@@ -22,6 +22,7 @@ from storyreel.lock import Lock
 
 LOOK = 0.5  # seconds: another process that only checks the lock holds it for less
 UNFINISHED = "unfinished.json"
+SHEET = ("sheet.png", "sheet.json")  # the contact sheet, and what it shows
 
 
 def is_film_folder(path: Path) -> bool:
@@ -61,7 +62,7 @@ class FilmFolder:
                 raise self.locked()
             with ExitStack() as stack:
                 stack.callback(self._lock.release)
-                for part in (*self.path.glob(".*.part*"), *self.segments.glob(".*.part*")):
+                for part in (p for folder in self._folders for p in folder.glob(".*.part*")):
                     part.unlink()
                 stack.pop_all()
         self.load()
@@ -80,17 +81,18 @@ class FilmFolder:
 
     def refuse_strange_files(self) -> None:
         """Raise OutputError for links, which may lead anywhere, and pipes and devices, which never end."""
-        folders = (self.path, self.segments)
+        folders = self._folders
         ours = (
             ".lock",
             ".lock.json",
             self.manifest_path.name,
             UNFINISHED,
             "events.jsonl",
+            *SHEET,
             self.page_path.name,
             self.film_path.name,
         )
-        inside = self.segments.iterdir() if self.segments.is_dir() else ()
+        inside = (path for folder in folders[1:] if folder.is_dir() for path in folder.iterdir())
         for path in (*folders, *(self.path / name for name in ours), *inside):
             is_ours = path.is_dir() if path in folders else path.is_file()
             if path.is_symlink() or (path.exists() and not is_ours):
@@ -102,6 +104,15 @@ class FilmFolder:
     def segments(self) -> Path:
         """The folder of the segments' files."""
         return self.path / "segments"
+
+    @property
+    def drafts(self) -> Path:
+        """The folder of the drafts' files."""
+        return self.path / "drafts"
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.path, self.segments, self.drafts
 
     @property
     def film_path(self) -> Path:

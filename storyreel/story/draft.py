@@ -1,0 +1,44 @@
+"""The draft of a film: the same scenes, prompts, seeds and seams, in few steps and a moment of each scene.
+
+A draft is a plan like any other, and is denoised by the same loop. Noise is drawn frame by frame: a draft's
+moment begins with the noise with which the scene begins in the film.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from storyreel.story.plan import Plan
+from storyreel.story.schema import Story
+
+STEPS = 4  # at the least; else a quarter of the film's
+LATENTS = 4  # of each scene: fewer have another light and other colours more often
+
+
+def draft_of(plan: Plan, steps: int | None = None, latents: int = LATENTS) -> Plan:
+    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more."""
+    steps = steps or min(plan.settings.steps, max(STEPS, plan.settings.steps // 4))
+    unit, start, segments = plan.spec.frames_per_latent, 0, []
+    for segment in plan.segments:
+        own = min(latents, segment.latents)
+        segments.append(replace(segment, latents=own, frames=own * unit, start=start))
+        start += own * unit
+    replaced = [
+        replace(segment, latents=own.latents, frames=own.frames, start=own.start)
+        for segment in plan.replaced
+        for own in segments[segment.index : segment.index + 1]
+    ]
+    seams = [
+        replace(seam, overlap=min(seam.overlap, segments[seam.after - 1].latents)) for seam in plan.seams
+    ]
+    settings = replace(plan.settings, steps=steps, speed="exact")
+    draft = replace(
+        plan, settings=settings, segments=tuple(segments), seams=tuple(seams), replaced=tuple(replaced)
+    )
+    return draft.settled([None] * len(seams))
+
+
+def with_seed(story: Story, seed: int) -> Story:
+    """Return a story in which every scene has the same seed of its own."""
+    scenes = [scene.model_copy(update={"seed": seed}) for scene in story.scenes]
+    return story.model_copy(update={"scenes": scenes})
