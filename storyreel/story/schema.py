@@ -43,7 +43,7 @@ _FIELDS = ("name", "noun", "possessive")
 _TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of free texts
 
 
-def _one_line(value: object) -> object:
+def one_line(value: object) -> object:
     """Join the lines of a folded text; one without a visible character becomes empty."""
     if not isinstance(value, str):
         return value
@@ -57,7 +57,7 @@ def _no_braces(value: str) -> str:
     return value
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(_one_line)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
@@ -175,7 +175,7 @@ class Story(_Strict):
     """A film in scene pairs."""
 
     title: (
-        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(_one_line)] | None
+        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(one_line)] | None
     ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
