@@ -33,8 +33,8 @@ def read(
     for path in stories:
         try:
             story = load_story(path, casting)
-            for who in sorted(casting.singly - story.mentioned()):
-                note(printable(f"{shown(path)}: no prompt mentions {{{who}}}, whom --cast names"))
+            for words in story.doubts:
+                note(printable(f"{shown(path)}: {words}"))
             name = name_of(path)
             if once and name.casefold() in taken:
                 remedy = "Rename one of the stories: the file's name is the film's."

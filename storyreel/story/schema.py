@@ -197,6 +197,7 @@ class Story(_Strict):
 
     _source: Source | None = PrivateAttr(None)
     _given: frozenset[tuple[str, str]] = PrivateAttr(frozenset())  # texts of the cast that the file lacks
+    _doubts: tuple[str, ...] = PrivateAttr(())
 
     def fault(self, message: str, *location: str | int) -> Fault:
         """Return a fault at ``location``, keys and indices, for checks of a later stage."""
@@ -225,10 +226,10 @@ class Story(_Strict):
                     location = ("scenes", index, "scene")
         return self._source.where(words, location)
 
-    def mentioned(self) -> frozenset[str]:
-        """Return the members of the cast whom some prompt mentions."""
-        texts = (text for scene in self.scenes for text in (scene.scene, scene.action))
-        return frozenset(piece.member for text in texts for piece in self.pieces(text) if piece.member)
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is probably not meant of the casting that it was read with."""
+        return self._doubts
 
     def filled(self, text: str) -> str:
         """Return a prompt with its placeholders filled in."""
@@ -321,21 +322,26 @@ def parse_cast(path: str, raw: bytes) -> dict[str, Character]:
     raise ScriptError(path, faults)
 
 
-def _with_cast(source: Source, casting: Casting) -> tuple[Source, frozenset[tuple[str, str]]]:
-    """Return a story's data with those who play instead, and which texts of its cast the file lacks.
+def _with_cast(
+    source: Source, casting: Casting
+) -> tuple[Source, frozenset[tuple[str, str]], tuple[str, ...]]:
+    """Return a story's data with those who play instead, which texts of its cast the file lacks, and doubts.
 
     Of a file, members whom the story does not know are left out. Raises UsageError.
     """
     own = source.data.get("cast", {}) if isinstance(source.data, dict) else None
     if not casting.texts or not isinstance(own, dict):
-        return source, frozenset()
-    mentioned = {m[1] for _, text in _prompts(source) for m in _PLACEHOLDER.finditer(text) if m[1]}
-    cast, given = dict(own), set()
+        return source, frozenset(), ()
+    found = [match for _, text in _prompts(source) for match in _PLACEHOLDER.finditer(text) if match[1]]
+    mentioned = {match[1]: None for match in found}
+    possessives = {match[1] for match in found if match[2] == "possessive"}
+    cast, given, doubts = dict(own), set(), []
     for who, texts in casting.texts.items():
+        before = own.get(who)
         if who not in own and who not in mentioned:
             if who in casting.singly:
-                known = ", ".join(dict.fromkeys([*own, *sorted(mentioned)])) or "nobody"
                 words = f"--cast {who}: {source.path} has no such member, and no prompt mentions {{{who}}}"
+                known = ", ".join(dict.fromkeys([*own, *mentioned])) or "nobody"
                 raise UsageError(words, f"It knows {known}.")
             continue
         if "name" in texts:
@@ -343,15 +349,22 @@ def _with_cast(source: Source, casting: Casting) -> tuple[Source, frozenset[tupl
         elif who not in own:
             words = f"--cast {who}.{next(iter(texts))}: {source.path} has no name for {who}"
             raise UsageError(words, f"Give one too: --cast {who}=NAME")
-        elif isinstance(own[who], dict):
-            cast[who] = own[who] | texts
+        elif isinstance(before, dict):
+            cast[who] = before | dict(texts)
         given |= {(who, name) for name in (CAST_FIELDS if "name" in texts else texts)}
-    return replace(source, data=source.data | {"cast": cast}), frozenset(given)
+        if who in casting.singly and who not in mentioned:
+            doubts.append(f"no prompt mentions {{{who}}}, whom --cast names")
+        is_lost = isinstance(before, dict) and before.get("possessive", "its") != "its"
+        if is_lost and who in possessives and "possessive" not in cast[who]:
+            words = f"{{{who}.possessive}} is 'its' for {texts['name']}"
+            doubts.append(f"{words}: --cast {who}.possessive=… says otherwise")
+    source = replace(source, data=source.data | {"cast": cast})
+    return source, frozenset(given), tuple(doubts)
 
 
 def _checked(source: Source, casting: Casting) -> Story:
     path = source.path
-    source, given = _with_cast(source, casting)
+    source, given, doubts = _with_cast(source, casting)
     if not isinstance(source.data, dict):
         fault = source.fault("a story is a mapping with the key scenes")
         raise ScriptError(path, [*source.faults, fault])
@@ -364,7 +377,7 @@ def _checked(source: Source, casting: Casting) -> Story:
         items = (item for item in error.errors(include_url=False) if not _is_repeated(source, item))
         faults += [_located(source, item) for item in islice(items, MAX_ERRORS)]
     else:
-        story._source, story._given = source, given
+        story._source, story._given, story._doubts = source, given, doubts
         if not faults and not refused:
             return story
     mended = {fault.line for fault in source.faults if fault.mended}

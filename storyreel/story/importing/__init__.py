@@ -111,14 +111,14 @@ def _read(source: Source, wanted: str, fps: float | None) -> tuple[Format, Draft
             words = f"{source.path} is not {FORMATS[wanted].what}: {error}"
             raise FormatError(words, "Leave out --from to have it recognised.") from None
     _refuse_story(source)
-    tried = []
+    tried: dict[str, list[str]] = {}
     for one in FORMATS.values():
         if one.recognised:
             try:
                 return one, one.read(source, fps)
             except NotThisError as error:
-                tried.append((one.name, str(error)))
-    lines = "\n".join(f"  {name:10} {why}" for name, why in tried)
+                tried.setdefault(str(error), []).append(one.name)
+    lines = "\n".join(f"  {', '.join(names)}: {why}" for why, names in tried.items())
     remedy = "Say what it is: --from FORMAT; or write its prompts into a text file, one a line."
     raise FormatError(f"{source.path} is of no format that is known; tried:\n{lines}", remedy)
 

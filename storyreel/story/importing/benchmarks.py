@@ -68,7 +68,7 @@ def _entities(data: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
         if isinstance(schedule, Mapping)
         else []
     )
-    people = {str(who) for shot in shots for who in shot.get("characters") or ()}
+    people = {who for shot in shots for who in _names(shot.get("characters"))}
     found = {}
     for label, one in told.items():
         if not isinstance(one, Mapping) or not (name := _text(one.get("name"))):
@@ -80,7 +80,7 @@ def _entities(data: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
 
 def _setting(here: Mapping[str, Any], entities: Mapping[str, tuple[str, str, str]]) -> str:
     """Return the place of a shot, and the things in it, with their looks."""
-    names = [str(name) for key in ("places", "objects") for name in here.get(key) or ()]
+    names = [*_names(here.get("places")), *_names(here.get("objects"))]
     told = []
     for name in names:
         looks = entities[name][2].rstrip(". ") if name in entities else ""
@@ -177,6 +177,10 @@ def _mapping(source: Source) -> Mapping[str, Any]:
 
 def _are_mappings(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and bool(value) and all(isinstance(one, Mapping) for one in value)
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
 
 def _text(value: Any) -> str:

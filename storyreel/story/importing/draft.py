@@ -15,6 +15,7 @@ from storyreel.story.schema import MAX_PROMPT, MAX_SCENES, Transition, one_line
 from storyreel.story.yaml_source import allowed_characters
 
 MAX_WEIGHED = 20_000  # characters of a text in which marks of other tools are looked for
+MAX_NESTED = 20  # brackets that weigh words
 MAX_PLACES = 3  # of one thing that was left out that are named one by one
 _EMPHASIS = re.compile(r"\(([^()]*?)\s*:\s*-?(?:\d+(?:\.\d*)?|\.\d+|`[^`]*`)\s*\)")
 _TAG = re.compile(r"<(?:lora|lyco|hypernet|lora_?block|wildcard)[^<>]*>", re.I)
@@ -110,15 +111,18 @@ def without_weights(text: str, draft: Draft, where: str) -> str:
     """Return a prompt without the numbers and tags that other tools weigh its parts by."""
     if len(text) > MAX_WEIGHED:  # no story can have it
         return text
-    plain, before = _TAG.sub("", text), ""
+    text = " ".join(text.split())
+    plain = _TAG.sub("", text)
     if plain != text:
         draft.leave_out("tags of other tools' models, as in <lora:…>", where)
     weighed = plain
-    while plain != before:
-        before, plain = plain, _EMPHASIS.sub(r"\1", plain)
+    for _ in range(MAX_NESTED):
+        plain, before = _EMPHASIS.sub(r"\1", plain), plain
+        if plain == before:
+            break
     if plain != weighed:
         draft.leave_out("weights of words, as in (word:1.2)", where)
-    doubled = re.sub(r"\({2,}([^()]*)\){2,}", r"\1", plain)
+    doubled = re.sub(r"(?<!\()\({2,}+([^()]*)\){2,}", r"\1", plain)
     if doubled != plain:
         draft.leave_out("brackets that weigh words, as in ((word))", where)
     return re.sub(r"\s*,(?:\s*,)+", ",", doubled).strip(" ,")

@@ -192,5 +192,6 @@ def _plain(text: str) -> str:
     """Return a line without marks of emphasis, centring and forcing."""
     if len(text) > MAX_WEIGHED:
         return text
-    text = re.sub(r"(?<!\\)(\*{1,3}|_)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
+    for _ in range(2):  # as in _**bold**_
+        text = re.sub(r"(?<!\\)(\*{1,3}|_)(?=\S)([^*_]+?)(?<=\S)\1", r"\2", text)
     return text.lstrip("!~").strip("> <").strip() if text[:1] in "!~>" else text.replace("\\*", "*")

@@ -82,7 +82,7 @@ def _placed(member: Member, everything: str, taken: set[str], said: list[str]) -
     common = re.search(rf"\b(?:an?|the)\s+{re.escape(name)}(?!\w)", everything, re.I) is not None
     plain = name.lower() if common or name.isupper() else name
     if not common:
-        plain = name.title() if name.isupper() and len(name) > 3 else name
+        plain = name.title() if name.isupper() and len(name) > 2 else name
     phrase, rest = _phrase(member.description)
     key = _key(name, taken)
     if rest:

@@ -163,16 +163,12 @@ def _decoded(path: str, raw: bytes) -> str:
         raise FormatError(
             f"{path} is larger than {MAX_BYTES >> 20} MB", "Lists of prompts are smaller: split it."
         )
-    encoding = "utf-8-sig"
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
+    encoding = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "UTF-8"
     try:
-        text = raw.decode(encoding)
+        text = raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise FormatError(
-            f"{path}: line {line} is not {encoding[:6].upper()} text", "Save it as UTF-8."
-        ) from None
+        raise FormatError(f"{path}: line {line} is not {encoding}", "Save it as UTF-8.") from None
     if "\0" in text:
         raise FormatError(
             f"{path} is no text file", "Name a file of prompts, a benchmark's JSON or a screenplay."

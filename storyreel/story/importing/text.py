@@ -14,7 +14,9 @@ ENDINGS = ("", ".txt", ".text", ".prompt", ".prompts")
 _MARKUP = re.compile(r"\s*(<!doctype|<html|<\?xml|\{\\rtf|%PDF)", re.I)
 _COMMANDS = re.compile(r"\s*\[(/[^\]\n]*)\]")
 _LABEL = re.compile(r"\s*(?:\d{1,4}[.):]|[-*•]|(?:scene|shot|prompt)\s+\d{1,4}\s*[.:)-])\s+", re.I)
-_TIMES = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*s(?:\s*-\s*(\d+(?:\.\d+)?)\s*s)?\s*:\s*([^\[\]]*)\]")
+_TIMES = re.compile(
+    r"\[\s*(\d+(?:\.\d+)?)\s*s(?:\s*-\s*(\d+(?:\.\d+)?)\s*s)?\s*:\s*(?!\d+(?:\.\d+)?\s*s?\s*\])([^\[\]]*)\]"
+)
 _END = r"(\d+(?:\.\d+)?)\s*([%s]?)"
 _RANGES = re.compile(rf"\[\s*(?:{_END})?\s*:\s*(?:{_END})?\s*\]")
 
