@@ -83,6 +83,10 @@ def convert(path: str, raw: bytes, spec: ModelSpec, wanted: str = "", fps: float
     cast, told, said = place(draft.cast, texts)
     for words in said:
         draft.guess(words)
+    for shot, prompts_told in zip(draft.shots, told, strict=True):
+        for one in cast:
+            if one.is_called(shot.who) and not any(f"{{{one.key}" in prompt for prompt in prompts_told):
+                draft.leave_out(f"{one.of}, who is there though no prompt says so", shot.where)
     losses = draft.losses()
     name = path.replace("\\", "/").rpartition("/")[2]
     left = len(losses) - MAX_SAID

@@ -38,6 +38,7 @@ def read_storymem(source: Source, fps: float | None) -> Draft:
         for at, prompt in enumerate(prompts):
             shot = Shot(prompt, actions[at] if actions else "", f"{where}.video_prompts[{at}]")
             here = schedule.get(f"{scene.get('scene_num', index + 1)}:{at + 1}")
+            shot.who = _names(here.get("characters")) if isinstance(here, Mapping) else []
             if shot.action and isinstance(here, Mapping):
                 shot.scene = _setting(here, entities)
             elif shot.action and prompt.rstrip().endswith(shot.action.strip()):
@@ -105,7 +106,9 @@ def read_vistory(source: Source, fps: float | None) -> Draft:
         where = f"Shots[{index}]"
         setting = _in_english(shot.get("Setting Description"), draft, where)
         still = _in_english(shot.get("Static Shot Description"), draft, where)
-        draft.shots.append(Shot(setting, still, where))
+        appearing = shot.get("Characters Appearing")
+        names = _names(appearing.get("en") if isinstance(appearing, Mapping) else appearing)
+        draft.shots.append(Shot(setting, still, where, who=names))
         for key in ("Plot Correspondence", "Shot Perspective Design"):
             if text := _in_english(shot.get(key), draft, where):
                 draft.shots[-1].remarks.append(f"{key.split()[0 if 'Plot' in key else 1].lower()}: {text}")

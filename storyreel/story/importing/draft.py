@@ -26,7 +26,7 @@ class Shot:
     """A scene to be: one prompt, or two; ``where`` it stands in its source; what is said of it in the story.
 
     ``seconds`` and ``transition`` are as in a story, None where the source says nothing; ``share`` is a part
-    of the film's length, where the source knows no seconds.
+    of the film's length, where the source knows no seconds; ``who`` are those whom it says to be there.
     """
 
     scene: str
@@ -36,6 +36,7 @@ class Shot:
     share: float | None = None
     transition: Transition | None = None
     remarks: list[str] = field(default_factory=list)
+    who: list[str] = field(default_factory=list)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from storyreel.story.importing.source import NotThisError, Source
 from storyreel.story.schema import Transition
 
 ENDINGS = (".fountain", ".spmd")
+TRANSITIONS = ("FADE IN", "FADE OUT", "FADE TO BLACK", "CUT", "CUT TO BLACK", "THE END")
 MAX_REMARKED = 200  # characters of a speech that a comment repeats
 _HEADING = re.compile(r"(?:(INT|EXT|EST|INT\.?/EXT|EXT\.?/INT|I/E)[. ])\s*(\S.*)|\.(?=[^.\s])(.+)", re.I)
 _INSIDE = {"INT": "interior", "EXT": "exterior", "EST": "exterior"}
@@ -71,6 +72,9 @@ def _read_block(reading: _Reading, block: list[tuple[int, str]]) -> list[tuple[i
         kind = "a page break" if first.startswith("===") else "a section" if first[0] == "#" else "a synopsis"
         draft.leave_out(kind, where)
         return block[1:]
+    if first.startswith("~") or (first.startswith(">") and first.endswith("<")):
+        draft.leave_out("a lyric" if first[0] == "~" else "centred text", where)
+        return block[1:]
     if len(block) == 1 and _is_transition(first):
         _set_transition(reading, first.strip("> "), where)
     elif len(block) > 1 and _is_cue(first):
@@ -116,7 +120,7 @@ def _in_words(match: re.Match[str]) -> str:
 
 def _set_transition(reading: _Reading, text: str, where: str) -> None:
     words = text.upper().rstrip(":. ")
-    if "CUT TO" in words or words == "CUT":
+    if words.endswith("CUT TO") or words == "CUT":
         reading.transition = "cut"
     elif words.startswith("DISSOLVE"):
         reading.transition = "dissolve"
@@ -127,7 +131,7 @@ def _set_transition(reading: _Reading, text: str, where: str) -> None:
 def _is_transition(line: str) -> bool:
     if line.startswith(">"):
         return not line.endswith("<")
-    return line.isupper() and (line.endswith("TO:") or line in ("FADE IN:", "FADE OUT.", "FADE OUT:", "CUT:"))
+    return line.isupper() and (line.endswith("TO:") or line.rstrip(".:") in TRANSITIONS)
 
 
 def _is_cue(line: str) -> bool:

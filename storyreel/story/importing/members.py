@@ -39,6 +39,10 @@ class Placed:
     noun: str
     of: str  # the source's name
 
+    def is_called(self, names: Sequence[str]) -> bool:
+        """Tell whether one of some names of the source is theirs."""
+        return self.of.casefold() in {_bare(_plain(name)).casefold() for name in names}
+
 
 def place(
     members: Sequence[Member], prompts: Sequence[Sequence[str]]

@@ -45,7 +45,7 @@ def read_prompts(source: Source, fps: float | None) -> Draft:
         names = ", ".join(f"{where!r:.60}" for where, _ in found[:6])
         raise FormatError(f"{source.path} has several lists of prompts: {names}", "Leave one of them in it.")
     where, value = found[0]
-    draft = _read(value, where, source)
+    draft = _read(value, where, source, fps)
     if source.is_python:
         draft.seed = _seed(data.get("seed"))
         draft.leave_out("the rest of the program, which was not run", "")
@@ -118,9 +118,9 @@ def _is_item(item: Any) -> bool:
     return isinstance(item, list | tuple) and len(item) == 2 and all(isinstance(text, str) for text in item)
 
 
-def _read(value: Any, where: str, source: Source) -> Draft:
+def _read(value: Any, where: str, source: Source, fps: float | None) -> Draft:
     if isinstance(value, str):
-        return read_any(value, source.path, where)
+        return read_any(value, source.path, where, fps)
     draft = Draft([])
     for index, item in enumerate(value):
         place = f"{where}[{index}]"
@@ -187,8 +187,14 @@ def read_travel(source: Source, fps: float | None) -> Draft:
         prompt = joined([head, without_weights(text, draft, where), tail])
         items.append(((_frame(key) or 0) / rate, None, prompt, where))
     end = next((value for key in FRAMES if isinstance(value := around.get(key), int) and value > 0), None)
-    draft.shots = timed(items, None if end is None else end / rate, draft)
-    if len(items) > 1 and not told:
+    frames = [round(item[0] * rate) for item in items]
+    is_numbered = len(frames) > 1 and frames == list(range(frames[0], frames[0] + len(frames)))
+    if is_numbered and steps is data:
+        draft.guess("the keys number the prompts, and are no frames")
+        draft.shots = [Shot(text, where=where.replace("frame", "key")) for _, _, text, where in items]
+    else:
+        draft.shots = timed(items, None if end is None else end / rate, draft)
+    if len(items) > 1 and not told and not (is_numbered and steps is data):
         draft.guess(f"there are {rate:g} frames a second, as AnimateDiff has them; --fps says otherwise")
     used = ("prompt_map", "head_prompt", "tail_prompt", *FRAMES, "fps", "output")
     _settings(draft, {key: value for key, value in around.items() if key not in used}, ())

@@ -34,13 +34,13 @@ def read_relay(source: Source, fps: float | None) -> Draft:
 def read_lines(source: Source, fps: float | None) -> Draft:
     """Read a prompt a line."""
     _refuse_markup(source)
-    return _listed(source.text, source.path, "", False)
+    return _listed(source.text, "", False, fps)
 
 
 def read_paragraphs(source: Source, fps: float | None) -> Draft:
     """Read a prompt a paragraph."""
     _refuse_markup(source)
-    return _listed(source.text, source.path, "", True)
+    return _listed(source.text, "", True, fps)
 
 
 def read_text(source: Source, fps: float | None) -> Draft:
@@ -50,16 +50,16 @@ def read_text(source: Source, fps: float | None) -> Draft:
         raise NotThisError(
             f"a file that ends in {source.suffix} may be anything: say --from lines if it is that"
         )
-    return _listed(source.text, source.path, "", None)
+    return _listed(source.text, "", None, fps)
 
 
-def read_any(text: str, path: str, where: str) -> Draft:
+def read_any(text: str, path: str, where: str, fps: float | None) -> Draft:
     """Read a text that stands in another file."""
     if _TIMES.search(text):
         return _framepack(text, where)
     if any(match[1] or match[3] for match in _RANGES.finditer(text)):
-        return _relay(text, path, where, None)
-    return _listed(text, path, where, None)
+        return _relay(text, path, where, fps)
+    return _listed(text, where, None, fps)
 
 
 def timed(
@@ -159,7 +159,7 @@ def _refuse_markup(source: Source) -> None:
         raise NotThisError(f"it is {kind}, not plain text{hint}")
 
 
-def _listed(text: str, path: str, where: str, paragraphs: bool | None) -> Draft:
+def _listed(text: str, where: str, paragraphs: bool | None, fps: float | None) -> Draft:
     """Read lines or paragraphs; None for whichever they seem to be."""
     draft = Draft([])
     blocks = list(_blocks(text, draft))
@@ -176,7 +176,7 @@ def _listed(text: str, path: str, where: str, paragraphs: bool | None) -> Draft:
         texts = [(number, _LABEL.sub("", text, count=1)) for number, text in texts]
         draft.guess("numbers and dashes before the prompts are no part of them")
     for number, prompt in texts:
-        draft.shots += _shots(prompt, f"{where}, line {number}" if where else f"line {number}", draft)
+        draft.shots += _shots(prompt, f"{where}, line {number}" if where else f"line {number}", draft, fps)
     one_prompt(draft)
     return draft
 
@@ -205,13 +205,13 @@ def _are_wrapped(blocks: Sequence[Sequence[tuple[int, str]]]) -> bool:
     return len(blocks) > 1 and 2 * open_ends > len(pairs)
 
 
-def _shots(text: str, where: str, draft: Draft) -> Iterator[Shot]:
+def _shots(text: str, where: str, draft: Draft, fps: float | None) -> Iterator[Shot]:
     """Yield the scene of a prompt, or several if it has several parts, with what its commands say."""
     first = Shot("", where=where)
     while match := _COMMANDS.match(text):
         text = text[match.end() :]
         for command in match[1].split(","):
-            _obey(command.strip().lstrip("/"), first, draft)
+            _obey(command.strip().lstrip("/"), first, draft, fps)
     parts = [without_weights(part, draft, where) for part in text.split("|")]
     parts = [part for part in parts if part.strip()] or [""]
     seconds = first.seconds
@@ -226,12 +226,14 @@ def _shots(text: str, where: str, draft: Draft) -> Iterator[Shot]:
         yield going_on if index else start
 
 
-def _obey(command: str, shot: Shot, draft: Draft) -> None:
+def _obey(command: str, shot: Shot, draft: Draft, fps: float | None) -> None:
     """Do what a command of WanGP says; say it if a story has nothing like it."""
     name, _, value = (part.strip() for part in command.partition("="))
-    duration = re.fullmatch(r"(\d+(?:\.\d+)?)\s*s", value)
-    if name == "duration" and duration and float(duration[1]) > 0:
-        shot.seconds = float(duration[1])
+    duration = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s?)", value)
+    if name == "duration" and duration and float(duration[1]) > 0 and (duration[2] or fps):
+        shot.seconds = float(duration[1]) / (1.0 if duration[2] or not fps else fps)
+    elif name == "duration" and duration and not duration[2]:
+        draft.leave_out(f"the command [/{command[:60]}], which counts frames: give --fps", shot.where)
     elif name == "new_shot" or (name == "overlap" and value == "0"):
         shot.transition = "cut"
     else:

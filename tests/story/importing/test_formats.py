@@ -78,6 +78,9 @@ def test_other_commands_comments_and_macros_are_said_with_their_line() -> None:
         "the command [/overlap=9] (line 4)",
         "the command [/duration=20%] (line 5)",
     ]
+    frames = "[/duration=32] one\n[/new_shot,/duration=16]two\n"
+    assert [scene.seconds for scene in made("a.txt", frames, fps=16.0).story.scenes] == [2, 1]
+    assert "which counts frames: give --fps (line 1)" in made("a.txt", frames).left_out[0]
     assert made("a.txt", "one\n[/overlap=0] two\n").story.scenes[1].transition == "cut"
 
 
@@ -293,6 +296,10 @@ def test_vistorybench_has_settings_still_pictures_and_a_cast() -> None:
     assert "# perspective: wide" in done.text
     assert "texts in other languages: ch" in done.left_out
     assert "Plot Correspondence (kept as a comment) (Shots[0])" in done.left_out
+    unnamed = json.loads(json.dumps(VISTORY))
+    unnamed["Shots"].append(unnamed["Shots"][0] | {"Static Shot Description": {"en": "She sings"}})
+    done = made("story.json", unnamed)
+    assert "Baker, who is there though no prompt says so (Shots[1])" in done.left_out
     chinese = {"Shots": [{"Setting Description": {"ch": "店"}, "Static Shot Description": {"ch": "开门"}}]}
     assert scenes(made("story.json", chinese).story)[0][:2] == ("店", "开门")
 
@@ -346,6 +353,12 @@ def test_maps_over_frames_without_braces_or_in_a_program(name: str) -> None:
     assert done.format.name == "travel"
     assert scenes(done.story) == [("a fox sits", "", 2, "blend"), ("a fox runs", "", None, "blend")]
     assert "what prompts say is not to be there (--neg) (frame 0)" in done.left_out
+
+
+def test_keys_that_number_prompts_are_no_frames() -> None:
+    done = made("a.json", {"1": "a fox sits", "2": "a fox runs", "3": "a fox sleeps"})
+    assert [scene.seconds for scene in done.story.scenes] == [None] * 3
+    assert any("no frames" in words for words in done.guessed)
 
 
 def test_prompts_in_brackets_with_seconds() -> None:
@@ -416,6 +429,10 @@ Hello!
 
 # Act two
 
+> THE END <
+
+~la la la
+
 FADE OUT.
 
 .AT HOME
@@ -444,7 +461,9 @@ def test_a_screenplay_has_a_scene_for_every_paragraph_a_cast_and_cuts() -> None:
         "Author of the title page (line 2)",
         "what is spoken (kept as comments) (line 9, line 23)",
         "a section (line 26)",
-        "the transition FADE OUT. (line 28)",
+        "centred text (line 28)",
+        "a lyric (line 30)",
+        "the transition FADE OUT. (line 32)",
     ]
     assert made("scene.txt", FOUNTAIN).format.name == "fountain"
 
