@@ -23,6 +23,7 @@ from storyreel.film.manifest import Manifest
 from storyreel.models.device_errors import check_device
 from storyreel.models.inventory import check_inventory
 from storyreel.rendering import render as render_film
+from storyreel.story.casting import read_casting
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan, Segment
 from storyreel.story.planning import Overrides, make_plan
@@ -140,9 +141,14 @@ class Film:
         )
 
 
-def load_story(path: PathLike) -> Story:
-    """Read and check a story. Raises ScriptError with all of its faults, UsageError without a file."""
-    return read_story(Path(path))
+def load_story(path: PathLike, *, cast: Mapping[str, str] | None = None) -> Story:
+    """Read and check a story.
+
+    ``cast`` says who plays in it, as ``--cast`` does: {"first": "a red panda", "first.possessive": "her"}.
+    Raises ScriptError with all of its faults; UsageError without a file, or for somebody it does not know.
+    """
+    _check_types(cast=(cast, Mapping))
+    return read_story(Path(path), read_casting([f"{who}={text}" for who, text in (cast or {}).items()]))
 
 
 def plan(

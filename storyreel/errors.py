@@ -93,6 +93,12 @@ class ScriptError(StoryreelError):
         return "\n".join(shown)
 
 
+class FormatError(StoryreelError):
+    """A file of another program is of no format that is known, or is not what its format allows."""
+
+    exit_code = 65
+
+
 class MissingError(StoryreelError):
     """A model, a weight, a device or a program is not there."""
 

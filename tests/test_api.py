@@ -104,6 +104,20 @@ def test_a_story_and_a_plan_are_taken_too(story: Path, tmp_path: Path) -> None:
             storyreel.render(taken, out=tmp_path, **settings)  # type: ignore[arg-type]
 
 
+def test_a_story_is_read_with_a_cast(story: Path, tmp_path: Path) -> None:
+    story.write_text("render: {model: fake}\nscenes: ['{first} wags {first.possessive} tail']\n")
+    plot = storyreel.load_story(story, cast={"first": "a fox", "first.possessive": "her"})
+    film = storyreel.render(plot, name="her", out=tmp_path / "out", engine=FakeEngine())
+    assert [scene.scene for scene in film.scenes] == ["a fox wags her tail"]
+    for cast, words in (
+        ({"second": "a"}, "no such member"),
+        ({"": "a"}, "no member of a cast"),
+        ("a", "not valid"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            storyreel.load_story(story, cast=cast)  # type: ignore[arg-type]
+
+
 def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no finished film"):
         storyreel.Film.open(tmp_path / "nowhere")

@@ -890,6 +890,18 @@ def test_page_and_manifest_say_what_was_decided(tmp_path: Path, weighting: bool)
     assert page.count("(cut)") == 1
 
 
+@pytest.mark.parametrize("weighting", ["true", "texts"])
+def test_one_prompt_alone_is_weighed_nowhere(tmp_path: Path, weighting: str) -> None:
+    alone = ("a fox sits", "a fox sits")
+    make(tmp_path, story([alone, ("a park", "a fox runs")]), steps=8, method=(f"weighting={weighting}",))
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    one, two = (segment["decided"]["prompt_weights"] for segment in manifest["segments"])
+    assert one == [[0.5, 0.5]] * 8
+    assert len({tuple(pair) for pair in two}) > 1
+    page = (tmp_path / "foxes" / "index.html").read_text()
+    assert page.count("<polyline") == 1
+
+
 def test_the_page_shows_text_as_text(tmp_path: Path) -> None:
     evil = [("a </script><script>alert(1)</script>", "b &amp; c")]
     text = f'render: {{model: fake}}\nscenes:\n  - ["{evil[0][0]}", "{evil[0][1]}"]\n'

@@ -11,7 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from storyreel import __version__
-from storyreel.cli import films, machine, models, rendering, scores, sheets, stories, streams, takes
+from storyreel.cli import (
+    films,
+    importing,
+    machine,
+    models,
+    rendering,
+    scores,
+    sheets,
+    stories,
+    streams,
+    takes,
+)
 from storyreel.cli.help import Command, Group
 from storyreel.cli.options import as_command
 from storyreel.cli.process import give_large_blocks_back, rank
@@ -35,7 +46,12 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "inspect": films.inspect,
         "clean": films.clean,
     },
-    "Stories": {"new": stories.new, "validate": stories.validate, "schema": stories.schema},
+    "Stories": {
+        "new": stories.new,
+        "import": importing.import_story,
+        "validate": stories.validate,
+        "schema": stories.schema,
+    },
     "How good films are": {"eval": scores.evaluate, "ablate": scores.ablate},
     "Models and this machine": {
         "models": models.models,

@@ -20,7 +20,6 @@ from storyreel.cli.reading import (
 from storyreel.cli.results import Verified, failed, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import ScriptError, StoryreelError, UsageError, counted, printable
-from storyreel.story.naming import film_name
 
 CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # what ffmpeg says of any MP4
 
@@ -67,7 +66,8 @@ def show_status(places: list[Path], stories: list[Path], options: OutOptions, as
             remedy = "Name a film, its folder, a folder of films, or a story that ends in .yaml."
             raise UsageError(f"{place} is neither a film nor a folder of films", remedy)
         rows |= {name if name not in rows else str(place / name): row for name, row in found.items()}
-    plans, errors = read(stories, options.plan, film_name)
+    options.check_name(stories)
+    plans, errors = read(stories, options.plan, options.film_name, casting=options.casting())
     if plans:
         rows |= all_films(options.out, plans, note)
     if as_json:

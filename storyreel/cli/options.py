@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
@@ -18,9 +18,11 @@ from storyreel.cli.help import LAST
 from storyreel.errors import ScriptError, UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS
+from storyreel.story.casting import read_casting
+from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
-from storyreel.story.schema import Story
+from storyreel.story.schema import Casting, Story
 from storyreel.story.vocabulary import warnings_of
 
 T = TypeVar("T")
@@ -82,6 +84,15 @@ Quantize = Annotated[
         "QUANTIZE",
     ),
 ]
+Cast = Annotated[
+    list[str] | None,
+    option(
+        "MEMBER=NAME",
+        "Who plays a member of the story's cast, as in first='a red panda'; also MEMBER.possessive=his, "
+        "MEMBER.noun=panda, or a YAML file with a cast; may be repeated.",
+        FILM,
+    ),
+]
 Weights = Annotated[
     Path | None,
     option("DIR", "A folder of the model's weights, instead of what was pulled.", WORK, "WEIGHTS"),
@@ -105,6 +116,9 @@ Strict = Annotated[
 ]
 Out = Annotated[Path, option("DIR", "Folder for the films; each gets one of its own.", WORK, "OUT")]
 USUAL_OUT = Path("out")
+Name = Annotated[
+    str | None, option("NAME", "The film's name, of one story alone. Default: the file's.", WORK)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and errors alone.", rich_help_panel=LAST)]
 Verbose = Annotated[
     bool,
@@ -212,6 +226,7 @@ class FilmOptions:
         option(Speed, "How many steps are computed, not guessed. Default: exact.", FILM, "SPEED"),
     ] = None
     quantize: Quantize = None
+    cast: Cast = None
     weights: Weights = None
     device: Device = "auto"
     strict: bool = False  # an option of those commands that name it
@@ -231,6 +246,10 @@ class FilmOptions:
             if getattr(said, name, None) is not None:
                 values[name] = None
         return Overrides(**values | {"method": tuple(self.method or ()), "without": self.parts()})
+
+    def casting(self) -> Casting:
+        """Return who plays instead of a story's own cast. Raises UsageError or ScriptError."""
+        return read_casting(self.cast or ())
 
     def parts(self) -> frozenset[str]:
         """Return the parts of the method that are left out."""
@@ -262,9 +281,23 @@ class OutOptions(FilmOptions):
     """What decides films, and where they are."""
 
     out: Out = USUAL_OUT
+    name: Name = None
     without: Annotated[
         str, option("PARTS", "Leave out parts of the method: some of dipw, twb, identity, sar, or all.", FILM)
     ] = ""
+
+    def film_name(self, story: Path) -> str:
+        """Return the name of a story's film."""
+        return self.name or film_name(story)
+
+    def check_name(self, stories: Sequence[Path]) -> None:
+        """Raise UsageError for a name that is none, or is meant for several films."""
+        if self.name is not None:
+            check_film_name(self.name)
+            if len(stories) > 1:
+                raise UsageError(
+                    "--name is for one story", "Render them one by one, or choose another --out."
+                )
 
     def parts(self) -> frozenset[str]:
         """Return the parts of the method that are left out."""
@@ -292,7 +325,8 @@ class RenderOptions(OutOptions):
             if name in (self.sources or ()) or value is None or value is False or value in ("", []):
                 continue
             for one in value if isinstance(value, list) else [value]:
-                word = Path(one).absolute() if isinstance(one, Path) else one
+                is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)
+                word = Path(one).absolute() if is_path else one
                 yield f"--{name}" if one is True else f"--{name}={word}"
 
     def environment(self) -> dict[str, str]:

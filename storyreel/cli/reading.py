@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import TypeVar
 
-from storyreel.cli.telling import complain, is_quiet
-from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
+from storyreel.cli.telling import complain, is_quiet, note
+from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError, printable
 from storyreel.story.plan import Plan
-from storyreel.story.schema import STDIN, Story, load_story
+from storyreel.story.schema import NOBODY_ELSE, STDIN, Casting, Story, load_story
 
 T = TypeVar("T")
 
@@ -21,17 +21,20 @@ def read(
     plan: Callable[[Story, str], T],
     name_of: Callable[[Path], str],
     once: bool = True,
+    casting: Casting = NOBODY_ELSE,
 ) -> tuple[dict[str, T], dict[str, StoryreelError]]:
     """Read and plan all stories; return the plans by name, and what is wrong with the others by path.
 
-    With ``once``, two of one name are an error.
+    With ``once``, two of one name are an error. ``casting`` wins over the stories' own casts.
     """
     plans: dict[str, T] = {}
     errors: dict[str, StoryreelError] = {}
     taken: set[str] = set()
     for path in stories:
         try:
-            story = load_story(path)
+            story = load_story(path, casting)
+            for words in story.doubts:
+                note(printable(f"{shown(path)}: {words}"))
             name = name_of(path)
             if once and name.casefold() in taken:
                 remedy = "Rename one of the stories: the file's name is the film's."

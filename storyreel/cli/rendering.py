@@ -40,7 +40,6 @@ from storyreel.errors import (
     printable,
 )
 from storyreel.stopping import KEPT, deferred, stopping
-from storyreel.story.naming import film_name
 from storyreel.story.plan import Plan
 from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
@@ -94,7 +93,9 @@ def render(
     exclude("--verify", verify, others)
     # Every story, and all weights, are looked at before the first is rendered: a fault costs no work.
     warned: Warned = {}
-    plans, errors = read(stories, partial(options.plan, warned=None if verify else warned), film_name)
+    options.check_name(stories)
+    plan = partial(options.plan, warned=None if verify else warned)
+    plans, errors = read(stories, plan, options.film_name, casting=options.casting())
     only = {name: scenes_of(scenes, plan) for name, plan in plans.items()}
     if not keep_going:
         raise_all(errors.values())
@@ -264,7 +265,9 @@ def submit(
     if STDIN in stories:
         raise UsageError("a job cannot read standard input", "Write the story into a file, and name that.")
     warned: Warned = {}
-    plans, errors = read(stories, partial(options.plan, warned=warned), film_name)
+    options.check_name(stories)
+    plan = partial(options.plan, warned=warned)
+    plans, errors = read(stories, plan, options.film_name, casting=options.casting())
     raise_all(errors.values())
     check_out(options.out)
     warn(warned)

@@ -151,6 +151,26 @@ class Validated(TypedDict):
     notes: list[str]
 
 
+@with_config(CLOSED)
+class Imported(TypedDict):
+    """A story that a file of another program became.
+
+    ``story`` is its text, ``file`` where that was written, or null. ``guessed`` is what the source does not
+    say, ``left_out`` what a story has no place for, ``changed`` lengths that the model cannot have, and
+    ``problems`` are why the model cannot render the story as it is.
+    """
+
+    format: str
+    file: str | None
+    story: str
+    scenes: int
+    cast: list[str]
+    guessed: list[str]
+    left_out: list[str]
+    changed: list[str]
+    problems: list[Fault]
+
+
 @with_config(OPEN)
 class Model(TypedDict):
     """A model's entry in the table, with the folder of its weights.
@@ -313,6 +333,7 @@ SHAPES: dict[str, Any] = {
     "verify": dict[str, Verified | Failed],
     "inspect": dict[str, str],
     "clean": list[Cleaned],
+    "import": Imported,
     "validate": dict[str, Validated],
     "eval": Evaluated,
     "ablate": Evaluated | dict[str, Planned],

@@ -12,6 +12,7 @@ import typer
 
 from storyreel.cli.options import (
     WORK,
+    Cast,
     Device,
     DryRun,
     FilmOptions,
@@ -27,6 +28,7 @@ from storyreel.cli.results import print_json
 from storyreel.errors import ScriptError, StoryreelError, UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.stopping import KEPT, stopping
+from storyreel.story.casting import read_casting
 from storyreel.story.naming import film_name
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ def evaluate(
         list[Path] | None, option("FILE", "The story that it tells; with --video.", FOREIGN)
     ] = None,
     video: Annotated[list[Path] | None, option("FILE", "That film.", FOREIGN)] = None,
+    cast: Cast = None,
     segments: Annotated[
         str,
         option("WHERE", "Where its scenes begin: chapters, equal, or seconds, as in 2.5,5,7.5.", FOREIGN),
@@ -103,8 +106,10 @@ def evaluate(
     if weights_dir is not None and not weights_dir.is_dir():
         raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
     check_weights(weights)
-    pairs = zip(stories, videos, strict=True)
-    films, errors = collect(folders, [partial(foreign_film, *pair, segments) for pair in pairs], fps)
+    if cast and not stories:
+        raise UsageError("--cast is for --story", "A film of storyreel's says itself who plays in it.")
+    pairs, casting = zip(stories, videos, strict=True), read_casting(cast or ())
+    films, errors = collect(folders, [partial(foreign_film, *pair, segments, casting) for pair in pairs], fps)
     if films:
         beside = folders[0] if folders and folders[0].is_dir() else films[0].path.parent
         evaluation = _evaluated(films, errors, require or (), weights_dir, own, weights, device)
@@ -181,7 +186,7 @@ def ablate(
         options.plan(story, name, warned)  # all of the story's films are warned of alike
         return ablation.plan_films(story, name, seeds, chosen, options.overrides(story))
 
-    planned, errors = read(stories, plan, film_name)
+    planned, errors = read(stories, plan, film_name, casting=options.casting())
     raise_all(errors.values())
     check_out(out)
     check_weights(options.weights)

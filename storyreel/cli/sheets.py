@@ -17,7 +17,6 @@ from storyreel.errors import ScriptError, UsageError, counted
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.draft import with_seed
 from storyreel.story.edit import edit_story, with_scene_key
-from storyreel.story.naming import film_name
 from storyreel.story.plan import Plan
 from storyreel.story.schema import Story
 
@@ -64,7 +63,8 @@ def sheet(
         several = range(1, seeds + 1) if seeds > 1 else ()  # one of them may be a scene's own
         return plan, {seed: options.plan(with_seed(text, seed), name) for seed in several}
 
-    plans, errors = read([story], planned, film_name)
+    options.check_name([story])
+    plans, errors = read([story], planned, options.film_name, casting=options.casting())
     raise_all(errors.values())
     ((name, (plan, others)),) = plans.items()
     check_out(options.out)

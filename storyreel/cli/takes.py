@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from storyreel.cli.options import (
     USUAL_OUT,
     DryRun,
     Json,
+    Name,
     Out,
     RenderOptions,
     check_weights,
@@ -24,9 +26,9 @@ from storyreel.cli.rendering import rendering_engine
 from storyreel.cli.results import print_json
 from storyreel.cli.telling import note
 from storyreel.errors import ScriptError, UsageError, counted, printable
-from storyreel.story.naming import film_name
+from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
-from storyreel.story.schema import STDIN, Story, load_story, with_retake
+from storyreel.story.schema import NOBODY_ELSE, STDIN, Casting, Story, load_story, with_retake
 
 if TYPE_CHECKING:
     from storyreel.film.takes import Take
@@ -85,8 +87,8 @@ def retake(
     laid side by side in OUT/NAME/takes-NN.png. The film changes only when a take is kept: storyreel keep.
     Give the options that the film was rendered with; --seed is the take's.
     """
-    loaded = _read(story, scene)
-    name = film_name(story)
+    options.check_name([story])
+    loaded, name = _read(story, scene, options.casting()), options.film_name(story)
     if options.seed is None and loaded.render.seed is None:
         options = replace(options, seed=_seed_of_film(options.out / name, name))
     check_out(options.out)
@@ -107,7 +109,9 @@ def retake(
     for take in made:
         print(f"take {take.take}: {_video(take, options.out / name)}")
     print(sheet)
-    note(f"to keep one: storyreel keep {story} {scene} TAKE")
+    where = "" if options.out == USUAL_OUT else f" --out {shlex.quote(str(options.out))}"
+    where += "" if options.name is None else f" --name {shlex.quote(options.name)}"
+    note(f"to keep one: storyreel keep {shlex.quote(str(story))} {scene} TAKE{where}")
 
 
 def keep(
@@ -115,6 +119,7 @@ def keep(
     scene: Number,
     take: Annotated[int, typer.Argument(help="The take's number; 1 is the first.", metavar="TAKE", min=1)],
     out: Out = USUAL_OUT,
+    name: Name = None,
     as_json: Json = False,
 ) -> None:
     """Write into the story which take of a scene the film shows. The next render shows it.
@@ -125,10 +130,12 @@ def keep(
     from storyreel.story.edit import edit_story, with_scene_key
 
     loaded = _read(story, scene)
+    if name is not None:
+        check_film_name(name)
     present = loaded.scenes[scene - 1].retake
     written: Any = None
     if take > 1 and not (present and present.take == take):
-        written = find_take(out / film_name(story), scene, take).written
+        written = find_take(out / (name or film_name(story)), scene, take).written
     elif present and present.take == take:
         written = present.written
     changed = edit_story(story, lambda text: with_scene_key(text, scene, "retake", written, str(story)))
@@ -139,11 +146,11 @@ def keep(
     note(f"to bring the film up to date: storyreel render {story}")
 
 
-def _read(story: Path, scene: int) -> Story:
+def _read(story: Path, scene: int, casting: Casting = NOBODY_ELSE) -> Story:
     """Return a story that has a scene of this number. Raises UsageError or ScriptError."""
     if story == STDIN:
         raise UsageError("takes are of a story in a file", "Save the story, and name its file.")
-    loaded = load_story(story)
+    loaded = load_story(story, casting)
     if scene > len(loaded.scenes):
         has = counted(len(loaded.scenes), "scene")
         raise UsageError(f"{story} has no scene {scene}", f"It has {has}; they count from 1.")

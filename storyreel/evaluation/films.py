@@ -25,7 +25,7 @@ from storyreel.film import reader
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.planning import DEFAULT_MODEL
-from storyreel.story.schema import Character, Story, load_story
+from storyreel.story.schema import NOBODY_ELSE, Casting, Character, Story, load_story
 
 MANIFEST = "manifest.json"
 MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames
@@ -52,6 +52,11 @@ class Span:
     others: Mapping[str, str] = field(default_factory=dict)
     sides: float | None = None
     goes_on: bool = True
+
+    @property
+    def prompt(self) -> str:
+        """Scene and action as one text; once, where they are the same."""
+        return self.scene if self.action == self.scene else f"{self.scene} {self.action}"
 
     @property
     def frames(self) -> int:
@@ -350,14 +355,14 @@ def _cost(manifest: _Manifest) -> dict[str, float]:
     return cost
 
 
-def foreign_film(story_path: Path, film: Path, segments: str) -> Film:
-    """Return a film that anything made of a story.
+def foreign_film(story_path: Path, film: Path, segments: str, casting: Casting = NOBODY_ELSE) -> Film:
+    """Return a film that anything made of a story, with who plays in it instead of the story's cast.
 
     ``segments`` says where its scenes are: ``chapters``, ``equal``, or the seconds at which the second and
     every later scene begin, with commas. Raises ScriptError, UsageError, or StoryreelError if the story does
     not fit the film.
     """
-    story = load_story(story_path)
+    story = load_story(story_path, casting)
     if not film.is_file():
         raise UsageError(f"{film} is not a file", "Name a film: MP4, MOV, MKV, WebM or AVI.")
     facts, frames = reader.probe(film), reader.survey(film)

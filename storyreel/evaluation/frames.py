@@ -163,7 +163,7 @@ class Scenes:
         blip: dict[str, float] = {}
         if self._matcher is not None:
             few = inner[:: max(1, len(inner) // BLIP_PICTURES)][:BLIP_PICTURES]
-            found = self._matcher.match(few, f"{span.scene} {span.action}")
+            found = self._matcher.match(few, span.prompt)
             blip = {name: 100 * float(values.mean()) for name, values in found.items()}
         if self._distance is not None:
             height, width = pictures.shape[2:]

@@ -154,7 +154,7 @@ def _scene(scored: Scored, index: int) -> dict[str, Any]:
         "when": clock(span.start / scored.film.fps),
         "picture": _encoded(scored.pictures[index].middle),
         "scene": span.scene,
-        "action": span.action,
+        "action": "" if span.action == span.scene else span.action,
     }
 
 

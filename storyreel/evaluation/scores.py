@@ -110,7 +110,7 @@ def film_scores(
 
 def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:
     """Say how many of the texts that an encoder was given it did not read whole; None if it did."""
-    joined = [f"{span.scene} {span.action}" for span in film.spans]
+    joined = [span.prompt for span in film.spans]
     parts = [text for span in film.spans for text in (span.scene, span.action)]
     texts = sorted({*joined, *parts} if name != BLIP else set(joined))
     count = reader.cut(texts)
@@ -214,7 +214,7 @@ def _from_texts(
     )
     for span, seen, scene in zip(film.spans, look.scenes, scenes, strict=True):
         vectors = seen.vectors[name].to(embedded[span.scene].device)
-        action, both = encoder.embed_texts([span.action, f"{span.scene} {span.action}"])
+        action, both = encoder.embed_texts([span.action, span.prompt])
         fits = {text: float((vectors @ vector).mean()) for text, vector in embedded.items()}
         fit, act = fits.pop(span.scene), float((vectors @ action).mean())
         if name == CLIP:

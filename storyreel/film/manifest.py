@@ -12,6 +12,8 @@ from storyreel.film.inventory import Inventory
 from storyreel.film.keys import scene_facts
 from storyreel.film.store import FORMAT, Record
 
+UNWEIGHTED = (0.5, 0.5)  # what scene and action count where neither leads
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -80,11 +82,15 @@ def _records(inventory: Inventory, index: int) -> tuple[Record, Record]:
 def _decided(inventory: Inventory, index: int) -> dict[str, Any]:
     """Return what was decided of a segment, with how far the two sides of the seam before it are apart.
 
+    Where scene and action are one prompt, nothing was weighed, whatever its weights would have been.
     That is None where nobody knows: of a cut that the story wants, and where the two segments have never been
     decoded one after the other.
     """
     latents, video = _records(inventory, index)
     decided: dict[str, Any] = dict(latents.decided)
+    segment = inventory.plan.segments[index]
+    if segment.scene == segment.action:  # one prompt, of which nothing leads
+        decided["prompt_weights"] = [UNWEIGHTED] * len(decided.get("prompt_weights", ()))
     sides = video.decided.get("sides")
     if decided.get("seam"):
         known = sides is not None and sides["before"] == inventory.keys.latents[index - 1]

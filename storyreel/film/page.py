@@ -34,7 +34,7 @@ def _scene(segment: Segment, made: Decided, fps: int) -> dict[str, str]:
         "scene": segment.scene,
         "action": "" if segment.action == segment.scene else segment.action,
         "seam": _seam(seam) if seam else "",
-        "curve": _curve(made.get("prompt_weights") or []),
+        "curve": _curve([] if segment.action == segment.scene else made.get("prompt_weights") or []),
     }
 
 

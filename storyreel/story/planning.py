@@ -389,3 +389,9 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}
     words = " or ".join(f"{count * unit:g}" for count in sorted(nearest))
     return f"model {spec.name} cannot render a scene of {seconds:g} seconds; the nearest it can: {words}"
+
+
+def nearest_seconds(spec: ModelSpec, seconds: float) -> float:
+    """Return the length of a scene that a model can render and that is nearest to another one."""
+    unit = spec.frames_per_latent / spec.fps
+    return min(max(round(min(seconds, 1e9) / unit), 1), spec.max_latents - LEAD) * unit

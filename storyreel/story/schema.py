@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,11 +39,11 @@ HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
-_FIELDS = ("name", "noun", "possessive")
-_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of free texts
+CAST_FIELDS = ("name", "noun", "possessive")
+_TEXTS = ("title", "scene", "action", *CAST_FIELDS)  # keys of free texts
 
 
-def _one_line(value: object) -> object:
+def one_line(value: object) -> object:
     """Join the lines of a folded text; one without a visible character becomes empty."""
     if not isinstance(value, str):
         return value
@@ -57,7 +57,7 @@ def _no_braces(value: str) -> str:
     return value
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(_one_line)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
@@ -195,6 +195,20 @@ class RenderSettings(_Strict):
 
 
 @dataclass(frozen=True)
+class Casting:
+    """Who plays a story's members instead: texts by member and field. One with a name is somebody new.
+
+    ``singly`` are those who were named one by one: a story that knows nobody of that name refuses them.
+    """
+
+    texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    singly: frozenset[str] = frozenset()
+
+
+NOBODY_ELSE = Casting()
+
+
+@dataclass(frozen=True)
 class Piece:
     """A part of a prompt: its text, and how it is written there.
 
@@ -211,13 +225,15 @@ class Story(_Strict):
     """A film in scene pairs."""
 
     title: (
-        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(_one_line)] | None
+        Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(one_line)] | None
     ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
     render: RenderSettings = RenderSettings()
 
     _source: Source | None = PrivateAttr(None)
+    _given: frozenset[tuple[str, str]] = PrivateAttr(frozenset())  # texts of the cast that the file lacks
+    _doubts: tuple[str, ...] = PrivateAttr(())
 
     def fault(self, message: str, *location: str | int) -> Fault:
         """Return a fault at ``location``, keys and indices, for checks of a later stage."""
@@ -232,6 +248,11 @@ class Story(_Strict):
         """Return the place of each of some words of a text, in their order, as faults that say nothing."""
         if self._source is None:
             return [Fault("")] * len(words)
+        if location[:1] == ("cast",) and location[1:] in self._given:  # where that member is first mentioned
+            for place, text in _prompts(self._source):
+                for match in _PLACEHOLDER.finditer(text):
+                    if match[1] == location[1]:
+                        return self._source.where([match[0]], place) * len(words)
         match location:  # the short form has indices where the long one has keys; one prompt may be both
             case ("scenes", int(index), "scene" | "action" as key):
                 given = self._source.data["scenes"][index]
@@ -240,6 +261,11 @@ class Story(_Strict):
                 elif isinstance(given, dict) and key not in given:
                     location = ("scenes", index, "scene")
         return self._source.where(words, location)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What is probably not meant of the casting that it was read with."""
+        return self._doubts
 
     def filled(self, text: str) -> str:
         """Return a prompt with its placeholders filled in."""
@@ -274,10 +300,11 @@ def _placeholder_problems(text: str, cast: Iterable[str]) -> Iterator[str]:
         if who is None:
             yield f"{match[0]!r} is not a placeholder; a literal brace is written twice"
         elif who not in cast:
-            known = ", ".join(f"{{{name}}}" for name in cast) or "none: the story has no cast"
+            none = f"none: the story has no cast, and there is no --cast {who}=NAME"
+            known = ", ".join(f"{{{name}}}" for name in cast) or none
             yield f"unknown placeholder {match[0]}; known: {known}"
-        elif field not in _FIELDS:
-            yield f"{match[0]}: a character has {', '.join(_FIELDS)}, not {field!r}"
+        elif field not in CAST_FIELDS:
+            yield f"{match[0]}: a character has {', '.join(CAST_FIELDS)}, not {field!r}"
 
 
 def with_retake(story: Story, number: int, retake: dict[str, Any]) -> Story:
@@ -300,14 +327,14 @@ def with_retake(story: Story, number: int, retake: dict[str, Any]) -> Story:
     return story.model_copy(update={"scenes": scenes})
 
 
-def load_story(path: Path) -> Story:
-    """Read and check a story, from standard input for "-".
+def load_story(path: Path, casting: Casting = NOBODY_ELSE) -> Story:
+    """Read and check a story, from standard input for "-"; ``casting`` wins over its own cast.
 
-    Raises UsageError without a file, ScriptError with all faults.
+    Raises UsageError without a file, and for whom it does not know; ScriptError with all faults.
     """
     if path == STDIN:
-        return parse_story("stdin", sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b"")
-    return parse_story(str(path), read_story(path))
+        return parse_story("stdin", sys.stdin.buffer.read(MAX_BYTES + 1) if sys.stdin else b"", casting)
+    return parse_story(str(path), read_story(path), casting)
 
 
 def read_story(path: Path) -> bytes:
@@ -325,19 +352,82 @@ def read_story(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error.strerror}", remedy) from None
 
 
-def parse_story(path: str, raw: bytes) -> Story:
-    """Check the text of a story. Raises ScriptError with all its faults."""
+def parse_story(path: str, raw: bytes, casting: Casting = NOBODY_ELSE) -> Story:
+    """Check the text of a story; ``casting`` wins over its own cast.
+
+    Raises ScriptError with all its faults, UsageError for somebody whom it does not know.
+    """
     source = parse(path, raw)
     try:
-        return _checked(source)
+        return _checked(source, casting)
     except ScriptError:
         if (plain := source.with_plain_blanks()) is None:
             raise
-        return _checked(plain)  # which raises too
+        return _checked(plain, casting)  # which raises too
 
 
-def _checked(source: Source) -> Story:
+def parse_cast(path: str, raw: bytes) -> dict[str, Character]:
+    """Check the cast of a file, which may be a story. Raises ScriptError with all its faults."""
+    source = parse(path, raw)
+    cast = source.data.get("cast") if isinstance(source.data, dict) else None
+    faults = list(source.faults)
+    if cast is None:
+        faults = faults or [source.fault("there is no cast in it: a mapping with the key cast")]
+    else:
+        try:
+            story = Story.model_validate({"cast": cast, "scenes": ["-"]})
+        except ValidationError as error:
+            items = error.errors(include_url=False)[:MAX_ERRORS]
+            faults += [_located(source, item) for item in items]
+        else:
+            if not faults:
+                return story.cast
+    raise ScriptError(path, faults)
+
+
+def _with_cast(
+    source: Source, casting: Casting
+) -> tuple[Source, frozenset[tuple[str, str]], tuple[str, ...]]:
+    """Return a story's data with those who play instead, which texts of its cast the file lacks, and doubts.
+
+    Of a file, members whom the story does not know are left out. Raises UsageError.
+    """
+    own = source.data.get("cast", {}) if isinstance(source.data, dict) else None
+    if not casting.texts or not isinstance(own, dict):
+        return source, frozenset(), ()
+    found = [match for _, text in _prompts(source) for match in _PLACEHOLDER.finditer(text) if match[1]]
+    mentioned = {match[1]: None for match in found}
+    possessives = {match[1] for match in found if match[2] == "possessive"}
+    cast, given, doubts = dict(own), set(), []
+    for who, texts in casting.texts.items():
+        before = own.get(who)
+        if who not in own and who not in mentioned:
+            if who in casting.singly:
+                words = f"--cast {who}: {source.path} has no such member, and no prompt mentions {{{who}}}"
+                known = ", ".join(dict.fromkeys([*own, *mentioned])) or "nobody"
+                raise UsageError(words, f"It knows {known}.")
+            continue
+        if "name" in texts:
+            cast[who] = dict(texts)
+        elif who not in own:
+            words = f"--cast {who}.{next(iter(texts))}: {source.path} has no name for {who}"
+            raise UsageError(words, f"Give one too: --cast {who}=NAME")
+        elif isinstance(before, dict):
+            cast[who] = before | dict(texts)
+        given |= {(who, name) for name in (CAST_FIELDS if "name" in texts else texts)}
+        if who in casting.singly and who not in mentioned:
+            doubts.append(f"no prompt mentions {{{who}}}, whom --cast names")
+        is_lost = isinstance(before, dict) and before.get("possessive", "its") != "its"
+        if is_lost and who in possessives and "possessive" not in cast[who]:
+            words = f"{{{who}.possessive}} is 'its' for {texts['name']}"
+            doubts.append(f"{words}: --cast {who}.possessive=… says otherwise")
+    source = replace(source, data=source.data | {"cast": cast})
+    return source, frozenset(given), tuple(doubts)
+
+
+def _checked(source: Source, casting: Casting) -> Story:
     path = source.path
+    source, given, doubts = _with_cast(source, casting)
     if not isinstance(source.data, dict):
         fault = source.fault("a story is a mapping with the key scenes")
         raise ScriptError(path, [*source.faults, fault])
@@ -350,7 +440,7 @@ def _checked(source: Source) -> Story:
         items = (item for item in error.errors(include_url=False) if not _is_repeated(source, item))
         faults += [_located(source, item) for item in islice(items, MAX_ERRORS)]
     else:
-        story._source = source
+        story._source, story._given, story._doubts = source, given, doubts
         if not faults and not refused:
             return story
     mended = {fault.line for fault in source.faults if fault.mended}
@@ -438,13 +528,20 @@ def _allowed_keys(location: list[str | int]) -> str:
 
 def _prompt_faults(source: Source) -> Iterator[Fault]:
     """Yield the faults of all placeholders, also in a story with other faults."""
-    scenes, cast = source.data.get("scenes"), source.data.get("cast")
+    cast = source.data.get("cast")
     known = list(cast) if isinstance(cast, dict) else []
+    for place, prompt in _prompts(source):
+        for problem in _placeholder_problems(prompt, known):
+            yield source.fault(problem, place)
+
+
+def _prompts(source: Source) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield every prompt as the file has it, with its location."""
+    scenes = source.data.get("scenes") if isinstance(source.data, dict) else None
     for index, scene in enumerate(scenes if isinstance(scenes, list) else ()):
         for place, prompt in _prompts_in(scene):
             if isinstance(prompt, str):
-                for problem in _placeholder_problems(prompt, known):
-                    yield source.fault(problem, ("scenes", index, *place))
+                yield ("scenes", index, *place), prompt
 
 
 def _prompts_in(scene: object) -> Iterator[tuple[tuple[str | int, ...], object]]:

@@ -108,6 +108,11 @@ def forbidden_character(text: str) -> tuple[int, str] | None:
     return None if match is None else (match.start(), character(match[0]))
 
 
+def allowed_characters(text: str) -> str:
+    """Return a text without the characters that no story may have."""
+    return _FORBIDDEN.sub("", text)
+
+
 def character(char: str) -> str:
     """Return a character's code and name."""
     return f"U+{ord(char):04X} ({unicodedata.name(char, 'control character').lower()})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def evaluation(*runs: str) -> Evaluation:
     seams = [{"after": after, "blended": True, "seam_ratio": float(after)} for after in (1, 2)]
     whole = dict.fromkeys(METRICS) | {"jump": 3.7, "motion": 1.0, "seam_ratio": 1.5}
     scores = {"scenes": scenes, "seams": seams, "film": whole, "prompts_cut": []}
-    spans = tuple(Span(EVIL, EVIL, 24 * i, 24 * (i + 1), i > 0) for i in range(3))
+    spans = tuple(Span(EVIL, f"{EVIL}!", 24 * i, 24 * (i + 1), i > 0) for i in range(3))
     films = [
         Film(run, EVIL, Path("x.mp4"), EVIL, 12.0, spans, notes=(EVIL,), seconds=6.0, story="x")
         for run in runs
@@ -71,6 +72,17 @@ def test_a_report_shows_where_a_film_is_bad() -> None:
     assert "<title>scenes 2 and 3: 2.00</title>" in page
     assert page.count("data:image/jpeg;base64,") == 1 + 2 + 3  # a scene, both sides of a seam, every scene
     assert "In numbers" in page
+
+
+def test_one_prompt_alone_is_shown_once_and_told_once() -> None:
+    whole = evaluation("out")
+    film = whole.films[0].film
+    one = Span("a fox sits", "a fox sits", 0, 24, False)
+    assert (one.prompt, replace(one, action="it runs").prompt) == ("a fox sits", "a fox sits it runs")
+    whole.films[0] = replace(whole.films[0], film=replace(film, spans=(one, *film.spans[1:])))
+    page = report_page(whole)
+    assert page.count("a fox sits") == 1
+    assert "<br><small></small>" not in page
 
 
 def test_a_report_shows_how_looks_are_kept_over_the_film() -> None:
