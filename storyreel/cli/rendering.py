@@ -37,6 +37,7 @@ from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
 
 if TYPE_CHECKING:
+    from storyreel.film.signature import Signer
     from storyreel.models.specs import ModelSpec
     from storyreel.rendering import Engine
 
@@ -82,6 +83,7 @@ def render(
     check_out(options.out)
     warn(warned)
     check_weights(options.weights)
+    signer = None if verify else options.signer()
     if dry_run:
         print_plans(plans, warned, as_json, errors)
         return
@@ -91,7 +93,7 @@ def render(
     errors |= missing_weights(plans.items())
     if not keep_going:
         raise_all(errors.values())
-    _render_all(plans, errors, warned, options, keep_going, as_json)
+    _render_all(plans, errors, warned, options, signer, keep_going, as_json)
 
 
 def _render_all(
@@ -99,6 +101,7 @@ def _render_all(
     errors: Errors,
     warned: Warned,
     options: RenderOptions,
+    signer: Signer | None,
     keep_going: bool,
     as_json: bool,
 ) -> None:
@@ -110,7 +113,7 @@ def _render_all(
             with _engine(options, todo) as engine:
                 for name, plan in todo.items():
                     try:
-                        done = _render(name, plan, options, engine, as_json)
+                        done = _render(name, plan, options, engine, signer, as_json)
                         results[name] = done | {"warnings": faults_of(warned.get(name))}
                     except StoppedError:
                         raise
@@ -155,13 +158,15 @@ def _engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Iterator[Engin
     raise typer.Exit
 
 
-def _render(name: str, plan: Plan, options: RenderOptions, engine: Engine, as_json: bool) -> dict[str, Any]:
+def _render(
+    name: str, plan: Plan, options: RenderOptions, engine: Engine, signer: Signer | None, as_json: bool
+) -> dict[str, Any]:
     """Render one film and say so; return what it left as plain data."""
     from storyreel.cli.display import RenderDisplay, say
     from storyreel.rendering import render as render_film
 
     with RenderDisplay(name) as display:
-        result = render_film(plan, name, options.out, engine, display, options.overwrite)
+        result = render_film(plan, name, options.out, engine, display, options.overwrite, signer)
     scenes = f"{result.rendered} of {counted(result.segments, 'scene')} rendered"
     say(f"{name}: {plan.seconds:g} s of film, {scenes} in {result.seconds:.1f} s")
     if not as_json:
@@ -224,6 +229,7 @@ def submit(
     if options.overwrite:
         remedy = "Choose another --out, or delete the films: what goes back into the queue would start over."
         raise UsageError("--overwrite and a job exclude each other", remedy)
+    options.signer()
     slurm.check_log_folder(options.out)
     films = dict(zip(plans, stories, strict=True))
     script = slurm.job_script(

@@ -12,6 +12,9 @@ from storyreel.film.inventory import Inventory
 from storyreel.film.keys import scene_facts
 from storyreel.film.store import FORMAT
 
+# What is said of a film that was signed: its SHA-256 before that, and the SHA-256 of the certificate.
+UNSIGNED, SIGNED_BY = "unsigned_sha256", "certificate_sha256"
+
 
 @dataclass(frozen=True)
 class Manifest:
