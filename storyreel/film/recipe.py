@@ -46,7 +46,6 @@ NO_PART: dict[str, str] = {
     "storyreel.film.clean": "removes files that are not needed",
     "storyreel.film.page": "decorates the film",
     "storyreel.film.provenance": "says that the film is generated",
-    "storyreel.film.signature": "the same, signed",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",
