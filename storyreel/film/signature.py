@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
-from io import BufferedRandom, BytesIO, FileIO
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -24,7 +24,6 @@ from storyreel.origin import with_extra
 from storyreel.stopping import deferred
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
     from cryptography.x509 import Certificate
 
@@ -85,13 +84,9 @@ class Signer:
         """Put a signed manifest into an MP4. Raises StoryreelError or OSError; the file is then as it was."""
         signed = path.with_name(f".signed-{secrets.token_hex(8)}.part{path.suffix}")
         try:
-            with path.open("rb") as film, _Target(signed) as raw, BufferedRandom(raw) as target, deferred():
-                try:
-                    self._sign(film, target, title, model)
-                except StoryreelError:
-                    if raw.failure:
-                        raise raw.failure from None
-                    raise
+            # On a full disk the file's own error, at its end, replaces that of C2PA's library.
+            with path.open("rb") as film, signed.open("w+b") as target, deferred():
+                self._sign(film, target, title, model)
             signed.replace(path)
         finally:
             signed.unlink(missing_ok=True)
@@ -121,22 +116,6 @@ class Signer:
                 builder.sign(signing, KIND, film, target)
         except C2paError as error:
             raise StoryreelError(f"cannot sign with {self.certificate}: {error}", RUN_AGAIN) from None
-
-
-class _Target(FileIO):
-    """A file that remembers why it could not be written: C2PA's library says only that it could not."""
-
-    failure: OSError | None = None
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+b")
-
-    def write(self, data: ReadableBuffer, /) -> int:
-        try:
-            return super().write(data) or 0
-        except OSError as error:
-            self.failure = error
-            raise
 
 
 def open_signer(certificate: Path | None, key: Path | None) -> Signer | None:

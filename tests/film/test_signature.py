@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import storyreel
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
 from storyreel.errors import MissingError, OutputError, StoryreelError, UsageError
@@ -374,7 +375,7 @@ def test_what_signed_once_and_cannot_any_more_leaves_the_film(
 
 
 def test_a_full_disk_is_said_to_be_full(plain: bytes, files: Files, tmp_path: Path) -> None:
-    """C2PA's library says only that it could not write. Here a file may not grow as large as the film."""
+    """C2PA's library says only that it could not write. Here no file may grow as large as the film."""
     signer = open_signer(files.certificate, files.key)
     assert signer is not None
     (path := tmp_path / "film.mp4").write_bytes(plain)
@@ -580,3 +581,29 @@ def test_the_readmes_command_makes_a_certificate_that_signs(tmp_path: Path, plai
     (path := tmp_path / "film.mp4").write_bytes(plain)
     signer.sign(path, "A", "mini")
     assert read_signature(path, tmp_path / "cert.pem").state == "trusted"
+
+
+@pytest.mark.usefixtures("fake_model")
+def test_python_and_the_file_of_defaults_sign_as_the_options_do(
+    tmp_path: Path,
+    files: Files,
+    fake_engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Signer, "sign", lambda self, path, title, model: None)  # films of the fake are no MP4
+    Path("foxes.yaml").write_text(TWO)
+    storyreel.render("foxes.yaml", engine=fake_engine, sign_cert=files.certificate, sign_key=str(files.key))
+    by_python = recorded(Path("out"))["certificate_sha256"]
+    with pytest.raises(UsageError, match="a certificate and its key"):
+        storyreel.render("foxes.yaml", engine=fake_engine, sign_cert=files.certificate)
+    Path("storyreel.toml").write_text(
+        'out = "else"\nsign_cert = "maker/cert.pem"\nsign_key = "maker/key.pem"\n'
+    )
+    assert run(["render", "foxes.yaml"]) == 0
+    assert recorded(Path("else"))["certificate_sha256"] == by_python
+    files.key.unlink()
+    capsys.readouterr()
+    assert run(["info", "--json"]) == 0
+    assert "maker/key.pem is not a file" in json.loads(capsys.readouterr().out)["defaults"]["found"]
