@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from storyreel.errors import StoryreelError
 from storyreel.film import keys, mp4, writer
 from storyreel.film.provenance import GENERATED, add_xmp, holds_c2pa, xmp_packet
+from storyreel.film.verify import verify_folder
 from tests.film.test_writer import FPS, write
 from tests.test_rendering import SCENES, make, story
 
@@ -184,6 +185,9 @@ def test_a_film_from_before_is_joined_again_and_nothing_is_rendered(
         before.setattr(keys, "film_xmp", lambda plan, version: b"none")
         before.setattr("storyreel.rendering.film_xmp", lambda plan, version: b"none")
         make(tmp_path)
+    path = str(tmp_path / "foxes" / "foxes.mp4")
+    assert verify_folder(tmp_path / "foxes")[path] == "is damaged, or of an earlier version"
     result, progress, engine = make(tmp_path)
+    assert verify_folder(tmp_path / "foxes")[path] == ""
     assert (result.rendered, engine.asked, progress.heard) == (0, 0, [])
     assert GENERATED.encode() in result.film.read_bytes()
