@@ -7,6 +7,7 @@ The packages for it are an extra, and load only where something is signed or a s
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import struct
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 KIND = "video/mp4"
 # The smallest film that can be signed, to try a certificate with.
 NOTHING = struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"isom") + struct.pack(">I4sI", 12, b"mdat", 0)
+# Bytes. Larger films are hashed in parts, since what is hashed in one is in memory as a whole; smaller ones in
+# the form that every reader knows.
+LARGE = 64 << 20
 ELLIPTIC = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 # Codes of C2PA that are about a certificate and not about what was signed.
 OF_CERTIFICATES = ("signingCredential.", "timeStamp.", "algorithm.", "claimSignature.outsideValidity")
@@ -110,7 +114,7 @@ class Signer:
             info = C2paSignerInfo(_algorithm(key, self.key), chain, secret, None)
             with (
                 Signing.from_info(info) as signing,
-                _context() as context,
+                _context(in_parts=film.seek(0, os.SEEK_END) > LARGE) as context,
                 Builder(_manifest(title, model), context=context) as builder,
             ):
                 builder.sign(signing, KIND, film, target)
@@ -222,16 +226,23 @@ def _manifest(title: str, model: str) -> dict[str, Any]:
     return {"claim_generator_info": [program], "format": KIND, "title": title, "assertions": [actions]}
 
 
-def _context(anchors: str = "") -> Any:
-    """Return the settings of C2PA's library. Of what it could fetch by itself, nothing is fetched."""
+def _context(anchors: str = "", in_parts: bool = False) -> Any:
+    """Return the settings of C2PA's library. Of what it could fetch by itself, nothing is fetched.
+
+    A film is hashed ``in_parts`` of 1 MB or in one.
+    """
     from c2pa import Context
 
     settings: dict[str, Any] = {
         "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
-        "core": {"allowed_network_hosts": []},
+        "core": {"allowed_network_hosts": [], "backing_store_memory_threshold_in_mb": 32},
         "builder": {"thumbnail": {"enabled": False}},
     }
-    return Context.from_dict(settings | ({"trust": {"user_anchors": anchors}} if anchors else {}))
+    if anchors:
+        settings["trust"] = {"user_anchors": anchors}
+    if in_parts:
+        settings["core"]["merkle_tree_chunk_size_in_kb"] = 1024
+    return Context.from_dict(settings)
 
 
 def _need_packages() -> None:

@@ -99,7 +99,8 @@ def test_a_signed_film_is_the_same_film(plain: bytes, signed: bytes, tmp_path: P
     assert len(signed) > len(plain)
     assert shown(after) == shown(before)
     assert len(shown(after)) == 6
-    assert signed.index(b"moov") < signed.index(b"mdat")  # faststart
+    found = places(signed, tmp_path)
+    assert found["moov"] < found["mdat"]  # faststart
     assert xmp_of(after) == xmp_of(before)
     assert statements(xmp_of(after))["DigitalSourceType"] == GENERATED
     with av.open(str(before)) as a, av.open(str(after)) as b:
@@ -184,6 +185,27 @@ def test_a_flipped_bit_is_noticed(box: str, signed: bytes, tmp_path: Path) -> No
     for at in (start + 8, start + 25, (start + end) // 2, end - 1):
         path.write_bytes(flipped(signed, at))
         assert read_signature(path, trusting(tmp_path, ROOT)).state == "tampered"
+
+
+def test_a_large_film_is_hashed_in_parts_and_no_less_well(
+    plain: bytes, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signature, "LARGE", 1000)
+    (path := tmp_path / "film.mp4").write_bytes(plain)
+    before = shown(path)
+    signer = open_signer(files.certificate, files.key)
+    assert signer is not None
+    signer.sign(path, "A", "mini")
+    data = path.read_bytes()
+    start, end = places(data, tmp_path)["c2pa"]
+    assert b"merkle" in data[start:end]
+    assert shown(path) == before
+    assert read_signature(path, trusting(tmp_path, ROOT)).state == "trusted"
+    for box in ("moov", "mdat", "xmp"):
+        start, end = places(data, tmp_path)[box]
+        for at in (start + 8, (start + end) // 2, end - 1):
+            path.write_bytes(flipped(data, at))
+            assert read_signature(path, trusting(tmp_path, ROOT)).state == "tampered"
 
 
 @pytest.mark.parametrize("word", [b"trainedAlgorithmicMedia", b"c2pa.created", b"A <film>", b"Maker"])
