@@ -20,6 +20,7 @@ from storyreel.engine import Engine
 from storyreel.errors import DamagedError, MissingError, UsageError
 from storyreel.film.folder import FilmFolder
 from storyreel.film.manifest import Manifest
+from storyreel.film.signature import open_signer
 from storyreel.models.device_errors import check_device
 from storyreel.models.inventory import check_inventory
 from storyreel.rendering import render as render_film
@@ -217,13 +218,16 @@ def render(
     engine: Engine | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    sign_cert: PathLike | None = None,
+    sign_key: PathLike | None = None,
     **settings: Any,
 ) -> Film:
     """Render what is missing of a film into ``out/name`` and return it; with ``overwrite``, all of it.
 
     ``settings`` are those of `plan`. ``name`` is the story's file's unless it is given; a story or plan that
     comes from no file needs one. Calls that share an ``engine`` load a model once. ``progress`` is called in
-    this thread, after every evaluation of the transformer. Raises StoryreelError; finished scenes stay.
+    this thread, after every evaluation of the transformer. ``sign_cert`` and ``sign_key`` are the files of a
+    certificate and its key, in PEM, to sign the film with. Raises StoryreelError; finished scenes stay.
     """
     if name is None and isinstance(story, str | os.PathLike):
         name = film_name(Path(story))
@@ -235,8 +239,10 @@ def render(
     if isinstance(story, Plan) and settings:
         raise UsageError(f"a plan has its settings: {', '.join(settings)}", "Give them to storyreel.plan.")
     planned = story if isinstance(story, Plan) else plan(story, name=name, **settings)
+    signer = open_signer(*(None if path is None else Path(path) for path in (sign_cert, sign_key)))
     check_inventory(planned.spec)
-    render_film(planned, name, Path(out), engine or Engine(device), _Reports(progress), overwrite)
+    reports = _Reports(progress)
+    render_film(planned, name, Path(out), engine or Engine(device), reports, overwrite, signer)
     return Film.open(Path(out) / name)
 
 

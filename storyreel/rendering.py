@@ -17,12 +17,12 @@ from storyreel import __version__
 from storyreel.engine import Engine, device_faults, memory_words, with_less_memory
 from storyreel.errors import OutputError, StoppedError, StoryreelError
 from storyreel.files import file_hash, replacing, write_atomically, writing
-from storyreel.film import writer
+from storyreel.film import provenance, writer
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
 from storyreel.film.inventory import Inventory, take_inventory
-from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags
-from storyreel.film.manifest import film_manifest
+from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags, film_xmp
+from storyreel.film.manifest import SIGNED_BY, UNSIGNED, film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
 from storyreel.film.page import film_page_of
 from storyreel.film.store import Store
@@ -32,6 +32,7 @@ from storyreel.story.plan import Plan, Segment
 if TYPE_CHECKING:
     from storyreel.denoise.loop import SegmentState
     from storyreel.denoise.prompts import Scorer
+    from storyreel.film.signature import Signer
     from storyreel.models.base import Adapter
 
 __all__ = ["Engine", "Progress", "Rendered", "render"]
@@ -82,13 +83,14 @@ def render(
     engine: Engine,
     progress: Progress,
     overwrite: bool = False,
+    signer: Signer | None = None,
     only: frozenset[int] | None = None,
 ) -> Rendered:
     """Render what is missing of a film into ``out/name`` and join it; with ``overwrite``, all of it.
 
-    With ``only`` some scenes, by index, and what they depend on; then the film is joined if all of it is
-    there. The film that is there stays until its successor is complete. Raises StoryreelError of every kind;
-    finished segments stay.
+    With a ``signer``, the film is signed. With ``only`` some scenes, by index, and what they depend on are
+    rendered; then the film is joined if all of it is there. The film that is there stays until its successor
+    is complete. Raises StoryreelError of every kind; finished segments stay.
     """
     began = time.monotonic()
     ingredients = engine.ingredients(plan.spec, progress.said)
@@ -108,13 +110,16 @@ def render(
                 folder.begin(wanted)
                 with device_faults():
                     _render_missing(inventory, store, folder, engine, progress)
-            if complete := inventory.is_complete:
-                _join(inventory, store, folder)
+            was_signed = folder.present is not None and SIGNED_BY in folder.present.film
+            complete = inventory.is_complete
+            film = _join(inventory, store, folder, signer) if complete else {}
         except BaseException as error:
             _log_stop(folder, error, engine.stop.asked)
             raise
         for message in unused_messages(folder) if missing and complete else ():
             progress.said(message)
+        if complete and was_signed and SIGNED_BY not in film:
+            progress.said("the film that was there was signed; this one is not")
         seconds = time.monotonic() - began
         folder.log("finished" if complete else "parts", rendered=missing, seconds=round(seconds, 3))
         videos = _videos(inventory, store)
@@ -250,28 +255,35 @@ def _render_segments(
             segments.record_sides(index, apart)
 
 
-def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
-    """Make the film of the segments, and the page and the manifest around it, where they changed."""
+def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer | None) -> dict[str, str]:
+    """Make the film of the segments, and the page and the manifest around it, where they changed.
+
+    A film that only lacks the signer's signature is joined again, which gives the same bytes, and signed.
+    Return what the manifest says of the film's file.
+    """
     plan = inventory.plan
     videos = [inventory.video[segment.index] for segment in plan.segments]
     key = film_key(plan, inventory.facts, [video.sha256 for video in videos])
-    if folder.film_is_complete(key) and folder.present is not None:
-        film = folder.present.film
-    else:
+    film = folder.present.film if folder.present is not None and folder.film_is_complete(key) else {}
+    if not film or (signer is not None and film.get(SIGNED_BY) != signer.fingerprint):
+        signature = {}
         with writing(folder.film_path), replacing(folder.film_path) as part:
             paths = [store.folder / video.file for video in videos]
             writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
+            provenance.add_xmp(part, film_xmp(plan, __version__))
+            if signer is not None:
+                signature = {UNSIGNED: file_hash(part), SIGNED_BY: signer.fingerprint}
+                signer.sign(part, plan.title, plan.spec.label)
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
-        film["storyreel"] = __version__
+        film |= {"storyreel": __version__, **signature}
     page = film_page_of(folder.name, film, inventory)
     if not folder.holds(folder.page_path, page):
         with writing(folder.page_path):
             write_atomically(folder.page_path, page)
     folder.publish(film_manifest(inventory, film))
-    for segment in plan.takes:
-        store.drop(
-            "state", segment.number, inventory.keys.of(segment)
-        )  # of a render that was killed just then
+    for segment in plan.takes:  # of a render that was killed just then
+        store.drop("state", segment.number, inventory.keys.of(segment))
+    return film
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

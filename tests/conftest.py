@@ -28,7 +28,7 @@ with warnings.catch_warnings():  # of diffusers' own imports, before pytest coun
 from storyreel.benchmark import run as bench
 from storyreel.errors import StoryreelError
 from storyreel.film import ffmpeg as film_ffmpeg
-from storyreel.film import keys, reader, writer
+from storyreel.film import keys, provenance, reader, writer
 from storyreel.film.recipe import Recipe, recipe_of
 from storyreel.models.base import MemoryMode, Request, Text
 from storyreel.models.loading import TextEncoder
@@ -342,6 +342,10 @@ def encode_nothing(patch: pytest.MonkeyPatch) -> None:
                 film.write(segment.read_bytes())
             film.write(SAYS + says.encode())
 
+    def add_xmp(path: Path, packet: bytes) -> None:
+        frames, says, told = path.read_bytes().partition(SAYS)
+        path.write_bytes(frames + says + json.dumps(json.loads(told) | {"xmp": packet.decode()}).encode())
+
     def read_frames(path: Path, *size: object) -> Iterator[bytes]:
         assert size[:2] == (width, height)
         frames, _, says = path.read_bytes().partition(SAYS)
@@ -361,6 +365,7 @@ def encode_nothing(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(writer, "SegmentWriter", FakeWriter)
     patch.setattr(writer, "join", join)
+    patch.setattr(provenance, "add_xmp", add_xmp)
     for function in (read_frames, probe, count_frames):
         patch.setattr(reader, function.__name__, function)
     patch.setattr(film_ffmpeg, "version", lambda: VERSIONS["ffmpeg"])

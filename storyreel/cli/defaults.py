@@ -14,10 +14,11 @@ from storyreel.errors import UsageError
 
 FILE = "storyreel.toml"
 PREFIX = "STORYREEL_"  # of the environment's variables, with the option's name in capitals
-PATHS = ("out", "weights")  # read from the file's folder, wherever the command is run
+# Read from the file's folder, wherever the command is run.
+PATHS = ("out", "weights", "sign_cert", "sign_key")
 KEYS = (
     *("model", "seed", "size", "seconds", "steps", "guidance", "speed", "quantize"),
-    *("weights", "device", "memory", "out"),
+    *("weights", "device", "memory", "out", "sign_cert", "sign_key"),
 )
 
 

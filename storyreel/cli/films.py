@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from storyreel.cli.options import USUAL_OUT, Json, Out, OutOptions, flag
+from storyreel.cli.options import USUAL_OUT, Json, Out, OutOptions, flag, option
 from storyreel.cli.reading import (
     film_folder,
     film_folders,
@@ -20,6 +21,10 @@ from storyreel.cli.reading import (
 from storyreel.cli.results import Verified, failed, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import ScriptError, StoryreelError, UsageError, counted, printable
+from storyreel.origin import with_extra
+
+if TYPE_CHECKING:
+    from storyreel.film.signature import Signature
 
 CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # what ffmpeg says of any MP4
 
@@ -131,11 +136,20 @@ def print_verified(
 
 def inspect(
     film: Annotated[Path, typer.Argument(help="A film, or its folder.", metavar="FILM")],
+    trust: Annotated[
+        Path | None,
+        option("FILE", "Certificates in PEM: whoever has one of theirs, or is one, is a trusted signer."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a film says of itself: story, seed, model, versions."""
+    """Print what a film says of itself: story, seed, model, versions; and what its signature is worth.
+
+    A signature is valid, trusted, invalid (as with a certificate that has expired) or tampered, which
+    means that the film was changed after it was signed. Nothing is fetched to find that out.
+    """
     from storyreel.film.folder import FilmFolder
     from storyreel.film.reader import read_tags
+    from storyreel.film.signature import read_signature
 
     path = film
     if film.is_dir() and film_folder(film) is not None:
@@ -146,11 +160,31 @@ def inspect(
     if not path.is_file():
         raise UsageError(f"{path} is not a file", "Name an MP4 that storyreel rendered, or its folder.")
     tags = {key: value for key, value in read_tags(path).items() if key not in CONTAINER}
+    signature = read_signature(path, trust)
     if as_json:
-        print_json(tags)
+        print_json(tags | {"signature": asdict(signature)})
     else:
         for key, value in tags.items():
             print(printable(f"{key}: {value}"))
+        print(printable(f"signature: {_signature_words(signature)}"))
+
+
+def _signature_words(signature: Signature) -> str:
+    signer = f" by {signature.signer}" if signature.signer else ""
+    problems = f" ({', '.join(signature.problems)})" if signature.problems else ""
+    match signature.state:
+        case "none":
+            return "none"
+        case "unread":
+            return f"there is one; to read it: {with_extra('c2pa')}"
+        case "valid":
+            return f"valid{signer}, who is not known here: --trust FILE names certificates to go by{problems}"
+        case "trusted":
+            return f"trusted{signer}{problems}"
+        case "invalid":
+            return f"invalid{signer}: the certificate does not count{problems}"
+        case "tampered":
+            return f"TAMPERED: the film is not as it was signed{signer}{problems}"
 
 
 def clean(

@@ -116,8 +116,9 @@ def _defaults() -> Checked:
 
 
 def _plan_something(options: RenderOptions) -> None:
-    """Plan a story by the defaults alone. Raises UsageError."""
+    """Plan a story by the defaults alone. Raises UsageError, and MissingError for what is to sign it."""
     check_weights(options.weights)
+    options.signer()
     options.plan(parse_story("story", b"scenes: [[a park, a fox sits]]"), "story")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -24,6 +24,9 @@ from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Casting, Story
 from storyreel.story.vocabulary import warnings_of
+
+if TYPE_CHECKING:
+    from storyreel.film.signature import Signer
 
 T = TypeVar("T")
 
@@ -314,6 +317,22 @@ class RenderOptions(OutOptions):
     )
     overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
     strict: Strict = False
+    sign_cert: Annotated[
+        Path | None,
+        option("FILE", "Sign the film: a C2PA manifest with this certificate, in PEM.", WORK, "SIGN_CERT"),
+    ] = None
+    sign_key: Annotated[
+        Path | None,
+        option(
+            "FILE", "The key of that certificate, in PEM. It is read, and never copied.", WORK, "SIGN_KEY"
+        ),
+    ] = None
+
+    def signer(self) -> Signer | None:
+        """Return what signs the films, tried out; None if they are not signed. Raises as `open_signer`."""
+        from storyreel.film.signature import open_signer
+
+        return open_signer(self.sign_cert, self.sign_key)
 
     def arguments(self) -> Iterator[str]:
         """Yield the words that say the same on a command line, folders with their whole path.
@@ -327,7 +346,8 @@ class RenderOptions(OutOptions):
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)
                 word = Path(one).absolute() if is_path else one
-                yield f"--{name}" if one is True else f"--{name}={word}"
+                option = f"--{name.replace('_', '-')}"
+                yield option if one is True else f"{option}={word}"
 
     def environment(self) -> dict[str, str]:
         """Return the variables that set an option, with their values."""

@@ -45,6 +45,7 @@ from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
 
 if TYPE_CHECKING:
+    from storyreel.film.signature import Signer
     from storyreel.models.specs import ModelSpec
     from storyreel.rendering import Engine
 
@@ -102,6 +103,7 @@ def render(
     check_out(options.out)
     warn(warned)
     check_weights(options.weights)
+    signer = None if verify else options.signer()
     if dry_run:
         print_plans(plans, warned, as_json, errors, options.out, only)
         return
@@ -111,7 +113,7 @@ def render(
     errors |= missing_weights(plans.items())
     if not keep_going:
         raise_all(errors.values())
-    _render_all(plans, errors, warned, options, only, keep_going, as_json)
+    _render_all(plans, errors, warned, options, signer, only, keep_going, as_json)
 
 
 def _render_all(
@@ -119,6 +121,7 @@ def _render_all(
     errors: Errors,
     warned: Warned,
     options: RenderOptions,
+    signer: Signer | None,
     only: Mapping[str, frozenset[int] | None],
     keep_going: bool,
     as_json: bool,
@@ -131,7 +134,7 @@ def _render_all(
             with rendering_engine(options, todo) as engine:
                 for name, plan in todo.items():
                     try:
-                        done = _render(name, plan, options, engine, only[name], as_json)
+                        done = _render(name, plan, options, engine, signer, only[name], as_json)
                         results[name] = done | {"warnings": faults_of(warned.get(name))}
                     except StoppedError:
                         raise
@@ -198,6 +201,7 @@ def _render(
     plan: Plan,
     options: RenderOptions,
     engine: Engine,
+    signer: Signer | None,
     only: frozenset[int] | None,
     as_json: bool,
 ) -> dict[str, Any]:
@@ -206,7 +210,7 @@ def _render(
     from storyreel.rendering import render as render_film
 
     with RenderDisplay(name) as display:
-        result = render_film(plan, name, options.out, engine, display, options.overwrite, only)
+        result = render_film(plan, name, options.out, engine, display, options.overwrite, signer, only)
     scenes = f"{result.rendered} of {counted(len(result.videos), 'scene')} rendered"
     length = f"{plan.seconds:g} s of film, " if result.is_complete else ""
     say(f"{name}: {length}{scenes} in {result.seconds:.1f} s")
@@ -274,6 +278,7 @@ def submit(
     if options.overwrite:
         remedy = "Choose another --out, or delete the films: what goes back into the queue would start over."
         raise UsageError("--overwrite and a job exclude each other", remedy)
+    options.signer()
     slurm.check_log_folder(options.out)
     films = dict(zip(plans, stories, strict=True))
     script = slurm.job_script(

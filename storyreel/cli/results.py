@@ -128,6 +128,28 @@ class Script(TypedDict):
 
 
 @with_config(CLOSED)
+class Signed(TypedDict):
+    """What is known of a film's signature: ``unread`` without the packages that read it.
+
+    ``signer`` is who the certificate says it is, ``generator`` the program that made the film, ``source``
+    IPTC's term for how; ``problems`` are what is wrong, in C2PA's codes.
+    """
+
+    state: Literal["none", "unread", "valid", "trusted", "invalid", "tampered"]
+    signer: str
+    generator: str
+    source: str
+    problems: list[str]
+
+
+@with_config(OPEN)
+class Inspected(TypedDict):
+    """A film's tags, by their names, and its signature."""
+
+    signature: Signed
+
+
+@with_config(CLOSED)
 class Cleaned(TypedDict):
     """What a film's folder could do without, or did; ``reason`` says why it was left alone."""
 
@@ -331,7 +353,7 @@ SHAPES: dict[str, Any] = {
     "keep": Kept,
     "status": dict[str, Status],
     "verify": dict[str, Verified | Failed],
-    "inspect": dict[str, str],
+    "inspect": Inspected,
     "clean": list[Cleaned],
     "import": Imported,
     "validate": dict[str, Validated],

@@ -18,6 +18,7 @@ from storyreel.errors import DamagedError
 from storyreel.files import digest
 from storyreel.film import ffmpeg
 from storyreel.film.hashes import RememberedHashes
+from storyreel.film.provenance import xmp_packet
 from storyreel.film.recipe import recipe_of
 from storyreel.film.writer import Chapter
 from storyreel.models.inventory import weight_files
@@ -179,11 +180,22 @@ def film_tags(plan: Plan, version: str = __version__) -> dict[str, str]:
     }
 
 
+def film_xmp(plan: Plan, version: str = __version__) -> bytes:
+    """Return the XMP of a film: that it is generated, and by what from which prompts, a line a scene.
+
+    ``version`` is that of the storyreel that joined it.
+    """
+    prompts = [" / ".join(dict.fromkeys([s.scene, s.action])) for s in plan.segments]
+    return xmp_packet(plan.title, plan.spec.label, prompts, version)
+
+
 def film_key(plan: Plan, facts: Mapping[str, Any], videos: Sequence[str]) -> str:
     """Return a key that covers all that makes a film of its segments' videos, given as SHA-256.
 
-    storyreel's version is in the tags, and no part of the key: another one joins nothing again.
+    storyreel's version is in tags and XMP, and no part of the key: another one joins nothing again. Nor is
+    a signature.
     """
     chapters = [asdict(chapter) for chapter in film_chapters(plan)]
     made_by = [facts["recipe"]["pictures"], facts["versions"].get(ENCODER)]
-    return digest([videos, chapters, film_tags(plan, version=""), made_by])
+    says = [film_tags(plan, version=""), film_xmp(plan, version="").decode()]
+    return digest([videos, chapters, says, made_by])

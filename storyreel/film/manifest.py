@@ -14,6 +14,9 @@ from storyreel.film.store import FORMAT, Record
 
 UNWEIGHTED = (0.5, 0.5)  # what scene and action count where neither leads
 
+# What is said of a film that was signed: its SHA-256 before that, and the SHA-256 of the certificate.
+UNSIGNED, SIGNED_BY = "unsigned_sha256", "certificate_sha256"
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -46,6 +46,7 @@ NO_PART: dict[str, str] = {
     "storyreel.film.clean": "removes files that are not needed",
     "storyreel.film.page": "decorates the film",
     "storyreel.film.sheet": "shows drafts of it",
+    "storyreel.film.provenance": "says that the film is generated",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",

@@ -107,6 +107,8 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
         whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
         other = "" if whole[0] else other  # the film is the one that is wanted: its manifest is damaged
         why = ["" if is_whole else other or DAMAGED for is_whole in whole]
+        if not whole[0] and folder.film_is_complete():  # as it was recorded, under another key
+            why[0] = other or EARLIER
         why[0] = why[0] or _length_fault(folder.film_path, plan.frames)
     found |= {path: words if path.exists() else MISSING for path, words in zip(around, why, strict=True)}
     return found
