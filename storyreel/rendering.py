@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from storyreel.files import file_hash, replacing, write_atomically, writing
 from storyreel.film import writer
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
+from storyreel.film.hearing import keep_spoken
 from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags
 from storyreel.film.manifest import film_manifest
@@ -88,6 +89,7 @@ def render(
         progress.started(plan, done, inventory.forwards())
         folder.log("started", segments=len(plan.segments), done=done, version=__version__)
         try:
+            keep_spoken(plan.sound, store.folder)  # while the voice is known to be here
             if missing:
                 temporary_file().close()  # ffmpeg's messages will need one, an hour later
                 folder.begin(wanted)
@@ -206,9 +208,14 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
     if folder.film_is_complete(key) and folder.present is not None:
         film = folder.present.film
     else:
-        with writing(folder.film_path), replacing(folder.film_path) as part:
+        with (
+            writing(folder.film_path),
+            _soundtrack(plan, store.folder) as audio,
+            replacing(folder.film_path) as part,
+        ):
             paths = [store.folder / video.file for video in videos]
-            writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
+            chapters, tags = film_chapters(plan), film_tags(plan, __version__)
+            writer.join(paths, part, plan.spec.fps, chapters, tags, audio)
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
         film["storyreel"] = __version__
     page = film_page_of(folder.name, film, inventory)
@@ -218,6 +225,15 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
     folder.publish(film_manifest(inventory, film))
     for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
         store.drop("state", segment.number, latents_key)  # of a render that was killed just then
+
+
+def _soundtrack(plan: Plan, folder: Path) -> AbstractContextManager[writer.Audio | None]:
+    """Give the mixed sound of a film; None where nothing is heard, which loads nothing."""
+    if plan.sound is None:
+        return nullcontext()
+    from storyreel.film.mix import soundtrack
+
+    return soundtrack(plan, folder)
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

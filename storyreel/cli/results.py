@@ -77,6 +77,7 @@ class Planned(TypedDict):
     gpu_memory_gb: dict[str, float]
     segments: list[Segment]
     seams: list[Seam]
+    sounds: list[dict[str, Any]]
     warnings: list[Fault]
 
 
