@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import math
-import struct
 import subprocess
 import wave
 from pathlib import Path
+
+import numpy as np
 
 from storyreel.film import ffmpeg, voice
 from storyreel.film.hearing import hear
@@ -17,18 +17,19 @@ from storyreel.story.schema import VoiceSettings, load_story
 from storyreel.story.sounds import Line, Voice
 
 
-def wav(samples: list[float], rate: int = 48_000) -> bytes:
+def wav(samples: object, rate: int = 48_000) -> bytes:
+    """Return a WAV file of one channel in 16 bits; 1 is full scale."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(rate)
-        out.writeframes(struct.pack(f"<{len(samples)}h", *(round(32767 * value) for value in samples)))
+        out.writeframes(np.rint(32767 * np.clip(np.asarray(samples), -1, 1)).astype("<i2").tobytes())
     return file.getvalue()
 
 
 def tone(seconds: float, hertz: float = 1000, level: float = 0.25, rate: int = 48_000) -> bytes:
-    return wav([level * math.sin(2 * math.pi * hertz * n / rate) for n in range(round(seconds * rate))], rate)
+    return wav(level * np.sin(2 * np.pi * hertz / rate * np.arange(round(seconds * rate))), rate)
 
 
 def click(seconds: float = 0.1, rate: int = 48_000) -> bytes:

@@ -76,15 +76,11 @@ def measure(source: Sequence[str], filters: str = "anull", most: float | None = 
         raise NoSoundError("has no sound in it")
     times = re.findall(r"^out_time_us=(\d+)$", progress, re.M)
     found = re.findall(r"^\s+(I|Peak):\s+(\S+) (?:LUFS|dBFS)$", messages, re.M)
-    if code or not times or len(found) != 2:
-        reason = [line for line in messages.splitlines() if line.strip() and not line.startswith(" ")]
-        raise NoSoundError(f"is damaged, or of no kind that ffmpeg reads ({_plain(reason)})")
-    seconds, (loudness, peak) = int(times[-1]) / 1e6, (float(value) for _, value in found)
+    seconds = int(times[-1]) / 1e6 if times else 0.0
+    if code and seconds:
+        raise NoSoundError(f"is damaged after {seconds:.1f} seconds; save it anew, as WAV or FLAC")
+    if code or len(found) != 2:
+        raise NoSoundError("is no sound that ffmpeg can read; name a WAV, FLAC or MP3 that plays elsewhere")
+    loudness, peak = (float(value) for _, value in found)
     known = seconds >= _BLOCK and loudness > SILENT
     return Measured(seconds, loudness if known else None, peak)
-
-
-def _plain(messages: Sequence[str]) -> str:
-    """Return the last message of ffmpeg, without what it says of itself."""
-    last = messages[-1] if messages else "it says nothing"
-    return re.sub(r"^\[[^\]]*\] *|file:\S*/", "", last)[:200]
