@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import wave
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
 from storyreel.errors import OutputError, StoryreelError
-from storyreel.film import mix, voice, writer
+from storyreel.film import audio, mix, voice, writer
 from storyreel.film.clean import remove_unused, unused
 from storyreel.film.verify import verify, verify_folder
 from storyreel.rendering import Rendered, render
@@ -51,6 +53,24 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(voice, "speaker", lambda settings: Heard(settings))
     monkeypatch.setattr(voice, "voice_problem", lambda settings: None)
     return said
+
+
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing measured or mixed, but for tests that ask for `ffmpeg`: that takes most of the time."""
+    if "ffmpeg" in request.fixturenames:
+        return
+
+    def measure(source: list[str], filters: str = "", most: float | None = None) -> audio.Measured:
+        with wave.open(source[-1].removeprefix("file:")) as file:
+            return audio.Measured(file.getnframes() / file.getframerate(), -20.0, -6.0)
+
+    @contextmanager
+    def soundtrack(made: Plan, folder: Path) -> Iterator[writer.Audio]:
+        yield writer.Audio([], "anull", 0, [])
+
+    monkeypatch.setattr(audio, "measure", measure)
+    monkeypatch.setattr(mix, "soundtrack", soundtrack)
 
 
 @pytest.fixture
@@ -94,8 +114,8 @@ def manifest(folder: Path) -> dict[str, Any]:
 def test_a_film_with_sound_has_what_was_promised(tmp_path: Path, make: Maker) -> None:
     result, _ = make()
     with av.open(str(result.film)) as film:
-        (audio,) = film.streams.audio
-        assert audio.codec_context.name == "aac"
+        (stream,) = film.streams.audio
+        assert stream.codec_context.name == "aac"
         assert film.duration == 1_500_000
         assert len(film.streams.subtitles) == 2
         assert film.metadata["storyreel_voice"] == "fake-tts 1 heart"
@@ -216,6 +236,7 @@ def test_a_manifest_with_nonsense_for_sound_is_not_believed(change: Any, tmp_pat
     assert set(verify_folder(path.parent).values()) == {""}
 
 
+@pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("where", ["mixing", "writing", "joining"])
 def test_a_film_that_fails_to_be_mixed_leaves_the_one_before(
     where: str, tmp_path: Path, make: Maker, monkeypatch: pytest.MonkeyPatch

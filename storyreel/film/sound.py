@@ -28,7 +28,7 @@ FILM_FADE = 1.0  # seconds in which music comes and goes
 CUT_FADE = 0.1  # seconds in which a scene's sound goes that its scene's end cuts off
 SKIP_FADE = 0.02  # seconds in which a sound comes that begins inside of its file
 _TRACK = TypeAdapter(Soundtrack)
-_PRONOUNCED = re.compile(r"\[([^\]]+)\]\(/[^)]*/\)")  # [word](/sounds/)
+PRONOUNCED = re.compile(r"\[([^\]]+)\]\(/[^)]*/\)")  # [word](/how it sounds/)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def captions(plan: Plan) -> list[Caption]:
     for part in placed(plan):
         begin, end = part.begin / RATE, part.end / RATE
         for line in part.sound.lines:
-            text = _PRONOUNCED.sub(r"\1", line.text)
+            text = PRONOUNCED.sub(r"\1", line.text)
             found.append(Caption(begin + line.start, min(begin + line.end, end), text))
     return sorted((cue for cue in found if cue.end > cue.start), key=lambda cue: (cue.start, cue.end))
 

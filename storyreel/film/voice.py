@@ -14,6 +14,7 @@ from importlib import metadata
 from typing import Any, Protocol
 
 from storyreel.errors import MissingError
+from storyreel.film.sound import PRONOUNCED
 from storyreel.origin import with_extra
 from storyreel.story.schema import VoiceSettings
 from storyreel.story.sounds import Line, Voice
@@ -51,6 +52,7 @@ def voice_problem(settings: VoiceSettings) -> str | None:
 
 def text_problem(text: str) -> str | None:
     """Return what of a text the voice cannot say; None if it can say all of it."""
+    text = PRONOUNCED.sub(r"\1", text)
     foreign = (c for c in text if (c.isalpha() and "LATIN" not in unicodedata.name(c, "")) or c > "\uffff")
     if (char := next(foreign, None)) is not None:
         return f"the voice reads English and cannot say {char!r}; name a recording instead"
@@ -94,7 +96,12 @@ class _Hibari:
         import numpy as np
 
         if self._loaded is None:
-            weights = _weights(_hibari("hibari.voices"), self.voice.speaker)
+            if (
+                weights := _weights(_hibari("hibari.voices"), self.voice.speaker)
+            ) is None:  # it would be fetched
+                raise MissingError(
+                    f"the speaker {self.voice.speaker!r} is not on this machine", "Take another."
+                )
             self._loaded = _hibari("hibari").Hibari(self.voice.speaker, weights, threads=1)
         tts, random = self._loaded, np.random.default_rng(0)
         sentences = []

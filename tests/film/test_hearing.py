@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,9 +72,12 @@ def test_links_are_followed_and_a_file_is_read_once(tmp_path: Path, monkeypatch:
     (tmp_path / "elsewhere" / "a.wav").write_bytes(tone(0.5))
     (tmp_path / "link.wav").symlink_to(tmp_path / "elsewhere" / "a.wav")
     starts, running = [], ffmpeg.running
-    monkeypatch.setattr(
-        ffmpeg, "running", lambda *given, **named: starts.append(1) or running(*given, **named)
-    )
+
+    def counted(*given: Any, **named: Any) -> Any:
+        starts.append(given)
+        return running(*given, **named)
+
+    monkeypatch.setattr(ffmpeg, "running", counted)
     found = track(heard(tmp_path, "audio: link.wav", "say: link.wav", head="audio: link.wav"))
     assert [(sound.kind, sound.scene) for sound in found.sounds] == [
         ("music", None),
@@ -148,7 +152,7 @@ def test_a_file_that_may_not_be_read_is_a_fault(tmp_path: Path, monkeypatch: pyt
     def refuse(self: object, paths: object) -> None:
         raise PermissionError(13, "Permission denied", "a.wav")
 
-    monkeypatch.setattr(hearing.RememberedHashes, "of", refuse)
+    monkeypatch.setattr("storyreel.film.hearing.RememberedHashes.of", refuse)
     (fault,) = heard(tmp_path, "audio: a.wav").faults
     assert fault.message == "a.wav cannot be read: Permission denied"
 

@@ -14,6 +14,7 @@ import pytest
 from storyreel.errors import StoryreelError
 from storyreel.film import ffmpeg, mix, reader, writer
 from storyreel.film.keys import film_chapters
+from storyreel.film.mix import Samples
 from storyreel.film.sound import DUCKED, FILM_FADE, LEVELS, RATE
 from storyreel.story.plan import Plan
 from tests.film.test_writer import cues, write
@@ -28,11 +29,11 @@ def story(*scenes: str, head: str = "") -> str:
     return f"{head}\nscenes:\n" + "".join(f"{begin}{', ' if scene else ''}{scene}}}\n" for scene in scenes)
 
 
-def mixed(plan: Plan, folder: Path) -> np.ndarray:  # type: ignore[type-arg]
+def mixed(plan: Plan, folder: Path) -> Samples:
     return np.concatenate(list(mix.mixed(plan, folder)))
 
 
-def loudness(sound: np.ndarray) -> float:  # type: ignore[type-arg]
+def loudness(sound: Samples) -> float:
     """Of a tone of 1000 Hz in both channels, LUFS is the sum of both channels' mean squares, in dB."""
     return 10 * float(np.log10(2 * np.square(sound.astype(np.float64)).mean()))
 
@@ -56,7 +57,7 @@ def test_levels_fades_and_ducking_are_as_planned(tmp_path: Path) -> None:
     music = mixed(alone, tmp_path)
     both = mixed(made, tmp_path)
 
-    def at(sound: np.ndarray, second: float) -> float:  # type: ignore[type-arg]
+    def at(sound: Samples, second: float) -> float:
         return loudness(sound[round(second * RATE) : round((second + 0.2) * RATE)])
 
     assert at(music, 4) == pytest.approx(LEVELS["music"], abs=0.2)
@@ -129,7 +130,7 @@ def film(plan: Plan, clip: Path) -> Path:
     return path
 
 
-def decoded(path: Path) -> tuple[np.ndarray, float]:  # type: ignore[type-arg]
+def decoded(path: Path) -> tuple[Samples, float]:
     """Return a film's sound as a player plays it, mono, and the second at which it begins."""
     with av.open(str(path)) as container:
         frames = list(container.decode(audio=0))

@@ -1,4 +1,4 @@
-"""The voice itself, where it is installed: what it says is always the same, whole, and fetched from nowhere."""
+"""The voice itself, where it is installed: what it says is always the same, and fetched from nowhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storyreel.errors import MissingError
 from storyreel.film import audio, voice
 from storyreel.story.schema import VoiceSettings
 
@@ -18,8 +19,13 @@ TEXT = "The corgi boards the train. Then it looks out of the window, and waits f
 
 
 @pytest.fixture(scope="module")
-def spoken() -> voice.Spoken:
-    return voice.speaker(VoiceSettings()).say(TEXT)
+def speaker() -> voice.Speaker:
+    return voice.speaker(VoiceSettings())
+
+
+@pytest.fixture(scope="module")
+def spoken(speaker: voice.Speaker) -> voice.Spoken:
+    return speaker.say(TEXT)
 
 
 def samples(spoken: voice.Spoken) -> np.ndarray:
@@ -28,11 +34,11 @@ def samples(spoken: voice.Spoken) -> np.ndarray:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
 
 
-def test_the_same_text_is_always_said_alike(spoken: voice.Spoken) -> None:
-    assert voice.speaker(VoiceSettings()).say(TEXT) == spoken
-    speaker = voice.speaker(VoiceSettings(speed=1.5))
+def test_the_same_text_is_always_said_alike(speaker: voice.Speaker, spoken: voice.Spoken) -> None:
     speaker.say("Something else.")
-    assert len(speaker.say(TEXT).wav) < 0.8 * len(spoken.wav)
+    assert speaker.say(TEXT) == spoken
+    faster = voice.speaker(VoiceSettings(speed=1.5))
+    assert len(faster.say(TEXT).wav) < 0.8 * len(spoken.wav)
 
 
 def test_sentences_stand_at_their_times(spoken: voice.Spoken) -> None:
@@ -60,11 +66,13 @@ def test_a_speaker_that_would_be_fetched_is_refused(monkeypatch: pytest.MonkeyPa
     words = "there is no speaker 'emma' on this machine; there are: heart"
     assert voice.voice_problem(VoiceSettings(speaker="emma")) == words
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(MissingError, match="emma"):
+        voice.speaker(VoiceSettings(speaker="emma")).say("Hello")
 
 
 @pytest.mark.parametrize(
     "text", ["It's 20°C, naïve Zoë!", "On the 3rd of March, $9.99.", "[Oz](/ˈɑz/) runs."]
 )
-def test_what_an_english_text_holds_is_said(text: str) -> None:
+def test_what_an_english_text_holds_is_said(text: str, speaker: voice.Speaker) -> None:
     assert voice.text_problem(text) is None
-    assert voice.speaker(VoiceSettings()).say(text).lines
+    assert speaker.say(text).lines
