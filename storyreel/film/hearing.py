@@ -92,7 +92,7 @@ def _recorded(path: Path) -> _SpokenRecord | None:
     """Return the record of a file that the voice has made; None without one, or if anything was changed."""
     try:
         record = path.with_name(f"{path.name}{RECORD}")
-        if record.stat().st_size > MOST_BYTES:
+        if not record.is_file() or record.stat().st_size > MOST_BYTES:  # a pipe would never end
             return None
         content = json.loads(record.read_bytes())
         seal = content.pop("seal")

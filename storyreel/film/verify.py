@@ -95,7 +95,7 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
         check(path, inventory.video.get(segment.index), segment.frames)
     for sound in plan.sound.sounds if plan.sound else ():
         if sound.text is not None:
-            path = store.folder / sound.file
+            path = store.folder / Path(sound.file).name
             there = matches(path, sound.sha256)
             found[path] = "" if there else DAMAGED if path.exists() else MISSING
     around = folder.film_path, folder.page_path, folder.manifest_path

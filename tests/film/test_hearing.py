@@ -194,7 +194,7 @@ def test_texts_are_spoken_once(tmp_path: Path, speakers: list[FakeSpeaker]) -> N
     assert speakers[-1].said == ["One two three", "Four"]
 
 
-@pytest.mark.parametrize("damage", ["sound", "record", "seal", "no record", "no sound"])
+@pytest.mark.parametrize("damage", ["sound", "record", "seal", "no record", "no sound", "pipe"])
 def test_a_damaged_speech_is_spoken_again(damage: str, tmp_path: Path, speakers: list[FakeSpeaker]) -> None:
     segments = tmp_path / "film" / "segments"
     segments.mkdir(parents=True)
@@ -210,6 +210,11 @@ def test_a_damaged_speech_is_spoken_again(damage: str, tmp_path: Path, speakers:
             record.write_text("[1]")
         case "seal":
             record.write_text(json.dumps(json.loads(before[1]) | {"seconds": 9.0}))
+        case "pipe":
+            record.unlink()
+            os.mkfifo(record)
+            assert track(heard(tmp_path, "say: One", film=segments.parent)) == found
+            record.unlink()
         case "no record":
             record.unlink()
         case "no sound":
