@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from storyreel.engine import Engine
 from storyreel.errors import DamagedError, MissingError, UsageError
 from storyreel.film.folder import FilmFolder
+from storyreel.film.hearing import hear
 from storyreel.film.manifest import Manifest
 from storyreel.film.signature import open_signer
 from storyreel.models.device_errors import check_device
@@ -206,7 +207,7 @@ def plan(
         quantize=quantize,
         weights=None if weights is None else Path(weights),
     )
-    return make_plan(story, name or "film", overrides)
+    return make_plan(story, name or "film", overrides, hear(story))
 
 
 def render(

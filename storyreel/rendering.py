@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +20,7 @@ from storyreel.files import file_hash, replacing, write_atomically, writing
 from storyreel.film import provenance, writer
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
+from storyreel.film.hearing import keep_spoken
 from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags, film_xmp
 from storyreel.film.manifest import SIGNED_BY, UNSIGNED, film_manifest
@@ -105,6 +106,7 @@ def render(
         progress.started(plan, scenes, done, inventory.forwards())
         folder.log("started", segments=len(plan.segments), done=done, version=__version__)
         try:
+            keep_spoken(plan.sound, store.folder)  # while the voice is known to be here
             if missing:
                 temporary_file().close()  # ffmpeg's messages will need one, an hour later
                 folder.begin(wanted)
@@ -267,9 +269,14 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
     film = folder.present.film if folder.present is not None and folder.film_is_complete(key) else {}
     if not film or (signer is not None and film.get(SIGNED_BY) != signer.fingerprint):
         signature = {}
-        with writing(folder.film_path), replacing(folder.film_path) as part:
+        with (
+            writing(folder.film_path),
+            _soundtrack(plan, store.folder) as audio,
+            replacing(folder.film_path) as part,
+        ):
             paths = [store.folder / video.file for video in videos]
-            writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
+            chapters, tags = film_chapters(plan), film_tags(plan, __version__)
+            writer.join(paths, part, plan.spec.fps, chapters, tags, audio)
             provenance.add_xmp(part, film_xmp(plan, __version__))
             if signer is not None:
                 signature = {UNSIGNED: file_hash(part), SIGNED_BY: signer.fingerprint}
@@ -284,6 +291,15 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
     for segment in plan.takes:  # of a render that was killed just then
         store.drop("state", segment.number, inventory.keys.of(segment))
     return film
+
+
+def _soundtrack(plan: Plan, folder: Path) -> AbstractContextManager[writer.Audio | None]:
+    """Give the mixed sound of a film; None where nothing is heard, which loads nothing."""
+    if plan.sound is None:
+        return nullcontext()
+    from storyreel.film.mix import soundtrack
+
+    return soundtrack(plan, folder)
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

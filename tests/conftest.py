@@ -335,6 +335,7 @@ def encode_nothing(patch: pytest.MonkeyPatch) -> None:
         fps: int,
         chapters: Sequence[writer.Chapter],
         tags: dict[str, str],
+        audio: writer.Audio | None = None,
     ) -> None:
         says = json.dumps({"fps": fps, "chapters": [vars(chapter) for chapter in chapters], "tags": tags})
         with path.open("wb") as film:

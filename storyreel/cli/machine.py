@@ -58,6 +58,7 @@ def info(
         "cache": lambda: _disk(hub_cache(), "Set HF_HOME to a folder with more room."),
         "films": lambda: _disk(place, "Choose another --out, or see: storyreel clean"),
         "ffmpeg": _ffmpeg,
+        "voice": _voice,
         "slurm": _slurm,
     }
     found = {name: _answer(check) for name, check in checks.items()}
@@ -211,6 +212,16 @@ def _ffmpeg() -> Checked:
     from storyreel.film import ffmpeg
 
     return _good(f"{ffmpeg.version()}, {ffmpeg.program()}")
+
+
+def _voice() -> Checked:
+    from storyreel.film.voice import PACKAGE
+    from storyreel.origin import with_extra
+
+    try:
+        return _good(f"{PACKAGE} {metadata.version(PACKAGE)}")
+    except metadata.PackageNotFoundError:
+        return _good("not installed: recordings are heard, texts are not spoken", with_extra("voice"))
 
 
 def _slurm() -> Checked:

@@ -23,6 +23,7 @@ from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Casting, Story
+from storyreel.story.sounds import Heard
 from storyreel.story.vocabulary import warnings_of
 
 if TYPE_CHECKING:
@@ -258,12 +259,21 @@ class FilmOptions:
         """Return the parts of the method that are left out."""
         return frozenset()
 
+    def heard(self, story: Story, name: str) -> Heard | None:
+        """Return what is heard in a story, None where nothing is. Raises MissingError."""
+        if not story.has_sound:
+            return None
+        from storyreel.film.hearing import hear
+
+        out = getattr(self, "out", None)
+        return hear(story, None if out is None else out / name)
+
     def plan(self, story: Story, name: str, warned: dict[str, ScriptError] | None = None) -> Plan:
         """Plan a story. Raises UsageError, ScriptError or MissingError.
 
         What its model cannot draw of it is kept in ``warned`` under its name, or raised if ``strict``.
         """
-        plan = make_plan(story, name, self.overrides(story))
+        plan = make_plan(story, name, self.overrides(story), self.heard(story, name))
         if warned is not None and (faults := warnings_of(story, plan.spec)):
             found = ScriptError(story.path, faults)
             if self.strict:

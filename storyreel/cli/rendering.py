@@ -43,6 +43,7 @@ from storyreel.stopping import KEPT, deferred, stopping
 from storyreel.story.plan import Plan
 from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
+from storyreel.story.sounds import Sound, Soundtrack
 
 if TYPE_CHECKING:
     from storyreel.film.signature import Signer
@@ -352,6 +353,8 @@ def print_plans(
             else:
                 print(f"      scene:  {segment.scene}")
                 print(f"      action: {segment.action}")
+            for words in _heard_in(plan, segment.index):
+                print(f"      {words}")
             if segment.take > 1:
                 print(f"      take:   {segment.take}")
             if why is not None and segment.index in why:
@@ -367,6 +370,8 @@ def print_plans(
             f"  {counted(len(plan.segments), 'scene')}, {plan.frames} frames at {plan.spec.fps} per second"
             f", {plan.seconds:g} s of film"
         )
+        if plan.sound:
+            print(f"  sound: {', '.join(_sound_words(plan.sound))}")
         print(
             f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
             f"at most, {_estimate(plan)}"
@@ -405,6 +410,24 @@ def _looked_up(plan: Plan, out: Path | None, name: str, only: frozenset[int] | N
     return _There(before is not None, reasons(inventory, before), inventory.forwards(), messages)
 
 
+def _heard_in(plan: Plan, index: int) -> Iterator[str]:
+    """Yield what is heard in a scene."""
+    sounds = plan.sound.of_scene(index) if plan.sound else {}
+    if speech := sounds.get("speech"):
+        yield f"says:   {speech.text or speech.file}, {speech.seconds:.1f} s"
+    if own := sounds.get("scene"):
+        yield f"audio:  {own.file}, {own.seconds:.1f} s"
+
+
+def _sound_words(track: Soundtrack) -> Iterator[str]:
+    """Yield what is heard in a film, the music first."""
+    if (music := track.music) is not None:
+        yield f"{music.file}, {music.seconds:.1f} s{', again and again' if music.loop else ''}"
+    for kind, words in (("speech", "speech"), ("scene", "audio")):
+        if count := sum(sound.kind == kind for sound in track.sounds):
+            yield f"{words} in {counted(count, 'scene')}"
+
+
 def gpu_memory(spec: ModelSpec) -> str:
     """Say what a model needs of a GPU's memory in each mode."""
     needs = ", ".join(f"{mode} {size:g} GB" for mode, size in spec.memory_gb.items())
@@ -415,6 +438,10 @@ def _estimate(plan: Plan) -> str:
     if plan.estimated_seconds is None:
         return f"time not measured yet; GPU memory {gpu_memory(plan.spec)}"
     return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+
+
+def _sound_facts(sound: Sound) -> dict[str, Any]:
+    return {name: value for name, value in asdict(sound).items() if name != "path"}
 
 
 def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[str, Any]:
@@ -438,6 +465,7 @@ def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[s
         "gpu_memory_gb": plan.spec.memory_gb,
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
+        "sounds": [_sound_facts(sound) for sound in plan.sound.sounds] if plan.sound else [],
         "missing": missing,
         "warnings": faults_of(warned),
     }

@@ -85,6 +85,7 @@ class Planned(TypedDict):
     gpu_memory_gb: dict[str, float]
     segments: list[Segment]
     seams: list[Seam]
+    sounds: list[dict[str, Any]]
     missing: dict[str, str] | None
     warnings: list[Fault]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from storyreel.errors import StoryreelError, UsageError, counted
 from storyreel.evaluation.films import Film, collect, rendered_film
+from storyreel.film.hearing import hear
 from storyreel.rendering import Engine, Progress, render
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -84,7 +85,8 @@ def plan_films(
 ) -> list[PlannedFilm]:
     """Plan a story in every variant, each with the same seeds: the plan's own and those after it."""
     overrides = replace(overrides, method=(ALL_PARTS, *overrides.method))
-    first = make_plan(story, name, overrides).settings.seed
+    heard = hear(story)
+    first = make_plan(story, name, overrides, heard).settings.seed
     if first + seeds - 1 > MAX_SEED:
         raise UsageError(f"{seeds} seeds from {first} are more than there are", "Use a smaller --seed.")
     return [
@@ -101,6 +103,7 @@ def plan_films(
                     without=variant.without,
                     method=(*overrides.method, *variant.method),
                 ),
+                heard,
             ),
         )
         for seed in range(first, first + seeds)

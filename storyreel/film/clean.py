@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from storyreel.errors import LockedError, OutputError, StoryreelError, UsageError
 from storyreel.files import writing
@@ -111,8 +112,17 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
 
 
 def _names(manifest: Manifest) -> Iterator[str]:
-    """Yield the names of all files of segments that a film needs, or will need."""
+    """Yield the names of all files of segments that a film needs, or will need, and of what is said in it."""
+    for name in _spoken_files(manifest.facts.get("sound")):
+        yield from (name, f"{name}{RECORD}")
     for segment in manifest.segments:
         for kind, key in OF_FINISHED if manifest.film else OF_UNFINISHED:
             name = file_name(kind, str(segment.get("number")), str(segment.get(key)))
             yield from (name, f"{name}{RECORD}")
+
+
+def _spoken_files(facts: Any) -> Iterator[str]:
+    sounds = facts.get("sounds") if isinstance(facts, dict) else None
+    for sound in sounds if isinstance(sounds, (list, tuple)) else ():
+        if isinstance(sound, dict) and sound.get("text") is not None:
+            yield str(sound.get("file"))

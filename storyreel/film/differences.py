@@ -25,6 +25,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
         *_scenes(before.segments, json.loads(json.dumps(after.segments))),
         *_model(_part(old, "model"), _part(new, "model")),
         *_settings(_part(old, "settings"), _part(new, "settings")),
+        *_sounds(_part(old, "sound"), _part(new, "sound")),
         *_values(old, new, ("device",)),
         *_values(_part(old, "versions"), _part(new, "versions")),
         *_recipe(_part(old, "recipe"), _part(new, "recipe")),
@@ -76,6 +77,24 @@ def _recipe(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     parts |= {*_changed(_part(old, "pictures"), _part(new, "pictures"))}
     if parts:
         yield f"the recipe has changed: {_listed(sorted(parts))}"
+
+
+def _sounds(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Yield what is heard otherwise: the music, or in which scenes."""
+    heard = []
+    for facts in (old, new):
+        sounds = facts.get("sounds")
+        found = [sound for sound in sounds if isinstance(sound, dict)] if isinstance(sounds, list) else []
+        heard.append({(str(sound.get("scene")), str(sound.get("kind"))): sound for sound in found})
+    changed = {place for place in {*heard[0], *heard[1]} if heard[0].get(place) != heard[1].get(place)}
+    if ("None", "music") in changed:
+        yield "the music"
+    if scenes := sorted({int(scene) + 1 for scene, _ in changed if scene.isdecimal()}):
+        yield f"the sound of {_listed([f'scene {number}' for number in scenes])}"
+    if old.get("voice") != new.get("voice"):
+        yield "the voice"
+    if old.get("recipe") != new.get("recipe"):
+        yield "how sound is mixed"
 
 
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

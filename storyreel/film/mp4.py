@@ -35,20 +35,39 @@ def check_length(path: Path, frames: int, fps: int) -> None:
         raise StoryreelError(f"ffmpeg failed: {words}", RUN_AGAIN)
 
 
+def check_sound(path: Path, samples: int) -> None:
+    """Compare the length of an MP4's sound, whole frames of 1024, with its samples. Raises StoryreelError."""
+    found: list[int] = []
+    with suppress(ValueError, struct.error), _mapped(path, mmap.ACCESS_READ) as data:
+        for track in _tracks(data, b"soun"):
+            ((mdhd, _),) = _boxes(data, track, b"mdia", b"mdhd")
+            found.append(
+                struct.unpack_from(">Q", data, mdhd + 24)[0]
+                if data[mdhd]
+                else struct.unpack_from(">I", data, mdhd + 16)[0]
+            )
+    if len(found) != 1 or not samples <= found[0] < samples + 3 * 1024:
+        words = f"{path.name} has {found} samples of sound, not {samples}"
+        raise StoryreelError(f"ffmpeg failed: {words}", RUN_AGAIN)
+
+
 def blank(text: bytes) -> bytes:
     """Return meaningless lines of as many bytes altogether as a text has."""
     return b"".join(b"\n" if n % LINE == 0 and n < len(text) else b"x" for n in range(1, len(text) + 1))
 
 
-def write_subtitles(path: Path, texts: Sequence[bytes]) -> None:
-    """Replace the `blank` text of every subtitle by the real one, and disable the track.
+def write_subtitles(path: Path, tracks: Sequence[Sequence[bytes]]) -> None:
+    """Replace the `blank` text of every subtitle by the real one, track by track, and disable the tracks.
 
     ffmpeg's muxer enables the first track of a kind. tkhd starts with version (1 byte) and flags (3 bytes),
     of which bit 0 is track_enabled. 3GPP TS 26.245: a sample is the text's length (2 bytes) and the text;
     an empty one fills a gap. Raises StoryreelError if the film has other subtitles.
     """
     with _mapped(path, mmap.ACCESS_WRITE) as data:
-        for track in _tracks(data, b"sbtl"):
+        there = list(_tracks(data, b"sbtl"))
+        if len(there) != len(tracks):
+            raise StoryreelError(f"ffmpeg failed: {path.name} lacks subtitles", RUN_AGAIN)
+        for track, texts in zip(there, tracks, strict=True):
             for tkhd, _ in _boxes(data, track, b"tkhd"):
                 data[tkhd + 3] &= 0xFE
             waiting = iter(texts)

@@ -29,6 +29,7 @@ NO_PART: dict[str, str] = {
     "storyreel.models.specs": "facts; those of a film's model are in its keys",
     "storyreel.models.inventory": "whether a model's files are there",
     "storyreel.story.schema": "reads the story; what it reads is in the keys",
+    "storyreel.story.sounds": "what is heard",
     "storyreel.story.yaml_source": "the same",
     "storyreel.story.quoting": "the same",
     "storyreel.files": "how files are written and hashed",
@@ -53,6 +54,11 @@ NO_PART: dict[str, str] = {
     "storyreel.film.messages": "words",
     "storyreel.film.reasons": "words",
     "storyreel.film.takes": "which takes there are; those that films show are in the keys",
+    "storyreel.film.audio": "how sound is read and measured; films with sound have it in their keys",
+    "storyreel.film.mix": "mixes sound; the same",
+    "storyreel.film.sound": "where sounds stand; the same",
+    "storyreel.film.hearing": "finds sounds; what it finds is in the keys",
+    "storyreel.film.voice": "says texts; its version is in the keys of what it has said",
     "storyreel.film.ffmpeg": "how ffmpeg is started; its version is in the keys",
     "storyreel.engine": "loads the model",
     "storyreel.rendering": "calls all others, in an order that no picture depends on",
@@ -77,6 +83,12 @@ def recipe_of(adapter: str, read: Callable[[str], str | None] | None = None) -> 
     latents = closure([*LATENTS, adapter.partition(":")[0]], {*NO_PART, PICTURES}, read)
     pictures = closure([PICTURES], {*NO_PART, *latents}, read)
     return Recipe(_by_file(latents), _by_file(pictures))
+
+
+def fingerprints(modules: Collection[str]) -> dict[str, str]:
+    """Return the fingerprints of some of storyreel's own modules, by file, without what they import."""
+    texts = {module: source(module) for module in modules}
+    return _by_file({name: fingerprint(ast.parse(text)) for name, text in texts.items() if text is not None})
 
 
 def source(module: str) -> str | None:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from storyreel.errors import StoryreelError
 from storyreel.film.keys import film_key, film_keys, plan_facts
 from storyreel.film.manifest import Manifest
+from storyreel.film.sound import recorded_track
 from storyreel.method.settings import Method
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -41,7 +42,8 @@ def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
             quantize=settings["quantize"],
         )
         plan = make_plan(story.model_copy(update={"scenes": scenes, "render": method}), name, overrides)
-        plan = replace(plan, story=facts["story"], title=facts["title"])
+        sound = recorded_track(facts["sound"]) if facts.get("sound") is not None else None
+        plan = replace(plan, story=facts["story"], title=facts["title"], sound=sound)
         keys = film_keys(plan, facts)
         if [segment["key"] for segment in manifest.segments] != list(keys.latents):
             return None

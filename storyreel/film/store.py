@@ -27,6 +27,7 @@ RECORD = ".json"  # behind the name of the file that it is about
 # What may be removed where no film needs it: what this version writes, and what formats 3 and 4 wrote.
 OURS = re.compile(
     r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state|\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)"
+    r"|voice-[0-9a-f]{16}\.wav(\.json)?"
 )
 FORMER_WINDOW = "window.safetensors"
 MOST_BYTES = 1 << 20  # of a record
@@ -99,6 +100,11 @@ _RECORD = TypeAdapter(Record)
 def file_name(kind: Kind, number: str, key: str) -> str:
     """Return the name of a segment's file: its number, and enough of its key to tell versions apart."""
     return f"{number}-{key[:8]}{SUFFIX[kind]}"
+
+
+def spoken_name(key: str) -> str:
+    """Return the name of a file that the voice has made: its text may be said in any scene."""
+    return f"voice-{key[:16]}.wav"
 
 
 def read_record(path: Path) -> Record | None:

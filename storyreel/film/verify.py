@@ -93,6 +93,11 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
         check(store.path("latents", segment.number, key), inventory.latents.get(segment.slot))
         path = store.path("video", segment.number, video_key)
         check(path, inventory.video.get(segment.index), segment.frames)
+    for sound in plan.sound.sounds if plan.sound else ():
+        if sound.text is not None:
+            path = store.folder / Path(sound.file).name
+            there = matches(path, sound.sha256)
+            found[path] = "" if there else DAMAGED if path.exists() else MISSING
     around = folder.film_path, folder.page_path, folder.manifest_path
     if folder.present is None and not folder.manifest_path.exists():
         return found | dict.fromkeys(around, UNFINISHED)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from storyreel.film import ffmpeg
-from storyreel.film.mp4 import blank, check_length, write_subtitles
+from storyreel.film.mp4 import blank, check_length, check_sound, write_subtitles
 
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 
@@ -83,33 +83,61 @@ class Chapter:
     subtitle: str
 
 
-def join(
-    segments: Sequence[Path], path: Path, fps: int, chapters: Sequence[Chapter], tags: dict[str, str]
-) -> None:
-    """Join segments of one folder without encoding again, with chapters, subtitles and tags.
+@dataclass(frozen=True)
+class Cue:
+    """Words of a subtitle, from a second of the film up to another."""
 
-    There is a chapter per segment. The subtitles are off by default. Titles and tags reach ffmpeg only
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Audio:
+    """What is heard: ffmpeg's arguments that read it, its filters, its length in samples, the words in it."""
+
+    source: Sequence[str]
+    filters: str
+    samples: int
+    captions: Sequence[Cue]
+
+
+def join(
+    segments: Sequence[Path],
+    path: Path,
+    fps: int,
+    chapters: Sequence[Chapter],
+    tags: dict[str, str],
+    audio: Audio | None = None,
+) -> None:
+    """Join segments of one folder without encoding again, with chapters, subtitles, tags, and sound.
+
+    There is a chapter per segment. The subtitles are off by default; where words are spoken, these are the
+    first track, and what the chapters say is the second. Titles and tags reach ffmpeg only
     inside files, and subtitles not at all. The files lie beside the segments, hidden, since the concat
     demuxer safely reads only plain names; and ffmpeg works in that folder, since to this demuxer a path is
     an address, in which # and ? end the folders' names. Raises OutputError or StoryreelError.
     """
     folder = segments[0].parent
+    prompts = [Cue(chapter.start / fps, chapter.end / fps, chapter.subtitle) for chapter in chapters]
     lines = ["ffconcat version 1.0"]
     for segment, chapter in zip(segments, chapters, strict=True):
         lines += [f"file {segment.name}", f"duration {(chapter.end - chapter.start) / fps:.9f}"]
     texts = {
         "list.txt": "\n".join(lines) + "\n",
         "meta.txt": _metadata(chapters, fps, tags),
-        "scenes.srt": _blank_subtitles(chapters, fps),
+        "scenes.srt": _blank_subtitles(prompts),
     }
+    if audio and audio.captions:
+        texts["spoken.srt"] = _blank_subtitles(audio.captions)
     helpers = {name: folder / f".join.part.{name}" for name in texts}
     arguments = [
         *["-protocol_whitelist", "file,pipe"],
         *["-f", "concat", "-safe", "1", "-i", f"file:{helpers['list.txt'].name}"],
         *["-f", "srt", "-i", ffmpeg.local_file(helpers["scenes.srt"])],
         *["-f", "ffmetadata", "-i", ffmpeg.local_file(helpers["meta.txt"])],
-        *["-map", "0:v", "-map", "1:s", "-map_metadata", "2", "-map_chapters", "2"],
-        *["-c:v", "copy", "-c:s", "mov_text"],
+        *(_heard(audio, helpers) if audio else ["-map", "0:v", "-map", "1:s"]),
+        *["-map_metadata", "2", "-map_chapters", "2", "-c:v", "copy", "-c:s", "mov_text"],
         *["-metadata:s:s:0", "language=eng", "-disposition:s:0", "0"],
         *["-movflags", "+faststart+use_metadata_tags"],
         *_EXACT,
@@ -127,7 +155,10 @@ def join(
     finally:
         for helper in helpers.values():
             helper.unlink(missing_ok=True)
-    write_subtitles(path, [_subtitle(chapter) for chapter in chapters])
+    tracks = [audio.captions, prompts] if audio and audio.captions else [prompts]
+    write_subtitles(path, [[_subtitle(cue) for cue in track] for track in tracks])
+    if audio:
+        check_sound(path, audio.samples)
     check_length(path, sum(chapter.end - chapter.start for chapter in chapters), fps)
 
 
@@ -144,27 +175,42 @@ def _metadata(chapters: Sequence[Chapter], fps: int, tags: dict[str, str]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _blank_subtitles(chapters: Sequence[Chapter], fps: int) -> str:
+def _heard(audio: Audio, helpers: Mapping[str, Path]) -> list[str]:
+    """Return the arguments for the sound and the words in it; inputs 0, 1 and 2 are there.
+
+    ffmpeg's AAC encoder adds 1024 samples before the sound. The muxer's edit list has players leave them out.
+    """
+    inputs, maps, words = list(audio.source), ["-map", "0:v", "-map", "3:a"], []
+    if audio.captions:
+        inputs += ["-f", "srt", "-i", ffmpeg.local_file(helpers["spoken.srt"])]
+        maps += ["-map", "4:s"]
+        words = ["-metadata:s:s:0", "handler_name=Spoken words", "-metadata:s:s:1", "handler_name=Prompts"]
+        words += ["-metadata:s:s:1", "language=eng", "-disposition:s:1", "0"]
+    coding = ["-af", audio.filters, "-c:a", "aac", "-b:a", "192k", "-flags:a", "+bitexact"]
+    return [*inputs, *maps, "-map", "1:s", *coding, *words]
+
+
+def _blank_subtitles(cues: Sequence[Cue]) -> str:
     r"""Return cues in SubRip, each a `blank` text as long as the real one that `write_subtitles` puts there.
 
     ffmpeg would read the texts themselves as markup: <b>, {\an8}, \N for a line's end.
     """
 
-    def clock(frame: int) -> str:
-        ms = round(1000 * frame / fps)
+    def clock(seconds: float) -> str:
+        ms = round(1000 * seconds)
         return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d},{ms % 1000:03d}"
 
-    cues = []
-    for number, chapter in enumerate(chapters, 1):
-        text = blank(_subtitle(chapter)).decode()
-        cues.append(f"{number}\n{clock(chapter.start)} --> {clock(chapter.end)}\n{text}\n")
-    return "\n".join(cues)
+    blocks = []
+    for number, cue in enumerate(cues, 1):
+        text = blank(_subtitle(cue)).decode()
+        blocks.append(f"{number}\n{clock(cue.start)} --> {clock(cue.end)}\n{text}\n")
+    return "\n".join(blocks)
 
 
-def _subtitle(chapter: Chapter) -> bytes:
-    r"""Return a chapter's subtitle as it stands in the film, in a track of plain text.
+def _subtitle(cue: Cue) -> bytes:
+    r"""Return a subtitle as it stands in the film, in a track of plain text.
 
     Players that decode it with ffmpeg take \N, \n and \h for blanks all the same; a word joiner, which
     shows nothing, keeps these signs apart. (What stands in braces, some of these players hide.)
     """
-    return re.sub(r"(?<=\\)(?=[Nnh])", "\u2060", chapter.subtitle).encode()
+    return re.sub(r"(?<=\\)(?=[Nnh])", "\u2060", cue.text).encode()

@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storyreel.method.settings import Method
 from storyreel.method.similarity import seam_overlap
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import ModelSpec
 from storyreel.story.schema import Transition
+
+if TYPE_CHECKING:
+    from storyreel.story.sounds import Soundtrack
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Plan:
 
     ``story`` is the story's own data, defaults filled in. ``segments`` are what the film shows; of those
     that are no first takes, ``replaced`` has the first takes. A plan is settled once every seam's overlap
-    follows the similarity of its actions, and every segment's lead that overlap.
+    follows the similarity of its actions, and every segment's lead that overlap. ``sound`` is what is heard,
+    None where nothing is.
     """
 
     title: str
@@ -139,6 +143,7 @@ class Plan:
     segments: tuple[Segment, ...]
     seams: tuple[Seam, ...]
     replaced: tuple[Segment, ...] = ()
+    sound: Soundtrack | None = None
 
     @cached_property
     def first_takes(self) -> tuple[Segment, ...]:

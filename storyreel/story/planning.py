@@ -24,7 +24,8 @@ from storyreel.method.similarity import is_named, same_place, shared_start, verb
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
-from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story, Transition
+from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Scene, Story, Transition
+from storyreel.story.sounds import Heard, Soundtrack
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
@@ -32,6 +33,7 @@ T = TypeVar("T")
 DEFAULT_MODEL = "mini"
 # What of several ways to blend makes of every seam that is no cut.
 ALWAYS: dict[str, Transition] = {"continuation": "continue", "crossfade": "dissolve", "none": "cut"}
+SOUND_KEYS = {"music": "audio", "scene": "audio", "speech": "say"}  # of a story, by the sounds' kinds
 LEAD = 2  # latent frames that every scene leaves for its lead
 
 
@@ -57,8 +59,13 @@ class Overrides:
     weights: Path | None = None
 
 
-def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Plan:
+def make_plan(
+    story: Story, name: str, overrides: Overrides = Overrides(), heard: Heard | None = None
+) -> Plan:
     """Plan a story; ``name`` is its title if it has none.
+
+    ``heard`` is what `film.hearing` found of its sounds. Without it, only pictures are planned, and a scene
+    that takes its length from its sound has the usual one.
 
     Raises UsageError for the first thing that the command line cannot have, ScriptError for everything that
     the story cannot, each with the nearest legal value.
@@ -66,14 +73,18 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     spec = _model(story, overrides)
     refusals = _Refusals(story)
     settings = _settings(story, spec, overrides, refusals)
-    segments = _segments(story, spec, settings, overrides, refusals)
+    track = heard.track if heard else None
+    refusals.faults += heard.faults if heard else ()
+    segments = _segments(story, spec, settings, overrides, refusals, track)
     retakes = _retakes(story, spec, segments, refusals)
     seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
+    _check_sound(story, spec, segments, track, refusals)
     refusals.raise_faults()
     shown = tuple(retakes.get(segment.index, segment) for segment in segments)
     replaced = tuple(segment for segment in segments if segment.index in retakes)
-    plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, shown, seams, replaced)
+    data = story.model_dump(mode="json")
+    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track)
     return plan.settled([None] * len(seams))
 
 
@@ -82,19 +93,19 @@ class _Refusals:
 
     def __init__(self, story: Story) -> None:
         self._story = story
-        self._faults: list[Fault] = []
+        self.faults: list[Fault] = []
 
     def add(self, problem: str | None, from_command_line: bool, *location: str | int) -> None:
         """Refuse what has a ``problem``, None for none. Raises UsageError."""
         if problem is not None and from_command_line:
             raise UsageError(problem)
         if problem is not None:
-            self._faults.append(self._story.fault(problem, *location))
+            self.faults.append(self._story.fault(problem, *location))
 
     def raise_faults(self) -> None:
         """Raise ScriptError if the story has faults."""
-        if self._faults:
-            raise ScriptError(self._story.path, self._faults)
+        if self.faults:
+            raise ScriptError(self._story.path, self.faults)
 
 
 def _model(story: Story, overrides: Overrides) -> ModelSpec:
@@ -153,7 +164,12 @@ def _check_numbers(overrides: Overrides) -> None:
 
 
 def _segments(
-    story: Story, spec: ModelSpec, settings: Settings, overrides: Overrides, refusals: _Refusals
+    story: Story,
+    spec: ModelSpec,
+    settings: Settings,
+    overrides: Overrides,
+    refusals: _Refusals,
+    track: Soundtrack | None,
 ) -> tuple[Segment, ...]:
     """Return a segment per scene, its lead not yet settled."""
     usual = _first(overrides.seconds, story.render.seconds, spec.seconds)
@@ -164,10 +180,14 @@ def _segments(
     segments: list[Segment] = []
     start = 0
     for index, (scene, (prompt, action)) in enumerate(zip(story.scenes, texts, strict=True)):
-        if scene.seconds is not None:
-            refusals.add(seconds_problem(spec, scene.seconds), False, "scenes", index, "seconds")
+        own = scene.seconds
+        if own == "auto":
+            own, problem = _sounding_seconds(spec, scene, index, track)
+            refusals.add(problem, False, "scenes", index, "seconds")
+        elif own is not None:
+            refusals.add(seconds_problem(spec, own), False, "scenes", index, "seconds")
         refusals.add(prompt_problem(spec, prompt, action, count_tokens), False, "scenes", index)
-        frames = round(_first(scene.seconds, usual) * spec.fps)
+        frames = round(_first(own, usual) * spec.fps)
         segments.append(
             Segment(
                 index=index,
@@ -244,6 +264,56 @@ def _retakes(
             take=retake.take,
         )
     return retakes
+
+
+def _sounding_seconds(
+    spec: ModelSpec, scene: Scene, index: int, track: Soundtrack | None
+) -> tuple[float | None, str | None]:
+    """Return the length of a scene that takes it from its sound, and what is wrong with that, or None.
+
+    It is that of its speech, else of its audio, rounded up to what the model can render.
+    """
+    if scene.say is None and scene.audio is None:
+        return None, "the scene has no sound to take its length from; give it say or audio, or a number"
+    sounds = track.of_scene(index) if track else {}
+    sound = sounds.get("speech") if scene.say else sounds.get("scene")
+    if sound is None:  # which has a fault of its own, or is not looked at
+        return None, None
+    unit, longest = spec.frames_per_latent / spec.fps, spec.max_latents - LEAD
+    latents = max(1, math.ceil(sound.heard / unit - 1e-6))
+    if latents <= longest:
+        return latents * unit, None
+    which = "speech" if scene.say else "audio"
+    remedy = "say it in several scenes" if scene.say else "write a number of seconds: the rest is not heard"
+    return None, (
+        f"the scene's {which} takes {sound.heard:.2f} seconds, and the longest scene of model {spec.name} is "
+        f"{longest * unit:g}; {remedy}"
+    )
+
+
+def _check_sound(
+    story: Story,
+    spec: ModelSpec,
+    segments: Sequence[Segment],
+    track: Soundtrack | None,
+    refusals: _Refusals,
+) -> None:
+    """Refuse speech that does not fit into its scene, and what would begin after its scene or film."""
+    for sound in track.sounds if track else ():
+        shown = segments if sound.scene is None else segments[sound.scene : sound.scene + 1]
+        seconds = sum(segment.frames for segment in shown) / spec.fps
+        place = ("audio",) if sound.scene is None else ("scenes", sound.scene, SOUND_KEYS[sound.kind])
+        if sound.start >= seconds:
+            which = "film" if sound.scene is None else "scene"
+            problem = (
+                f"it would begin {sound.start:g} seconds after the {which}'s beginning, and the {which} "
+            )
+            refusals.add(f"{problem}is {seconds:g} seconds long", False, *place, "start")
+        elif sound.kind == "speech" and sound.heard > seconds + 1e-3:
+            if sound.scene is not None and story.scenes[sound.scene].seconds == "auto":
+                continue  # and it is too long for any scene, which has been said
+            problem = f"it takes {sound.heard:.2f} seconds to say this, and the scene has {seconds:g}"
+            refusals.add(f"{problem}; write seconds: auto, or say less", False, *place)
 
 
 def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:

@@ -9,17 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
@@ -33,6 +38,7 @@ MAX_PROMPT = 2000  # characters, with the names filled in
 MAX_SCENES = 1000
 SIZE_PATTERN = r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}"
 MAX_SECONDS = 600.0
+MAX_SOUND = 4 * 3600.0  # seconds of a file that is heard
 MAX_ERRORS = 200  # of pydantic's that are reported of one file
 HANGUL_FILLER = "\u3164"  # a letter that shows nothing
 
@@ -40,7 +46,11 @@ STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 CAST_FIELDS = ("name", "noun", "possessive")
-_TEXTS = ("title", "scene", "action", *CAST_FIELDS)  # keys of free texts
+_TEXTS = ("title", "scene", "action", *CAST_FIELDS, "say", "text", "audio", "file")  # keys of free texts
+# What `say` takes for a file's name instead of words: it ends like sound, or like a film that has some.
+SOUND_FILE = re.compile(
+    r"\.(wav|flac|mp3|m4a|m4b|aac|ogg|oga|opus|aiff?|caf|wma|mka|mp4|m4v|mov|mkv|webm|avi)$", re.I
+)
 
 
 def one_line(value: object) -> object:
@@ -60,6 +70,10 @@ def _no_braces(value: str) -> str:
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
+OwnSeconds = Annotated[
+    Annotated[Seconds, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if value == "auto" else "number"),
+]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Transition = Literal["blend", "continue", "dissolve", "cut"]
@@ -69,6 +83,14 @@ class _Strict(BaseModel):
     """No unknown keys, no silent conversions, no changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came to the format LATER and is not used: hashes of older stories stay the same."""
+        written: dict[str, Any] = handler(self)
+        return {key: value for key, value in written.items() if key not in self.LATER or value is not None}
 
 
 class Character(_Strict):
@@ -83,6 +105,92 @@ class Character(_Strict):
         if name == "noun":
             return self.noun or re.sub(r"^(an?|the)\s+", "", self.name)
         return {"name": self.name, "possessive": self.possessive}[name]
+
+
+FileName = Annotated[str, Field(min_length=1, max_length=1000)]
+Decibels = Annotated[float, Field(ge=-60, le=20, allow_inf_nan=False)]
+Moment = Annotated[float, Field(ge=0, le=MAX_SOUND, allow_inf_nan=False)]
+
+
+class SceneSound(_Strict):
+    """A sound from a file, in its short form the file's name. It is levelled before anything is added."""
+
+    file: FileName = Field(description="Sound, or a film with sound; relative to the story's file.")
+    volume: Decibels = Field(default=0.0, description="In dB, added to the usual level.")
+    start: Moment = Field(default=0.0, description="Seconds from the beginning of the scene, or film.")
+    skip: Moment = Field(default=0.0, description="Seconds that are left out at the file's beginning.")
+    fade: Annotated[float, Field(ge=0, le=60, allow_inf_nan=False)] | None = Field(
+        default=None, description="Seconds in which it comes and goes."
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        short = {"type": "string", "minLength": 1, "maxLength": 1000, "description": "Short form: a file."}
+        return {"anyOf": [short, handler(schema)]}
+
+
+class Music(SceneSound):
+    """The film's own sound: music, or an atmosphere. Where somebody speaks it is softer."""
+
+    loop: bool = Field(default=False, description="Begin again where the file ends, up to the film's end.")
+
+
+class Say(_Strict):
+    """What is said in a scene: a text for the voice, or a recording, whose words may be told for captions.
+
+    Its short form is the text; one that ends like a file of sound is a file's name.
+    """
+
+    text: Prompt | None = Field(default=None, description="The words; without a file, the voice says them.")
+    file: FileName | None = Field(default=None, description="A recording; relative to the story's file.")
+    volume: Decibels = Field(default=0.0, description="In dB, added to the usual level.")
+    start: Moment = Field(default=0.0, description="Seconds from the beginning of the scene.")
+
+    @model_validator(mode="after")
+    def _something(self) -> Say:
+        if self.text is None and self.file is None:
+            raise PydanticCustomError("say", "something is said: give it a text, or a file")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        short = {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "pattern": r"\S"}
+        short["description"] = "Short form: words for the voice, or the name of a recording's file."
+        return {"anyOf": [short, handler(schema)]}
+
+
+class VoiceSettings(_Strict):
+    """The voice that says texts: ``pip install 'storyreel[voice]'``."""
+
+    speaker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}$")] = Field(
+        default="heart", description="A speaker of the package that is on this machine."
+    )
+    speed: Annotated[float, Field(ge=0.5, le=2, allow_inf_nan=False)] = Field(
+        default=1.0, description="2 is twice as fast."
+    )
+
+
+def _sound_form(value: object) -> object:
+    """Turn the short form of a sound, a file's name, into the long one."""
+    if isinstance(value, str):
+        return {"file": value}
+    if not isinstance(value, dict):
+        raise PydanticCustomError("sound", "a sound is the name of a file, or has the key file")
+    return value
+
+
+def _say_form(value: object) -> object:
+    """Turn the short form of what is said, words or a file's name, into the long one."""
+    if isinstance(value, str):
+        return {"file" if SOUND_FILE.search(value) else "text": value}
+    if not isinstance(value, dict):
+        words = "what is said is a text, the name of a recording, or has the key text or file"
+        raise PydanticCustomError("say", words)
+    return value
 
 
 class Retake(_Strict):
@@ -118,9 +226,14 @@ def _numbered(value: object) -> object:
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
+    LATER = frozenset({"say", "audio"})
+
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
-    seconds: Seconds | None = Field(default=None, description="Length in the film; else the story's.")
+    seconds: OwnSeconds | None = Field(
+        default=None,
+        description="Length in the film; else the story's. auto: that of its speech, else of its audio.",
+    )
     transition: Transition = Field(
         default="blend",
         description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
@@ -131,6 +244,12 @@ class Scene(_Strict):
     )
     retake: Annotated[Retake | None, BeforeValidator(_numbered)] = Field(
         default=None, description="The take that the film shows, if it is not the first one."
+    )
+    say: Annotated[Say, BeforeValidator(_say_form)] | None = Field(
+        default=None, description="What is said: words for the voice, or a recording."
+    )
+    audio: Annotated[SceneSound, BeforeValidator(_sound_form)] | None = Field(
+        default=None, description="What else is heard in the scene: a file."
     )
 
     @classmethod
@@ -224,12 +343,18 @@ class Piece:
 class Story(_Strict):
     """A film in scene pairs."""
 
+    LATER = frozenset({"audio", "voice"})
+
     title: (
         Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(one_line)] | None
     ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
     render: RenderSettings = RenderSettings()
+    audio: Annotated[Music, BeforeValidator(_sound_form)] | None = Field(
+        default=None, description="Music, or another sound, for all of the film: a file."
+    )
+    voice: VoiceSettings | None = Field(default=None, description="The voice that says texts.")
 
     _source: Source | None = PrivateAttr(None)
     _given: frozenset[tuple[str, str]] = PrivateAttr(frozenset())  # texts of the cast that the file lacks
@@ -243,6 +368,11 @@ class Story(_Strict):
     def path(self) -> str:
         """The file that the story was read from."""
         return self._source.path if self._source else "story"
+
+    @property
+    def has_sound(self) -> bool:
+        """Tell whether anything is to be heard."""
+        return self.audio is not None or any(scene.say or scene.audio for scene in self.scenes)
 
     def where(self, words: Sequence[str], *location: str | int) -> list[Fault]:
         """Return the place of each of some words of a text, in their order, as faults that say nothing."""
@@ -503,7 +633,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"a story has at most {MAX_SCENES} scenes"
         case "int_type" | "float_type" | "int_from_float":
             kind = "a whole number" if error["type"].startswith("int") else "a number"
-            return f"expected {kind}, not {shown}; write it plainly, as in 10"
+            own = location[:1] == ["scenes"] and location[2:] == ["seconds", "number"]
+            return f"expected {kind}{' or auto' if own else ''}, not {shown}; write it plainly, as in 10"
         case _:
             return str(error["msg"][0]).lower() + str(error["msg"][1:])
 
@@ -519,7 +650,10 @@ def _allowed_keys(location: list[str | int]) -> str:
     if location[:1] == ["cast"]:
         fields = Character.model_fields if len(location) > 2 else {"first": None}
     elif location[:1] == ["scenes"]:
-        fields = Retake.model_fields if location[2:3] == ["retake"] else Scene.model_fields
+        parts = {"say": Say.model_fields, "audio": SceneSound.model_fields, "retake": Retake.model_fields}
+        fields = parts.get(str(location[2]), Scene.model_fields) if len(location) > 3 else Scene.model_fields
+    elif location[:1] in (["audio"], ["voice"]) and len(location) > 1:
+        fields = Music.model_fields if location[0] == "audio" else VoiceSettings.model_fields
     else:
         inner = Method.model_fields if location[1:2] == ["method"] else RenderSettings.model_fields
         fields = inner if len(location) > 1 else Story.model_fields
@@ -556,6 +690,11 @@ def _prompts_in(scene: object) -> Iterator[tuple[tuple[str | int, ...], object]]
             yield (key,), scene.get(key)
             if isinstance(retake, dict):
                 yield ("retake", key), retake.get(key)
+        say = scene.get("say")
+        if isinstance(say, dict):
+            yield ("say", "text"), say.get("text")
+        elif isinstance(say, str) and not SOUND_FILE.search(say):
+            yield ("say",), say
 
 
 def story_schema() -> dict[str, Any]:

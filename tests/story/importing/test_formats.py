@@ -22,7 +22,7 @@ def made(name: str, content: str | bytes | dict[str, Any] | list[Any], **more: A
     return convert(name, content.encode() if isinstance(content, str) else content, MINI, **more)
 
 
-def scenes(story: Story) -> list[tuple[str, str, float | None, str]]:
+def scenes(story: Story) -> list[tuple[str, str, float | str | None, str]]:
     """Return scenes as a viewer of the film would have them: "" for an action that is the scene prompt."""
     return [
         (
