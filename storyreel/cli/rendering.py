@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from storyreel.rendering import Engine
 
 SEAMS = {"continue": "goes on in the shot", "dissolve": "dissolve", "cut": "cut"}
+SEAMS |= {"fade": "fade through black", "dip": "dip to white"}
 
 Errors = dict[str, StoryreelError]
 Warned = dict[str, ScriptError]  # by films' names: what models cannot draw of their stories

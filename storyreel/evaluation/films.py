@@ -22,10 +22,11 @@ from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
 from storyreel.film import reader
+from storyreel.film.dissolve import GREY
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.planning import DEFAULT_MODEL
-from storyreel.story.schema import Character, Story, load_story
+from storyreel.story.schema import APART, Character, Story, load_story
 
 MANIFEST = "manifest.json"
 MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames
@@ -39,9 +40,10 @@ class Span:
     """One scene of a film: its prompts and its frames, ``start`` to the one before ``stop``.
 
     ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
-    for a film that was made without any blending; ``goes_on``, whether in one shot. ``others`` are its scene
-    prompt with somebody else in the first character's place. ``sides`` is how far the two sides of the seam
-    before it are apart, 0 to 255, as the render measured it before any dissolve; None where nobody did.
+    for a film that was made without any blending; ``goes_on``, whether in one shot; ``fades``, whether it
+    comes out of a plain colour, and whether it ends in one. ``others`` are its scene prompt with somebody
+    else in the first character's place. ``sides`` is how far the two sides of the seam before it are apart, 0
+    to 255, as the render measured it before any dissolve; None where nobody did.
     """
 
     scene: str
@@ -52,6 +54,7 @@ class Span:
     others: Mapping[str, str] = field(default_factory=dict)
     sides: float | None = None
     goes_on: bool = True
+    fades: tuple[bool, bool] = (False, False)
 
     @property
     def frames(self) -> int:
@@ -441,19 +444,22 @@ def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
     """Return a film of a story as yet without a file, its scenes ending where ``ends`` says."""
     names = tuple(member.name for member in story.cast.values())
     places = [story.filled(scene.scene) for scene in story.scenes]
-    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), strict=False)
+    fades = [scene.transition in GREY for scene in story.scenes]
+    around = zip(fades, [*fades[1:], False], strict=True)
+    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), around, strict=False)
     spans = tuple(
         Span(
             place,
             story.filled(scene.action),
             start,
             stop,
-            start > 0 and scene.transition != "cut",
+            start > 0 and scene.transition not in APART,
             dict(others),
             goes_on=scene.transition == "continue"
             or (scene.transition == "blend" and same_place(before, place, names)),
+            fades=faded,
         )
-        for scene, place, before, (start, stop), others in scenes
+        for scene, place, before, (start, stop), others, faded in scenes
     )
     return Film("", "", Path(), "", 0.0, spans)
 

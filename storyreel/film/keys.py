@@ -17,6 +17,7 @@ from storyreel import __version__
 from storyreel.errors import DamagedError
 from storyreel.files import digest
 from storyreel.film import ffmpeg
+from storyreel.film.dissolve import GREY, begins_with
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.recipe import recipe_of
 from storyreel.film.writer import Chapter
@@ -121,6 +122,11 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
         if seam.transition == "dissolve" and seam.strength:  # each shows in the other's video
             shown[seam.after - 1].append(latents[seam.after])
             shown[seam.after].append(latents[seam.after - 1])
+    for segment in plan.segments:  # a fade changes what either side shows, whatever the other is
+        if (transition := begins_with(plan, segment)) in GREY:
+            shown[segment.index].append(f"from {transition}")
+            if segment.index:
+                shown[segment.index - 1].append(f"to {transition}")
     return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown))
 
 

@@ -36,7 +36,7 @@ class DecidedSeam(TypedDict):
     """The seam before a segment, as `plan.Seam` has it."""
 
     after: int
-    transition: Literal["blend", "continue", "dissolve", "cut"]
+    transition: Literal["blend", "continue", "dissolve", "cut", "fade", "dip"]
     overlap: int
     strength: float
     similarity: float | None

@@ -23,13 +23,13 @@ from storyreel.method.similarity import is_named, same_place, shared_start, verb
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
-from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story, Transition
+from storyreel.story.schema import APART, MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story, Transition
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
-# What of several ways to blend makes of every seam that is no cut.
+# What of several ways to blend makes of every seam that is not cut apart.
 ALWAYS: dict[str, Transition] = {"continuation": "continue", "crossfade": "dissolve", "none": "cut"}
 LEAD = 2  # latent frames that every scene leaves for its lead
 
@@ -178,7 +178,7 @@ def _segments(
                 frames=frames,
                 start=start,
                 seed=derived_seed(settings.seed, index),
-                blended=index > 0 and scene.transition != "cut" and settings.method.blending != "none",
+                blended=index > 0 and scene.transition not in APART and settings.method.blending != "none",
             )
         )
         start += frames
@@ -193,10 +193,10 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
         transition = scene.transition
         if transition == "blend":
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
-        if transition != "cut":
+        if transition not in APART:
             transition = ALWAYS.get(method.blending, transition)
         # The published form knows pictures alone, and none crosses a cut.
-        apart = method.blending == "none" or (method.blending == "published" and transition == "cut")
+        apart = method.blending == "none" or (method.blending == "published" and transition in APART)
         strength = 0.0 if apart else method.strength
         overlap = 0
         if transition == "continue" and method.leads:

@@ -62,7 +62,8 @@ CastText = Annotated[Prompt, AfterValidator(_no_braces)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Transition = Literal["blend", "continue", "dissolve", "cut"]
+Transition = Literal["blend", "continue", "dissolve", "cut", "fade", "dip"]
+APART = ("cut", "fade", "dip")  # transitions that an editor makes: nothing of the shot before is in the next
 
 
 class _Strict(BaseModel):
@@ -94,7 +95,8 @@ class Scene(_Strict):
     transition: Transition = Field(
         default="blend",
         description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
-        "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut.",
+        "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut, "
+        "fade passes through black, dip through white.",
     )
 
     @classmethod
