@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "status": films.status,
         "verify": films.verify,
         "inspect": films.inspect,
+        "export": films.export,
         "clean": films.clean,
     },
     "Stories": {"new": stories.new, "validate": stories.validate, "schema": stories.schema},

@@ -119,6 +119,17 @@ class Script(TypedDict):
 
 
 @with_config(CLOSED)
+class Exported(TypedDict):
+    """A file for other programs: of a ``scene``, from 1, or of the film; ``frames`` are its pictures."""
+
+    format: str
+    file: str
+    scene: int | None
+    frames: int | None
+    bytes: int
+
+
+@with_config(CLOSED)
 class Cleaned(TypedDict):
     """What a film's folder could do without, or did; ``reason`` says why it was left alone."""
 
@@ -216,6 +227,7 @@ SHAPES: dict[str, Any] = {
     "status": dict[str, Status],
     "verify": dict[str, Verified | Failed],
     "inspect": dict[str, str],
+    "export": list[Exported],
     "clean": list[Cleaned],
     "validate": dict[str, Validated],
     "eval": Evaluated,
