@@ -7,8 +7,8 @@ compares hashes and is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ from storyreel.engine import Engine, device_faults, memory_words, with_less_memo
 from storyreel.errors import OutputError, StoppedError, StoryreelError
 from storyreel.files import file_hash, replacing, write_atomically, writing
 from storyreel.film import writer
+from storyreel.film.cards import write_card
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
 from storyreel.film.inventory import Inventory, take_inventory
@@ -206,8 +207,11 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
     if folder.film_is_complete(key) and folder.present is not None:
         film = folder.present.film
     else:
-        with writing(folder.film_path), replacing(folder.film_path) as part:
-            paths = [store.folder / video.file for video in videos]
+        with (
+            writing(folder.film_path),
+            replacing(folder.film_path) as part,
+            _all_parts(inventory, store) as paths,
+        ):
             writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
         film["storyreel"] = __version__
@@ -218,6 +222,25 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
     folder.publish(film_manifest(inventory, film))
     for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
         store.drop("state", segment.number, latents_key)  # of a render that was killed just then
+
+
+@contextmanager
+def _all_parts(inventory: Inventory, store: Store) -> Iterator[list[Path]]:
+    """Give the files of all that a film shows, in order; its cards are drawn for this and removed again."""
+    plan, cards = inventory.plan, list[Path]()
+    paths = []
+    try:
+        for shown in plan.parts():
+            if isinstance(shown, Segment):
+                paths.append(store.folder / inventory.video[shown.index].file)
+                continue
+            cards.append(store.folder / f"card-{len(cards) + 1}.mp4")
+            paths.append(cards[-1])
+            write_card(plan, shown, cards[-1])
+        yield paths
+    finally:
+        for card in cards:
+            card.unlink(missing_ok=True)
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -32,7 +32,7 @@ from storyreel.cli.telling import complain, note
 from storyreel.errors import ScriptError, StoppedError, StoryreelError, UsageError, counted, printable
 from storyreel.stopping import KEPT, deferred, stopping
 from storyreel.story.naming import film_name
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Card, Plan
 from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
 
@@ -281,7 +281,10 @@ def print_plans(
         print(f"{name}: {plan.title}")
         for segment in plan.segments:
             before = plan.seam(segment)
-            seam = "" if before is None else f"  {SEAMS[before.transition]}"
+            cards = [card for card in plan.cards if card.before == segment.index]
+            _print_cards(plan, cards)
+            cut = cards and before is not None and before.transition == "dissolve"
+            seam = "" if before is None else f"  {'cut' if cut else SEAMS[before.transition]}"
             start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
             print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
             if segment.scene == segment.action:
@@ -289,6 +292,7 @@ def print_plans(
             else:
                 print(f"      scene:  {segment.scene}")
                 print(f"      action: {segment.action}")
+        _print_cards(plan, [card for card in plan.cards if card.before == len(plan.segments)])
         settings = plan.settings
         print(
             f"  model {plan.spec.label}, {settings.width}x{settings.height}, seed {settings.seed}, "
@@ -303,6 +307,13 @@ def print_plans(
             f"at most, {_estimate(plan)}"
         )
     raise_all(errors.values())
+
+
+def _print_cards(plan: Plan, cards: Sequence[Card]) -> None:
+    for card in cards:
+        start, length = card.start / plan.spec.fps, card.frames / plan.spec.fps
+        print(f"  --  {start:7.2f} s  {length:g} s, {card.frames} frames")
+        print(printable(f"      card:   {' / '.join(filter(None, card.text.splitlines()))}"))
 
 
 def gpu_memory(spec: ModelSpec) -> str:
@@ -337,5 +348,6 @@ def _plan_facts(plan: Plan, warned: ScriptError | None) -> dict[str, Any]:
         "gpu_memory_gb": plan.spec.memory_gb,
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
+        "cards": [asdict(card) for card in plan.cards],
         "warnings": faults_of(warned),
     }

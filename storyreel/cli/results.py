@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from storyreel.errors import ScriptError, StoryreelError, UsageError
 from storyreel.method.settings import Method
-from storyreel.story.plan import Seam, Segment
+from storyreel.story.plan import Card, Seam, Segment
 
 CLOSED, OPEN = ConfigDict(extra="forbid"), ConfigDict(extra="allow")
 SCHEMA_ID = "https://storyreel.invalid/{}.result.schema.json"  # a name, not a place to fetch from
@@ -77,6 +77,7 @@ class Planned(TypedDict):
     gpu_memory_gb: dict[str, float]
     segments: list[Segment]
     seams: list[Seam]
+    cards: list[Card]
     warnings: list[Fault]
 
 

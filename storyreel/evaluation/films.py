@@ -72,7 +72,7 @@ class Film:
     known, ``kind`` all that it was rendered with but for the seed, ``weights`` the SHA-256 of that model's
     files (None: nobody knows), ``cost`` what that took, by the names of metrics, ``folder`` where the render
     left it. ``sha256`` is the file's, ``hdr`` is as in `reader.Facts`; ``notes`` are what a reader of its
-    scores should know.
+    scores should know. ``scenes`` are those of its own frames that are no cards; all, if it is empty.
     """
 
     run: str
@@ -93,6 +93,7 @@ class Film:
     cost: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
     sha256: str = ""
+    scenes: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -131,6 +132,12 @@ class _Segment(_Part):
     decided: _Decided | None = None
 
 
+class _Card(_Part):
+    before: int = Field(ge=0)
+    start: int = Field(ge=0)
+    frames: int = Field(ge=1)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     fps: int = Field(ge=1)
@@ -151,6 +158,7 @@ class _Manifest(_Part):
     model: _Model
     settings: _Settings
     segments: list[_Segment] = Field(min_length=1)
+    cards: list[_Card] = []
     film: dict[str, str]
 
 
@@ -246,6 +254,7 @@ def looked_at(film: Film, rate: float) -> Film:
         words = f"{film.path} has a scene that is too short to be looked at {rate:g} times a second"
         raise StoryreelError(words, "Score it by itself, or give a higher --fps.")
     spans = (replace(span, start=a, stop=b) for span, (a, b) in zip(film.spans, ends, strict=True))
+    picks = [film.scenes[pick] for pick in picks] if film.scenes else picks
     return replace(film, fps=rate, spans=tuple(spans), picks=tuple(picks))
 
 
@@ -306,19 +315,27 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     if film.parent != folder or not film.is_file():
         raise StoryreelError(f"{folder} holds half a render: it has no film yet", again)
     segments = manifest.segments
-    if [s.start for s in segments] != [sum(s.frames for s in segments[:i]) for i in range(len(segments))]:
+    parts: list[_Segment | _Card] = sorted([*segments, *manifest.cards], key=lambda part: part.start)
+    if [part.start for part in parts] != [sum(p.frames for p in parts[:i]) for i in range(len(parts))]:
         raise StoryreelError(f"{path} is no manifest of a render: its segments do not join", again)
-    ends = [(s.start, s.start + s.frames) for s in segments]
+    # Cards are no scenes: of the film, the scenes alone are looked at, as if they were all.
+    shown = [frame for s in segments for frame in range(s.start, s.start + s.frames)]
+    starts = [sum(s.frames for s in segments[:index]) for index in range(len(segments))]
+    ends = [(start, start + s.frames) for start, s in zip(starts, segments, strict=True)]
+    story = _cut_at(story, {card.before for card in manifest.cards})
     told = replace(_told(story, ends), run=run, name=name, story=story_name)
     told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
     told = replace(told, weights=manifest.model.weights, cost=_cost(manifest), folder=folder)
     told = replace(told, sha256=file_hash(film))
-    fps, count = manifest.settings.fps, ends[-1][1]
+    told = replace(told, scenes=tuple(shown) if manifest.cards else ())
+    fps, count = manifest.settings.fps, len(shown)
     if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
         sides = (s.decided.seam.sides if s.decided and s.decided.seam else None for s in segments)
         spans = (replace(span, sides=apart) for span, apart in zip(told.spans, sides, strict=True))
         told = replace(told, spans=tuple(spans))
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
+    if manifest.cards:  # nobody knows where they are in it
+        raise StoryreelError(f"{film} is not the film that was rendered: its file has been changed", again)
     facts, frames = reader.probe(film), reader.survey(film)
     rate = usual_rate(frames.times, facts.fps)
     if abs(rate - fps) > SLACK * fps:
@@ -327,6 +344,17 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
         raise StoryreelError(f"{film} has {len(frames.times)} frames, its scenes {count}", again)
     changed = "this is not the film that was rendered: its file has been changed"
     return _timed(replace(told, notes=(changed,)), facts, frames)
+
+
+def _cut_at(story: Story, behind: set[int]) -> Story:
+    """Return a story in which scenes, by their index, begin with a cut if they do not fade."""
+    scenes = [
+        scene.model_copy(update={"transition": "cut"})
+        if index in behind and scene.transition not in APART
+        else scene
+        for index, scene in enumerate(story.scenes)
+    ]
+    return story.model_copy(update={"scenes": scenes})
 
 
 def _kind(manifest: _Manifest) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def _mixed(plan: Plan, later: Segment) -> tuple[int, list[Frame]]:
     before, behind = reach(
         transition, seam.strength, plan.settings.method.blending, plan.spec.fps, earlier.frames, later.frames
     )
+    if transition == "dissolve" and plan.has_card_before(later):
+        return 0, []  # it shows neither of the two
     if transition in GREY:
         return before, _faded(plan, earlier, later, GREY[transition], before, behind)
     return before, _dissolved(plan, earlier, later, before, behind)

@@ -45,6 +45,8 @@ NO_PART: dict[str, str] = {
     "storyreel.film.differences": "says what has changed",
     "storyreel.film.clean": "removes files that are not needed",
     "storyreel.film.page": "decorates the film",
+    "storyreel.film.cards": "draws cards; it is in the keys of films that have any",
+    "storyreel.story.cards": "what may stand on them",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",

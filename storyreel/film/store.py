@@ -27,6 +27,7 @@ RECORD = ".json"  # behind the name of the file that it is about
 # What may be removed where no film needs it: what this version writes, and what formats 3 and 4 wrote.
 OURS = re.compile(
     r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state|\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)"
+    r"|card-\d{1,4}\.mp4"  # of a film that was being joined
 )
 FORMER_WINDOW = "window.safetensors"
 MOST_BYTES = 1 << 20  # of a record

@@ -116,8 +116,16 @@ class _Settings(_Part):
     method: _Method
 
 
+class _Card(_Part):
+    before: int = Field(ge=0)
+    text: str
+    start: int = Field(ge=0)
+    frames: int = Field(ge=1)
+
+
 class _Film(_Part):
     title: str
+    cards: list[_Card] = []
     settings: _Settings
     segments: list[_Segment] = Field(min_length=1)
 
@@ -146,25 +154,30 @@ def timeline_of(path: Path) -> Timeline:
 
 
 def _clips(film: _Film, name: str) -> list[Clip]:
+    """Return the scenes and the cards, as they are shown."""
     digits = max(2, len(str(len(film.segments))))
     clips: list[Clip] = []
     for index, segment in enumerate(film.segments):
-        seam = segment.decided.seam
-        clips.append(
-            Clip(
-                f"{name}-{index + 1:0{digits}d}",
-                index + 1,
-                segment.start,
-                segment.frames,
-                segment.scene,
-                "\n".join(dict.fromkeys([segment.scene, segment.action])),
-                _join(film.settings, seam, clips[-1].frames, segment.frames) if seam and clips else None,
-            )
-        )
-    return clips
+        title, prompts = segment.scene, dict.fromkeys([segment.scene, segment.action])
+        number = f"{name}-{index + 1:0{digits}d}"
+        join = _join(film, index)
+        clips.append(Clip(number, index + 1, segment.start, segment.frames, title, "\n".join(prompts), join))
+    for count, card in enumerate(film.cards, 1):
+        title, text = " ".join(card.text.split()), "\n".join(filter(None, card.text.splitlines()))
+        join = Join("cut", 0, 0, "cut to a card", {}) if card.start else None
+        clips.append(Clip(f"{name}-card-{count:02d}", None, card.start, card.frames, title, text, join))
+    return sorted(clips, key=lambda clip: clip.start)
 
 
-def _join(settings: _Settings, seam: _Seam, earlier: int, later: int) -> Join:
+def _join(film: _Film, index: int) -> Join | None:
+    """Return the border before a scene. Nothing dissolves where a card is between."""
+    seam, settings = film.segments[index].decided.seam, film.settings
+    if any(card.before == index for card in film.cards):
+        words = "cut from a card" if seam is None else f"{_words(seam, 0)}, with a card between"
+        return Join("cut", 0, 0, words, seam.model_dump() if seam else {})
+    if seam is None or index == 0:
+        return None
+    earlier, later = film.segments[index - 1].frames, film.segments[index].frames
     blending = settings.method.blending
     before, behind = reach(seam.transition, seam.strength, blending, settings.fps, earlier, later)
     return Join(seam.transition, before, behind, _words(seam, before + behind), seam.model_dump())

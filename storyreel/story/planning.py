@@ -22,7 +22,8 @@ from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
-from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
+from storyreel.story.cards import card_lines, card_problem
+from storyreel.story.plan import Card, Plan, Seam, Segment, Settings, derived_seed, joined_prompt
 from storyreel.story.schema import APART, MAX_PROMPT, SIZE_PATTERN, RenderSettings, Story, Transition
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
@@ -68,8 +69,10 @@ def make_plan(story: Story, name: str, overrides: Overrides = Overrides()) -> Pl
     segments = _segments(story, spec, settings, overrides, refusals)
     seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
+    segments, cards = _with_cards(story, spec, segments, refusals)
     refusals.raise_faults()
-    plan = Plan(story.title or name, story.model_dump(mode="json"), spec, settings, segments, seams)
+    told = story.model_dump(mode="json")
+    plan = Plan(story.title or name, told, spec, settings, segments, seams, cards, story.font_path)
     return plan.settled([None] * len(seams))
 
 
@@ -183,6 +186,27 @@ def _segments(
         )
         start += frames
     return tuple(segments)
+
+
+def _with_cards(
+    story: Story, spec: ModelSpec, segments: Sequence[Segment], refusals: _Refusals
+) -> tuple[tuple[Segment, ...], tuple[Card, ...]]:
+    """Return the segments where cards leave them, and the cards."""
+    font = story.font_path
+    if font is not None and story.is_from_file and not font.is_file():
+        refusals.add(f"there is no font {font}", False, "font")
+    lengths = [segment.frames for segment in segments]
+    cards: list[Card] = []
+    for before, card, place in story.cards():
+        text = card_lines(story.filled(card.text))
+        refusals.add(card_problem(text, font is not None), False, *place, "text")
+        start = sum(lengths[:before]) + sum(earlier.frames for earlier in cards)
+        cards.append(Card(before, text, card.ground, max(1, round(card.seconds * spec.fps)), start))
+    shown = (
+        replace(s, start=s.start + sum(card.frames for card in cards if card.before <= s.index))
+        for s in segments
+    )
+    return tuple(shown), tuple(cards)
 
 
 def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:

@@ -19,13 +19,16 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     PrivateAttr,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.method.settings import Method, legal_values
+from storyreel.story.cards import card_lines
 from storyreel.story.quoting import ODD_BLANKS
 from storyreel.story.yaml_source import MAX_BYTES, Source, character, parse
 
@@ -40,7 +43,9 @@ STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 _FIELDS = ("name", "noun", "possessive")
-_TEXTS = ("title", "scene", "action", *_FIELDS)  # keys of free texts
+_CARDS = ("opening", "ending")
+LATER = (*_CARDS, "card", "font")  # keys that stories of earlier films did not have
+_TEXTS = ("title", "scene", "action", "text", *_CARDS, "card", *_FIELDS)  # keys of free texts
 
 
 def _one_line(value: object) -> object:
@@ -51,6 +56,13 @@ def _one_line(value: object) -> object:
     return " ".join(value.split()) if visible else ""
 
 
+def _lines(value: object) -> object:
+    """Tidy a text of several lines; one without a visible character becomes empty."""
+    if not isinstance(value, str):
+        return value
+    return card_lines(value) if _one_line(value) else ""
+
+
 def _no_braces(value: str) -> str:
     if "{" in value or "}" in value:
         raise PydanticCustomError("braces", "texts of the cast have no placeholders; take out the braces")
@@ -59,6 +71,7 @@ def _no_braces(value: str) -> str:
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(_one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
+CardLines = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_lines)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -70,6 +83,11 @@ class _Strict(BaseModel):
     """No unknown keys, no silent conversions, no changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came to the format later and is not used: a film's tags name its story's digest."""
+        return {key: value for key, value in plain(self).items() if value is not None or key not in LATER}
 
 
 class Character(_Strict):
@@ -86,6 +104,33 @@ class Character(_Strict):
         return {"name": self.name, "possessive": self.possessive}[name]
 
 
+class Card(_Strict):
+    """Text on a plain picture, for some seconds: a title, or the end."""
+
+    text: CardLines = Field(description="Names are filled in, as in a prompt; lines stay lines.")
+    seconds: Seconds = Field(default=3.0, description="To the nearest frame.")
+    ground: Literal["black", "white"] = Field(default="black", description="The text is of the other colour.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "minLength": 1, "pattern": r"\S"}, handler(schema)]}
+
+
+def _long_card(value: object) -> object:
+    """Turn a card's text into its long form."""
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        words = "a card is text, or has the keys {known}"
+        raise PydanticCustomError("card", words, {"known": ", ".join(Card.model_fields)})
+    return value
+
+
+AnyCard = Annotated[Card, BeforeValidator(_long_card)]
+
+
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
@@ -98,6 +143,7 @@ class Scene(_Strict):
         "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut, "
         "fade passes through black, dip through white.",
     )
+    card: AnyCard | None = Field(default=None, description="Text that is shown before the scene.")
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -181,6 +227,11 @@ class Story(_Strict):
     ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
+    opening: AnyCard | None = Field(default=None, description="Text that the film begins with.")
+    ending: AnyCard | None = Field(default=None, description="Text that the film ends with.")
+    font: Annotated[str, Field(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="A TrueType or OpenType file for cards, from the story's folder on."
+    )
     render: RenderSettings = RenderSettings()
 
     _source: Source | None = PrivateAttr(None)
@@ -193,6 +244,26 @@ class Story(_Strict):
     def path(self) -> str:
         """The file that the story was read from."""
         return self._source.path if self._source else "story"
+
+    def cards(self) -> Iterator[tuple[int, Card, tuple[str | int, ...]]]:
+        """Yield the cards in their order: before which scene, by its index, each is shown, and its place."""
+        if self.opening:
+            yield 0, self.opening, ("opening",)
+        for index, scene in enumerate(self.scenes):
+            if scene.card:
+                yield index, scene.card, ("scenes", index, "card")
+        if self.ending:
+            yield len(self.scenes), self.ending, ("ending",)
+
+    @property
+    def font_path(self) -> Path | None:
+        """The file of the cards' font."""
+        return Path(self.path).parent / self.font if self.font else None
+
+    @property
+    def is_from_file(self) -> bool:
+        """Tell whether it was read from a file, beside which others lie, and not from a manifest."""
+        return self._source is not None
 
     def where(self, words: Sequence[str], *location: str | int) -> list[Fault]:
         """Return the place of each of some words of a text, in their order, as faults that say nothing."""
@@ -367,6 +438,8 @@ def _allowed_keys(location: list[str | int]) -> str:
     """Return the keys that the mapping around ``location`` may have."""
     if location[:1] == ["cast"]:
         fields = Character.model_fields if len(location) > 2 else {"first": None}
+    elif (location[0:1] + location[2:3])[-1:] == ["card"] or (location and location[0] in _CARDS):
+        fields = Card.model_fields
     elif location[:1] == ["scenes"]:
         fields = Scene.model_fields
     else:
@@ -383,13 +456,22 @@ def _prompt_faults(source: Source) -> Iterator[Fault]:
         if isinstance(scene, str):
             prompts: list[tuple[str | int, object]] = [("scene", scene)]
         elif isinstance(scene, dict):
-            prompts = [(key, scene.get(key)) for key in ("scene", "action")]
+            prompts = [(key, _text_of(scene.get(key))) for key in ("scene", "action", "card")]
         else:
             prompts = list(enumerate(scene)) if isinstance(scene, list) else []
         for place, prompt in prompts:
             if isinstance(prompt, str):
                 for problem in _placeholder_problems(prompt, known):
                     yield source.fault(problem, ("scenes", index, place))
+    for name in _CARDS:
+        if isinstance(text := _text_of(source.data.get(name)), str):
+            for problem in _placeholder_problems(text, known):
+                yield source.fault(problem, (name,))
+
+
+def _text_of(given: object) -> object:
+    """Return a card's text, whichever its form; anything else as it is."""
+    return given.get("text") if isinstance(given, dict) else given
 
 
 def story_schema() -> dict[str, Any]:
