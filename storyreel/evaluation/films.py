@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
 from storyreel.film import reader
-from storyreel.film.dissolve import GREY
+from storyreel.film.dissolve import FADED, GREY
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.planning import DEFAULT_MODEL
@@ -61,6 +62,12 @@ class Span:
         """How many it has."""
         return self.stop - self.start
 
+    def clear(self, fps: float) -> Span:
+        """Return the same without the frames of fades that the story wants, at ``fps`` looks a second."""
+        reach = min(ceil(FADED * fps), (self.frames - 1) // 2)
+        into, out_of = self.fades
+        return replace(self, start=self.start + reach * into, stop=self.stop - reach * out_of)
+
 
 @dataclass(frozen=True)
 class Film:
@@ -72,7 +79,8 @@ class Film:
     known, ``kind`` all that it was rendered with but for the seed, ``weights`` the SHA-256 of that model's
     files (None: nobody knows), ``cost`` what that took, by the names of metrics, ``folder`` where the render
     left it. ``sha256`` is the file's, ``hdr`` is as in `reader.Facts`; ``notes`` are what a reader of its
-    scores should know. ``scenes`` are those of its own frames that are no cards; all, if it is empty.
+    scores should know. ``scenes`` are those of its own frames that are no cards; all, if it is
+    empty. ``cards`` are where, in seconds of the scenes, cards were left out, and how long each is.
     """
 
     run: str
@@ -94,11 +102,16 @@ class Film:
     folder: Path | None = None
     sha256: str = ""
     scenes: tuple[int, ...] = ()
+    cards: tuple[tuple[float, float], ...] = ()
 
     @property
     def frames(self) -> int:
         """How many looks it takes."""
         return self.spans[-1].stop
+
+    def time_of(self, seconds: float) -> float:
+        """Return when in the film something is, by when it is in its scenes, which may have cards between."""
+        return seconds + sum(length for start, length in self.cards if start <= seconds)
 
     @property
     def label(self) -> str:
@@ -327,8 +340,10 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
     told = replace(told, weights=manifest.model.weights, cost=_cost(manifest), folder=folder)
     told = replace(told, sha256=file_hash(film))
-    told = replace(told, scenes=tuple(shown) if manifest.cards else ())
     fps, count = manifest.settings.fps, len(shown)
+    lengths = [s.frames for s in segments]
+    cards = tuple((sum(lengths[: card.before]) / fps, card.frames / fps) for card in manifest.cards)
+    told = replace(told, scenes=tuple(shown) if cards else (), cards=cards)
     if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
         sides = (s.decided.seam.sides if s.decided and s.decided.seam else None for s in segments)
         spans = (replace(span, sides=apart) for span, apart in zip(told.spans, sides, strict=True))

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from storyreel.evaluation.films import Film, Span
+from storyreel.evaluation.films import Film
 from storyreel.evaluation.frames import Look
 from storyreel.evaluation.kept import looks_by_distance, looks_kept, places_kept
 from storyreel.evaluation.metrics import METRICS
 from storyreel.evaluation.picture_measures import lab
-from storyreel.evaluation.seams import AFTER, FROZEN, quiet_parts, seam_steps, transition, usual_step
+from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
 from storyreel.evaluation.verdicts import FilmVerdict
 from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, LITE, OWN
 
@@ -117,13 +117,6 @@ def _cut(film: Film, name: str, reader: TextReader) -> dict[str, Any] | None:
     return {"encoder": name, "cut": count, "of": len(texts), "reads": reader.longest} if count else None
 
 
-def _clear(span: Span, fps: float) -> tuple[int, int]:
-    """Return a scene's frames, the first and the one behind the last, but for fades that the story wants."""
-    reach = min(round(AFTER * fps), (span.frames - 1) // 2)
-    into, out_of = span.fades
-    return span.start + reach * into, span.stop - reach * out_of
-
-
 def _from_frames(
     film: Film, look: Look, inside: Sequence[tuple[int, int]], scenes: Sequence[dict[str, Any]]
 ) -> None:
@@ -131,19 +124,21 @@ def _from_frames(
     frames, fps = look.frames, film.fps
     usual = usual_step(frames.steps, inside)
     whites = lab(torch.tensor(frames.white))[:, 1:]  # without lightness
-    first = whites[slice(*_clear(film.spans[0], fps))].mean(0)
+    beginning = film.spans[0].clear(fps)
+    first = whites[beginning.start : beginning.stop].mean(0)
     for span, (start, stop), scene in zip(film.spans, inside, scenes, strict=True):
         steps = frames.steps[span.start : span.stop - 1]
         quiet = frames.steps[start : stop - 1]
         similarity = [
             value for value in frames.similarity[span.start : span.stop - 1] if not math.isnan(value)
         ]
-        clear = slice(*_clear(span, fps))
+        seen = span.clear(fps)
+        clear = slice(seen.start, seen.stop)
         white = whites[clear].mean(0)
         place = start + max(range(len(quiet)), key=quiet.__getitem__) + 1 if quiet else span.start
         still, still_from = _longest_run([step < FROZEN for step in steps])
         scene |= {
-            "seconds": [span.start / fps, span.stop / fps],
+            "seconds": [film.time_of(span.start / fps), film.time_of(span.start / fps) + span.frames / fps],
             "motion": fmean(quiet) if quiet else None,
             "moving": float(fmean(quiet) > MOVES) if quiet else None,
             "flicker": (255 - fmean(steps)) / 255 if steps else None,

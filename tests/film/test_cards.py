@@ -207,6 +207,8 @@ def test_a_card_is_no_scene_to_eval(tmp_path: Path) -> None:
     assert (film.frames, film.seconds) == (18, 1.5)
     assert [span.blended for span in film.spans] == [False, False, False]
     assert [span.fades for span in film.spans] == [(False, False), (False, True), (True, False)]
+    times = [film.time_of(span.start / film.fps) for span in film.spans]
+    assert times == [segment.start / 12 for segment in plan_of(WITH_CARD).segments]
     half = looked_at(rendered_film("out", "foxes", "foxes", tmp_path / "foxes"), 6)
     assert half.picks == (36, 38, 40, 54, 56, 58, 60, 62, 64)
 
