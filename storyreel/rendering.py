@@ -7,8 +7,8 @@ compares hashes and is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +18,7 @@ from storyreel.engine import Engine, device_faults, memory_words, with_less_memo
 from storyreel.errors import OutputError, StoppedError, StoryreelError
 from storyreel.files import file_hash, replacing, write_atomically, writing
 from storyreel.film import provenance, writer
+from storyreel.film.cards import write_card
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
 from storyreel.film.hearing import keep_spoken
@@ -273,8 +274,8 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
             writing(folder.film_path),
             _soundtrack(plan, store.folder) as audio,
             replacing(folder.film_path) as part,
+            _all_parts(inventory, store) as paths,
         ):
-            paths = [store.folder / video.file for video in videos]
             chapters, tags = film_chapters(plan), film_tags(plan, __version__)
             writer.join(paths, part, plan.spec.fps, chapters, tags, audio)
             provenance.add_xmp(part, film_xmp(plan, __version__))
@@ -300,6 +301,25 @@ def _soundtrack(plan: Plan, folder: Path) -> AbstractContextManager[writer.Audio
     from storyreel.film.mix import soundtrack
 
     return soundtrack(plan, folder)
+
+
+@contextmanager
+def _all_parts(inventory: Inventory, store: Store) -> Iterator[list[Path]]:
+    """Give the files of all that a film shows, in order; its cards are drawn for this and removed again."""
+    plan, cards = inventory.plan, list[Path]()
+    paths = []
+    try:
+        for shown in plan.parts():
+            if isinstance(shown, Segment):
+                paths.append(store.folder / inventory.video[shown.index].file)
+                continue
+            cards.append(store.folder / f"card-{len(cards) + 1}.mp4")
+            paths.append(cards[-1])
+            write_card(plan, shown, cards[-1])
+        yield paths
+    finally:
+        for card in cards:
+            card.unlink(missing_ok=True)
 
 
 def _log_stop(folder: FilmFolder, error: BaseException, asked: bool) -> None:

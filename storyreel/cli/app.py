@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "status": films.status,
         "verify": films.verify,
         "inspect": films.inspect,
+        "export": films.export,
         "clean": films.clean,
     },
     "Stories": {

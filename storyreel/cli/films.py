@@ -18,10 +18,12 @@ from storyreel.cli.reading import (
     read,
     worst,
 )
-from storyreel.cli.results import Verified, failed, print_json
+from storyreel.cli.results import Exported, Verified, failed, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import ScriptError, StoryreelError, UsageError, counted, printable
+from storyreel.film.export import Fit, Still
 from storyreel.origin import with_extra
+from storyreel.story.planning import parse_size
 
 if TYPE_CHECKING:
     from storyreel.film.signature import Signature
@@ -185,6 +187,62 @@ def _signature_words(signature: Signature) -> str:
             return f"invalid{signer}: the certificate does not count{problems}"
         case "tampered":
             return f"TAMPERED: the film is not as it was signed{signer}{problems}"
+
+
+def export(
+    film: Annotated[Path, typer.Argument(help="A finished film, or its folder.", metavar="FILM")],
+    formats: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="FORMATS",
+            help="Some of film, clips, stills, gif, webp, avif, vtt, srt, edl, otio, with commas; or all. "
+            "Default: film with --size; else clips, stills, vtt, srt, edl and otio, as for an editor.",
+        ),
+    ] = None,
+    to: Annotated[Path | None, option("DIR", "Folder for the files. Default: export, in the film's.")] = None,
+    size: Annotated[
+        str | None,
+        option("WxH", "Size of pictures. Default: the film's; of gif, webp and avif 480 pixels at most."),
+    ] = None,
+    fit: Annotated[
+        Fit, option(Fit, "How pictures get into another shape: with bars, cut, or out of shape.")
+    ] = ("pad"),
+    still: Annotated[Still, option(Still, "Which picture of a scene a still is.")] = "middle",
+    overwrite: Annotated[bool, flag("--overwrite", "Replace also what no export wrote.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished film for other programs: clips, pictures, captions, edit lists, another size.
+
+    Each file is named as it is finished. The film itself stays as it is, and what an export wrote before
+    is replaced.
+    """
+    from storyreel.film.export import TO_AN_EDITOR, Wanted, parse_formats
+    from storyreel.film.export import export as export_film
+    from storyreel.film.timeline import timeline_of
+
+    names = parse_formats(formats) if formats is not None else ("film",) if size else TO_AN_EDITOR
+    wanted = Wanted(parse_size(size) if size is not None else None, fit, still)
+    timeline = timeline_of(_folder_of(film))
+    if film.is_file() and film.resolve() != timeline.path.resolve():
+        raise UsageError(f"{film} is not the film in {film.parent}", f"Name that: {timeline.path}")
+    files: list[Exported] = []
+    try:
+        for file in export_film(timeline, names, to or timeline.path.parent / "export", wanted, overwrite):
+            files.append(Exported(**asdict(file) | {"file": str(file.file)}))  # type: ignore[typeddict-item]
+            if not as_json:
+                print(printable(str(file.file)), flush=True)
+    finally:  # what was done is told whatever ends the rest
+        if as_json and files:
+            print_json(files)
+
+
+def _folder_of(film: Path) -> Path:
+    """Return the folder of one film. Raises UsageError for what is none."""
+    if (folder := film_folder(film)) is not None:
+        return folder
+    there = "is no film of storyreel, nor the folder of one" if film.exists() else "is not there"
+    raise UsageError(f"{film} {there}", "Name a film that storyreel rendered, or its folder, as in out/nyc.")
 
 
 def clean(

@@ -274,6 +274,10 @@ class FilmOptions:
         What its model cannot draw of it is kept in ``warned`` under its name, or raised if ``strict``.
         """
         plan = make_plan(story, name, self.overrides(story), self.heard(story, name))
+        if plan.font is not None and plan.cards:
+            from storyreel.film.cards import check_font
+
+            check_font(plan)
         if warned is not None and (faults := warnings_of(story, plan.spec)):
             found = ScriptError(story.path, faults)
             if self.strict:

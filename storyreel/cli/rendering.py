@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,7 +40,7 @@ from storyreel.errors import (
     printable,
 )
 from storyreel.stopping import KEPT, deferred, stopping
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Card, Plan
 from storyreel.story.planning import uncounted_prompts
 from storyreel.story.schema import STDIN
 from storyreel.story.sounds import Sound, Soundtrack
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from storyreel.rendering import Engine
 
 SEAMS = {"continue": "goes on in the shot", "dissolve": "dissolve", "cut": "cut"}
+SEAMS |= {"fade": "fade through black", "dip": "dip to white"}
 
 Errors = dict[str, StoryreelError]
 Warned = dict[str, ScriptError]  # by films' names: what models cannot draw of their stories
@@ -345,7 +346,10 @@ def print_plans(
         why, asked = there[name].why, wanted.get(name)
         for segment in plan.segments:
             before = plan.seam(segment)
-            seam = "" if before is None else f"  {SEAMS[before.transition]}"
+            cards = [card for card in plan.cards if card.before == segment.index]
+            _print_cards(plan, cards)
+            cut = cards and before is not None and before.transition == "dissolve"
+            seam = "" if before is None else f"  {'cut' if cut else SEAMS[before.transition]}"
             start, length = segment.start / plan.spec.fps, segment.frames / plan.spec.fps
             print(f"  {segment.number}  {start:7.2f} s  {length:g} s, {segment.frames} frames{seam}")
             if segment.scene == segment.action:
@@ -361,6 +365,7 @@ def print_plans(
                 print(f"      to render: {why[segment.index]}")
             elif there[name].exists and (asked is None or segment.index in asked):
                 print("      is there")
+        _print_cards(plan, [card for card in plan.cards if card.before == len(plan.segments)])
         settings = plan.settings
         print(
             f"  model {plan.spec.label}, {settings.width}x{settings.height}, seed {settings.seed}, "
@@ -428,6 +433,13 @@ def _sound_words(track: Soundtrack) -> Iterator[str]:
             yield f"{words} in {counted(count, 'scene')}"
 
 
+def _print_cards(plan: Plan, cards: Sequence[Card]) -> None:
+    for card in cards:
+        start, length = card.start / plan.spec.fps, card.frames / plan.spec.fps
+        print(f"  --  {start:7.2f} s  {length:g} s, {card.frames} frames")
+        print(printable(f"      card:   {' / '.join(filter(None, card.text.splitlines()))}"))
+
+
 def gpu_memory(spec: ModelSpec) -> str:
     """Say what a model needs of a GPU's memory in each mode."""
     needs = ", ".join(f"{mode} {size:g} GB" for mode, size in spec.memory_gb.items())
@@ -467,5 +479,6 @@ def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[s
         "seams": [asdict(seam) for seam in plan.seams],
         "sounds": [_sound_facts(sound) for sound in plan.sound.sounds] if plan.sound else [],
         "missing": missing,
+        "cards": [asdict(card) for card in plan.cards],
         "warnings": faults_of(warned),
     }

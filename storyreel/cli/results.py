@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from storyreel.errors import ScriptError, StoryreelError, UsageError
 from storyreel.method.settings import Method
-from storyreel.story.plan import Seam, Segment
+from storyreel.story.plan import Card, Seam, Segment
 
 CLOSED, OPEN = ConfigDict(extra="forbid"), ConfigDict(extra="allow")
 SCHEMA_ID = "https://storyreel.invalid/{}.result.schema.json"  # a name, not a place to fetch from
@@ -87,6 +87,7 @@ class Planned(TypedDict):
     seams: list[Seam]
     sounds: list[dict[str, Any]]
     missing: dict[str, str] | None
+    cards: list[Card]
     warnings: list[Fault]
 
 
@@ -148,6 +149,17 @@ class Inspected(TypedDict):
     """A film's tags, by their names, and its signature."""
 
     signature: Signed
+
+
+@with_config(CLOSED)
+class Exported(TypedDict):
+    """A file for other programs: of a ``scene``, from 1, or of the film; ``frames`` are its pictures."""
+
+    format: str
+    file: str
+    scene: int | None
+    frames: int | None
+    bytes: int
 
 
 @with_config(CLOSED)
@@ -355,6 +367,7 @@ SHAPES: dict[str, Any] = {
     "status": dict[str, Status],
     "verify": dict[str, Verified | Failed],
     "inspect": Inspected,
+    "export": list[Exported],
     "clean": list[Cleaned],
     "import": Imported,
     "validate": dict[str, Validated],

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
 from storyreel.film import reader
+from storyreel.film.dissolve import FADED, GREY
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.planning import DEFAULT_MODEL
-from storyreel.story.schema import NOBODY_ELSE, Casting, Character, Story, load_story
+from storyreel.story.schema import APART, NOBODY_ELSE, Casting, Character, Story, load_story
 
 MANIFEST = "manifest.json"
 MOST_REPEATED = 1_000_000  # looks at frames that a player shows again, beyond as many as there are frames
@@ -39,9 +41,10 @@ class Span:
     """One scene of a film: its prompts and its frames, ``start`` to the one before ``stop``.
 
     ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
-    for a film that was made without any blending; ``goes_on``, whether in one shot. ``others`` are its scene
-    prompt with somebody else in the first character's place. ``sides`` is how far the two sides of the seam
-    before it are apart, 0 to 255, as the render measured it before any dissolve; None where nobody did.
+    for a film that was made without any blending; ``goes_on``, whether in one shot; ``fades``, whether it
+    comes out of a plain colour, and whether it ends in one. ``others`` are its scene prompt with somebody
+    else in the first character's place. ``sides`` is how far the two sides of the seam before it are apart, 0
+    to 255, as the render measured it before any dissolve; None where nobody did.
     """
 
     scene: str
@@ -52,6 +55,7 @@ class Span:
     others: Mapping[str, str] = field(default_factory=dict)
     sides: float | None = None
     goes_on: bool = True
+    fades: tuple[bool, bool] = (False, False)
 
     @property
     def prompt(self) -> str:
@@ -62,6 +66,12 @@ class Span:
     def frames(self) -> int:
         """How many it has."""
         return self.stop - self.start
+
+    def clear(self, fps: float) -> Span:
+        """Return the same without the frames of fades that the story wants, at ``fps`` looks a second."""
+        reach = min(ceil(FADED * fps), (self.frames - 1) // 2)
+        into, out_of = self.fades
+        return replace(self, start=self.start + reach * into, stop=self.stop - reach * out_of)
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,8 @@ class Film:
     known, ``kind`` all that it was rendered with but for the seed, ``weights`` the SHA-256 of that model's
     files (None: nobody knows), ``cost`` what that took, by the names of metrics, ``folder`` where the render
     left it. ``sha256`` is the file's, ``hdr`` is as in `reader.Facts`; ``notes`` are what a reader of its
-    scores should know.
+    scores should know. ``scenes`` are those of its own frames that are no cards; all, if it is
+    empty. ``cards`` are where, in seconds of the scenes, cards were left out, and how long each is.
     """
 
     run: str
@@ -95,11 +106,17 @@ class Film:
     cost: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
     sha256: str = ""
+    scenes: tuple[int, ...] = ()
+    cards: tuple[tuple[float, float], ...] = ()
 
     @property
     def frames(self) -> int:
         """How many looks it takes."""
         return self.spans[-1].stop
+
+    def time_of(self, seconds: float) -> float:
+        """Return when in the film something is, by when it is in its scenes, which may have cards between."""
+        return seconds + sum(length for start, length in self.cards if start <= seconds)
 
     @property
     def label(self) -> str:
@@ -133,6 +150,12 @@ class _Segment(_Part):
     decided: _Decided | None = None
 
 
+class _Card(_Part):
+    before: int = Field(ge=0)
+    start: int = Field(ge=0)
+    frames: int = Field(ge=1)
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     fps: int = Field(ge=1)
@@ -153,6 +176,7 @@ class _Manifest(_Part):
     model: _Model
     settings: _Settings
     segments: list[_Segment] = Field(min_length=1)
+    cards: list[_Card] = []
     film: dict[str, str]
 
 
@@ -248,6 +272,7 @@ def looked_at(film: Film, rate: float) -> Film:
         words = f"{film.path} has a scene that is too short to be looked at {rate:g} times a second"
         raise StoryreelError(words, "Score it by itself, or give a higher --fps.")
     spans = (replace(span, start=a, stop=b) for span, (a, b) in zip(film.spans, ends, strict=True))
+    picks = [film.scenes[pick] for pick in picks] if film.scenes else picks
     return replace(film, fps=rate, spans=tuple(spans), picks=tuple(picks))
 
 
@@ -308,19 +333,29 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     if film.parent != folder or not film.is_file():
         raise StoryreelError(f"{folder} holds half a render: it has no film yet", again)
     segments = manifest.segments
-    if [s.start for s in segments] != [sum(s.frames for s in segments[:i]) for i in range(len(segments))]:
+    parts: list[_Segment | _Card] = sorted([*segments, *manifest.cards], key=lambda part: part.start)
+    if [part.start for part in parts] != [sum(p.frames for p in parts[:i]) for i in range(len(parts))]:
         raise StoryreelError(f"{path} is no manifest of a render: its segments do not join", again)
-    ends = [(s.start, s.start + s.frames) for s in segments]
+    # Cards are no scenes: of the film, the scenes alone are looked at, as if they were all.
+    shown = [frame for s in segments for frame in range(s.start, s.start + s.frames)]
+    starts = [sum(s.frames for s in segments[:index]) for index in range(len(segments))]
+    ends = [(start, start + s.frames) for start, s in zip(starts, segments, strict=True)]
+    story = _cut_at(story, {card.before for card in manifest.cards})
     told = replace(_told(story, ends), run=run, name=name, story=story_name)
     told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
     told = replace(told, weights=manifest.model.weights, cost=_cost(manifest), folder=folder)
     told = replace(told, sha256=file_hash(film))
-    fps, count = manifest.settings.fps, ends[-1][1]
+    fps, count = manifest.settings.fps, len(shown)
+    lengths = [s.frames for s in segments]
+    cards = tuple((sum(lengths[: card.before]) / fps, card.frames / fps) for card in manifest.cards)
+    told = replace(told, scenes=tuple(shown) if cards else (), cards=cards)
     if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
         sides = (s.decided.seam.sides if s.decided and s.decided.seam else None for s in segments)
         spans = (replace(span, sides=apart) for span, apart in zip(told.spans, sides, strict=True))
         told = replace(told, spans=tuple(spans))
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
+    if manifest.cards:  # nobody knows where they are in it
+        raise StoryreelError(f"{film} is not the film that was rendered: its file has been changed", again)
     facts, frames = reader.probe(film), reader.survey(film)
     rate = usual_rate(frames.times, facts.fps)
     if abs(rate - fps) > SLACK * fps:
@@ -329,6 +364,17 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
         raise StoryreelError(f"{film} has {len(frames.times)} frames, its scenes {count}", again)
     changed = "this is not the film that was rendered: its file has been changed"
     return _timed(replace(told, notes=(changed,)), facts, frames)
+
+
+def _cut_at(story: Story, behind: set[int]) -> Story:
+    """Return a story in which scenes, by their index, begin with a cut if they do not fade."""
+    scenes = [
+        scene.model_copy(update={"transition": "cut"})
+        if index in behind and scene.transition not in APART
+        else scene
+        for index, scene in enumerate(story.scenes)
+    ]
+    return story.model_copy(update={"scenes": scenes})
 
 
 def _kind(manifest: _Manifest) -> dict[str, Any]:
@@ -446,19 +492,22 @@ def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
     """Return a film of a story as yet without a file, its scenes ending where ``ends`` says."""
     names = tuple(member.name for member in story.cast.values())
     places = [story.filled(scene.scene) for scene in story.scenes]
-    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), strict=False)
+    fades = [scene.transition in GREY for scene in story.scenes]
+    around = zip(fades, [*fades[1:], False], strict=True)
+    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), around, strict=False)
     spans = tuple(
         Span(
             place,
             story.filled(scene.action),
             start,
             stop,
-            start > 0 and scene.transition != "cut",
+            start > 0 and scene.transition not in APART,
             dict(others),
             goes_on=scene.transition == "continue"
             or (scene.transition == "blend" and same_place(before, place, names)),
+            fades=faded,
         )
-        for scene, place, before, (start, stop), others in scenes
+        for scene, place, before, (start, stop), others, faded in scenes
     )
     return Film("", "", Path(), "", 0.0, spans)
 

@@ -92,7 +92,9 @@ def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Find
             value = scene.get(rule.metric)
             if value is not None and rule.wrong(value):
                 seconds = scene[rule.at] if rule.at else span.start / film.fps
-                yield Finding(rule.metric, number, seconds, f"Scene {number} {rule.words(scene)}.")
+                yield Finding(
+                    rule.metric, number, film.time_of(seconds), f"Scene {number} {rule.words(scene)}."
+                )
 
 
 def _of_seams(film: Film, seams: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -104,4 +106,5 @@ def _of_seams(film: Film, seams: Sequence[Mapping[str, Any]]) -> Iterator[Findin
             value = seam.get(rule.metric)
             if value is not None and rule.wrong(value):
                 words = f"Between scenes {after} and {after + 1} {rule.words(seam)}."
-                yield Finding(rule.metric, after + 1, film.spans[after].start / film.fps, words)
+                at = film.time_of(film.spans[after].start / film.fps)
+                yield Finding(rule.metric, after + 1, at, words)

@@ -213,7 +213,8 @@ def look_at(
     pickers: dict[str, PictureEncoder] = {n: encoders.get(n) for n in PICTURE_ENCODERS if n in names}
     if own is not None:
         pickers[OWN] = own
-    numbers, scenes = FrameNumbers(), Scenes(film.spans, pickers, encoders, names, strangeness)
+    clear = [span.clear(film.fps) for span in film.spans]
+    numbers, scenes = FrameNumbers(), Scenes(clear, pickers, encoders, names, strangeness)
     shots = Shots(encoders.get(SHOTS)) if SHOTS in names else None
     doubles = Doubles([span.start for span in film.spans], film.frames, film.fps)
     seen = 0

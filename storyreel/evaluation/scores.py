@@ -124,18 +124,21 @@ def _from_frames(
     frames, fps = look.frames, film.fps
     usual = usual_step(frames.steps, inside)
     whites = lab(torch.tensor(frames.white))[:, 1:]  # without lightness
-    first = whites[film.spans[0].start : film.spans[0].stop].mean(0)
+    beginning = film.spans[0].clear(fps)
+    first = whites[beginning.start : beginning.stop].mean(0)
     for span, (start, stop), scene in zip(film.spans, inside, scenes, strict=True):
         steps = frames.steps[span.start : span.stop - 1]
         quiet = frames.steps[start : stop - 1]
         similarity = [
             value for value in frames.similarity[span.start : span.stop - 1] if not math.isnan(value)
         ]
-        white = whites[span.start : span.stop].mean(0)
+        seen = span.clear(fps)
+        clear = slice(seen.start, seen.stop)
+        white = whites[clear].mean(0)
         place = start + max(range(len(quiet)), key=quiet.__getitem__) + 1 if quiet else span.start
         still, still_from = _longest_run([step < FROZEN for step in steps])
         scene |= {
-            "seconds": [span.start / fps, span.stop / fps],
+            "seconds": [film.time_of(span.start / fps), film.time_of(span.start / fps) + span.frames / fps],
             "motion": fmean(quiet) if quiet else None,
             "moving": float(fmean(quiet) > MOVES) if quiet else None,
             "flicker": (255 - fmean(steps)) / 255 if steps else None,
@@ -145,8 +148,8 @@ def _from_frames(
             "colour_drift": float((white - first).norm()),
             "frozen": (still + 1) / fps if still else 0.0,
             "frozen_at": (span.start + still_from) / fps if still else None,
-            "black": sum(b < BLACK for b in frames.brightness[span.start : span.stop]) / fps,
-            "clipped": 100 * fmean(frames.clipped[span.start : span.stop]),
+            "black": sum(b < BLACK for b in frames.brightness[clear]) / fps,
+            "clipped": 100 * fmean(frames.clipped[clear]),
         }
 
 

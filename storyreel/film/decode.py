@@ -15,7 +15,7 @@ from torch import Tensor
 
 from storyreel.files import replacing, writing
 from storyreel.film import writer
-from storyreel.film.dissolve import Frame, film_frames, lead_pictures
+from storyreel.film.dissolve import Frame, Part, Plain, film_frames, lead_pictures
 from storyreel.method.blending import dissolve
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment
@@ -93,14 +93,23 @@ class FilmStream:
 
     def _write(self) -> None:
         """Write the frames of which all pictures are there."""
-        while self._frames and all(part.segment in self._pictures for part in self._frames[0]):
+        while self._frames and all(map(self._is_there, self._frames[0])):
             assert self._writer is not None
             self._writer.write(self._shown(self._frames.popleft()).numpy().tobytes())
 
     def _shown(self, frame: Frame) -> Tensor:
         """Return a frame, uint8 (1, H, W, 3)."""
-        first, *second = (self._pictures[part.segment][part.picture][None] for part in frame)
+        first, *second = map(self._picture, frame)
         return dissolve(first, second[0], torch.full((1, 1, 1, 1), frame[1].weight)) if second else first
+
+    def _is_there(self, part: Part | Plain) -> bool:
+        return isinstance(part, Plain) or part.segment in self._pictures
+
+    def _picture(self, part: Part | Plain) -> Tensor:
+        if isinstance(part, Plain):
+            any_picture = next(iter(self._pictures.values()))[:1]
+            return torch.full_like(any_picture, part.grey)
+        return self._pictures[part.segment][part.picture][None]
 
     def _close(self) -> None:
         """Write what is left of the last segment and complete its file."""

@@ -23,6 +23,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     found = [
         *_values(old, new, ("title",)),
         *_scenes(before.segments, json.loads(json.dumps(after.segments))),
+        *(["the cards"] if any(old.get(name) != new.get(name) for name in ("cards", "drawn_by")) else []),
         *_model(_part(old, "model"), _part(new, "model")),
         *_settings(_part(old, "settings"), _part(new, "settings")),
         *_sounds(_part(old, "sound"), _part(new, "sound")),

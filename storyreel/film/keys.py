@@ -17,6 +17,8 @@ from storyreel import __version__
 from storyreel.errors import DamagedError
 from storyreel.files import digest
 from storyreel.film import ffmpeg
+from storyreel.film.cards import drawn_by
+from storyreel.film.dissolve import GREY, begins_with
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.provenance import xmp_packet
 from storyreel.film.recipe import fingerprints, recipe_of
@@ -24,7 +26,7 @@ from storyreel.film.sound import track_facts
 from storyreel.film.writer import Chapter
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
-from storyreel.story.plan import Plan, Segment
+from storyreel.story.plan import Card, Plan, Segment
 from storyreel.story.sounds import Soundtrack
 
 # Facts of a model that shape none of its pictures, or are said elsewhere: in settings or in scenes.
@@ -87,7 +89,8 @@ def ingredients(spec: ModelSpec) -> dict[str, Any]:
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Return what is planned of a film as a whole, as plain data."""
-    return {
+    cards = {"cards": [asdict(card) for card in plan.cards]} if plan.cards else {}
+    return cards | {
         "title": plan.title,
         "story": plan.story,
         "story_sha256": digest(plan.story),
@@ -104,7 +107,8 @@ def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str
 
     ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it: cpu or cuda.
     """
-    facts = plan_facts(plan) | dict(of_model) | {"device": device}
+    drawn = {"drawn_by": drawn_by(plan)} if plan.cards else {}
+    facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn
     return facts | {"sound": sound_facts(plan.sound)} if plan.sound else facts
 
 
@@ -142,9 +146,15 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
     shown: list[list[str]] = [[own] for own in latents]
     for seam in plan.seams:
-        if seam.transition == "dissolve" and seam.strength:  # each shows in the other's video
+        shows_both = seam.transition == "dissolve" and seam.strength
+        if shows_both and not plan.has_card_before(plan.segments[seam.after]):
             shown[seam.after - 1].append(latents[seam.after])
             shown[seam.after].append(latents[seam.after - 1])
+    for segment in plan.segments:  # a fade changes what either side shows, whatever the other is
+        if (transition := begins_with(plan, segment)) in GREY:
+            shown[segment.index].append(f"from {transition}")
+            if segment.index:
+                shown[segment.index - 1].append(f"to {transition}")
     return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown), tuple(first_takes))
 
 
@@ -164,11 +174,16 @@ def own_facts(segment: Segment) -> dict[str, Any]:
 
 
 def film_chapters(plan: Plan) -> list[Chapter]:
-    """Return a chapter per scene: its scene prompt as title, both prompts as subtitle."""
-    return [
-        Chapter(s.start, s.start + s.frames, s.scene, "\n".join(dict.fromkeys([s.scene, s.action])))
-        for s in plan.segments
-    ]
+    """Return a chapter per scene: its scene prompt as title, both prompts as subtitle; per card, its text."""
+    chapters = []
+    for part in plan.parts():
+        title, text = (
+            (" ".join(part.text.split()), "\n".join(filter(None, part.text.splitlines())))
+            if isinstance(part, Card)
+            else (part.scene, "\n".join(dict.fromkeys([part.scene, part.action])))
+        )
+        chapters.append(Chapter(part.start, part.start + part.frames, title, text))
+    return chapters
 
 
 def film_tags(plan: Plan, version: str = __version__) -> dict[str, str]:
@@ -211,4 +226,5 @@ def film_key(plan: Plan, facts: Mapping[str, Any], videos: Sequence[str]) -> str
     made_by = [facts["recipe"]["pictures"], facts["versions"].get(ENCODER)]
     says = [film_tags(plan, version=""), film_xmp(plan, version="").decode()]
     heard = [facts["sound"]] if plan.sound else []
-    return digest([videos, chapters, says, made_by, *heard])
+    cards = [[asdict(card) for card in plan.cards], facts["drawn_by"]] if plan.cards else []
+    return digest([videos, chapters, says, made_by, *heard, *cards])

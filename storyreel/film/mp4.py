@@ -68,8 +68,7 @@ def write_subtitles(path: Path, tracks: Sequence[Sequence[bytes]]) -> None:
         if len(there) != len(tracks):
             raise StoryreelError(f"ffmpeg failed: {path.name} lacks subtitles", RUN_AGAIN)
         for track, texts in zip(there, tracks, strict=True):
-            for tkhd, _ in _boxes(data, track, b"tkhd"):
-                data[tkhd + 3] &= 0xFE
+            _disable(data, track)
             waiting = iter(texts)
             for at, size in _samples(data, track):
                 (length,) = struct.unpack_from(">H", data, at)
@@ -80,6 +79,18 @@ def write_subtitles(path: Path, tracks: Sequence[Sequence[bytes]]) -> None:
                     data[at + 2 : at + size] = text
             if next(waiting, None) is not None:
                 raise StoryreelError(f"ffmpeg failed: {path.name} lacks subtitles", RUN_AGAIN)
+
+
+def disable_subtitles(path: Path) -> None:
+    """Disable a film's subtitle track, which is there and is not shown until somebody asks for it."""
+    with _mapped(path, mmap.ACCESS_WRITE) as data:
+        for track in _tracks(data, b"sbtl"):
+            _disable(data, track)
+
+
+def _disable(data: mmap.mmap, track: tuple[int, int]) -> None:
+    for tkhd, _ in _boxes(data, track, b"tkhd"):
+        data[tkhd + 3] &= 0xFE
 
 
 def _samples(data: mmap.mmap, track: tuple[int, int]) -> Iterator[tuple[int, int]]:

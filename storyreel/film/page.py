@@ -11,6 +11,7 @@ from storyreel.film.store import Decided, DecidedSeam
 from storyreel.pages import filled
 from storyreel.story.plan import Plan, Segment
 
+SEAMS = {"fade": "fade through black", "dip": "dip to white"}
 TEMPLATE = Path(__file__).with_name("film.html.j2")
 
 
@@ -40,7 +41,7 @@ def _scene(segment: Segment, made: Decided, fps: int) -> dict[str, str]:
 
 def _seam(seam: DecidedSeam) -> str:
     if not seam["overlap"]:
-        return seam["transition"]
+        return SEAMS.get(seam["transition"], seam["transition"])
     alike = "" if seam["similarity"] is None else f", actions {100 * seam['similarity']:.0f} % alike"
     return f"goes on in the shot from {seam['overlap']} latent frames{alike}"
 

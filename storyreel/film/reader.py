@@ -65,6 +65,16 @@ def probe(path: Path) -> Facts:
     return Facts(max(1, round(width * wide)), height, fps, _tags(words), tuple(starts), hdr)
 
 
+def has_sound(path: Path) -> bool:
+    """Tell whether a film has a sound track. Raises StoryreelError for any other file."""
+    code, _, messages = _run(
+        ["-loglevel", "info", *_INPUT, "-i", local_file(path), "-f", "ffmetadata", "pipe:1"]
+    )
+    if code:
+        raise _not_a_film(path)
+    return re.search(r"^ *Stream #0:.*: Audio: ", messages.decode(errors="replace"), re.M) is not None
+
+
 @dataclass(frozen=True)
 class Frames:
     """When every frame of a film is shown, in seconds, and how much it changes.

@@ -16,13 +16,14 @@ from storyreel.film.decode import FilmStream
 from storyreel.film.dissolve import lead_pictures
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment
+from storyreel.story.schema import APART
 
 
 class MeasuringStream(FilmStream):
     """A `FilmStream` that compares the two sides of seams, where both are decoded one after the other.
 
     ``apart`` has the mean absolute difference, 0 to 255, of the two sides of the seam before a segment, by
-    the segment's index, from when the segment is pushed. A cut that the story wants has no two sides.
+    the segment's index, from when the segment is pushed. A cut or a fade that the story wants has none.
     """
 
     def __init__(
@@ -50,4 +51,4 @@ class MeasuringStream(FilmStream):
 def is_smooth(plan: Plan, segment: Segment) -> bool:
     """Tell whether the story wants a segment to grow out of the one before, also if nothing is blended."""
     scenes: list[dict[str, str]] = plan.story["scenes"]
-    return segment.index > 0 and scenes[segment.index]["transition"] != "cut"
+    return segment.index > 0 and scenes[segment.index]["transition"] not in APART

@@ -28,6 +28,7 @@ RECORD = ".json"  # behind the name of the file that it is about
 OURS = re.compile(
     r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state|\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)"
     r"|voice-[0-9a-f]{16}\.wav(\.json)?"
+    r"|card-\d{1,4}\.mp4"  # of a film that was being joined
 )
 FORMER_WINDOW = "window.safetensors"
 MOST_BYTES = 1 << 20  # of a record
@@ -37,7 +38,7 @@ class DecidedSeam(TypedDict):
     """The seam before a segment, as `plan.Seam` has it."""
 
     after: int
-    transition: Literal["blend", "continue", "dissolve", "cut"]
+    transition: Literal["blend", "continue", "dissolve", "cut", "fade", "dip"]
     overlap: int
     strength: float
     similarity: float | None

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from storyreel.method.settings import Method
@@ -127,13 +128,27 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Card:
+    """Text on a plain picture, before a segment: ``before`` is its index, or their number behind the last.
+
+    It is shown for ``frames`` frames of the film from its frame ``start`` on. ``ground`` is black or white.
+    """
+
+    before: int
+    text: str
+    ground: str
+    frames: int
+    start: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides a film, before anything is computed.
 
     ``story`` is the story's own data, defaults filled in. ``segments`` are what the film shows; of those
     that are no first takes, ``replaced`` has the first takes. A plan is settled once every seam's overlap
     follows the similarity of its actions, and every segment's lead that overlap. ``sound`` is what is heard,
-    None where nothing is.
+    None where nothing is; ``font`` is a file that its cards are drawn with, None for the usual one.
     """
 
     title: str
@@ -144,6 +159,8 @@ class Plan:
     seams: tuple[Seam, ...]
     replaced: tuple[Segment, ...] = ()
     sound: Soundtrack | None = None
+    cards: tuple[Card, ...] = ()
+    font: Path | None = None
 
     @cached_property
     def first_takes(self) -> tuple[Segment, ...]:
@@ -162,7 +179,7 @@ class Plan:
     @cached_property
     def frames(self) -> int:
         """The film's number of frames."""
-        return sum(segment.frames for segment in self.segments)
+        return sum(part.frames for part in self.parts())
 
     @property
     def seconds(self) -> float:
@@ -194,6 +211,15 @@ class Plan:
     def seam(self, segment: Segment) -> Seam | None:
         """Return the seam before a segment; None for the first."""
         return self.seams[segment.index - 1] if segment.index else None
+
+    def parts(self) -> list[Segment | Card]:
+        """Return all that the film shows, segments and cards, in order."""
+        parts: list[Segment | Card] = [*self.segments, *self.cards]
+        return sorted(parts, key=lambda part: part.start)
+
+    def has_card_before(self, segment: Segment) -> bool:
+        """Tell whether a segment follows on a card."""
+        return any(card.before == segment.index for card in self.cards)
 
     def given(self, segment: Segment) -> tuple[Given, ...]:
         """Return what stands in a segment, in a settled plan: in its lead, and at another take's end too.

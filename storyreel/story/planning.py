@@ -23,15 +23,24 @@ from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.specs import MODELS, ModelSpec, find_model
-from storyreel.story.plan import Plan, Seam, Segment, Settings, derived_seed, joined_prompt
-from storyreel.story.schema import MAX_PROMPT, SIZE_PATTERN, RenderSettings, Scene, Story, Transition
+from storyreel.story.cards import card_lines, card_problem
+from storyreel.story.plan import Card, Plan, Seam, Segment, Settings, derived_seed, joined_prompt
+from storyreel.story.schema import (
+    APART,
+    MAX_PROMPT,
+    SIZE_PATTERN,
+    RenderSettings,
+    Scene,
+    Story,
+    Transition,
+)
 from storyreel.story.sounds import Heard, Soundtrack
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
 
 T = TypeVar("T")
 
 DEFAULT_MODEL = "mini"
-# What of several ways to blend makes of every seam that is no cut.
+# What of several ways to blend makes of every seam that is not cut apart.
 ALWAYS: dict[str, Transition] = {"continuation": "continue", "crossfade": "dissolve", "none": "cut"}
 SOUND_KEYS = {"music": "audio", "scene": "audio", "speech": "say"}  # of a story, by the sounds' kinds
 LEAD = 2  # latent frames that every scene leaves for its lead
@@ -76,15 +85,16 @@ def make_plan(
     track = heard.track if heard else None
     refusals.faults += heard.faults if heard else ()
     segments = _segments(story, spec, settings, overrides, refusals, track)
-    retakes = _retakes(story, spec, segments, refusals)
     seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
     _check_sound(story, spec, segments, track, refusals)
+    segments, cards = _with_cards(story, spec, segments, refusals)
+    retakes = _retakes(story, spec, segments, refusals)
     refusals.raise_faults()
     shown = tuple(retakes.get(segment.index, segment) for segment in segments)
     replaced = tuple(segment for segment in segments if segment.index in retakes)
-    data = story.model_dump(mode="json")
-    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track)
+    data, font = story.model_dump(mode="json"), story.font_path
+    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font)
     return plan.settled([None] * len(seams))
 
 
@@ -200,7 +210,7 @@ def _segments(
                 frames=frames,
                 start=start,
                 seed=seeds[index],
-                blended=index > 0 and scene.transition != "cut" and settings.method.blending != "none",
+                blended=index > 0 and scene.transition not in APART and settings.method.blending != "none",
             )
         )
         start += frames
@@ -316,6 +326,27 @@ def _check_sound(
             refusals.add(f"{problem}; write seconds: auto, or say less", False, *place)
 
 
+def _with_cards(
+    story: Story, spec: ModelSpec, segments: Sequence[Segment], refusals: _Refusals
+) -> tuple[tuple[Segment, ...], tuple[Card, ...]]:
+    """Return the segments where cards leave them, and the cards."""
+    font = story.font_path
+    if font is not None and story.is_from_file and not font.is_file():
+        refusals.add(f"there is no font {font}", False, "font")
+    lengths = [segment.frames for segment in segments]
+    cards: list[Card] = []
+    for before, card, place in story.cards():
+        text = card_lines(story.filled(card.text))
+        refusals.add(card_problem(text, font is not None), False, *place, "text")
+        start = sum(lengths[:before]) + sum(earlier.frames for earlier in cards)
+        cards.append(Card(before, text, card.ground, max(1, round(card.seconds * spec.fps)), start))
+    shown = (
+        replace(s, start=s.start + sum(card.frames for card in cards if card.before <= s.index))
+        for s in segments
+    )
+    return tuple(shown), tuple(cards)
+
+
 def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:
     """Return the seams between neighbours, each with the longest overlap that may be used there."""
     names = tuple(dict.fromkeys(name for segment in segments for name in segment.cast))
@@ -324,10 +355,10 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
         transition = scene.transition
         if transition == "blend":
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
-        if transition != "cut":
+        if transition not in APART:
             transition = ALWAYS.get(method.blending, transition)
         # The published form knows pictures alone, and none crosses a cut.
-        apart = method.blending == "none" or (method.blending == "published" and transition == "cut")
+        apart = method.blending == "none" or (method.blending == "published" and transition in APART)
         strength = 0.0 if apart else method.strength
         overlap = 0
         if transition == "continue" and method.leads:

@@ -31,6 +31,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.method.settings import Method, legal_values
+from storyreel.story.cards import card_lines
 from storyreel.story.quoting import ODD_BLANKS
 from storyreel.story.yaml_source import MAX_BYTES, Source, character, parse
 
@@ -46,7 +47,9 @@ STDIN = Path("-")  # stands for standard input
 SCHEMA_ID = "https://storyreel.invalid/story.schema.json"  # a name, not a place to fetch from
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}][^{}]{0,40}}?")
 CAST_FIELDS = ("name", "noun", "possessive")
-_TEXTS = ("title", "scene", "action", *CAST_FIELDS, "say", "text", "audio", "file")  # keys of free texts
+_CARDS = ("opening", "ending")
+# Keys of free texts.
+_TEXTS = ("title", "scene", "action", *_CARDS, "card", *CAST_FIELDS, "say", "text", "audio", "file")
 # What `say` takes for a file's name instead of words: it ends like sound, or like a film that has some.
 SOUND_FILE = re.compile(
     r"\.(wav|flac|mp3|m4a|m4b|aac|ogg|oga|opus|aiff?|caf|wma|mka|mp4|m4v|mov|mkv|webm|avi)$", re.I
@@ -61,6 +64,13 @@ def one_line(value: object) -> object:
     return " ".join(value.split()) if visible else ""
 
 
+def _lines(value: object) -> object:
+    """Tidy a text of several lines; one without a visible character becomes empty."""
+    if not isinstance(value, str):
+        return value
+    return card_lines(value) if one_line(value) else ""
+
+
 def _no_braces(value: str) -> str:
     if "{" in value or "}" in value:
         raise PydanticCustomError("braces", "texts of the cast have no placeholders; take out the braces")
@@ -69,6 +79,7 @@ def _no_braces(value: str) -> str:
 
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
+CardLines = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_lines)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 OwnSeconds = Annotated[
     Annotated[Seconds, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
@@ -76,7 +87,8 @@ OwnSeconds = Annotated[
 ]
 Size = Annotated[str, Field(pattern=f"^{SIZE_PATTERN}$", examples=["96x64", "848x480"])]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Transition = Literal["blend", "continue", "dissolve", "cut"]
+Transition = Literal["blend", "continue", "dissolve", "cut", "fade", "dip"]
+APART = ("cut", "fade", "dip")  # transitions that an editor makes: nothing of the shot before is in the next
 
 
 class _Strict(BaseModel):
@@ -105,6 +117,33 @@ class Character(_Strict):
         if name == "noun":
             return self.noun or re.sub(r"^(an?|the)\s+", "", self.name)
         return {"name": self.name, "possessive": self.possessive}[name]
+
+
+class Card(_Strict):
+    """Text on a plain picture, for some seconds: a title, or the end."""
+
+    text: CardLines = Field(description="Names are filled in, as in a prompt; lines stay lines.")
+    seconds: Seconds = Field(default=3.0, description="To the nearest frame.")
+    ground: Literal["black", "white"] = Field(default="black", description="The text is of the other colour.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "minLength": 1, "pattern": r"\S"}, handler(schema)]}
+
+
+def _long_card(value: object) -> object:
+    """Turn a card's text into its long form."""
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        words = "a card is text, or has the keys {known}"
+        raise PydanticCustomError("card", words, {"known": ", ".join(Card.model_fields)})
+    return value
+
+
+AnyCard = Annotated[Card, BeforeValidator(_long_card)]
 
 
 FileName = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -226,7 +265,7 @@ def _numbered(value: object) -> object:
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
-    LATER = frozenset({"say", "audio"})
+    LATER = frozenset({"card", "say", "audio", "seed", "retake"})
 
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
@@ -237,7 +276,8 @@ class Scene(_Strict):
     transition: Transition = Field(
         default="blend",
         description="How the scene begins: continue goes on in the shot before, dissolve passes over to "
-        "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut.",
+        "another place, blend is one of the two, by whether both scenes name one place; cut is a hard cut, "
+        "fade passes through black, dip through white.",
     )
     seed: Seed | None = Field(
         default=None, description="Else it follows from the film's and the scene prompt."
@@ -251,6 +291,7 @@ class Scene(_Strict):
     audio: Annotated[SceneSound, BeforeValidator(_sound_form)] | None = Field(
         default=None, description="What else is heard in the scene: a file."
     )
+    card: AnyCard | None = Field(default=None, description="Text that is shown before the scene.")
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -343,13 +384,18 @@ class Piece:
 class Story(_Strict):
     """A film in scene pairs."""
 
-    LATER = frozenset({"audio", "voice"})
+    LATER = frozenset({"opening", "ending", "font", "audio", "voice"})
 
     title: (
         Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S"), BeforeValidator(one_line)] | None
     ) = None
     cast: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Character] = {}
     scenes: list[Annotated[Scene, BeforeValidator(_long_form)]] = Field(min_length=1, max_length=MAX_SCENES)
+    opening: AnyCard | None = Field(default=None, description="Text that the film begins with.")
+    ending: AnyCard | None = Field(default=None, description="Text that the film ends with.")
+    font: Annotated[str, Field(min_length=1, max_length=1000)] | None = Field(
+        default=None, description="A TrueType or OpenType file for cards, from the story's folder on."
+    )
     render: RenderSettings = RenderSettings()
     audio: Annotated[Music, BeforeValidator(_sound_form)] | None = Field(
         default=None, description="Music, or another sound, for all of the film: a file."
@@ -373,6 +419,26 @@ class Story(_Strict):
     def has_sound(self) -> bool:
         """Tell whether anything is to be heard."""
         return self.audio is not None or any(scene.say or scene.audio for scene in self.scenes)
+
+    def cards(self) -> Iterator[tuple[int, Card, tuple[str | int, ...]]]:
+        """Yield the cards in their order: before which scene, by its index, each is shown, and its place."""
+        if self.opening:
+            yield 0, self.opening, ("opening",)
+        for index, scene in enumerate(self.scenes):
+            if scene.card:
+                yield index, scene.card, ("scenes", index, "card")
+        if self.ending:
+            yield len(self.scenes), self.ending, ("ending",)
+
+    @property
+    def font_path(self) -> Path | None:
+        """The file of the cards' font."""
+        return Path(self.path).parent / self.font if self.font else None
+
+    @property
+    def is_from_file(self) -> bool:
+        """Tell whether it was read from a file, beside which others lie, and not from a manifest."""
+        return self._source is not None
 
     def where(self, words: Sequence[str], *location: str | int) -> list[Fault]:
         """Return the place of each of some words of a text, in their order, as faults that say nothing."""
@@ -649,6 +715,8 @@ def _allowed_keys(location: list[str | int]) -> str:
     """Return the keys that the mapping around ``location`` may have."""
     if location[:1] == ["cast"]:
         fields = Character.model_fields if len(location) > 2 else {"first": None}
+    elif (location[0:1] + location[2:3])[-1:] == ["card"] or (location and location[0] in _CARDS):
+        fields = Card.model_fields
     elif location[:1] == ["scenes"]:
         parts = {"say": Say.model_fields, "audio": SceneSound.model_fields, "retake": Retake.model_fields}
         fields = parts.get(str(location[2]), Scene.model_fields) if len(location) > 3 else Scene.model_fields
@@ -676,6 +744,9 @@ def _prompts(source: Source) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for place, prompt in _prompts_in(scene):
             if isinstance(prompt, str):
                 yield ("scenes", index, *place), prompt
+    for name in _CARDS:
+        if isinstance(text := _text_of(source.data.get(name)), str):
+            yield (name,), text
 
 
 def _prompts_in(scene: object) -> Iterator[tuple[tuple[str | int, ...], object]]:
@@ -690,11 +761,17 @@ def _prompts_in(scene: object) -> Iterator[tuple[tuple[str | int, ...], object]]
             yield (key,), scene.get(key)
             if isinstance(retake, dict):
                 yield ("retake", key), retake.get(key)
+        yield ("card",), _text_of(scene.get("card"))
         say = scene.get("say")
         if isinstance(say, dict):
             yield ("say", "text"), say.get("text")
         elif isinstance(say, str) and not SOUND_FILE.search(say):
             yield ("say",), say
+
+
+def _text_of(given: object) -> object:
+    """Return a card's text, whichever its form; anything else as it is."""
+    return given.get("text") if isinstance(given, dict) else given
 
 
 def story_schema() -> dict[str, Any]:

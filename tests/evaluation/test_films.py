@@ -116,6 +116,15 @@ def test_blending_is_what_the_story_wants_whatever_was_rendered(tmp_path: Path) 
         text = STORY.replace("transition: cut", f"transition: {way}")
         film = rendered_film("out", "foxes", "foxes", rendered(tmp_path / way, text))
         assert [span.blended for span in film.spans] == [False, True, True]
+    for way in ("fade", "dip"):  # as little as a cut
+        text = STORY.replace("transition: cut", f"transition: {way}")
+        film = rendered_film("out", "foxes", "foxes", rendered(tmp_path / way, text))
+        assert [span.blended for span in film.spans] == [False, True, False]
+        assert [span.fades for span in film.spans] == [(False, False), (False, True), (True, False)]
+        for rate, reach in ((12, 5), (6, 3)):  # no judge and no encoder sees a fade that is meant
+            seen = [span.clear(rate) for span in looked_at(film, rate).spans]
+            third, (first, second) = 2 * rate, (4 * rate - reach, 4 * rate + reach)
+            assert [(s.start, s.stop) for s in seen] == [(0, third), (third, first), (second, 6 * rate)]
 
 
 def test_what_a_film_cost_is_in_its_manifest_as_far_as_that_says(tmp_path: Path) -> None:

@@ -219,6 +219,25 @@ def test_frames_tell_where_they_stand_still_jump_and_are_black() -> None:
     assert film_scores(film(), look(frames, vectors), {})["film"]["frozen"] == 0
 
 
+def test_a_fade_that_is_meant_is_no_black_scene_and_no_other_tint() -> None:
+    """Ten of a scene's 24 frames on their way through black, and back."""
+    frames, vectors = painted()
+    faded = frames.clone()
+    faded[19:29] = 0
+    seen = look(faded, vectors)
+    spans = film().spans
+    meant = replace(film(), spans=(replace(spans[0], fades=(False, True)), spans[1], spans[2]))
+    meant = replace(meant, spans=(meant.spans[0], replace(spans[1], fades=(True, False)), spans[2]))
+    black, clear = (film_scores(one, seen, {})["scenes"] for one in (film(), meant))
+    assert [scene["black"] for scene in black] == pytest.approx([5 / 12, 5 / 12, 0])
+    assert [scene["black"] for scene in clear] == [0, 0, 0]
+    whole = [s["colour_drift"] for s in film_scores(film(), look(frames, vectors), {})["scenes"]]
+    assert [scene["colour_drift"] for scene in clear] == pytest.approx(whole, abs=0.1)
+    assert [scene["colour_drift"] for scene in black] != pytest.approx(whole, abs=10)
+    found = findings(meant, film_scores(meant, seen, {}))
+    assert "black" not in {finding.metric for finding in found}
+
+
 def test_smoothness_comes_with_motion() -> None:
     """A still is perfectly smooth: that it does not move is beside it."""
     frames, vectors = painted()

@@ -43,8 +43,11 @@ def plain_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def film_plan(transitions: str = "bb", seconds: float = 2.0, **overrides: object) -> Plan:
-    """A plan of one scene more than ``transitions``: b is a dissolve, g a shot that goes on, c a cut."""
-    names = {"b": "dissolve", "g": "continue", "c": "cut"}
+    """A plan of one scene more than ``transitions``.
+
+    b is a dissolve, g a shot that goes on, c a cut,
+    f a fade, w a dip to white."""
+    names = {"b": "dissolve", "g": "continue", "c": "cut", "f": "fade", "w": "dip"}
     lines = [
         f"  - {{scene: a, action: {index}x, transition: {names[t]}}}"
         for index, t in enumerate("b" + transitions)
@@ -169,6 +172,24 @@ def test_a_cut_is_not_dissolved(fake_model: ModelSpec, tmp_path: Path) -> None:
     assert films(faded, tmp_path / "again")[0][1][5] != decoded(faded, faded.segments[1])[1][5]
     apart = film_plan("bb", without=frozenset({"twb"}))
     assert films(apart, tmp_path / "apart")[0] == {s.index: decoded(apart, s)[1] for s in apart.segments}
+
+
+@pytest.mark.parametrize(("letter", "grey"), [("f", 0), ("w", 255)])
+def test_a_fade_passes_through_a_plain_colour(
+    fake_model: ModelSpec, tmp_path: Path, letter: str, grey: int
+) -> None:
+    """Of either scene it needs that scene alone: each is written without the other."""
+    plan = film_plan(letter)
+    (_, first), (_, second) = (decoded(plan, segment) for segment in plan.segments)
+    alone = [films(plan, tmp_path / str(i), {i}, {i})[0][i] for i in (0, 1)]
+    out = [round(value + (grey - value) * (i + 1) / 5) for i, value in enumerate(first[-5:])]
+    into = [round(grey + (value - grey) * (i + 1) / 6) for i, value in enumerate(second[:5])]
+    assert alone[0][:-5] == first[:-5]
+    assert alone[1][5:] == second[5:]
+    assert np.abs(np.subtract(alone[0][-5:], out)).max() <= 1
+    assert np.abs(np.subtract(alone[1][:5], into)).max() <= 1
+    assert alone[0][-1] == grey
+    assert films(plan, tmp_path / "both")[0] == dict(enumerate(alone))
 
 
 @pytest.mark.parametrize("wanted", [{0}, {1}, {2}, {0, 2}, set()])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storyreel.film.dissolve import Frame, Part, film_frames, lead_pictures
+from storyreel.film.dissolve import Frame, Part, Plain, film_frames, lead_pictures
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 
@@ -16,9 +16,10 @@ pytestmark = pytest.mark.usefixtures("fake_model")
 def film_plan(latents: list[int], transitions: str, *method: str) -> Plan:
     """A plan at 12 frames a second, of scenes of so many latent frames, which are 3 frames each.
 
-    ``transitions`` are those from the second scene on: d is a dissolve, g a shot that goes on, c a cut.
+    ``transitions`` are those from the second scene on: d is a dissolve, g a shot that goes on, c a cut, f a
+    fade, w a dip to white.
     """
-    names = {"d": "dissolve", "g": "continue", "c": "cut"}
+    names = {"d": "dissolve", "g": "continue", "c": "cut", "f": "fade", "w": "dip"}
     lines = [
         f"  - {{scene: a, action: {index}x, seconds: {n / 4}, transition: {names[t]}}}"
         for index, (n, t) in enumerate(zip(latents, "d" + transitions, strict=True))
@@ -74,14 +75,36 @@ def test_a_dissolve_takes_half_of_a_short_scene_at_most() -> None:
     plan = film_plan([8, 1, 8], "dd")
     assert [len(frame) for frame in film_frames(plan, plan.segments[1])] == [2, 1, 2]
     head, _, tail = film_frames(plan, plan.segments[1])
-    assert ({part.segment for part in head}, {part.segment for part in tail}) == ({0, 1}, {1, 2})
+    of = [{part.segment for part in frame if isinstance(part, Part)} for frame in (head, tail)]
+    assert of == [{0, 1}, {1, 2}]
+
+
+@pytest.mark.parametrize(("letter", "grey"), [("f", 0), ("w", 255)])
+@pytest.mark.parametrize("blending", ["lead", "published", "none"])
+def test_a_fade_by_hand(letter: str, grey: int, blending: str) -> None:
+    """Two fifths of a second, 5 frames, on either side; one frame is the colour alone. No picture is held."""
+    plan = film_plan([4, 4], letter, f"blending={blending}")
+    first, second = (film_frames(plan, segment) for segment in plan.segments)
+    assert first[:7] == [(Part(0, 1 + i, 1.0),) for i in range(7)]
+    dark = [(Part(0, 8 + i, 1 - (i + 1) / 5), Plain(grey, (i + 1) / 5)) for i in range(4)]
+    assert first[7:] == [*dark, (Plain(grey, 1.0),)]
+    assert second[:5] == [(Plain(grey, 1 - (i + 1) / 6), Part(1, 1 + i, (i + 1) / 6)) for i in range(5)]
+    assert second[5:] == [(Part(1, 6 + i, 1.0),) for i in range(7)]
+
+
+def test_a_film_may_begin_with_a_fade() -> None:
+    text = "render: {model: fake}\nscenes:\n  - {scene: a, seconds: 1, transition: %s}\n"
+    faded, plain = plan_of(text % "fade"), plan_of(text % "cut")
+    assert [len(frame) for frame in film(faded)] == [2] * 5 + [1] * 7
+    assert {frame[0] for frame in film(faded)[:5]} == {Plain(0, 1 - (i + 1) / 6) for i in range(5)}
+    assert {len(frame) for frame in film(plain)} == {1}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(data=st.data(), latents=st.lists(st.integers(1, 6), min_size=1, max_size=5))
 def test_every_frame_shows_pictures_that_there_are(data: st.DataObject, latents: list[int]) -> None:
     """Whatever a story is: each frame of the film once, its weights 1 together, of neighbours only."""
-    transitions = data.draw(st.text("dgc", min_size=len(latents) - 1, max_size=len(latents) - 1))
+    transitions = data.draw(st.text("dgcfw", min_size=len(latents) - 1, max_size=len(latents) - 1))
     similar = data.draw(st.lists(st.floats(0, 1), min_size=len(latents) - 1, max_size=len(latents) - 1))
     blending = data.draw(st.sampled_from(["lead", "crossfade", "published", "none"]))
     plan = film_plan(latents, transitions, f"blending={blending}").settled(similar)
@@ -91,13 +114,14 @@ def test_every_frame_shows_pictures_that_there_are(data: st.DataObject, latents:
         for at, frame in enumerate(frames):
             assert sum(part.weight for part in frame) == pytest.approx(1)
             assert all(part.weight > 0 for part in frame)
-            assert [part.segment for part in frame] == sorted({part.segment for part in frame})
-            for part in frame:
+            parts = [part for part in frame if isinstance(part, Part)]
+            assert [part.segment for part in parts] == sorted({part.segment for part in parts})
+            for part in parts:
                 shown = plan.segments[part.segment]
                 assert 0 <= part.picture < lead_pictures(plan, shown) + shown.frames
-            own = [part.picture for part in frame if part.segment == segment.index]
-            assert own == [lead_pictures(plan, segment) + at] or len(frame) == 2
-        ahead = [frame for frame in frames if frame[-1].segment > segment.index]
+            own = [part.picture for part in parts if part.segment == segment.index]
+            assert own == [lead_pictures(plan, segment) + at] or len(frame) == 2 or not parts
+        ahead = [f for f in frames if isinstance(f[-1], Part) and f[-1].segment > segment.index]
         assert frames[len(frames) - len(ahead) :] == ahead  # they come last, for the next is decoded later
         if segment.index + 1 < len(plan.segments):
             assert bool(ahead) == (plan.seams[segment.index].transition == "dissolve" and segment.frames > 1)

@@ -132,6 +132,23 @@ def test_another_place_before_a_scene_is_in_its_key_only_if_it_decides_whether_t
     assert at_home.video[1] != at_sea.video[1]  # which begins with a dissolve
 
 
+def test_a_fade_instead_of_a_cut_denoises_nothing_and_encodes_its_two_scenes() -> None:
+    cut, fade, dip = (
+        keys_of(plan_of(story(cut=3).replace("transition: cut", f"transition: {name}")))
+        for name in ("cut", "fade", "dip")
+    )
+    for before, after in ((cut, fade), (cut, dip), (fade, dip)):
+        latents, video = alike(before, after)
+        assert all(latents)
+        assert video == [index not in (2, 3) for index in range(6)]
+
+
+def test_a_scene_behind_a_fade_is_in_no_video_of_the_scene_before() -> None:
+    text = story(cut=3).replace("transition: cut", "transition: fade")
+    _, video = alike(keys_of(plan_of(text)), keys_of(plan_of(text.replace("it sleeps", "it yawns"))))
+    assert video == [index not in (3, 4) for index in range(6)]  # 4 begins with a dissolve
+
+
 def test_storyreels_version_is_in_none() -> None:
     assert changed("versions", "storyreel", value="9") == keys_of()
 

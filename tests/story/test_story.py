@@ -157,9 +157,9 @@ BROKEN: dict[str, tuple[str | bytes, int, str]] = {
     "size in words": (PAIR + "render: {size: big}\n", 3, "WIDTHxHEIGHT"),
     "steps 0": (PAIR + "render: {steps: 0}\n", 3, "greater than or equal to 1"),
     "transition unknown": (
-        "scenes:\n  - {scene: a, action: b, transition: fade}\n",
+        "scenes:\n  - {scene: a, action: b, transition: wipe}\n",
         2,
-        "'blend', 'continue', 'dissolve' or 'cut'",
+        "'blend', 'continue', 'dissolve', 'cut', 'fade' or 'dip'",
     ),
     "numbers as prompts": ("scenes:\n  - [1, 2]\n", 2, "expected text, not 1"),
     "norway": ("scenes:\n  - [no, b]\n", 2, "expected text, not false"),
