@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from storyreel import __version__
 from storyreel.engine import Engine, device_faults, memory_words, with_less_memory
 from storyreel.errors import OutputError, StoppedError, StoryreelError
-from storyreel.files import file_hash, replacing, write_atomically, writing
+from storyreel.files import file_hash, replacing, writing
 from storyreel.film import writer
 from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
@@ -24,7 +24,8 @@ from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags
 from storyreel.film.manifest import film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
-from storyreel.film.page import film_page_of
+from storyreel.film.page import GrowingPage, film_page, write_page
+from storyreel.film.stills import keep_still
 from storyreel.film.store import Store
 from storyreel.story.plan import Plan, Segment
 
@@ -170,6 +171,8 @@ def _render_segments(
     from storyreel.film.sides import MeasuringStream
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
+    page = GrowingPage(folder, inventory)
+    page.write()
 
     def after_forward(window: Sequence[SegmentState]) -> None:
         progress.forward()
@@ -180,6 +183,8 @@ def _render_segments(
     def after_video(segment: Segment, seconds: float) -> None:
         segments.record_video(segment, seconds, stream.apart.get(segment.index))
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
+        keep_still(store, inventory, segment.index)
+        page.write()
         progress.segment_finished(segment)
 
     denoising = segments.denoise(inventory.undone, after_forward)
@@ -211,10 +216,9 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder) -> None:
             writer.join(paths, part, plan.spec.fps, film_chapters(plan), film_tags(plan, __version__))
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
         film["storyreel"] = __version__
-    page = film_page_of(folder.name, film, inventory)
-    if not folder.holds(folder.page_path, page):
-        with writing(folder.page_path):
-            write_atomically(folder.page_path, page)
+    for segment in plan.segments:
+        keep_still(store, inventory, segment.index)  # of videos that were made before pages had them
+    write_page(folder, film_page(folder, inventory, film))
     folder.publish(film_manifest(inventory, film))
     for segment, latents_key in zip(plan.segments, inventory.keys.latents, strict=True):
         store.drop("state", segment.number, latents_key)  # of a render that was killed just then

@@ -64,13 +64,13 @@ def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> M
                 "files": {record.file: record.sha256 for record in made},
                 "device": made[0].device,
                 "seconds": round(sum(record.seconds for record in made), 3),
-                "decided": _decided(inventory, index),
+                "decided": decided_of(inventory, index),
             }
         segments.append(entry)
     return Manifest(inventory.facts, segments, film or {})
 
 
-def _decided(inventory: Inventory, index: int) -> dict[str, Any]:
+def decided_of(inventory: Inventory, index: int) -> dict[str, Any]:
     """Return what was decided of a segment, with how far the two sides of the seam before it are apart.
 
     That is None where nobody knows: of a cut that the story wants, and where the two segments have never been

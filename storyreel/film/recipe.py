@@ -45,6 +45,8 @@ NO_PART: dict[str, str] = {
     "storyreel.film.differences": "says what has changed",
     "storyreel.film.clean": "removes files that are not needed",
     "storyreel.film.page": "decorates the film",
+    "storyreel.film.stills": "the same",
+    "storyreel.film.reader": "reads films that are made",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",
