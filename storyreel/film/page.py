@@ -100,8 +100,11 @@ def _unfinished(folder: FilmFolder, scenes: Sequence[Mapping[str, Any]], joined:
 
 def _is_reported(folder: FilmFolder, film: Mapping[str, str]) -> bool:
     """Tell whether a report lies beside the film, and is of this very film."""
+    path = folder.path / "eval.html"
     try:
-        with (folder.path / "eval.html").open("rb") as report:
+        if not path.is_file():  # a pipe would never end
+            return False
+        with path.open("rb") as report:
             return film["sha256"].encode() in report.read(READ)
     except (OSError, KeyError):
         return False
@@ -247,16 +250,18 @@ def write_page(folder: FilmFolder, page: str) -> None:
 class GrowingPage:
     """The page of a film that is being rendered. It is a help on the way: no fault of it stops a render.
 
-    It is written when a scene is finished, but takes no more than one part in `SHARE` of the time.
+    It is written when a scene is finished, but takes no more than one part in `SHARE` of the time. The first
+    writing, before which the template is read, does not count.
     """
 
     def __init__(self, folder: FilmFolder, inventory: Inventory) -> None:
         self._folder, self._inventory = folder, inventory
-        self._next = 0.0
+        self._next: float | None = None
 
     def write(self) -> None:
         """Write what is there by now, unless it was written too short a while ago."""
         began = time.monotonic()
+        first, self._next = self._next is None, self._next or began
         if began < self._next:
             return
         try:
@@ -265,4 +270,5 @@ class GrowingPage:
         except Exception as error:  # whatever it is, the render is worth more
             with suppress(OutputError):
                 self._folder.log("page", reason=f"{type(error).__name__}: {error}")
-        self._next = began + SHARE * (time.monotonic() - began)
+        if not first:
+            self._next = began + SHARE * (time.monotonic() - began)
