@@ -177,7 +177,7 @@ def test_takes_are_shown_where_a_scene_has_some(tmp_path: Path) -> None:
     assert 'data-source="segments/02%20b%23.mp4"' in page
     assert 'aria-label="Play take 2 of scene 2"' in page
     assert "Take 1</li>" in page
-    assert "Take 2, <b>in the film</b></li>" in page
+    assert "Take 2 <b>in the film</b></li>" in page
     assert 'class="takes"' not in shown(tmp_path, plan, 6)
 
 
