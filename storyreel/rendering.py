@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from storyreel import __version__
 from storyreel.engine import Engine, device_faults, memory_words, with_less_memory
 from storyreel.errors import OutputError, StoppedError, StoryreelError
-from storyreel.files import file_hash, replacing, write_atomically, writing
+from storyreel.files import file_hash, replacing, writing
 from storyreel.film import provenance, writer
 from storyreel.film.cards import write_card
 from storyreel.film.ffmpeg import temporary_file
@@ -26,7 +26,8 @@ from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags, film_xmp
 from storyreel.film.manifest import SIGNED_BY, UNSIGNED, film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
-from storyreel.film.page import film_page_of
+from storyreel.film.page import GrowingPage, film_page, write_page
+from storyreel.film.stills import keep_still
 from storyreel.film.store import Store
 from storyreel.film.takes import record_take
 from storyreel.story.plan import Plan, Segment
@@ -144,6 +145,7 @@ def render_take(plan: Plan, index: int, name: str, out: Path, engine: Engine, pr
         if missing:
             with device_faults():
                 _render_missing(inventory, store, folder, engine, progress)
+        keep_still(store, inventory, index)
         record_take(folder.path, plan, inventory, index)
         seconds = time.monotonic() - began
         videos = _videos(inventory, store)
@@ -224,6 +226,8 @@ def _render_segments(
     from storyreel.film.sides import MeasuringStream
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
+    page = GrowingPage(folder, inventory)
+    page.write()
 
     def after_forward(window: Sequence[SegmentState]) -> None:
         progress.forward()
@@ -234,6 +238,8 @@ def _render_segments(
     def after_video(segment: Segment, seconds: float) -> None:
         segments.record_video(segment, seconds, stream.apart.get(segment.index))
         folder.log("segment", number=segment.number, seconds=round(seconds, 3))
+        keep_still(store, inventory, segment.index)
+        page.write()
         progress.segment_finished(segment)
 
     shown = {segment.index for segment in inventory.shown}
@@ -284,10 +290,9 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
                 signer.sign(part, plan.title, plan.spec.label)
         film = {"file": folder.film_path.name, "key": key, "sha256": file_hash(folder.film_path)}
         film |= {"storyreel": __version__, **signature}
-    page = film_page_of(folder.name, film, inventory)
-    if not folder.holds(folder.page_path, page):
-        with writing(folder.page_path):
-            write_atomically(folder.page_path, page)
+    for segment in plan.segments:
+        keep_still(store, inventory, segment.index)  # of videos that were made before pages had them
+    write_page(folder, film_page(folder, inventory, film))
     folder.publish(film_manifest(inventory, film))
     for segment in plan.takes:  # of a render that was killed just then
         store.drop("state", segment.number, inventory.keys.of(segment))

@@ -51,7 +51,9 @@ class FileDefaults(dict[str, Any]):
         if self._values is None:
             places = self._given.get("places") or ()
             one = self._given.get("story")
-            stories = self._given.get("stories") or ([one] if isinstance(one, Path) else filter(is_story, places))
+            stories = self._given.get("stories") or (
+                [one] if isinstance(one, Path) else filter(is_story, places)
+            )
             self.path = defaults_file(list(stories))
             self._values = read_defaults(self.path) if self.path else {}
         return self._values.get(name, default)

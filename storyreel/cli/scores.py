@@ -143,6 +143,7 @@ def _show_evaluation(evaluation: Evaluation, page: Path, as_json: bool) -> None:
     from storyreel.cli.display import print_comparison, print_findings, say
     from storyreel.evaluation.report import report_page
     from storyreel.files import write_atomically, writing
+    from storyreel.film.recorded import renew_page
 
     if as_json:
         print_json(evaluation.plain())
@@ -151,7 +152,10 @@ def _show_evaluation(evaluation: Evaluation, page: Path, as_json: bool) -> None:
         print_findings(evaluation)
     if evaluation.films:
         with writing(page, "name another file: --report FILE", ""):
-            write_atomically(page, report_page(evaluation))
+            write_atomically(page, report_page(evaluation, page.parent))
+        for scored in evaluation.films:
+            if scored.film.folder is not None:
+                renew_page(scored.film.folder)  # which leads to the report from now on
         say(f"report: {page}")
 
 

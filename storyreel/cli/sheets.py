@@ -73,12 +73,14 @@ def sheet(
     raise_all(missing_weights([(name, plan)]).values())
 
     from storyreel.cli.display import RenderDisplay, say
+    from storyreel.film.recorded import renew_page
     from storyreel.rendering import Engine
     from storyreel.sheets import draw_sheet
 
     with stopping(KEPT) as stop, RenderDisplay(name) as display:
         engine = Engine(options.device, options.memory, False, False, stop)
         done = draw_sheet(plan, others, seeds, name, options.out, engine, display)
+    renew_page(options.out / name)  # which leads to the sheet
     content = done.sheet.content
     say(f"{name}: {counted(len(content['pictures']), 'picture')} in {done.seconds:.1f} s")
     if as_json:

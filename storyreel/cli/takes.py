@@ -212,13 +212,16 @@ def _make(plan: Plan, scene: int, name: str, options: RetakeOptions, engine: Eng
 def _sheet(folder: Path, name: str, scene: int, plan: Plan) -> Path:
     """Lay all takes of a scene side by side, that of the film first, and return the picture's path."""
     from storyreel.film.folder import FilmFolder
+    from storyreel.film.recorded import renew_page
     from storyreel.film.takes import read_takes, takes_sheet
 
     film = FilmFolder(folder, name)
     film.load()
     takes = [take for take in read_takes(folder) if take.number == scene]
     size = plan.settings.width, plan.settings.height
-    return takes_sheet(folder, film.present, scene, takes, size)
+    picture = takes_sheet(folder, film.present, scene, takes, size)
+    renew_page(folder)  # which shows the takes too
+    return picture
 
 
 def _video(take: Take, folder: Path) -> Path:

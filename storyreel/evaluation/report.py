@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,7 @@ from storyreel.errors import printable
 from storyreel.evaluation.metrics import METRICS, Metric, with_values
 from storyreel.evaluation.result import NOTE, Evaluation, Scored
 from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
-from storyreel.pages import filled
+from storyreel.pages import address, filled
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = 3  # of the worst scenes, and of the worst seams
@@ -21,8 +22,8 @@ LONG_STRIP = 60  # scenes: beyond, the strip shows only those with findings
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
-def report_page(evaluation: Evaluation) -> str:
-    """Return the report."""
+def report_page(evaluation: Evaluation, place: Path | None = None) -> str:
+    """Return the report; with the folder that it will lie in, ``place``, it leads to the films' pages."""
     heads, rows = _runs_table(evaluation)
     return filled(
         TEMPLATE,
@@ -35,7 +36,7 @@ def report_page(evaluation: Evaluation) -> str:
         ],
         heads=heads,
         rows=rows,
-        films=[_film(scored) for scored in evaluation.films],
+        films=[_film(scored) | {"page": _page(scored, place)} for scored in evaluation.films],
         note=NOTE,
         metrics=[
             {
@@ -110,12 +111,19 @@ def best_runs(metric: Metric, comparison: Mapping[str, Any]) -> set[str]:
     return {run for run, value in found.items() if value is not None and value["mean"] == best}
 
 
+def _page(scored: Scored, place: Path | None) -> str:
+    """Return the address of a film's own page as seen from a folder; "" if it has none."""
+    page = scored.film.folder / "index.html" if scored.film.folder else None
+    return address(os.path.relpath(page, place)) if place and page and page.is_file() else ""
+
+
 def _film(scored: Scored) -> dict[str, Any]:
     """Return what the report shows of a film."""
     film, scores = scored.film, scored.scores
     return {
         "title": film.title,
         "label": film.label,
+        "sha256": film.sha256,
         "size": f"{len(film.spans)} scenes, {film.frames / film.fps:.3g} s, "
         f"looked at {film.fps:g} times a second.",
         "notes": [printable(note) for note in scored.notes],

@@ -1,7 +1,9 @@
 """The output folder of a film, out/NAME.
 
-`manifest.json` is the manifest of the film that is there, `unfinished.json` that of one that is being
-rendered. The segments of both, and of former films, are in a `store.Store`.
+`manifest.json` is the manifest of the film that is there, `index.html` its page; `unfinished.json` is the
+manifest of one that is being rendered. Its page is `index.html` too as long as no film is there, otherwise
+`unfinished.html`, so that the page of the film that is there stays. The segments of both, and of former
+films, are in a `store.Store`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from storyreel.lock import Lock
 LOOK = 0.5  # seconds: another process that only checks the lock holds it for less
 UNFINISHED = "unfinished.json"
 SHEET = ("sheet.png", "sheet.json")  # the contact sheet, and what it shows
+UNFINISHED_PAGE = "unfinished.html"
 
 
 def is_film_folder(path: Path) -> bool:
@@ -90,6 +93,7 @@ class FilmFolder:
             "events.jsonl",
             *SHEET,
             self.page_path.name,
+            UNFINISHED_PAGE,
             self.film_path.name,
         )
         inside = (path for folder in folders[1:] if folder.is_dir() for path in folder.iterdir())
@@ -133,6 +137,11 @@ class FilmFolder:
     def page_path(self) -> Path:
         """The film's page."""
         return self.path / "index.html"
+
+    @property
+    def growing_page_path(self) -> Path:
+        """The page of the film that is being rendered: another one where a film is there already."""
+        return self.path / UNFINISHED_PAGE if self.film_path.exists() else self.page_path
 
     def is_in_use(self) -> bool:
         """Tell whether a process renders into the folder, without taking the lock or writing anything."""
@@ -182,8 +191,9 @@ class FilmFolder:
         self._write(self.manifest_path, manifest.text())
         self.present = manifest
         if self.unfinished is None or self.unfinished.video_keys == manifest.video_keys:
-            with writing(self.unfinished_path):
-                self.unfinished_path.unlink(missing_ok=True)
+            for path in (self.unfinished_path, self.path / UNFINISHED_PAGE):
+                with writing(path):
+                    path.unlink(missing_ok=True)
             self.unfinished = None
 
     def _write(self, path: Path, text: str) -> None:

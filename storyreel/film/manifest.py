@@ -71,7 +71,7 @@ def film_manifest(inventory: Inventory, film: dict[str, str] | None = None) -> M
                 "files": {record.file: record.sha256 for record in made},
                 "device": made[0].device,
                 "seconds": round(sum(record.seconds for record in made), 3),
-                "decided": _decided(inventory, index),
+                "decided": decided_of(inventory, index),
             }
         segments.append(entry)
     return Manifest(inventory.facts, segments, film or {})
@@ -82,7 +82,7 @@ def _records(inventory: Inventory, index: int) -> tuple[Record, Record]:
     return inventory.latents[inventory.plan.segments[index].slot], inventory.video[index]
 
 
-def _decided(inventory: Inventory, index: int) -> dict[str, Any]:
+def decided_of(inventory: Inventory, index: int) -> dict[str, Any]:
     """Return what was decided of a segment, with how far the two sides of the seam before it are apart.
 
     Where scene and action are one prompt, nothing was weighed, whatever its weights would have been.

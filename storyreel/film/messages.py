@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from storyreel.film.clean import size_words, unneeded
 from storyreel.film.differences import differences
-from storyreel.film.folder import FilmFolder
+from storyreel.film.folder import UNFINISHED_PAGE, FilmFolder
 from storyreel.film.inventory import Inventory
 from storyreel.film.manifest import Manifest
 from storyreel.film.reasons import alone_messages
@@ -20,6 +20,8 @@ def difference_messages(folder: FilmFolder, wanted: Manifest, inventory: Invento
     """
     renders = bool(inventory.missing)
     stays = "; what is there stays until the new film is complete" if renders else ""
+    if renders and folder.film_path.exists():
+        stays += f", which grows in {UNFINISHED_PAGE}"
     before = folder.present or folder.unfinished
     if folder.present is None and folder.film_path.exists() and renders:
         yield f"the film that is there is of an earlier version, or its manifest is damaged{stays}"

@@ -50,6 +50,8 @@ NO_PART: dict[str, str] = {
     "storyreel.film.provenance": "says that the film is generated",
     "storyreel.film.cards": "draws cards; it is in the keys of films that have any",
     "storyreel.story.cards": "what may stand on them",
+    "storyreel.film.stills": "the same",
+    "storyreel.film.reader": "reads films that are made",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
     "storyreel.models.workers": "which device answers; no arithmetic",

@@ -1,16 +1,25 @@
-"""The plan of a film as its own manifest has it: reading a film back takes neither story nor model."""
+"""The plan of a film as its own manifest has it: reading a film back takes neither story nor model.
+
+With it, the page of a complete film is written anew.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from storyreel.errors import StoryreelError
+from storyreel.film.folder import FilmFolder
+from storyreel.film.inventory import take_inventory
 from storyreel.film.keys import film_key, film_keys, plan_facts
 from storyreel.film.manifest import Manifest
+from storyreel.film.page import film_page, write_page
 from storyreel.film.sound import recorded_track
+from storyreel.film.store import Store
 from storyreel.method.settings import Method
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -57,3 +66,22 @@ def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
     except (ValidationError, StoryreelError):  # no story, or one that this storyreel refuses
         return None
     return plan
+
+
+def renew_page(path: Path) -> None:
+    """Write the page of the film in a folder anew, for what lies beside it by now.
+
+    Nothing happens where there is no complete film, where its manifest is damaged or of another version,
+    where a process renders into the folder, and where the page cannot be written: it can wait.
+    """
+    if not (path / "manifest.json").is_file():
+        return
+    with suppress(StoryreelError, OSError), FilmFolder(path, path.resolve().name) as folder:
+        folder.take_recorded_name()
+        present = folder.present
+        plan = recorded_plan(present, folder.name) if present and present.film else None
+        if present is None or plan is None or not folder.page_path.is_file():
+            return
+        inventory = take_inventory(plan, present.facts, Store(folder.segments).record)
+        if not inventory.missing:
+            write_page(folder, film_page(folder, inventory, present.film))

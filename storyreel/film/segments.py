@@ -135,7 +135,12 @@ class Segments:
         sides: Sides = {"before": self._inventory.keys.latents[index - 1], "apart": round(apart, 3)}
         if video.decided.get("sides") != sides:
             self._inventory.video[index] = self._store.keep(
-                "video", video.number, video.key, video.device, video.seconds, decided={"sides": sides}
+                "video",
+                video.number,
+                video.key,
+                video.device,
+                video.seconds,
+                decided={**video.decided, "sides": sides},
             )
 
     def _stored(self, record: Record) -> Stored:

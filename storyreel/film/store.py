@@ -57,13 +57,15 @@ class Sides(TypedDict):
 class Decided(TypedDict, total=False):
     """What the method chose for a segment; ``prompt_weights`` are (scene, action) of every step.
 
-    ``sides`` came of it, and is in the record of the segment's video.
+    ``sides`` came of it, and is in the record of the segment's video; so is ``still``, a picture of it for
+    pages (`stills.py`), a JPEG in base64.
     """
 
     lead: int
     seam: DecidedSeam | None
     prompt_weights: list[tuple[float, float]]
     sides: Sides
+    still: str
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,14 @@ class Store:
         record = Record(
             kind, number, key, file_hash(path), device, round(seconds, 3), step, decided or Decided()
         )
-        target = path.with_name(f"{path.name}{RECORD}")
+        self.write(record)
+        return record
+
+    def write(self, record: Record) -> None:
+        """Write the record of a file that stays as it is. Raises OutputError."""
+        target = self.folder / f"{record.file}{RECORD}"
         with writing(target):
             write_atomically(target, record.text())
-        return record
 
     def drop(self, kind: Kind, number: str, key: str) -> None:
         """Remove a file, its record first. Raises OutputError."""

@@ -13,7 +13,7 @@ from storyreel.film.folder import FilmFolder
 from storyreel.film.inventory import take_inventory
 from storyreel.film.keys import DEVICES, film_facts, film_key, ingredients, weight_hashes
 from storyreel.film.manifest import film_manifest
-from storyreel.film.page import film_page_of
+from storyreel.film.page import film_page
 from storyreel.film.recorded import recorded_plan
 from storyreel.film.store import RECORD, Record, Store
 from storyreel.models.specs import ModelSpec
@@ -108,7 +108,7 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
     else:
         film = folder.present.film
         key = film_key(plan, facts, [inventory.video[segment.index].sha256 for segment in plan.segments])
-        texts = film_page_of(folder.name, film, inventory), film_manifest(inventory, film).text()
+        texts = film_page(folder, inventory, film), film_manifest(inventory, film).text()
         whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
         other = "" if whole[0] else other  # the film is the one that is wanted: its manifest is damaged
         why = ["" if is_whole else other or DAMAGED for is_whole in whole]

@@ -314,9 +314,10 @@ def test_a_report_that_cannot_be_written_costs_no_numbers_and_names_the_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in a folder that is read only."""
-    scored = SimpleNamespace(films=[None], plain=lambda: {"films": ["scored"]})
+    film = SimpleNamespace(film=SimpleNamespace(folder=None))
+    scored = SimpleNamespace(films=[film], plain=lambda: {"films": ["scored"]})
     monkeypatch.setattr("storyreel.evaluation.evaluator.evaluate", lambda *options: (scored, []))
-    monkeypatch.setattr("storyreel.evaluation.report.report_page", lambda evaluation: "page")
+    monkeypatch.setattr("storyreel.evaluation.report.report_page", lambda evaluation, place: "page")
     folder = rendered(tmp_path / "foxes")
     (folder / "eval.html").mkdir()  # where the report would go
     assert run(["eval", str(folder), "--json"]) == 73

@@ -99,3 +99,18 @@ def test_a_report_shows_how_looks_are_kept_over_the_film() -> None:
 def test_what_chance_gives_stands_beside_a_metric() -> None:
     assert titled(METRICS["colour_kept"]) == "same colour of coat or clothes, % of scenes (chance 25) ↑"
     assert "chance" not in titled(METRICS["characters"])
+
+
+def test_a_report_leads_to_the_pages_of_the_films(tmp_path: Path) -> None:
+    scored = evaluation("out")
+    folder = tmp_path / "a film #1"
+    folder.mkdir()
+    film = replace(scored.films[0].film, folder=folder, sha256="5ha")
+    scored = replace(scored, films=[replace(scored.films[0], film=film)])
+    assert "data-film" not in report_page(scored, tmp_path)  # it has no page
+    (folder / "index.html").touch()
+    link = '<a href="{}" data-film="5ha">'
+    assert link.format("index.html") in report_page(scored, folder)
+    assert link.format("a%20film%20%231/index.html") in report_page(scored, tmp_path)
+    assert link.format("../a%20film%20%231/index.html") in report_page(scored, tmp_path / "reports")
+    assert "data-film" not in report_page(scored)
