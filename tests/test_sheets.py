@@ -62,7 +62,7 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_draft_is_the_beginning_of_its_scenes() -> None:
     plan = plan_of(STORY.replace("steps: 5", "steps: 40, seconds: 3"))
     draft = draft_of(plan)
-    assert [s.latents for s in draft.segments] == [LATENTS] * 6
+    assert [(s.latents, s.frames) for s in draft.segments] == [(LATENTS, 3 * LATENTS)] * 6
     assert draft.settings == replace(plan.settings, steps=10)
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 9"))).settings.steps == STEPS
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 2"))).settings.steps == 2

@@ -238,7 +238,7 @@ class Drawn(TypedDict):
 
 
 @with_config(CLOSED)
-class Kept(TypedDict):
+class SeedsKept(TypedDict):
     """A story in which scenes, by their number, have got a seed, or None lost theirs."""
 
     story: str
@@ -247,7 +247,7 @@ class Kept(TypedDict):
 
 
 SHAPES: dict[str, Any] = {
-    "sheet": Drawn | Kept,
+    "sheet": Drawn | SeedsKept,
     "render": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Verified | Failed],
     "batch": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Status] | Submitted | Script,
     "submit": Submitted | Script,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 from storyreel.story.schema import Story
 
 STEPS = 4  # at the least; else a quarter of the film's
@@ -16,18 +16,22 @@ LATENTS = 4  # of each scene: fewer have another light and other colours more of
 
 
 def draft_of(plan: Plan, steps: int | None = None, latents: int = LATENTS) -> Plan:
-    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more."""
+    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more.
+
+    A segment's start stays that in the film.
+    """
     steps = steps or min(plan.settings.steps, max(STEPS, plan.settings.steps // 4))
-    unit, start, segments = plan.spec.frames_per_latent, 0, []
-    for segment in plan.segments:
+
+    def short(segment: Segment) -> Segment:
         own = min(latents, segment.latents)
-        segments.append(replace(segment, latents=own, frames=own * unit, start=start))
-        start += own * unit
-    seams = [
+        return replace(segment, latents=own, frames=own * plan.spec.frames_per_latent)
+
+    segments = tuple(map(short, plan.segments))
+    seams = tuple(
         replace(seam, overlap=min(seam.overlap, segments[seam.after - 1].latents)) for seam in plan.seams
-    ]
+    )
     settings = replace(plan.settings, steps=steps, speed="exact")
-    draft = replace(plan, settings=settings, segments=tuple(segments), seams=tuple(seams))
+    draft = replace(plan, settings=settings, segments=segments, seams=seams)
     return draft.settled([None] * len(seams))
 
 
