@@ -118,6 +118,8 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     back, _ = draw(tmp_path)
     assert back.forwards == 0
     assert back.sheet.content == first.sheet.content
+    # Another seed of the film changes no text, and every draft.
+    assert draw(tmp_path, STORY.replace("steps: 5", "steps: 5, seed: 3"))[0].forwards == 6 * STEPS
     # A title is drawn anew, and nothing is computed.
     titled, engine = draw(tmp_path, STORY.replace("Foxes", "Other foxes"))
     assert (titled.forwards, titled.sheet.content["title"]) == (0, "Other foxes")
