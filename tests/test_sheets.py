@@ -62,7 +62,7 @@ def everything(folder: Path) -> dict[str, tuple[bytes, int]]:
 def test_a_draft_is_the_beginning_of_its_scenes() -> None:
     plan = plan_of(STORY.replace("steps: 5", "steps: 40, seconds: 3"))
     draft = draft_of(plan)
-    assert [s.latents for s in draft.segments] == [LATENTS] * 6
+    assert [(s.latents, s.frames) for s in draft.segments] == [(LATENTS, 3 * LATENTS)] * 6
     assert draft.settings == replace(plan.settings, steps=10)
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 9"))).settings.steps == STEPS
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 2"))).settings.steps == 2
@@ -118,6 +118,8 @@ def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     back, _ = draw(tmp_path)
     assert back.forwards == 0
     assert back.sheet.content == first.sheet.content
+    # Another seed of the film changes no text, and every draft.
+    assert draw(tmp_path, STORY.replace("steps: 5", "steps: 5, seed: 3"))[0].forwards == 6 * STEPS
     # A title is drawn anew, and nothing is computed.
     titled, engine = draw(tmp_path, STORY.replace("Foxes", "Other foxes"))
     assert (titled.forwards, titled.sheet.content["title"]) == (0, "Other foxes")

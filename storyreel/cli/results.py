@@ -349,7 +349,7 @@ class Kept(TypedDict):
 
 
 @with_config(CLOSED)
-class KeptSeeds(TypedDict):
+class SeedsKept(TypedDict):
     """A story in which scenes, by their number, have got a seed, or None lost theirs."""
 
     story: str
@@ -358,7 +358,7 @@ class KeptSeeds(TypedDict):
 
 
 SHAPES: dict[str, Any] = {
-    "sheet": Drawn | KeptSeeds,
+    "sheet": Drawn | SeedsKept,
     "render": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Verified | Failed],
     "batch": dict[str, Done | Failed] | dict[str, Planned | Failed] | dict[str, Status] | Submitted | Script,
     "submit": Submitted | Script,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 from storyreel.story.schema import Story
 
 STEPS = 4  # at the least; else a quarter of the film's
@@ -16,25 +16,23 @@ LATENTS = 4  # of each scene: fewer have another light and other colours more of
 
 
 def draft_of(plan: Plan, steps: int | None = None, latents: int = LATENTS) -> Plan:
-    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more."""
+    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more.
+
+    A segment's start stays that in the film.
+    """
     steps = steps or min(plan.settings.steps, max(STEPS, plan.settings.steps // 4))
-    unit, start, segments = plan.spec.frames_per_latent, 0, []
-    for segment in plan.segments:
+
+    def short(segment: Segment) -> Segment:
         own = min(latents, segment.latents)
-        segments.append(replace(segment, latents=own, frames=own * unit, start=start))
-        start += own * unit
-    replaced = [
-        replace(segment, latents=own.latents, frames=own.frames, start=own.start)
-        for segment in plan.replaced
-        for own in segments[segment.index : segment.index + 1]
-    ]
-    seams = [
+        return replace(segment, latents=own, frames=own * plan.spec.frames_per_latent)
+
+    segments = tuple(map(short, plan.segments))
+    seams = tuple(
         replace(seam, overlap=min(seam.overlap, segments[seam.after - 1].latents)) for seam in plan.seams
-    ]
-    settings = replace(plan.settings, steps=steps, speed="exact")
-    draft = replace(
-        plan, settings=settings, segments=tuple(segments), seams=tuple(seams), replaced=tuple(replaced)
     )
+    settings = replace(plan.settings, steps=steps, speed="exact")
+    replaced = tuple(map(short, plan.replaced))
+    draft = replace(plan, settings=settings, segments=segments, seams=seams, replaced=replaced)
     return draft.settled([None] * len(seams))
 
 
