@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 KIND = "video/mp4"
 # The smallest film that can be signed, to try a certificate with.
 NOTHING = struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"isom") + struct.pack(">I4sI", 12, b"mdat", 0)
-# Bytes. Larger films are hashed in parts, since what is hashed in one is in memory as a whole; smaller ones
-# in the form that every reader knows.
+# Bytes. A larger film is hashed in parts: what is hashed in one is in memory as a whole. Smaller ones have
+# the form that every reader knows.
 LARGE = 64 << 20
 ELLIPTIC = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 # Codes of C2PA that are about a certificate and not about what was signed.
