@@ -17,8 +17,11 @@ from PIL import Image, ImageFont
 from storyreel.errors import ScriptError, UsageError
 from storyreel.evaluation.films import looked_at, rendered_film
 from storyreel.film import cards
+from storyreel.film.dissolve import Part, film_frames
+from storyreel.film.keys import film_facts, film_key, ingredients
 from storyreel.film.timeline import timeline_of
 from storyreel.film.verify import verify_folder
+from storyreel.models.specs import ModelSpec
 from storyreel.story.cards import ENGLISH
 from storyreel.story.plan import Card
 from tests.conftest import FAKE_SIZE, FakeEngine, Silent, plan_of
@@ -167,6 +170,27 @@ def test_a_scene_does_not_dissolve_over_a_card(tmp_path: Path) -> None:
     assert make(tmp_path, cut)[1].forwards > 0  # which is another lead, as without a card
     clips = timeline_of(tmp_path / "foxes").clips
     assert [clip.number for clip in clips] == [None, 1, None, 2, 3, None]
+
+
+def test_of_two_scenes_with_a_card_between_neither_shows_the_other() -> None:
+    for text, mixed in ((TITLED, 4), (WITH_CARD, 0)):
+        plan = plan_of(text)
+        assert plan.seams[0].transition == "dissolve"
+        frames = [frame for segment in plan.segments[:2] for frame in film_frames(plan, segment)]
+        assert sum(len({part.segment for part in f if isinstance(part, Part)}) == 2 for f in frames) == mixed
+
+
+def test_all_that_a_card_shows_is_in_the_films_key(fake_model: ModelSpec) -> None:
+    def key(text: str, **other: str) -> str:
+        plan = plan_of(text)
+        facts = film_facts(plan, ingredients(fake_model), "cpu")
+        return film_key(plan, facts | {"drawn_by": facts["drawn_by"] | other}, ["a", "b", "c"])
+
+    black = TITLED.replace("ground: white", "ground: black")
+    keys = [key(TITLED), key(black), key(WITH_CARD)]
+    keys += [key(TITLED, font="another"), key(TITLED, pillow="0"), key(TITLED, recipe="another")]
+    assert len(set(keys)) == len(keys)
+    assert key(TITLED) == keys[0]
 
 
 def test_a_film_with_cards_is_whole(tmp_path: Path) -> None:
