@@ -77,13 +77,14 @@ class Scene:
 class Film:
     """A finished film: ``path`` is its MP4, ``settings`` are what it was rendered with.
 
-    A notebook shows it as a player.
+    It takes so many ``seconds``, cards included. A notebook shows it as a player.
     """
 
     path: Path
     title: str
     scenes: tuple[Scene, ...]
     settings: Mapping[str, Any] = field(repr=False)
+    seconds: float
 
     @classmethod
     def open(cls, folder: PathLike) -> Film:
@@ -119,12 +120,9 @@ class Film:
             for part in manifest.segments
         ]
         settings = facts["settings"] | {"model": facts["model"]["name"]}
-        return cls(path / manifest.film["file"], facts["title"], tuple(scenes), settings)
-
-    @property
-    def seconds(self) -> float:
-        """How long it takes."""
-        return sum(scene.seconds for scene in self.scenes)
+        if (name := manifest.film["file"]) != Path(name).name:
+            raise ValueError(f"{name!r} is no name of a file")  # a manifest may lead anywhere
+        return cls(path / name, facts["title"], tuple(scenes), settings, facts["seconds"])
 
     @cached_property
     def scores(self) -> Mapping[str, Any]:

@@ -184,7 +184,9 @@ def test_a_damaged_film_is_not_opened(story: Path, tmp_path: Path) -> None:
     folder = film.path.parent
     assert storyreel.Film.open(film.path) == film
     text = (folder / "manifest.json").read_text()
-    for damage in (text.replace('"action"', '"acton"'), text.replace('"settings"', '"setings"')):
+    elsewhere = text.replace(f'"file": "{film.path.name}"', '"file": "/etc/hostname"')
+    assert elsewhere != text
+    for damage in (text.replace('"action"', '"acton"'), text.replace('"settings"', '"setings"'), elsewhere):
         (folder / "manifest.json").write_text(damage)
         with pytest.raises(DamagedError, match="damaged"):
             storyreel.Film.open(folder)

@@ -279,7 +279,7 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     seen: list[RenderOptions] = []
 
     def read(
-        stories: object, plan: partial[Plan], name_of: object
+        stories: object, plan: partial[Plan], name_of: object, casting: object
     ) -> tuple[dict[str, Plan], dict[str, Exception]]:
         assert isinstance(plan.func, MethodType)
         assert isinstance(plan.func.__self__, RenderOptions)
@@ -423,9 +423,9 @@ def test_how_films_are(
     done, failed, stopped, waiting = (batch.story(f"{name}.yaml") for name in names)
     assert batch.run(done) == 0
     passes = fake_engine.adapter(fake_model).predicted
-    raising(NumericsError("no picture"), fake_engine, fake_model, at=len(passes) + 10)
+    raising(NumericsError("no picture"), fake_engine, fake_model, at=len(passes) + 4)
     assert batch.run(failed) == 1
-    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 10)
+    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 4)
     assert batch.run(stopped) == 75
     before = {path: path.stat().st_mtime_ns for path in batch.out.rglob("*")}
     capsys.readouterr()
@@ -464,7 +464,7 @@ def test_a_film_and_a_render_that_is_not_finished_are_told_apart(
     story = batch.story("a.yaml")
     assert batch.run(story) == 0
     passes = fake_engine.adapter(fake_model).predicted
-    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 10)
+    raising(StoppedError("x"), fake_engine, fake_model, at=len(passes) + 7)
     assert batch.run(story, "--seed", "7") == 75
     parsed = parse_story("a.yaml", STORY.encode())
     one, other, third = (make_plan(parsed, "a", Overrides(seed=seed)) for seed in (0, 7, 9))

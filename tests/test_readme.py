@@ -151,6 +151,7 @@ def test_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         match told:
             case [program, *rest] if program.removeprefix(".venv/bin/") == "storyreel":
                 rest = rest[: rest.index(">")] if ">" in rest else rest
+                rest = ["1" if word in ("SCENE", "TAKE") else word for word in rest]
                 if len(rest) > 1:  # else a sentence speaks of the command
                     GROUP.commands[rest[0]].make_context(rest[0], rest[1:])
                 else:

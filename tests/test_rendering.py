@@ -914,7 +914,7 @@ def test_one_prompt_alone_is_weighed_nowhere(tmp_path: Path, weighting: str) -> 
     assert one == [[0.5, 0.5]] * 8
     assert len({tuple(pair) for pair in two}) > 1
     page = (tmp_path / "foxes" / "index.html").read_text()
-    assert page.count("<polyline") == 1
+    assert page.count("<polyline") == 2  # a curve for each prompt of the second scene
 
 
 def test_the_page_shows_text_as_text(tmp_path: Path) -> None:

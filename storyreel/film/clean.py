@@ -97,6 +97,7 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
     Raises OutputError if no manifest says what it needs.
     """
     read = {folder.manifest_path: folder.present, folder.unfinished_path: folder.unfinished}
+    read = {path: manifest if manifest and _says_all(manifest) else None for path, manifest in read.items()}
     unread = [path.name for path, manifest in read.items() if manifest is None and path.exists()]
     manifests = [manifest for manifest in read.values() if manifest is not None]
     if unread or not manifests:
@@ -109,6 +110,15 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
             with suppress(FileNotFoundError):  # a render that has begun meanwhile may have removed it
                 found[path] = path.stat().st_size
     return found
+
+
+def _says_all(manifest: Manifest) -> bool:
+    """Tell whether a manifest names every scene's files: one that does not would make all of them go."""
+    return bool(manifest.segments) and all(
+        isinstance(segment.get(name), str)
+        for segment in manifest.segments
+        for name in ("number", "key", "video_key")
+    )
 
 
 def _names(manifest: Manifest) -> Iterator[str]:

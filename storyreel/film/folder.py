@@ -66,7 +66,8 @@ class FilmFolder:
             with ExitStack() as stack:
                 stack.callback(self._lock.release)
                 for part in (p for folder in self._folders for p in folder.glob(".*.part*")):
-                    part.unlink()
+                    if not part.is_dir():  # a folder is nobody's rest
+                        part.unlink()
                 stack.pop_all()
         self.load()
         return self

@@ -203,7 +203,7 @@ class Say(_Strict):
 
 
 class VoiceSettings(_Strict):
-    """The voice that says texts: ``pip install 'storyreel[voice]'``."""
+    """The voice that says texts; it comes with storyreel's extra ``voice``."""
 
     speaker: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,40}$")] = Field(
         default="heart", description="A speaker of the package that is on this machine."

@@ -627,7 +627,10 @@ def test_eval_names_its_report_where_it_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The scores are printed all the same."""
-    film, page = SimpleNamespace(label="f"), tmp_path / "film" / "eval.html"
+    film, page = (
+        SimpleNamespace(label="f", film=SimpleNamespace(folder=None)),
+        tmp_path / "film" / "eval.html",
+    )
     evaluation = SimpleNamespace(films=[film], plain=lambda: {"films": []})
     for name, value in (
         ("storyreel.evaluation.films.collect", lambda *_: ([film], [])),

@@ -9,6 +9,7 @@ import pytest
 
 from storyreel.cli.app import run
 from storyreel.film.folder import FilmFolder
+from storyreel.film.store import FORMAT
 from storyreel.models.specs import ModelSpec
 from tests.conftest import FakeEngine
 from tests.test_rendering import film, make, raising, story
@@ -94,7 +95,13 @@ def test_a_folder_in_use_is_left_alone(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "unfinished.json"])
-@pytest.mark.parametrize("text", ["", "{}", '{"format": 3, "segments": [], "film": {}}', None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", '{"format": 3, "segments": [], "film": {}}', None),
+        *(f'{{"format": {FORMAT}, "segments": {segments}, "film": {{}}}}' for segments in ("[]", "[{}]")),
+    ],
+)
 def test_where_nothing_says_what_is_needed_everything_is(
     out: Path, name: str, text: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
+from storyreel import rendering
 from storyreel.benchmark.calculate import META, memory_needed
 from storyreel.benchmark.stock import stock_of
 from storyreel.denoise.loop import sample, segment_noise
@@ -243,6 +244,7 @@ def test_weights_reach_both_text_encoders(adapter: OwnAdapter) -> None:
 
 def test_it_renders(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode_nothing(monkeypatch)
+    monkeypatch.setattr(rendering, "keep_still", lambda *_: None)  # of files that are no videos
     plan = plan_of(STORY, method=("weighting=true", "emphasis=4"))
     check_inventory(spec)
     result = render(plan, "film", tmp_path / "out", Engine("cpu"), Silent())
