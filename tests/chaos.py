@@ -223,10 +223,13 @@ class Chaos:
 
 
 def timeless(value: Any) -> Any:
-    """Return a manifest or a record without what differs from one render to the next: times, and seals."""
+    """Return a manifest or a record without what differs from one render to the next: times, and seals.
+
+    Nor has it a video's small picture, which its record gets a moment later.
+    """
     if isinstance(value, dict):
         own = "decided" in value and "device" in value  # of a segment, whose length in seconds is not meant
-        kept = {k: v for k, v in value.items() if not (own and k in ("seconds", "seal"))}
+        kept = {k: v for k, v in value.items() if not (own and k in ("seconds", "seal")) and k != "still"}
         return {k: timeless(v) for k, v in kept.items()}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 

@@ -86,10 +86,14 @@ class FilmStream:
         path = self._path_of(segment)
         self._stack.enter_context(writing(path))
         part = self._stack.enter_context(replacing(path))
+        frames = film_frames(self._plan, segment)
+        # So a neighbour that is taken again leaves all frames as they are that do not show it.
+        mixed = [len(frame) > 1 for frame in frames]
+        parts = [at for at in range(1, len(frames)) if mixed[at] != mixed[at - 1]]
         self._writer = self._stack.enter_context(
-            writer.SegmentWriter(part, settings.width, settings.height, spec.fps, spec.upscale)
+            writer.SegmentWriter(part, settings.width, settings.height, spec.fps, spec.upscale, parts)
         )
-        self._frames.extend(film_frames(self._plan, segment))
+        self._frames.extend(frames)
 
     def _write(self) -> None:
         """Write the frames of which all pictures are there."""

@@ -19,7 +19,9 @@ from storyreel.film.mp4 import blank, check_length, check_sound, write_subtitles
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 
 # The thread count changes x264's bytes, so it is fixed.
-_ENCODER = ["-c:v", "libx264", "-preset", "medium", "-crf", "16"]
+_ENCODER = ["-c:v", "libx264", "-preset", "medium", "-crf", "17"]
+# How finely a frame is coded depends on no frame before the last key frame, nor on any behind the next one.
+_ENCODER += ["-x264-params", "qcomp=1:mbtree=0"]
 _ENCODER += ["-pix_fmt", "yuv420p", "-threads", "2", "-bf", "2"]
 _COLOUR = "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709:range=tv"
 _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f", "mp4"]
@@ -28,11 +30,14 @@ _EXACT = ["-fflags", "+bitexact", "-video_track_timescale", str(TIMESCALE), "-f"
 class SegmentWriter:
     """Encodes one segment as its frames come; after a failure the file is not to be used.
 
-    Frames are ``width`` x ``height`` pixels, enlarged ``upscale`` times for watching. As a context it
-    raises OutputError or StoryreelError if ffmpeg fails, MissingError if it does not start.
+    Frames are ``width`` x ``height`` pixels, enlarged ``upscale`` times for watching. Those in ``parts`` are
+    key frames, with which a part of the segment begins that changes to the others do not touch. As a context
+    it raises OutputError or StoryreelError if ffmpeg fails, MissingError if it does not start.
     """
 
-    def __init__(self, path: Path, width: int, height: int, fps: int, upscale: int) -> None:
+    def __init__(
+        self, path: Path, width: int, height: int, fps: int, upscale: int, parts: Sequence[int] = ()
+    ) -> None:
         self._path, self._fps, self._bytes_per_frame, self._bytes = path, fps, width * height * 3, 0
         size = f"{width * upscale}:{height * upscale}"
         scale = f"scale={size}:flags=lanczos+accurate_rnd+full_chroma_int:out_color_matrix=bt709:out_range=tv"
@@ -40,6 +45,11 @@ class SegmentWriter:
             *f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:0 -an".split(),
             *["-vf", f"{scale},{_COLOUR},setsar=1"],
             *_ENCODER,
+            *(
+                ["-force_key_frames", ",".join(f"{(part - 0.5) / fps:.6f}" for part in parts)]
+                if parts
+                else []
+            ),
             *["-flags:v", "+bitexact", "-map_metadata", "-1"],
             *_EXACT,
             ffmpeg.local_file(path),

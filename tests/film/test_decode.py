@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +21,9 @@ from tests.conftest import FakeAdapter, FakeDecoder, plan_of
 class FakeWriter:
     """An encoder that keeps every frame as it is."""
 
-    def __init__(self, path: Path, width: int, height: int, fps: int, upscale: int) -> None:
+    def __init__(
+        self, path: Path, width: int, height: int, fps: int, upscale: int, parts: Sequence[int] = ()
+    ) -> None:
         self._path, self._frames = path, bytearray()
 
     def __enter__(self) -> FakeWriter:

@@ -334,3 +334,20 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+def test_a_part_of_a_segment_is_coded_alike_whatever_the_others_show(tmp_path: Path) -> None:
+    """So a neighbour that is taken again changes no frame that does not show it."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, HEIGHT, WIDTH, 3), np.uint8)
+    coded = []
+    for grey in (0, 255):
+        frames, path = noise.copy(), tmp_path / f"{grey}.mp4"
+        frames[:2], frames[-3:] = grey, 255 - grey
+        with writer.SegmentWriter(path, WIDTH, HEIGHT, FPS, 2, (2, 21)) as encoder:
+            encoder.write(frames.tobytes())
+        with av.open(str(path)) as container:
+            pictures = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
+        assert len(pictures) == 24
+        coded.append(np.stack(pictures))
+    apart = (coded[0] != coded[1]).reshape(24, -1).any(1)
+    assert apart.tolist() == [at < 2 or at >= 21 for at in range(24)]
