@@ -144,7 +144,7 @@ def render_take(plan: Plan, index: int, name: str, out: Path, engine: Engine, pr
         progress.started(plan, len(only), len(only) - missing, inventory.forwards())
         if missing:
             with device_faults():
-                _render_missing(inventory, store, folder, engine, progress)
+                _render_missing(inventory, store, folder, engine, progress, beside=True)
         keep_still(store, inventory, index)
         record_take(folder.path, plan, inventory, index)
         seconds = time.monotonic() - began
@@ -189,9 +189,17 @@ def _inventory(
 
 
 def _render_missing(
-    inventory: Inventory, store: Store, folder: FilmFolder, engine: Engine, progress: Progress
+    inventory: Inventory,
+    store: Store,
+    folder: FilmFolder,
+    engine: Engine,
+    progress: Progress,
+    beside: bool = False,
 ) -> None:
-    """Load the model and render what is missing; if memory runs out, go on in a lower memory mode."""
+    """Load the model and render what is missing; if memory runs out, go on in a lower memory mode.
+
+    What is rendered ``beside`` the film is neither on its page nor in its log.
+    """
     from storyreel.denoise.prompts import all_prompts
 
     spec = inventory.plan.spec
@@ -203,7 +211,8 @@ def _render_missing(
 
     def compute() -> None:
         adapter.prepare(all_prompts(inventory.plan, scorer is not None))
-        _render_segments(inventory, store, folder, engine, adapter, scorer, progress)
+        page = None if beside else GrowingPage(folder, inventory)
+        _render_segments(inventory, store, folder, engine, adapter, scorer, progress, page)
 
     def on_mode(mode: str) -> None:
         folder.log("memory", mode=mode)
@@ -220,14 +229,15 @@ def _render_segments(
     adapter: Adapter,
     scorer: Scorer | None,
     progress: Progress,
+    page: GrowingPage | None,
 ) -> None:
     """The main loop: segment by segment, denoise what is missing, save it, decode it, write its video."""
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
     segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
-    page = GrowingPage(folder, inventory)
-    page.write()
+    if page is not None:
+        page.write()
 
     def after_forward(window: Sequence[SegmentState]) -> None:
         progress.forward()
@@ -237,9 +247,10 @@ def _render_segments(
 
     def after_video(segment: Segment, seconds: float) -> None:
         segments.record_video(segment, seconds, stream.apart.get(segment.index))
-        folder.log("segment", number=segment.number, seconds=round(seconds, 3))
         keep_still(store, inventory, segment.index)
-        page.write()
+        if page is not None:
+            folder.log("segment", number=segment.number, seconds=round(seconds, 3))
+            page.write()
         progress.segment_finished(segment)
 
     shown = {segment.index for segment in inventory.shown}

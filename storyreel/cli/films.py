@@ -252,17 +252,22 @@ def clean(
     ] = None,
     out: Out = USUAL_OUT,
     yes: Annotated[bool, flag("--yes", "Remove it; else it is only listed.")] = False,
+    takes: Annotated[bool, flag("--takes", "Also takes of scenes that are in no film.")] = False,
     as_json: Json = False,
 ) -> None:
     """List what no film uses, scenes of former seeds, settings and texts; with --yes, remove it.
 
-    What the present film needs stays, and so does the work of a render that was not finished.
+    What the present film needs stays, and so do the work of a render that was not finished and, without
+    --takes, all takes that were made.
     """
     from storyreel.film.clean import folders_of_films, remove_unused, size_words, unused
+    from storyreel.film.recorded import renew_page
 
     done = "removed" if yes else "would be removed"
     films = folders_of_films(film_folder(path) or path for path in places or [out])
-    rows = [(remove_unused if yes else unused)(path) for path in films]
+    rows = [(remove_unused if yes else unused)(path, takes) for path in films]
+    for row in rows if yes and takes else ():
+        renew_page(row.folder)  # which shows takes
     if as_json:
         print_json(
             [

@@ -18,7 +18,7 @@ from storyreel.stopping import KEPT, stopping
 from storyreel.story.draft import with_seed
 from storyreel.story.edit import edit_story, with_scene_key
 from storyreel.story.plan import Plan
-from storyreel.story.schema import Story
+from storyreel.story.schema import Story, load_story
 
 MOST_SEEDS = 16
 
@@ -107,6 +107,11 @@ def _keep(story: Path, chosen: Sequence[str], as_json: bool) -> None:
     if as_json:
         print_json({"story": story, "seeds": {str(n): seed for n, seed in seeds.items()}, "changed": changed})
         return
+    scenes = load_story(story).scenes
+    for number in seeds:
+        retake = scenes[number - 1].retake
+        if retake is not None and retake.seed is not None:
+            note(f"scene {number} shows a take with a seed of its own: what was chosen does not show")
     for number, seed in seeds.items():
         said = "has no seed of its own" if seed is None else f"has seed {seed}"
         print(f"{story}: scene {number} {said}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,15 @@ from storyreel.cli.telling import note
 from storyreel.errors import ScriptError, UsageError, counted, printable
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
-from storyreel.story.schema import NOBODY_ELSE, STDIN, Casting, Story, load_story, with_retake
+from storyreel.story.schema import (
+    NOBODY_ELSE,
+    STDIN,
+    Casting,
+    Story,
+    load_story,
+    with_first_take,
+    with_retake,
+)
 
 if TYPE_CHECKING:
     from storyreel.film.takes import Take
@@ -98,19 +107,19 @@ def retake(
     if dry_run:
         _print_plans(plans, scene, name, options, as_json)
         return
-    with rendering_engine(options, {name: plans[0]}) as engine:
-        made = [_make(plan, scene, name, options, engine) for plan in plans]
-    sheet = _sheet(options.out / name, name, scene, plans[0])
-    if as_json:
-        print_json(
-            {"scene": scene, "sheet": sheet, "takes": [_facts(take, options.out / name) for take in made]}
-        )
-        return
-    for take in made:
-        print(f"take {take.take}: {_video(take, options.out / name)}")
-    print(sheet)
-    where = "" if options.out == USUAL_OUT else f" --out {shlex.quote(str(options.out))}"
-    where += "" if options.name is None else f" --name {shlex.quote(options.name)}"
+    for words in _warnings(plans[0], scene, name, options):
+        note(words)
+    made: list[Take] = []
+    try:
+        with rendering_engine(options, {name: plans[0]}) as engine:
+            for plan in plans:
+                made.append(_make(plan, scene, name, options, engine))  # noqa: PERF401  # until one fails
+    finally:  # what was made is told whatever ends the rest
+        if made:
+            _tell(made, loaded, scene, name, options, as_json)
+        if left := len(plans) - len(made):
+            note(f"{counted(left, 'take')} not made; to make what is left: --takes {left}")
+    where = _where(options.out, options.name)
     note(f"to keep one: storyreel keep {shlex.quote(str(story))} {scene} TAKE{where}")
 
 
@@ -126,7 +135,7 @@ def keep(
 
     The rest of the file stays as it is, comments too.
     """
-    from storyreel.film.takes import find_take
+    from storyreel.film.takes import find_take, texts_of
     from storyreel.story.edit import edit_story, with_scene_key
 
     loaded = _read(story, scene)
@@ -135,7 +144,8 @@ def keep(
     present = loaded.scenes[scene - 1].retake
     written: Any = None
     if take > 1 and not (present and present.take == take):
-        written = find_take(out / (name or film_name(story)), scene, take).written
+        texts = texts_of(loaded.model_dump(mode="json"))
+        written = find_take(out / (name or film_name(story)), texts, scene, take).written
     elif present and present.take == take:
         written = present.written
     changed = edit_story(story, lambda text: with_scene_key(text, scene, "retake", written, str(story)))
@@ -143,7 +153,26 @@ def keep(
         print_json({"story": story, "scene": scene, "take": take, "changed": changed})
     else:
         print(printable(f"{story}: scene {scene} shows take {take}"))
-    note(f"to bring the film up to date: storyreel render {story}")
+    note(f"to bring the film up to date: storyreel render {shlex.quote(str(story))}{_where(out, name)}")
+
+
+def _where(out: Path, name: str | None) -> str:
+    """Return the options that say where a film is, for a command that somebody will copy."""
+    where = "" if out == USUAL_OUT else f" --out {shlex.quote(str(out))}"
+    return where if name is None else f"{where} --name {shlex.quote(name)}"
+
+
+def _warnings(plan: Plan, scene: int, name: str, options: RetakeOptions) -> Iterator[str]:
+    """Yield what to know before a take is made: what else is rendered, and what it will not fit."""
+    from storyreel.film.differences import setting_differences
+    from storyreel.film.reasons import looked_up
+
+    inventory, before = looked_up(plan, options.out, name, frozenset({scene - 1}))
+    if before is not None and (found := setting_differences(before, inventory.facts)):
+        yield f"the film that is there was made otherwise, and the take will not fit it: {'; '.join(found)}"
+    if others := sorted({s.index + 1 for s in inventory.undone if s.index != scene - 1}):
+        numbers = ", ".join(map(str, others))
+        yield f"not there yet, and rendered first, since the take has to fit to them: scenes {numbers}"
 
 
 def _read(story: Path, scene: int, casting: Casting = NOBODY_ELSE) -> Story:
@@ -179,18 +208,28 @@ def _plans(
     action: str | None,
 ) -> list[Plan]:
     """Return the plan of the film with each new take, numbered after those that there are."""
-    from storyreel.film.takes import read_takes
+    from storyreel.film.takes import read_takes, takes_of_scene, texts_of
 
     present = story.scenes[scene - 1].retake
     taken = {1, present.take if present else 1}
-    taken |= {take.take for take in read_takes(options.out / name) if take.number == scene}
+    texts = texts_of(story.model_dump(mode="json"))
+    listed = takes_of_scene(read_takes(options.out / name), texts, scene)
+    taken |= {take.take for take in listed}
     plans = []
     for count in range(takes):
         seed = None if options.take_seed is None else options.take_seed + count
         given = {"seed": seed, "scene": prompt, "action": action}
         said = {key: value for key, value in given.items() if value is not None}
         warned: dict[str, ScriptError] = {}
-        retaken = with_retake(story, scene, {"take": max(taken) + 1 + count, **said})
+        # A take with a seed of its own is always the same one: it is not made under a second number.
+        same = [
+            t.take
+            for t in listed
+            if seed is not None and (t.seed, t.scene, t.action) == (seed, prompt, action)
+        ]
+        number = same[0] if same else max(taken) + 1
+        taken.add(number)
+        retaken = with_retake(story, scene, {"take": number, **said})
         plans.append(options.plan(retaken, name, warned))
         if not count:
             warn(warned)
@@ -200,24 +239,43 @@ def _plans(
 def _make(plan: Plan, scene: int, name: str, options: RetakeOptions, engine: Engine) -> Take:
     """Render a take and say so."""
     from storyreel.cli.display import RenderDisplay
-    from storyreel.film.takes import find_take
+    from storyreel.film.takes import find_take, texts_of
     from storyreel.rendering import render_take
 
     take = plan.segments[scene - 1].take
     with RenderDisplay(f"{name}, scene {scene}, take {take}") as display:
         render_take(plan, scene - 1, name, options.out, engine, display)
-    return find_take(options.out / name, scene, take)
+    return find_take(options.out / name, texts_of(plan.story), scene, take)
 
 
-def _sheet(folder: Path, name: str, scene: int, plan: Plan) -> Path:
+def _tell(
+    made: list[Take], story: Story, scene: int, name: str, options: RetakeOptions, as_json: bool
+) -> None:
+    """Show the takes that were made beside those that were there, and print where they are."""
+    folder = options.out / name
+    sheet = _sheet(folder, name, scene, story, options)
+    if as_json:
+        print_json({"scene": scene, "sheet": sheet, "takes": [_facts(take, folder) for take in made]})
+        return
+    for take in made:
+        print(f"take {take.take}: {_video(take, folder)}")
+    print(sheet)
+
+
+def _sheet(folder: Path, name: str, scene: int, story: Story, options: RetakeOptions) -> Path:
     """Lay all takes of a scene side by side, that of the film first, and return the picture's path."""
     from storyreel.film.folder import FilmFolder
+    from storyreel.film.reasons import looked_up
     from storyreel.film.recorded import renew_page
-    from storyreel.film.takes import read_takes, takes_sheet
+    from storyreel.film.takes import read_takes, record_take, takes_of_scene, takes_sheet, texts_of
 
-    film = FilmFolder(folder, name)
+    film, index = FilmFolder(folder, name), scene - 1
     film.load()
-    takes = [take for take in read_takes(folder) if take.number == scene]
+    plan = options.plan(with_first_take(story, scene), name)
+    inventory, _ = looked_up(plan, options.out, name, frozenset({index}))
+    if inventory.is_complete_at(index):  # the first take is one of them
+        record_take(folder, plan, inventory, index)
+    takes = takes_of_scene(read_takes(folder), texts_of(plan.story), scene)
     size = plan.settings.width, plan.settings.height
     picture = takes_sheet(folder, film.present, scene, takes, size)
     renew_page(folder)  # which shows the takes too

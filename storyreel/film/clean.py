@@ -14,6 +14,7 @@ from storyreel.film.folder import FilmFolder, film_folders
 from storyreel.film.manifest import Manifest
 from storyreel.film.sheet import drafts_of_sheet
 from storyreel.film.store import RECORD, Kind, Store, file_name
+from storyreel.film.takes import read_takes
 
 IN_USE = "in use: left alone"
 # A segment's files, and the key of each; a finished film has no state.
@@ -55,23 +56,23 @@ def folders_of_films(places: Iterable[Path]) -> Iterator[Path]:
         yield from film_folders(place)
 
 
-def unused(path: Path) -> Unused:
+def unused(path: Path, takes: bool = False) -> Unused:
     """Return what neither a folder's film needs nor an unfinished one; nothing is written."""
     folder = FilmFolder(path, path.name)
     if folder.is_in_use():
         return Unused(path, reason=IN_USE)
     folder.load()
-    return _unused(folder)
+    return _unused(folder, takes)
 
 
-def remove_unused(path: Path) -> Unused:
+def remove_unused(path: Path, takes: bool = False) -> Unused:
     """Remove what `unused` returns, and return it. Raises OutputError if that cannot be done."""
-    found = unused(path)
+    found = unused(path, takes)
     if found.reason or not found.files:
         return found
     try:
         with FilmFolder(path, path.name) as folder:
-            found = _unused(folder)  # again: from here on no other process renders into it
+            found = _unused(folder, takes)  # again: from here on no other process renders into it
             for file in found.files:
                 with writing(file):
                     file.unlink()
@@ -80,10 +81,10 @@ def remove_unused(path: Path) -> Unused:
         return Unused(path, reason=IN_USE)
 
 
-def _unused(folder: FilmFolder) -> Unused:
+def _unused(folder: FilmFolder, takes: bool) -> Unused:
     try:
         folder.refuse_strange_files()
-        files = unneeded(folder)
+        files = unneeded(folder, takes)
     except StoryreelError as error:
         return Unused(folder.path, reason=f"left alone: {error.message}")
     except OSError as error:
@@ -91,8 +92,10 @@ def _unused(folder: FilmFolder) -> Unused:
     return Unused(folder.path, files)
 
 
-def unneeded(folder: FilmFolder) -> dict[Path, int]:
+def unneeded(folder: FilmFolder, takes: bool = False) -> dict[Path, int]:
     """Return the files of segments and drafts that a loaded folder does not need, with their bytes.
+
+    With ``takes``, also those of takes that were made and are in no film.
 
     Raises OutputError if no manifest says what it needs.
     """
@@ -104,6 +107,9 @@ def unneeded(folder: FilmFolder) -> dict[Path, int]:
         why = f"{unread[0]} is damaged or of an earlier version" if unread else "there is no manifest"
         raise OutputError(f"{why}, so that what is needed is not known", "Run the same render again first.")
     needed = {name for manifest in manifests for name in _names(manifest)} | drafts_of_sheet(folder.path)
+    if not takes:
+        files = {name for take in read_takes(folder.path) for name in (take.video, take.latents)}
+        needed |= files | {f"{name}{RECORD}" for name in files}
     found = {}
     for path in (*Store(folder.segments).files(), *Store(folder.drafts).files()):
         if path.name not in needed:

@@ -22,7 +22,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     old, new = before.facts, json.loads(json.dumps(after.facts))
     found = [
         *_values(old, new, ("title",)),
-        *_scenes(before.segments, json.loads(json.dumps(after.segments))),
+        *_scenes(before.segments, json.loads(json.dumps(after.segments)), _seed(old) == _seed(new)),
         *(["the cards"] if any(old.get(name) != new.get(name) for name in ("cards", "drawn_by")) else []),
         *_model(_part(old, "model"), _part(new, "model")),
         *_settings(_part(old, "settings"), _part(new, "settings")),
@@ -36,9 +36,23 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
     return [printable(" ".join(words.split())) for words in found]
 
 
+def setting_differences(before: Manifest, facts: Mapping[str, Any]) -> list[str]:
+    """Return which settings, and which model, a film that is there was made with instead of others."""
+    old, new = before.facts, json.loads(json.dumps(facts))
+    found = [
+        *_model(_part(old, "model"), _part(new, "model")),
+        *_settings(_part(old, "settings"), _part(new, "settings")),
+    ]
+    return [printable(words) for words in found]
+
+
 def _part(facts: Mapping[str, Any], name: str) -> dict[str, Any]:
     part = facts.get(name)
     return part if isinstance(part, dict) else {}
+
+
+def _seed(facts: Mapping[str, Any]) -> object:
+    return _part(facts, "settings").get("seed")
 
 
 def _said(value: object) -> str:
@@ -107,10 +121,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(shown)
 
 
-def _scenes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[str]:
+def _scenes(old: list[dict[str, Any]], new: list[dict[str, Any]], same_seed: bool) -> Iterator[str]:
     """Yield the scenes that differ, each by its number in the film that is wanted.
 
-    Equal scenes at the beginning and at the end are matched; those between them are compared in their order.
+    ``same_seed`` says whether the film's seed is the same. Equal scenes at the beginning and at the end are
+    matched; those between them are compared in their order.
     """
     texts = [[(s.get("scene"), s.get("action")) for s in scenes] for scenes in (old, new)]
     shorter = min(len(old), len(new))
@@ -118,23 +133,27 @@ def _scenes(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> Iterator[st
     last = next((i for i in range(shorter - first) if texts[0][~i] != texts[1][~i]), shorter - first)
     same = shorter - last  # so many can be compared one by one, from the beginning
     for i in range(same):
-        yield from _scene(i + 1, old[i], new[i])
+        yield from _scene(i + 1, old[i], new[i], same_seed)
     if len(new) > len(old):
         yield f"{_numbers(same + 1, len(new) - last)} new"
     elif len(old) > len(new):
         yield f"{_numbers(same + 1, len(old) - last)} of before gone"
     for i in range(-last, 0):
-        yield from _scene(len(new) + i + 1, old[i], new[i])
+        yield from _scene(len(new) + i + 1, old[i], new[i], same_seed)
 
 
 def _numbers(first: int, last: int) -> str:
     return f"scene {first}" if first == last else f"scenes {first} to {last}"
 
 
-def _scene(number: int, old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def _scene(number: int, old: dict[str, Any], new: dict[str, Any], same_seed: bool) -> Iterator[str]:
     for part in ("scene", "action"):
         if old.get(part) != new.get(part):
             yield f"scene {number}'s {part} prompt"
+    if old.get("take") != new.get("take"):
+        yield f"scene {number}'s take {_said(old.get('take'))} -> {_said(new.get('take'))}"
+    elif same_seed and old.get("scene") == new.get("scene") and old.get("seed") != new.get("seed"):
+        yield f"scene {number}'s seed"
     if old.get("frames") != new.get("frames"):
         yield f"scene {number}'s length"
     # The transition of a film's first scene means nothing.

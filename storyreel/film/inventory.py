@@ -47,6 +47,10 @@ class Inventory:
         """Whether all of the film is there, also what is not asked for."""
         return all(self._is_there(segment) for segment in self.plan.segments)
 
+    def is_complete_at(self, index: int) -> bool:
+        """Tell whether a scene has its latents and its video."""
+        return self._is_there(self.plan.segments[index])
+
     def _is_there(self, segment: Segment) -> bool:
         return segment.index in self.video and segment.slot in self.latents
 

@@ -18,7 +18,7 @@ from storyreel.film.inventory import Inventory
 from storyreel.film.keys import film_chapters, film_tags
 from storyreel.film.manifest import decided_of
 from storyreel.film.store import RECORD, file_name, read_record
-from storyreel.film.takes import read_takes
+from storyreel.film.takes import read_takes, takes_of_scene, texts_of
 from storyreel.film.writer import Chapter
 from storyreel.pages import address, filled
 from storyreel.story.plan import Plan, Segment
@@ -98,22 +98,19 @@ def film_page(
 def takes_of(folder: FilmFolder, there: Inventory) -> dict[int, list[Take]]:
     """Return the takes of scenes that a folder lists and has, with the one that the film shows among them."""
     found: dict[int, list[Take]] = {}
-    for made in read_takes(folder.path):
-        record = read_record(folder.segments / f"{made.video}{RECORD}")
-        if record is None or not (folder.segments / made.video).is_file():
-            continue
-        if made.number > len(there.plan.segments):
-            continue
-        segment = there.plan.segments[made.number - 1]
-        shown = made.video == file_name("video", segment.number, there.keys.video[segment.index])
-        still = record.decided.get("still", "")
-        take = Take(made.take, still, f"segments/{made.video}", shown)
-        found.setdefault(segment.index, []).append(take)
-    for index, takes in found.items():
-        video, number = there.video.get(index), there.plan.segments[index].take
-        if video is not None and not any(take.shown for take in takes):
+    listed, texts = read_takes(folder.path), texts_of(there.plan.story)
+    for segment in there.plan.segments if listed else ():
+        takes: dict[int, Take] = {}
+        for made in takes_of_scene(listed, texts, segment.index + 1):
+            record = read_record(folder.segments / f"{made.video}{RECORD}")
+            if record is not None and (folder.segments / made.video).is_file():
+                still = record.decided.get("still", "")
+                takes[made.take] = Take(made.take, still, f"segments/{made.video}", False)
+        if takes and (video := there.video.get(segment.index)) is not None:
             still = video.decided.get("still", "")
-            takes.insert(0, Take(number, still, f"segments/{video.file}", True))
+            takes[segment.take] = Take(segment.take, still, f"segments/{video.file}", True)
+        if takes:
+            found[segment.index] = [takes[number] for number in sorted(takes)]
     return found
 
 

@@ -42,7 +42,7 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         return "it was begun"
     if before is None:
         return "it is not there yet"
-    recorded = _recorded(before, segment)
+    recorded = _recorded(before, segment, len(plan.segments))
     if recorded is None:
         return "it is new"
     facts = _plain(own_facts(segment))
@@ -66,16 +66,20 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
     )
 
 
-def _recorded(before: Manifest, segment: Segment) -> dict[str, Any] | None:
-    """Return the scene of before that a segment has come of: with its texts, else at its place with one."""
+def _recorded(before: Manifest, segment: Segment, scenes: int) -> dict[str, Any] | None:
+    """Return the scene of before that a segment of a film of so many ``scenes`` has come of; None for none.
+
+    It has its texts, or it is at its place and has one of them.
+    """
     facts = _plain(own_facts(segment))
     for scene in before.segments:
         if all(scene.get(name) == facts[name] for name in (*TEXTS, "take", "seed")):
             return scene
-    for scene in before.segments[segment.index : segment.index + 1]:
-        if any(scene.get(name) == facts[name] for name in TEXTS):
-            return scene
-    return next((s for s in before.segments if all(s.get(name) == facts[name] for name in TEXTS)), None)
+    same = (s for s in before.segments if all(s.get(name) == facts[name] for name in TEXTS))
+    if (found := next(same, None)) is not None or len(before.segments) != scenes:
+        return found  # where scenes were put in or taken out, a place says nothing
+    at = before.segments[segment.index]
+    return at if any(at.get(name) == facts[name] for name in TEXTS) else None
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def alone_messages(inventory: Inventory, before: Manifest, story: str = "STORY")
             continue
         numbers = ", ".join(str(i + 1) for i in depending)
         part = "scene" if why[index] == CHANGES["scene"] else "action"
-        text = shlex.quote(getattr(inventory.plan.segments[index], part))
+        text = shlex.quote(inventory.plan.story["scenes"][index][part])  # as the story writes it
         yield (
             f"scene {index + 1} has changed, and what depends on it is rendered too (scene {numbers}). "
             f"To change it alone, take its former text back and say: "

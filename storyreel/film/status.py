@@ -83,6 +83,8 @@ def _ended(folder: FilmFolder, last: Mapping[str, Any], begun: bool, is_complete
             if is_complete:
                 return "stopped", f"its film is still called {folder.film_path.name}"
             return "stopped", "its film is damaged or has been removed"
+        case "parts":
+            return "stopped", "only some of its scenes were asked for"
         case "stopped" | "finished":
             return "stopped", ""
         case _:

@@ -7,7 +7,7 @@ film: what the film shows is said in the story alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,18 +35,20 @@ SHEET_WIDTH, LABEL, GAP = 240, 16, 8  # pixels
 
 @dataclass(frozen=True)
 class Take:
-    """A take of the scene with the ``number`` 1 and up: what a story says of it, and its video's file.
+    """A take of a scene: what a story says of it, and the files of its video and its latents.
 
-    Take 1 is the first one. ``scene`` and ``action`` are prompts as a story writes them, None for the
-    scene's own.
+    ``number`` is that of the scene, from 1, when it was made; ``of`` are the scene's own prompts as the story
+    wrote them then. Take 1 is the first one. ``scene`` and ``action`` are other prompts, None for these.
     """
 
     number: int
+    of: tuple[str, str]
     take: int
     seed: int | None
     scene: str | None
     action: str | None
     video: str
+    latents: str
 
     @property
     def written(self) -> int | dict[str, Any] | None:
@@ -57,36 +59,80 @@ class Take:
 
 
 _TAKES = TypeAdapter(list[Take])
+Texts = Sequence[tuple[str, str]]  # both prompts of every scene, as a story writes them
 
 
 def read_takes(folder: Path) -> list[Take]:
     """Return the takes that a film's folder lists, by scene and number; of a damaged list none."""
+    return _read(folder) or []
+
+
+def _read(folder: Path) -> list[Take] | None:
+    """Return what `read_takes` does; None for a list that is damaged or not there."""
     try:
         takes = _TAKES.validate_python(read_json(folder / FILE))
     except (OSError, ValueError, ValidationError):
-        return []
-    named = (take for take in takes if Path(take.video).name == take.video and take.number > 0)
-    return sorted(named, key=lambda take: (take.number, take.take))
+        return None
+    plain = all(Path(name).name == name for take in takes for name in (take.video, take.latents))
+    if not plain or any(take.number < 1 or take.take < 1 for take in takes):
+        return None
+    return sorted(takes, key=lambda take: (take.number, take.take))
+
+
+def texts_of(story: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return both prompts of every scene of a story's data, as it writes them."""
+    return [(scene["scene"], scene["action"]) for scene in story["scenes"]]
+
+
+def takes_of_scene(takes: Sequence[Take], texts: Texts, number: int) -> list[Take]:
+    """Return the takes of the scene that has a ``number`` now, from 1: those with its prompts.
+
+    A scene keeps its takes when it moves, and has none of those that were made of other prompts. Scenes with
+    equal prompts are told apart by their numbers.
+    """
+    own = texts[number - 1]
+    twins = sum(other == own for other in texts) > 1
+    return [take for take in takes if take.of == own and (take.number == number or not twins)]
 
 
 def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> None:
-    """List the take that a plan shows of a scene, whose video is there. Raises OutputError."""
-    number = index + 1
-    written = plan.story["scenes"][index].get("retake") or {"take": 1}
-    retake = Retake.model_validate(written) if written["take"] > 1 else None
+    """List the take that a plan shows of a scene, whose files are there. Raises OutputError.
+
+    A list that is damaged is kept under another name.
+    """
+    scene = plan.story["scenes"][index]
+    said = scene.get("retake") or {}
     take = Take(
-        number,
-        written["take"],
-        retake.seed if retake else None,
-        retake.scene if retake else None,
-        retake.action if retake else None,
+        index + 1,
+        (scene["scene"], scene["action"]),
+        said.get("take", 1),
+        said.get("seed"),
+        said.get("scene"),
+        said.get("action"),
         inventory.video[index].file,
+        inventory.latents[plan.segments[index].slot].file,
     )
-    others = [one for one in read_takes(folder) if (one.number, one.take) != (number, take.take)]
-    takes = sorted([*others, take], key=lambda one: (one.number, one.take))
-    text = json.dumps([asdict(one) for one in takes], indent=2, ensure_ascii=False) + "\n"
+    known = _read(folder)
     with writing(folder / FILE):
+        if known is None and (folder / FILE).exists():
+            (folder / FILE).replace(folder / f"{FILE}.damaged")
+        others = [
+            one for one in known or () if (one.number, one.of, one.take) != (take.number, take.of, take.take)
+        ]
+        takes = sorted([*others, take], key=lambda one: (one.number, one.take))
+        text = json.dumps([asdict(one) for one in takes], indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / FILE, text)
+
+
+def find_take(folder: Path, texts: Texts, number: int, take: int) -> Take:
+    """Return a take of the scene with a number. Raises UsageError, naming those that there are."""
+    takes = takes_of_scene(read_takes(folder), texts, number)
+    for one in reversed(takes):
+        if one.take == take:
+            return one
+    known = ", ".join(str(number) for number in sorted({1, *(one.take for one in takes)}))
+    remedy = f"Make one: storyreel retake STORY {number}. Takes of former prompts of the scene do not count."
+    raise UsageError(f"scene {number} has no take {take}; there are: {known}", remedy)
 
 
 def takes_sheet(
@@ -98,11 +144,14 @@ def takes_sheet(
     cannot be read, OutputError.
     """
     rows: dict[str, str] = {}  # names of videos, and what is said of each
-    for scene in present.segments[number - 1 : number] if present else ():
+    shown = present.segments[number - 1 : number] if present else []
+    for scene in shown:
         video = file_name("video", str(scene.get("number")), str(scene.get("video_key")))
         rows[video] = f"in the film: take {scene.get('take', 1)}"
+    in_film = {scene.get("take", 1) for scene in shown}
     for take in takes:
-        rows.setdefault(take.video, f"take {take.take}")
+        if take.take not in in_film:  # of that one there may be an outdated video
+            rows.setdefault(take.video, f"take {take.take}")
     videos = {video: folder / SEGMENTS / video for video in rows}
     pictures = [(rows[name], list(_moments(path, size))) for name, path in videos.items() if path.is_file()]
     target = folder / f"takes-{number:02d}.png"
@@ -135,14 +184,3 @@ def _sheet(rows: list[tuple[str, list[Image]]]) -> Image:
         for column, picture in enumerate(pictures):
             sheet.paste(picture, (GAP + column * (SHEET_WIDTH + GAP), row * line + LABEL * 2))
     return sheet
-
-
-def find_take(folder: Path, number: int, take: int) -> Take:
-    """Return a take of a scene. Raises UsageError, naming those that there are."""
-    takes = [one for one in read_takes(folder) if one.number == number]
-    for one in takes:
-        if one.take == take:
-            return one
-    known = ", ".join(str(one.take) for one in takes) or "none"
-    remedy = f"Make one: storyreel retake STORY {number}"
-    raise UsageError(f"scene {number} has no take {take}; there are: {known}", remedy)

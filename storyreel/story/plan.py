@@ -176,6 +176,17 @@ class Plan:
         """Every segment that may have to be denoised, each after those that it depends on."""
         return tuple(sorted({*self.segments, *self.replaced}, key=lambda segment: segment.slot))
 
+    @property
+    def needed(self) -> tuple[Segment, ...]:
+        """Every segment that a whole render denoises: what is shown, and what that depends on."""
+        found, waiting = set[Segment](), list(self.segments)
+        while waiting:
+            segment = waiting.pop()
+            if segment not in found:
+                found.add(segment)
+                waiting += [self.first_takes[source] for source in self.sources(segment)]
+        return tuple(sorted(found, key=lambda segment: segment.slot))
+
     @cached_property
     def frames(self) -> int:
         """The film's number of frames."""
@@ -189,12 +200,12 @@ class Plan:
     @property
     def forwards(self) -> int:
         """Model evaluations of a whole render; one with guidance counts once."""
-        return len(self.takes) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
+        return len(self.needed) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
 
     @property
     def latents(self) -> int:
         """Latent frames that are denoised, those of overlaps counted twice."""
-        return sum(segment.lead + segment.latents for segment in self.takes)
+        return sum(segment.lead + segment.latents for segment in self.needed)
 
     @property
     def estimated_seconds(self) -> float | None:

@@ -518,8 +518,17 @@ def with_retake(story: Story, number: int, retake: dict[str, Any]) -> Story:
         raise UsageError(
             f"{fault['loc'][0]} {fault['input']!r:.60} is not valid", f"{fault['msg']}."
         ) from None
+    return _with_take(story, number, checked)
+
+
+def with_first_take(story: Story, number: int) -> Story:
+    """Return a story of which the scene of a number, from 1, is shown in its first take."""
+    return _with_take(story, number, None)
+
+
+def _with_take(story: Story, number: int, retake: Retake | None) -> Story:
     scenes = list(story.scenes)
-    scenes[number - 1] = scenes[number - 1].model_copy(update={"retake": checked})
+    scenes[number - 1] = scenes[number - 1].model_copy(update={"retake": retake})
     return story.model_copy(update={"scenes": scenes})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from storyreel.errors import NumericsError
 from storyreel.story.schema import load_story
 from tests.cli.test_commands import Place
 from tests.conftest import FakeEngine
@@ -116,7 +117,7 @@ def test_their_json_has_the_shapes_that_are_published(place: Place, story: Path)
         (("retake", "tale.yaml", "1", "--action", "{cat} sits"), "unknown placeholder {cat}"),
         (("retake", "tale.yaml", "1", "--action", " "), "action"),
         (("retake", "tale.yaml", "0"), "greater than or equal to 1"),
-        (("keep", "tale.yaml", "1", "9"), "scene 1 has no take 9; there are: none"),
+        (("keep", "tale.yaml", "1", "9"), "scene 1 has no take 9; there are: 1"),
         (("keep", "tale.yaml", "7", "1"), "no scene 7"),
         (("render", "tale.yaml", "--scenes", "1-9"), "1-9 is not in the film"),
         (("render", "tale.yaml", "--scenes", "first"), "no number of a scene"),
@@ -159,4 +160,93 @@ def test_a_dry_run_says_what_is_there_what_will_be_rendered_and_why(place: Place
     assert "to render: its action prompt has changed" in printed
     assert "to render: it goes on from scene 1, which is rendered again" in printed
     assert "to render: it shows somebody as scene 1 does, which is rendered again" in printed
-    assert "storyreel retake STORY 1 --action 'a fox sleeps'" in printed
+    assert "storyreel retake STORY 1 --action '{fox} sleeps'" in printed
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_takes_belong_to_a_scenes_prompts_and_not_to_its_place(place: Place, story: Path) -> None:
+    place.said("retake", "tale.yaml", "2", "--takes", "2")
+    moved = STORY.replace("scenes:\n", 'scenes:\n  - ["{fox} on a hill", "{fox} digs"]\n')
+    story.write_text(moved)
+    assert "scene 2 has no take 3; there are: 1" in place.said("keep", "tale.yaml", "2", "3", code=2)[1]
+    place.said("keep", "tale.yaml", "3", "3")
+    assert load_story(story).scenes[2].retake.take == 3  # type: ignore[union-attr]
+    story.write_text(STORY.replace("{fox} walks", "{fox} limps"))
+    said = place.said("keep", "tale.yaml", "2", "3", code=2)[1]
+    assert "former prompts" in said
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_film_with_a_kept_take_is_whole_and_so_it_is_once_the_others_are_removed(
+    place: Place, story: Path
+) -> None:
+    page = Path("out/tale/index.html")
+    place.said("retake", "tale.yaml", "2", "--takes", "2")
+    assert page.read_text().count("segments/02-") >= 3
+    assert not Path("out/tale/unfinished.html").exists()
+    assert place.json("status", "out/tale")["tale"]["state"] == "done"
+    place.said("keep", "tale.yaml", "2", "3")
+    said = place.said("render", "tale.yaml", "--verify", code=1)[0]
+    assert "belongs to another film (scene 2's take 1 -> 3)" in said
+    assert "scene 2's take 1 -> 3" in place.said("render", "tale.yaml")[1]
+    assert {take["take"] for take in json.loads(Path("out/tale/takes.json").read_text())} == {1, 2, 3}
+    place.said("render", "tale.yaml", "--verify")
+    place.said("clean", "--yes")
+    assert "segments/02-" in page.read_text()
+    before = len(list(Path("out/tale/segments").iterdir()))
+    place.said("clean", "--yes", "--takes")
+    assert len(list(Path("out/tale/segments").iterdir())) < before
+    place.said("verify", "out/tale")
+    place.said("render", "tale.yaml", "--verify")
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_takes_that_were_made_before_one_failed_are_told(
+    place: Place, story: Path, fake_engine: FakeEngine
+) -> None:
+    adapter = fake_engine.fake
+    assert adapter is not None
+    at = len(adapter.predicted) + 8  # three for a take, and three to find the fox in the first scene
+
+    def fail(count: int) -> None:
+        if count == at:
+            raise NumericsError("no picture", "Do something else.")
+
+    adapter.on_predict = fail
+    printed, said = place.said("retake", "tale.yaml", "3", "--takes", "3", code=1)
+    assert [line.partition(":")[0] for line in printed.splitlines()[:-1]] == ["take 2"]
+    assert "2 takes not made; to make what is left: --takes 2" in said
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_take_with_a_seed_of_its_own_is_made_once(
+    place: Place, story: Path, fake_engine: FakeEngine
+) -> None:
+    place.said("retake", "tale.yaml", "3", "--seed", "5")
+    forwards(fake_engine)
+    again = place.json("retake", "tale.yaml", "3", "--seed", "5", "--takes", "2")
+    assert [(take["take"], take["seed"]) for take in again["takes"]] == [(2, 5), (3, 6)]
+    assert forwards(fake_engine) == 6  # three for the second take, and three to find the fox
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_damaged_list_of_takes_is_kept_beside_the_new_one(place: Place, story: Path) -> None:
+    damaged = Path("out/tale/takes.json")
+    damaged.write_text("[{")
+    place.said("retake", "tale.yaml", "3")
+    assert damaged.with_name("takes.json.damaged").read_text() == "[{"
+    assert len(json.loads(damaged.read_text())) == 2
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_what_does_not_fit_the_film_is_said_before_it_is_made(place: Place, story: Path) -> None:
+    said = place.said("retake", "tale.yaml", "2", "--steps", "2")[1]
+    assert "the take will not fit it: steps 3 -> 2" in said
+    assert "rendered first" in said
+    assert "scenes 1" in said
+
+
+def test_some_scenes_that_were_asked_for_are_no_render_that_died(place: Place, story: Path) -> None:
+    place.said("render", "tale.yaml", "--scenes", "1", "--out", "other")
+    row = place.json("status", "other/tale")["tale"]
+    assert (row["state"], row["reason"]) == ("stopped", "only some of its scenes were asked for")
