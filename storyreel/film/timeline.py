@@ -59,7 +59,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A finished film: ``path`` is its MP4, of ``width`` x ``height`` pixels, at ``fps`` frames a second."""
+    """A finished film: ``path`` is its MP4, of ``width`` x ``height`` pixels, at ``fps`` frames a second.
+
+    ``model`` is the name of what drew it.
+    """
 
     path: Path
     name: str
@@ -68,6 +71,7 @@ class Timeline:
     width: int
     height: int
     clips: tuple[Clip, ...]
+    model: str
 
     @property
     def frames(self) -> int:
@@ -116,6 +120,10 @@ class _Settings(_Part):
     method: _Method
 
 
+class _Model(_Part):
+    name: str
+
+
 class _Card(_Part):
     before: int = Field(ge=0)
     text: str
@@ -126,6 +134,7 @@ class _Card(_Part):
 class _Film(_Part):
     title: str
     cards: list[_Card] = []
+    model: _Model
     settings: _Settings
     segments: list[_Segment] = Field(min_length=1)
 
@@ -150,7 +159,16 @@ def timeline_of(path: Path) -> Timeline:
         raise StoryreelError(f"{folder.manifest_path} is damaged: its scenes do not join", AGAIN)
     settings = film.settings
     width, height = settings.width * settings.upscale, settings.height * settings.upscale
-    return Timeline(folder.film_path, folder.name, film.title, settings.fps, width, height, tuple(clips))
+    return Timeline(
+        folder.film_path,
+        folder.name,
+        film.title,
+        settings.fps,
+        width,
+        height,
+        tuple(clips),
+        film.model.name,
+    )
 
 
 def _clips(film: _Film, name: str) -> list[Clip]:

@@ -25,7 +25,7 @@ from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
 from storyreel.errors import MissingError, OutputError, StoryreelError, UsageError
 from storyreel.files import file_hash
-from storyreel.film import edit_lists, export, ffmpeg, keys
+from storyreel.film import edit_lists, export, ffmpeg, keys, reader
 from storyreel.film.export import FORMATS, Wanted, parse_formats
 from storyreel.film.timeline import Timeline, timeline_of
 from storyreel.models.specs import MODELS
@@ -245,7 +245,8 @@ def test_stills_are_pictures_of_the_film(
     for file, start, place in zip(files, STARTS, at, strict=False):
         with Image.open(file.file) as picture:
             assert (picture.format, picture.size) == ("PNG", (WIDTH, HEIGHT))
-            assert "trainedAlgorithmicMedia" in picture.text["Comment"]  # type: ignore[attr-defined]
+            said = picture.text  # type: ignore[attr-defined]
+            assert all("trainedAlgorithmicMedia" in said[name] for name in ("Comment", "XML:com.adobe.xmp"))
             differences = [apart(np.asarray(picture), frame) for frame in shown]
         assert differences[start + place] < 2
         assert min(range(len(shown)), key=differences.__getitem__) == start + place
@@ -556,3 +557,17 @@ class TestCommand:
         assert said in printed.err
         assert printed.out == ""
         assert not (sounding / "export").exists()
+
+
+@pytest.mark.parametrize(("formats", "size"), [("clips", None), ("clips", (96, 96)), ("film", (96, 96))])
+def test_exported_films_say_in_xmp_that_they_are_generated(
+    timeline: Timeline, tmp_path: Path, formats: str, size: tuple[int, int] | None
+) -> None:
+    for file in exported(timeline, formats, tmp_path, size=size):
+        data = file.file.read_bytes()
+        assert data.count(b"trainedAlgorithmicMedia") >= 1
+        assert data.index(b"x:xmpmeta") > data.index(b"mdat")
+        assert (
+            f"<rdf:li>{timeline.model}" in data.decode("utf-8", "replace") or timeline.model.encode() in data
+        )
+        assert reader.count_frames(file.file) == file.frames
