@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import ImageDraw, ImageFont
-from PIL.Image import Image, frombytes, new
 from pydantic import TypeAdapter, ValidationError
 
 from storyreel.errors import UsageError
@@ -25,6 +23,8 @@ from storyreel.story.plan import Plan
 from storyreel.story.schema import Retake
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from storyreel.film.inventory import Inventory
 
 FILE = "takes.json"
@@ -162,6 +162,8 @@ def takes_sheet(
 
 def _moments(video: Path, size: tuple[int, int]) -> Iterator[Image]:
     """Yield pictures of a video, spread over its length."""
+    from PIL.Image import frombytes
+
     width, height = size
     frames = b"".join(reader.read_frames(video, width, height))
     each = width * height * 3
@@ -174,6 +176,9 @@ def _moments(video: Path, size: tuple[int, int]) -> Iterator[Image]:
 
 def _sheet(rows: list[tuple[str, list[Image]]]) -> Image:
     """Lay pictures out, a row for each take, with its name above it."""
+    from PIL import ImageDraw, ImageFont
+    from PIL.Image import new
+
     font = ImageFont.load_default(size=LABEL)
     height = max(picture.height for _, pictures in rows for picture in pictures)
     line = LABEL * 2 + height + GAP

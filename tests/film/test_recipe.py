@@ -146,7 +146,7 @@ FORMULAS = {
     "storyreel.story.plan": ("latents", lambda text: text.replace("storyreel noise", "noise")),
     "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 6", "HELD = 1 / 4")),
     "storyreel.film.decode": ("pictures", lambda text: text.replace("[None]", "[[None]]")),
-    "storyreel.film.writer": ("pictures", lambda text: text.replace('"-crf", "16"', '"-crf", "17"')),
+    "storyreel.film.writer": ("pictures", lambda text: text.replace('"-crf", "17"', '"-crf", "18"')),
 }
 
 
