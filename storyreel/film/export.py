@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -169,7 +169,7 @@ def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted)
             yield _File(
                 "clips",
                 f"{clip.name}.mp4",
-                lambda part, clip=clip: _clip(timeline, clip, wanted, part),  # type: ignore[misc]
+                partial(_clip, timeline, clip, wanted),
                 clip.number,
                 clip.frames,
             )
@@ -179,7 +179,7 @@ def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted)
             yield _File(
                 "stills",
                 f"{clip.name}.png",
-                lambda part, clip=clip: _save(pictures, part, timeline, clip),  # type: ignore[misc]
+                partial(_save, pictures, timeline, clip),
                 clip.number,
                 1,
             )
@@ -194,7 +194,7 @@ def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted)
         yield _File(
             kind,
             f"{name}.{kind}",
-            lambda part, kind=kind: moving[kind](timeline, wanted, part),  # type: ignore[misc]
+            partial(moving[kind], timeline, wanted),
             None,
             count,
         )
@@ -208,12 +208,12 @@ def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted)
         yield _File(
             kind,
             f"{name}.{kind}",
-            lambda part, kind=kind: _write(part, texts[kind]()),  # type: ignore[misc]
+            partial(_write, texts[kind]),
         )
 
 
-def _write(part: Path, text: str) -> None:
-    part.write_text(text, "utf-8")
+def _write(text: Callable[[], str], part: Path) -> None:
+    part.write_text(text(), "utf-8")
 
 
 def _film(timeline: Timeline, wanted: Wanted, part: Path) -> None:
@@ -279,7 +279,7 @@ def _fitted(picture: Image, wanted: Wanted) -> Image:
     return picture.resize(wanted.size, lanczos)
 
 
-def _save(pictures: Iterator[Image], part: Path, timeline: Timeline, clip: Clip) -> None:
+def _save(pictures: Iterator[Image], timeline: Timeline, clip: Clip, part: Path) -> None:
     """Write the next of some pictures as a PNG that says where it comes from."""
     from PIL.PngImagePlugin import PngInfo
 
