@@ -89,6 +89,12 @@ def own_handlers() -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pretrained model scores films, as without storyreel[eval]: they take most of an `eval`."""
+    monkeypatch.setattr("storyreel.evaluation.encoders.Encoders.folder", lambda self, name: None)
+
+
+@pytest.fixture
 def tiny() -> MochiAdapter:
     """A Mochi of real classes with random weights."""
     return mochi(TINY)

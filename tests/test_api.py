@@ -169,7 +169,7 @@ def test_errors_are_storyreels_own(story: Path, tmp_path: Path) -> None:
     assert storyreel.Engine is Engine
 
 
-@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.usefixtures("ffmpeg", "fresh_install")
 def test_films_are_scored(story: Path, tmp_path: Path) -> None:
     film = storyreel.render(story, out=tmp_path / "out", engine=FakeEngine(), steps=1)
     evaluation = storyreel.evaluate([film], device="cpu", own=False)

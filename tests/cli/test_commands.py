@@ -463,6 +463,7 @@ def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> Non
     assert "prints no JSON" in place.said("schema", "--of", "new", code=2)[1]
 
 
+@pytest.mark.usefixtures("fresh_install")
 def test_scores_have_the_published_shape(place: Place) -> None:
     place.said("render", "fox.yaml")
     result = place.json("eval", "out/fox/fox.mp4", "--no-own", "--fps", "4", "--device", "cpu")

@@ -16,6 +16,8 @@ from storyreel.mini.plots import PLOTS, STORIES
 from storyreel.mini.world import draw_clip, stage_clip
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("fresh_install")
+
 FILMS = Path(__file__).parent.parent / "data"
 # Sorted by eye, once, from 1. Scene 10 of `dc` can hardly be told: it may be named or not.
 RUINS = {"dc": {7, 8, 9, 13}, "dc_fox": {1, 7, 9, 10, 13}}
