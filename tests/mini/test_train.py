@@ -27,6 +27,7 @@ from storyreel.mini.world import Place
 from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
+from tests.conftest import made_once
 from tests.tiny import velocities
 
 PARTS = ("codec", "transformer", "scorer", "judge")
@@ -69,15 +70,17 @@ def tensors(saved: Any) -> Iterator[torch.Tensor]:
             yield from tensors(item)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder after one step of every part."""
-    out = tmp_path_factory.mktemp("run")
+def train_all(out: Path) -> None:
     start(out)
     for part in PARTS:
         run(part, out, "--steps", "1")
         assert state(out, part)["step"] == 1
-    return out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder after one step of every part."""
+    return made_once(tmp_path_factory, "trained", train_all)
 
 
 @pytest.mark.slow  # every part trains, in full size
