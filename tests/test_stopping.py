@@ -22,11 +22,12 @@ import pytest
 from storyreel import stopping as stops
 from storyreel.cli.app import run
 from storyreel.errors import DamagedError, OutputError, StoppedError
-from storyreel.film import ffmpeg
+from storyreel.film import ffmpeg, writer
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import SIGNALS, Stop, Stopped, deferred, stopping
 from tests.conftest import ROOT, FakeEngine, encode_nothing
+from tests.film.test_decode import FakeWriter
 from tests.signals import EXEMPT, RIGHT, code_of, start, strike
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -59,6 +60,26 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
     return command
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[bool, bytes]:
+    """The film that no signal comes to, as ffmpeg encodes it and as its frames alone, once it is made."""
+    return {}
+
+
+@pytest.fixture
+def whole(tmp_path: Path, render: Callable[..., int], undisturbed: dict[bool, bytes]) -> Callable[[], bytes]:
+    """Make that film, or have it from another test."""
+
+    def made() -> bytes:
+        encoded = writer.SegmentWriter is not FakeWriter
+        if encoded not in undisturbed:
+            assert render("whole") == 0
+            (undisturbed[encoded],) = films(tmp_path, "whole")
+        return undisturbed[encoded]
+
+    return made
+
+
 def words_of(number: signal.Signals) -> str:
     return "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
 
@@ -81,6 +102,7 @@ def last_event(out: Path) -> dict[str, str]:
 def test_a_signal_while_denoising_keeps_the_state_after_that_forward(
     tmp_path: Path,
     render: Callable[..., int],
+    whole: Callable[[], bytes],
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
     at: int,
@@ -104,14 +126,17 @@ def test_a_signal_while_denoising_keeps_the_state_after_that_forward(
     assert words_of(number) in words
     assert "What is finished is kept. Run the same command again to go on." in words
     assert ("Ctrl-C again" in words) == (number == signal.SIGINT)
-    assert render("torn") == render("whole") == 0
-    torn, whole = films(tmp_path, "torn", "whole")
-    assert torn == whole
+    assert render("torn") == 0
+    assert films(tmp_path, "torn") == [whole()]
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=attrgetter("name"))
 def test_ctrl_c_again_stops_at_once(
-    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch, first: signal.Signals
+    tmp_path: Path,
+    render: Callable[..., int],
+    whole: Callable[[], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    first: signal.Signals,
 ) -> None:
     monkeypatch.setattr(stops, "SAME", 0)
 
@@ -127,9 +152,8 @@ def test_ctrl_c_again_stops_at_once(
     assert not seen
     assert not keeps_state(tmp_path / "torn")
     assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
-    assert render("torn") == render("whole") == 0
-    torn, whole = films(tmp_path, "torn", "whole")
-    assert torn == whole
+    assert render("torn") == 0
+    assert films(tmp_path, "torn") == [whole()]
 
 
 def test_a_film_that_fails_after_the_signal_ends_the_batch_too(
@@ -185,6 +209,7 @@ WHERE += ["film.folder.write_atomically", "denoise.state.write_atomically"]
 def test_a_signal_anywhere_and_others_behind_it(
     tmp_path: Path,
     render: Callable[..., int],
+    whole: Callable[[], bytes],
     monkeypatch: pytest.MonkeyPatch,
     where: str,
     first: signal.Signals,
@@ -223,9 +248,8 @@ def test_a_signal_anywhere_and_others_behind_it(
     assert calls == nth
     if where != "film.inventory.film_keys":  # before there is anything to tell
         assert last_event(tmp_path / "torn")["reason"] == "StoppedError"
-    assert render("torn") == render("whole") == 0
-    torn, whole = films(tmp_path, "torn", "whole")
-    assert torn == whole
+    assert render("torn") == 0
+    assert films(tmp_path, "torn") == [whole()]
 
 
 def test_an_interrupt_by_no_signal_is_130_and_handlers_are_as_before(
@@ -301,7 +325,10 @@ def test_a_submitted_job_is_told_of_whatever_comes(
 
 @pytest.mark.usefixtures("ffmpeg")
 def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
-    tmp_path: Path, render: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    render: Callable[..., int],
+    whole: Callable[[], bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It comes when an ffmpeg runs that nobody knows yet."""
     started: list[subprocess.Popen[bytes]] = []
@@ -317,9 +344,8 @@ def test_a_signal_while_ffmpeg_starts_leaves_none_behind(
     assert render("torn") == 75
     assert len(started) == 2
     assert started[1].returncode is not None
-    assert render("torn") == render("whole") == 0
-    torn, whole = films(tmp_path, "torn", "whole")
-    assert torn == whole
+    assert render("torn") == 0
+    assert films(tmp_path, "torn") == [whole()]
 
 
 # The real command
