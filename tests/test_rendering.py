@@ -38,7 +38,17 @@ from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import Engine, Rendered, render
 from storyreel.story.plan import Segment
-from tests.conftest import VERSIONS, FakeAdapter, FakeEngine, FakeScorer, Silent, encode_nothing, plan_of
+from tests.conftest import (
+    VERSIONS,
+    FakeAdapter,
+    FakeEngine,
+    FakeScorer,
+    Silent,
+    encode_nothing,
+    made_once,
+    plan_of,
+)
+from tests.film.test_decode import FakeWriter
 from tests.tiny import velocities
 
 SCENES = [("a park", "a fox sits"), ("a street", "it walks"), ("a bus", "it looks"), ("a home", "it sleeps")]
@@ -107,6 +117,17 @@ def film(out: Path) -> dict[str, bytes]:
 def states(out: Path) -> list[Path]:
     """The states of segments under way."""
     return list((out / "foxes" / "segments").glob("*.state.safetensors"))
+
+
+@pytest.fixture
+def whole(fake_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Have the film that nothing happens to, as ffmpeg encodes it or as its frames, rendered once."""
+
+    def undisturbed() -> Path:
+        kind = "frames" if writer.SegmentWriter is FakeWriter else "encoded"
+        return made_once(tmp_path_factory, f"whole-{kind}", lambda out: make(out) and None)
+
+    return undisturbed
 
 
 class Stopping(Silent):
@@ -423,14 +444,13 @@ WHERE = {
 @pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("where", WHERE)
 def test_an_interrupt_anywhere_costs_nothing_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, whole: Callable[[], Path]
 ) -> None:
     """The n-th call of something is interrupted before it does its work."""
     target, nth = WHERE[where]
     path, name = target.rsplit(".", 1)
     if not path.startswith(("storyreel.film.writer", "storyreel.film.ffmpeg")):
         encode_nothing(monkeypatch)
-    make(tmp_path / "whole")
     owner = pkgutil.resolve_name(path)
     original, calls = getattr(owner, name), 0
 
@@ -451,7 +471,7 @@ def test_an_interrupt_anywhere_costs_nothing_finished(
     _, pictures = finished(tmp_path / "torn")
     result, _, _ = make(tmp_path / "torn")
     assert result.rendered == 6 - len(pictures)
-    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "torn") == contents(whole())
     assert not list((tmp_path / "torn").rglob(".*.part*"))
 
 
@@ -1216,13 +1236,12 @@ DYING = {
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
 @pytest.mark.parametrize("death", DYING)
 def test_when_ffmpeg_dies_what_is_finished_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, death: str, whole: Callable[[], Path]
 ) -> None:
     """The ffmpeg of the third scene dies; one clear error, and the next run goes on.
 
     Of each scene before, one encodes the video and one makes the picture for the page.
     """
-    make(tmp_path / "whole")
     script, count = tmp_path / "ffmpeg", tmp_path / "count"
     begin = f'echo >> "{count}"\n[ $(wc -l < "{count}") -lt 5 ] && exec "{program()}" "$@"'
     script.write_text(f"#!/bin/sh\n{begin}\n{death}\n")
@@ -1235,4 +1254,4 @@ def test_when_ffmpeg_dies_what_is_finished_stays(
     assert type(caught.value) is kind
     assert finished(tmp_path / "torn")[1] == {"01", "02"}
     assert make(tmp_path / "torn")[0].rendered == 4
-    assert film(tmp_path / "torn") == film(tmp_path / "whole")
+    assert film(tmp_path / "torn") == film(whole())
