@@ -124,7 +124,7 @@ def whole(fake_model: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ca
     """Have the film that nothing happens to, as ffmpeg encodes it or as its frames, rendered once."""
 
     def undisturbed() -> Path:
-        kind = "frames" if writer.SegmentWriter is FakeWriter else "encoded"
+        kind = "frames" if issubclass(writer.SegmentWriter, FakeWriter) else "encoded"
         return made_once(tmp_path_factory, f"whole-{kind}", lambda out: make(out) and None)
 
     return undisturbed
