@@ -35,10 +35,12 @@ NO_FACTS = {
     *("vocabulary", "gallery"),
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
+    *("guidance_rescale", "negative", "shifts", "further"),
     *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
 }
+LATER = {"levels": "even"}  # facts that came later: films of models without them are what they were
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -72,19 +74,29 @@ def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     return {path.relative_to(spec.weights).as_posix(): value for path, value in hashes.items()}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what shapes a picture, without importing it, and storyreel's own."""
+def versions(further: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of what shapes a picture, without importing it, and storyreel's own.
+
+    ``further`` are packages that a model needs beside the others; "none" is that of one that is not here,
+    which diffusers goes without.
+    """
     packages = ("torch", "diffusers", "transformers", "tokenizers")
     installed = {name: metadata.version(name) for name in packages}
+    for name in further:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            installed[name] = "none"
     return {"storyreel": __version__, **installed, ENCODER: ffmpeg.version()}
 
 
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
     """Return what all films of a model are made from, as plain data. Raises MissingError."""
-    known = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    own = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    known = {name: value for name, value in own.items() if name not in LATER or value != LATER[name]}
     facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
-    return {"model": model, "versions": versions(), "recipe": asdict(recipe_of(spec.adapter))}
+    return {"model": model, "versions": versions(spec.further), "recipe": asdict(recipe_of(spec.adapter))}
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
@@ -94,8 +106,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "title": plan.title,
         "story": plan.story,
         "story_sha256": digest(plan.story),
-        "settings": asdict(plan.settings)
-        | {"method": plan.settings.method.model_dump(), "quantize": plan.spec.quantize}
+        "settings": plan.settings.facts
+        | {"quantize": plan.spec.quantize}
         | {"fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,

@@ -24,6 +24,7 @@ from storyreel.denoise.lead import Lead, Leads
 from storyreel.denoise.loop import begin, denoise, sample, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.errors import DamagedError, MissingError
+from storyreel.method.settings import Method
 from storyreel.models.attention import added_logits
 from storyreel.models.base import side_by_side
 from storyreel.models.loading import load_adapter
@@ -33,7 +34,7 @@ from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.quantized import QuantizedLinear
 from storyreel.models.specs import MODELS, QUANTIZATIONS
 from storyreel.models.wan import WanAdapter
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Settings
 from tests.conftest import plan_of
 from tests.denoise.test_loop import Film, film
 from tests.tiny import CPU, FAMILIES, ltx, ltx_vae, velocities
@@ -464,7 +465,8 @@ def test_fp8_computes_in_half_precision_as_before(adapter: PipelineAdapter) -> N
     (found,) = velocities(quantized, x, 0.5, [quantized.encode("a fox")])
     assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.05
     noise = x.repeat(1, 1, 1, 2, 2)  # what LTX's pipeline takes
-    assert stock_of(quantized).latents("a fox", noise, 2, [1.0] * len(half.experts)).isfinite().all()
+    settings = Settings(0, 32, 32, 2, 1.0, Method())
+    assert stock_of(quantized).latents("a fox", noise, settings).isfinite().all()
 
 
 def test_the_highest_mode_that_fits_is_chosen() -> None:
