@@ -370,8 +370,9 @@ class RenderOptions(OutOptions):
         """
         for name in _options(RenderOptions):
             value = getattr(self, name)
-            nothing = (None, False, []) if name == "negative" else (None, False, [], "")  # '' is none there
-            if name in (self.sources or ()) or value in nothing:
+            is_nothing = value is None or value is False or value == []
+            is_nothing |= value == "" and name != "negative"  # which it may be on purpose
+            if name in (self.sources or ()) or is_nothing:
                 continue
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)
