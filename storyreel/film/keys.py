@@ -74,20 +74,25 @@ def weight_hashes(spec: ModelSpec) -> dict[str, str]:
     return {path.relative_to(spec.weights).as_posix(): value for path, value in hashes.items()}
 
 
-def versions(further: Sequence[str] = ()) -> dict[str, str]:
-    """Return the versions of what shapes a picture, without importing it, and storyreel's own.
-
-    ``further`` are packages that a model needs beside the others; "none" is that of one that is not here,
-    which diffusers goes without.
-    """
+def versions() -> dict[str, str]:
+    """Return the versions of what shapes a picture, without importing it, and storyreel's own."""
     packages = ("torch", "diffusers", "transformers", "tokenizers")
     installed = {name: metadata.version(name) for name in packages}
-    for name in further:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed[name] = "none"
     return {"storyreel": __version__, **installed, ENCODER: ffmpeg.version()}
+
+
+def further_versions(spec: ModelSpec) -> dict[str, str]:
+    """Return the versions of what a model needs beside that; "none" of what is not here.
+
+    diffusers goes without, and makes another film.
+    """
+    found = {}
+    for name in spec.further:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
 
 
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
@@ -96,7 +101,8 @@ def ingredients(spec: ModelSpec) -> dict[str, Any]:
     known = {name: value for name, value in own.items() if name not in LATER or value != LATER[name]}
     facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
-    return {"model": model, "versions": versions(spec.further), "recipe": asdict(recipe_of(spec.adapter))}
+    made_by = versions() | further_versions(spec)
+    return {"model": model, "versions": made_by, "recipe": asdict(recipe_of(spec.adapter))}
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
