@@ -161,6 +161,8 @@ def plan(
     seconds: float | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    negative: str | None = None,
+    shift: float | None = None,
     method: Mapping[str, object] | None = None,
     without: str | Iterable[str] | None = None,
     speed: str | None = None,
@@ -170,7 +172,8 @@ def plan(
     """Return all that decides a film, before anything is computed: segments, seams, settings.
 
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
-    length of scenes that name none, ``method`` has settings of the method by name, ``without`` parts of it to
+    length of scenes that name none, ``negative`` what guidance leads away from ("" for nothing), ``shift`` how far
+    Wan's noise levels are shifted, ``method`` has settings of the method by name, ``without`` parts of it to
     leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
     ScriptError for what a story cannot have, UsageError for what the arguments cannot.
     """
@@ -180,6 +183,8 @@ def plan(
         size=(size, str),
         seconds=(seconds, int | float),
         guidance=(guidance, int | float),
+        negative=(negative, str),
+        shift=(shift, int | float),
         method=(method, Mapping),
         without=(without, str | Iterable),
         speed=(speed, str),
@@ -199,6 +204,8 @@ def plan(
         seconds=seconds,
         steps=steps,
         guidance=guidance,
+        negative=negative,
+        shift=shift,
         method=tuple(f"{key}={value}" for key, value in (method or {}).items()),
         without=frozenset(part.strip() for part in parts if part.strip()),
         speed=speed,

@@ -148,7 +148,7 @@ class PromptError(StoryreelError):
     def __init__(self, prompt: str, tokens: int, limit: int) -> None:
         super().__init__(
             f"a prompt has {tokens} tokens, the model reads {limit}: {prompt[:80]!r}",
-            "Shorten the scene or its action.",
+            "Shorten the scene or its action, or the negative prompt if it is that.",
         )
 
 

@@ -198,7 +198,7 @@ class FakeAdapter:
             inside[len(prompt[:begin].encode()) : len(prompt[:end].encode())] = True
         return inside
 
-    def sigmas(self, steps: int, shape: Sequence[int] = ()) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int] = (), shift: float | None = None) -> list[float]:
         return [1 - step / steps for step in range(steps + 1)]
 
     def expert_at(self, sigma: float) -> int:

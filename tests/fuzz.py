@@ -105,6 +105,8 @@ _KEYS += [
     "size",
     "steps",
     "guidance",
+    "negative",
+    "shift",
     "speed",
     "quantize",
     "method",

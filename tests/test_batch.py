@@ -274,7 +274,13 @@ def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.Capture
 def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the job's render is told is what batch was told."""
     given = RenderOptions(
-        model="mini", seed=0, guidance=1.5, method=["a=1", "b=2"], weights=Path("w"), out=Path("o")
+        model="mini",
+        seed=0,
+        guidance=1.5,
+        method=["a=1", "b=2"],
+        weights=Path("w"),
+        out=Path("o"),
+        negative="",
     )
     seen: list[RenderOptions] = []
 

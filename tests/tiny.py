@@ -65,6 +65,9 @@ WAN = replace(
     text_length=32,
     decoded_at_once=1,
     first_alike=False,
+    negative="a dog sleeps,  there",  # which Wan's pipeline cleans
+    shifts=((64 * 64, 5.0),),  # not that of its scheduler
+    levels="shifted",
 )
 LTX = replace(
     TINY,
@@ -75,6 +78,7 @@ LTX = replace(
     latent_channels=8,
     text_length=32,
     decoded_at_once=2,
+    negative="a dog sleeps",
 )
 
 
@@ -202,7 +206,7 @@ def ltx(late: bool = False) -> LTXAdapter:
 
 def later_ltx() -> LaterLTXAdapter:
     parts = replace(ltx(late=True).parts, scheduler=FlowMatchEulerDiscreteScheduler())
-    spec = replace(LTX, adapter="storyreel.models.ltx:LaterLTXAdapter")
+    spec = replace(LTX, adapter="storyreel.models.ltx:LaterLTXAdapter", guidance_rescale=0.7)
     return LaterLTXAdapter(spec, CPU, parts)
 
 

@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from storyreel.benchmark.meter import Meter
 from storyreel.benchmark.run import VARIANTS, planned
 from storyreel.errors import UsageError
-from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.base import Request, Text, side_by_side
 from storyreel.models.loading import adapter_class
 from storyreel.models.offload import MODES
@@ -73,16 +72,12 @@ def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
 
     ``of_one`` returns those of one, given its latent frames, its texts and whether it reads three prompts.
     """
-    steps, speed, weighted = (
-        plan.settings.steps,
-        SPEEDS[plan.settings.speed],
-        plan.settings.method.weighting == "texts",
-    )
+    pace, weighted = plan.pace, plan.settings.method.weighting == "texts"
     return sum(
-        of_one(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)
+        of_one(segment.lead + segment.latents, 2 if guided else 1, weighted)
         for segment in plan.segments
-        for step in range(steps)
-        if speed.computes(step, steps)
+        for computed, guided in zip(pace.computed, pace.guided, strict=True)
+        if computed
     )
 
 

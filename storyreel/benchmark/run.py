@@ -225,10 +225,9 @@ def our_latents(
 def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
     """Yield the segments' latents as diffusers' own pipeline denoises them."""
     stock = stock_of(adapter)
-    guidance = [plan.settings.guidance_of(expert) for expert, _ in enumerate(adapter.experts)]
     for segment in plan.segments:
         noise = segment_noise(plan, segment).to(adapter.device)
-        yield stock.latents(segment.prompt, noise, plan.settings.steps, guidance)
+        yield stock.latents(segment.prompt, noise, plan.settings)
 
 
 def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:

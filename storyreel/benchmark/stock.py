@@ -18,8 +18,9 @@ from torch import Tensor
 from storyreel.errors import UsageError
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter, packed, unpacked
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.pipeline import PipelineAdapter, with_shift
 from storyreel.models.wan import WanAdapter
+from storyreel.story.plan import Settings
 
 
 class Stock:
@@ -37,25 +38,29 @@ class Stock:
     def __init__(self, adapter: PipelineAdapter) -> None:
         self._adapter = adapter
 
-    def latents(self, prompt: str, noise: Tensor, steps: int, guidance: Sequence[float]) -> Tensor:
-        """Return the latents that noise (1, C, F, H, W) becomes; ``guidance`` is that of each expert."""
+    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
+        """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
         spec, parts = self._adapter.spec, self._adapter.parts
-        components = {
-            **parts.by_name(),
-            "scheduler": type(parts.scheduler).from_config(parts.scheduler.config),
-        }
+        scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
+        if settings.shift is not None:
+            scheduler = with_shift(scheduler, settings.shift)
+        components = {**parts.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
         pipeline = self.pipeline_class(**components, **chosen)
         pipeline.set_progress_bar_config(disable=True)
         frames, height, width = noise.shape[2:]
+        guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
+        rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
         with self._own_attention():
             latents: Tensor = pipeline(
                 prompt=prompt,
+                negative_prompt=settings.negative,
                 height=height * spec.pixels_per_latent,
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
-                num_inference_steps=steps,
+                num_inference_steps=settings.steps,
                 **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
+                **rescale,
                 max_sequence_length=spec.text_length,
                 output_type="latent",
                 **self._arguments(pipeline, noise),

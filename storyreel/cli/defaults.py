@@ -17,7 +17,7 @@ PREFIX = "STORYREEL_"  # of the environment's variables, with the option's name 
 # Read from the file's folder, wherever the command is run.
 PATHS = ("out", "weights", "sign_cert", "sign_key")
 KEYS = (
-    *("model", "seed", "size", "seconds", "steps", "guidance", "speed", "quantize"),
+    *("model", "seed", "size", "seconds", "steps", "guidance", "negative", "shift", "speed", "quantize"),
     *("weights", "device", "memory", "out", "sign_cert", "sign_key"),
 )
 

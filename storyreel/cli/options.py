@@ -222,6 +222,21 @@ class FilmOptions:
         float | None,
         option("G", "1 means none. Default: the model's.", FILM, "GUIDANCE", min=1, max=100),
     ] = None
+    negative: Annotated[
+        str | None,
+        option(
+            "TEXT", "What guidance leads away from; '' is nothing. Default: the model's.", FILM, "NEGATIVE"
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        option(
+            "S",
+            "How far noise levels are shifted, of Wan: flow_shift. Default: the model's, by size.",
+            FILM,
+            "SHIFT",
+        ),
+    ] = None
     method: Annotated[
         list[str] | None, option("KEY=VALUE", "One of the method's settings; may be repeated.", FILM)
     ] = None
@@ -355,7 +370,9 @@ class RenderOptions(OutOptions):
         """
         for name in _options(RenderOptions):
             value = getattr(self, name)
-            if name in (self.sources or ()) or value is None or value is False or value in ("", []):
+            is_nothing = value is None or value is False or value == []
+            is_nothing |= value == "" and name != "negative"  # which it may be on purpose
+            if name in (self.sources or ()) or is_nothing:
                 continue
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)

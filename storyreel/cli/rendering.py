@@ -370,7 +370,10 @@ def print_plans(
         print(
             f"  model {plan.spec.label}, {settings.width}x{settings.height}, seed {settings.seed}, "
             f"{settings.steps} steps, guidance {settings.guidance_words}"
+            f"{'' if settings.shift is None else f', shift {settings.shift:g}'}"
         )
+        if settings.negative:
+            print(printable(f"  away from: {settings.negative}"))
         print(
             f"  {counted(len(plan.segments), 'scene')}, {plan.frames} frames at {plan.spec.fps} per second"
             f", {plan.seconds:g} s of film"

@@ -70,6 +70,9 @@ class Planned(TypedDict):
     steps: int
     guidance: float
     guidance_2: float | None
+    guidance_rescale: float
+    negative: str
+    shift: float | None
     speed: str
     quantize: str
     method: Method

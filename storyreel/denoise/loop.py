@@ -13,7 +13,7 @@ from storyreel.denoise.lead import Lead
 from storyreel.denoise.prompts import Prompts, PromptWriter
 from storyreel.errors import NumericsError
 from storyreel.method.blending import published_blend, renoised, with_lead
-from storyreel.method.step_skipping import SPEEDS, continued
+from storyreel.method.step_skipping import Pace, continued
 from storyreel.models.base import Adapter, Request, Text
 from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 
@@ -22,10 +22,10 @@ from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 class SegmentState:
     """A segment under way: x_σ (1, C, lead + own, H, W) after ``step`` steps, its prompts and its lead.
 
-    ``sigmas`` are its noise levels from 1 to 0, ``noise`` (1, C, L, H, W) is that of its lead, ``ending``
-    (D,) a scorer's vector of how the segment that it continues ends, ``known`` the last velocities that were
-    computed, each with its σ, if steps are to be skipped. ``broken`` () is the step in which x first held
-    NaN or infinity, infinite without; on the device.
+    ``sigmas`` are its noise levels from 1 to 0, ``pace`` says which steps are computed, ``noise``
+    (1, C, L, H, W) is that of its lead, ``ending`` (D,) a scorer's vector of how the segment that it goes on
+    from ends, ``known`` the last velocities that were computed, each with its σ, if steps are to be skipped.
+    ``broken`` () is the step in which x first held NaN or infinity, infinite without; on the device.
     """
 
     segment: Segment
@@ -34,6 +34,7 @@ class SegmentState:
     prompts: Prompts
     sigmas: list[float]
     broken: Tensor
+    pace: Pace
     lead: Lead | None = None
     noise: Tensor | None = None
     ending: Tensor | None = None
@@ -118,10 +119,11 @@ def begin(
 ) -> SegmentState:
     """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
-    sigmas = adapter.sigmas(plan.settings.steps, noise.shape)
+    shift = plan.settings.shift
+    sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
     of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
-    return SegmentState(segment, noise, 0, prompts, sigmas, never, lead, of_lead, ending)
+    return SegmentState(segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending)
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
@@ -179,13 +181,12 @@ def next_velocities(
 ) -> list[Tensor]:
     """Return every segment's velocity: the transformer's, or in a step that is skipped the continued one.
 
-    With classifier-free guidance; at guidance 1 without a second pass.
+    With classifier-free guidance away from the negative prompt; at guidance 1 without a second pass.
     """
-    speed, steps = SPEEDS[settings.speed], settings.steps
-    computed = [begun for begun in window if speed.computes(begun.step, steps) or not begun.known]
+    computed = [begun for begun in window if _is_computed(adapter, begun)]
     experts = [adapter.expert_at(begun.sigma) for begun in computed]
     strengths = [
-        settings.guidance_of(expert) if speed.guides(begun.step, steps) else 1.0
+        settings.guidance_of(expert) if begun.pace.guided[begun.step] else 1.0
         for begun, expert in zip(computed, experts, strict=True)
     ]
     requests = []
@@ -196,11 +197,13 @@ def next_velocities(
     velocities: dict[Slot, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
         guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
+        if strength != 1 and settings.guidance_rescale:
+            guided = rescaled(guided, answer[1], settings.guidance_rescale)
         velocities[begun.segment.slot] = guided
         on_forward()
-    if speed.every > 1:  # not before all are there: until then the segments are as the step began
+    if settings.speed != "exact":  # not before all are there: until then the segments are as the step began
         for begun, expert in zip(computed, experts, strict=True):
-            before = () if speed.turns(begun.step, steps) else begun.known[-1:]
+            before = () if begun.pace.turns(begun.step) else begun.known[-1:]
             # Another expert's velocity, with another guidance, is on no line with this one.
             before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
             begun.known = (*before, (begun.sigma, velocities[begun.segment.slot]))
@@ -210,6 +213,21 @@ def next_velocities(
         else continued(begun.known, begun.sigma)
         for begun in window
     ]
+
+
+def _is_computed(adapter: Adapter, begun: SegmentState) -> bool:
+    """Tell whether a segment's step is computed: of another expert no velocity can be continued."""
+    if begun.pace.computed[begun.step] or not begun.known:
+        return True
+    return adapter.expert_at(begun.sigma) != adapter.expert_at(begun.known[-1][0])
+
+
+def rescaled(guided: Tensor, text: Tensor, share: float) -> Tensor:
+    """Return a guided velocity whose spread is by ``share`` that of the text's own, both (1, C, F, H, W).
+
+    High guidance widens it, which shows as too much contrast (arXiv 2305.08891, section 3.4).
+    """
+    return guided * (share * text.std() / guided.std() + 1 - share)
 
 
 def denoised(x: Tensor, velocity: Tensor, sigma: float) -> Tensor:

@@ -115,7 +115,7 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
 
     With ``scored``, a scorer encodes the phrases that actions are compared by.
     """
-    method, prompts = plan.settings.method, [""]
+    method, prompts = plan.settings.method, [plan.settings.negative]
     for segment in plan.takes:
         alone = (
             [segment.scene, segment.action] if method.weighting == "texts" or method.prompt == "scene" else []
@@ -149,7 +149,7 @@ class PromptWriter:
             # Always the same ones: a scene's latents depend on no prompts of scenes that are not its sources.
             common = (COMMON_SCENES, COMMON_ACTIONS)
             self._others = [self._scorer.embed_texts(prompts) for prompts in common]
-        self.negative = adapter.encode("")
+        self.negative = adapter.encode(plan.settings.negative)
 
     def prompts(self, segment: Segment) -> Prompts:
         """Return a segment's prompts as they are before the first step."""

@@ -26,6 +26,8 @@ from storyreel.film import reader
 from storyreel.film.dissolve import FADED, GREY
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
+from storyreel.models.specs import MODELS
+from storyreel.story.plan import pace_of
 from storyreel.story.planning import DEFAULT_MODEL
 from storyreel.story.schema import APART, NOBODY_ELSE, Casting, Character, Story, load_story
 
@@ -161,6 +163,9 @@ class _Settings(BaseModel):
     fps: int = Field(ge=1)
     steps: int | None = Field(default=None, ge=1, le=1000)
     speed: str = ""
+    width: int = Field(default=1, ge=1)
+    height: int = Field(default=1, ge=1)
+    shift: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class _Model(_Part):
@@ -394,7 +399,10 @@ def _cost(manifest: _Manifest) -> dict[str, float]:
     if len(latents) == len(segments):
         cost["latents"] = sum(latents)
     if settings.steps is not None and settings.speed in SPEEDS:
-        cost["forwards"] = len(segments) * SPEEDS[settings.speed].forwards(settings.steps)
+        spec = MODELS.get(manifest.model.name, MODELS[DEFAULT_MODEL])
+        area = settings.width * settings.height
+        pace = pace_of(spec, settings.steps, settings.speed, area, settings.shift)
+        cost["forwards"] = len(segments) * pace.forwards
     seconds = [s.seconds for s in segments if s.seconds is not None]
     if len(seconds) == len(segments):
         cost["render_seconds"] = sum(seconds)

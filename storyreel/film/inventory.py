@@ -8,7 +8,6 @@ from typing import Any
 
 from storyreel.film.keys import Keys, film_keys
 from storyreel.film.store import Kind, Record
-from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.plan import Plan, Segment, Slot
 
 
@@ -90,13 +89,9 @@ class Inventory:
 
     def forwards(self) -> int:
         """Return how many model evaluations of the denoising are to come."""
-        steps, speed = self.plan.settings.steps, SPEEDS[self.plan.settings.speed]
+        computed = self.plan.pace.computed
         begun = {slot: record.step for slot, record in self.states.items()}
-        return sum(
-            speed.computes(step, steps)
-            for segment in self.undone
-            for step in range(begun.get(segment.slot, 0), steps)
-        )
+        return sum(sum(computed[begun.get(segment.slot, 0) :]) for segment in self.undone)
 
 
 def take_inventory(

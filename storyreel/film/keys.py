@@ -35,10 +35,12 @@ NO_FACTS = {
     *("vocabulary", "gallery"),
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
+    *("guidance_rescale", "negative", "shifts", "further"),
     *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
 }
+LATER = {"levels": "even"}  # facts that came later: films of models without them are what they were
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -79,12 +81,28 @@ def versions() -> dict[str, str]:
     return {"storyreel": __version__, **installed, ENCODER: ffmpeg.version()}
 
 
+def further_versions(spec: ModelSpec) -> dict[str, str]:
+    """Return the versions of what a model needs beside that; "none" of what is not here.
+
+    diffusers goes without, and makes another film.
+    """
+    found = {}
+    for name in spec.further:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
     """Return what all films of a model are made from, as plain data. Raises MissingError."""
-    known = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    own = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
+    known = {name: value for name, value in own.items() if name not in LATER or value != LATER[name]}
     facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
-    return {"model": model, "versions": versions(), "recipe": asdict(recipe_of(spec.adapter))}
+    made_by = versions() | further_versions(spec)
+    return {"model": model, "versions": made_by, "recipe": asdict(recipe_of(spec.adapter))}
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
@@ -94,8 +112,8 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "title": plan.title,
         "story": plan.story,
         "story_sha256": digest(plan.story),
-        "settings": asdict(plan.settings)
-        | {"method": plan.settings.method.model_dump(), "quantize": plan.spec.quantize}
+        "settings": plan.settings.facts
+        | {"quantize": plan.spec.quantize}
         | {"fps": plan.spec.fps, "upscale": plan.spec.upscale},
         "frames": plan.frames,
         "seconds": plan.seconds,

@@ -47,6 +47,8 @@ def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
             steps=settings["steps"],
             # Of two guidances, both are the model's own.
             guidance=settings["guidance"] if settings["guidance_2"] is None else None,
+            negative=settings.get("negative", ""),
+            shift=settings.get("shift"),
             speed=settings["speed"],
             quantize=settings["quantize"],
         )

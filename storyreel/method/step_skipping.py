@@ -1,8 +1,9 @@
 """Step skipping: which steps a preset computes and which it continues, an addition of storyreel's.
 
 Early steps decide what is there and late ones how it looks; between them the velocity changes little
-from one step to the next, and late ones hardly need guidance. What a preset costs in quality stands
-in the models' README, with the command that measured it.
+from one step to the next, and late ones hardly need guidance. Early and late are noise levels: models space
+their levels differently, and a step's number says nothing of what happens in it. What a preset costs in
+quality stands in the models' README, with the command that measured it.
 """
 
 from __future__ import annotations
@@ -17,42 +18,74 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Speed:
-    """A preset: from the share ``begin`` of all steps to ``end`` every ``every``-th step is computed.
+ROUNDING = 1e-9  # no step more or less by how a level was rounded
 
-    From the share ``unguided`` on, guidance is left out, which halves an evaluation's work.
+
+@dataclass(frozen=True)
+class Pace:
+    """What a preset does in every step of a film's noise levels.
+
+    A step that is not ``computed`` goes on along the line of those before, see `continued`; one that is not
+    ``guided`` has no guidance.
     """
 
+    computed: tuple[bool, ...]
+    guided: tuple[bool, ...]
+
+    def turns(self, step: int) -> bool:
+        """Tell whether a step is the first to be computed without guidance: its velocity is another one."""
+        before = [s for s in range(step) if self.computed[s]]
+        return bool(before) and self.guided[before[-1]] != self.guided[step]
+
+    @property
+    def forwards(self) -> int:
+        """How many steps evaluate the transformer."""
+        return sum(self.computed)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A preset, by noise levels σ.
+
+    Above ``begin`` a step is computed if what there is of the picture, 1 - σ, has grown by the share
+    ``growth`` since the last step that was: with levels as close as Mochi's first ones, it hardly has. From
+    ``begin`` down to ``end`` every ``every``-th step is computed, below ``end`` all. From ``unguided`` down,
+    guidance is left out, which halves an evaluation's work.
+    """
+
+    growth: float = 0.0
     every: int = 1
     begin: float = 0.0
     end: float = 0.0
-    unguided: float = 1.0
+    unguided: float = 0.0
 
-    def computes(self, step: int, steps: int) -> bool:
-        """Tell whether a step, counted from 0, evaluates the transformer; in the others see `continued`."""
-        first, behind = round(self.begin * steps), round(self.end * steps)
-        return not (step and first <= step < behind) or (step - first) % self.every == self.every - 1
+    def pace(self, levels: Sequence[float], boundary: float | None = None) -> Pace:
+        """Return what is done in each step, given the noise level at which each begins.
 
-    def turns(self, step: int, steps: int) -> bool:
-        """Tell whether a step is the first to be computed without guidance: its velocity is another one."""
-        computed = [s for s in range(step) if self.computes(s, steps)]
-        return bool(computed) and self.guides(computed[-1], steps) != self.guides(step, steps)
+        Below ``boundary`` a second expert works: its first step is computed, since no velocity of the first
+        expert's tells anything of its own.
+        """
+        computed = [0]  # there is nothing to go on from
+        for step, level in enumerate(levels):
+            last = levels[computed[-1]]
+            new_expert = boundary is not None and last >= boundary > level
+            if level > self.begin:
+                due = 1 - level >= (1 + self.growth) * (1 - last) - ROUNDING
+            else:
+                due = level <= self.end or step - computed[-1] >= self.every
+            if step and (due or new_expert):
+                computed.append(step)
+        asked = frozenset(computed)
+        return Pace(
+            tuple(step in asked for step in range(len(levels))),
+            tuple(level > self.unguided for level in levels),
+        )
 
-    def guides(self, step: int, steps: int) -> bool:
-        """Tell whether a step is guided."""
-        return step < round(self.unguided * steps)
 
-    def forwards(self, steps: int) -> int:
-        """Return how many of all steps evaluate the transformer."""
-        return sum(self.computes(step, steps) for step in range(steps))
-
-
-EXACT = Speed()
 SPEEDS = {
-    "exact": EXACT,
-    "balanced": Speed(every=2, begin=0.3, end=0.9),
-    "fast": Speed(every=3, begin=0.2, end=0.95, unguided=0.7),
+    "exact": Speed(),
+    "balanced": Speed(growth=0.1, every=2, begin=0.7, end=0.15),
+    "fast": Speed(growth=0.25, every=3, begin=0.85, end=0.1, unguided=0.35),
 }
 
 

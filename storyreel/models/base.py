@@ -122,8 +122,11 @@ class Adapter(Protocol):
         """Return which tokens (ΣL,) of a prompt lie in spans of its characters, each [begin, end)."""
         ...
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
-        """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
+        """Return the steps + 1 noise levels from 1 to 0 for latents of a shape.
+
+        A model with a choice of shifts takes ``shift`` instead of its folder's.
+        """
         ...
 
     def expert_at(self, sigma: float) -> int:

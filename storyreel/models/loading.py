@@ -139,7 +139,7 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     experts = []
     for _ in range(1 + len(boundary)):
         with device, _default_dtype(dtype):
-            expert = family.transformer_class(**spec.architecture)
+            expert = _in_fp32_where_loaded_so(family.transformer_class(**spec.architecture))
         experts.append(stored(spec, family.blocks(expert), expert))
     text_encoders = []
     for encoder in family.reads_with:
@@ -147,9 +147,18 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
         with device, _default_dtype(dtype):
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
     with device, _default_dtype(getattr(torch, spec.vae_dtype)):
-        vae = family.vae_class(**spec.vae_architecture)
+        vae = _in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
     scheduler = family.schedulers[0](**family.schedule)
     return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)
+
+
+def _in_fp32_where_loaded_so(model: Any) -> Any:
+    """Return a model of diffusers with those parameters in fp32 that its `from_pretrained` keeps so."""
+    kept = set(model._keep_in_fp32_modules or ())
+    for name, parameter in model.named_parameters():
+        if kept.intersection(name.split(".")):
+            parameter.data = parameter.data.float()
+    return model
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class LTXAdapter(PipelineAdapter):
         kept = padded_length(int(mask.sum()), mask.shape[1])
         return encoder(ids)[0][:, :kept], mask[:, :kept].float()
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
         """Return noise levels that lie the nearer to noise, the more tokens there are."""
         if steps == 1:
             return [1.0, 0.0]
@@ -108,7 +108,7 @@ class LaterLTXAdapter(LTXAdapter):
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return PipelineAdapter._encoded(self, encoder, ids, mask)
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
         """Return linear-quadratic noise levels, as this pipeline passes them on."""
         if steps == 1:
             return [1.0, 0.0]

@@ -39,7 +39,7 @@ class MochiAdapter(PipelineAdapter):
             return states, torch.zeros_like(weights)  # of "" there is the end token alone
         return states, weights
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
         """Return Mochi's linear-quadratic noise levels, or even ones for a model that wants them.
 
         Half of Mochi's own steps lie above σ = 0.975, which pays with 64 steps and not with 16.

@@ -147,7 +147,12 @@ class PipelineAdapter(ABC):
     def _tokens(self, index: int, prompt: str) -> Any:
         """Return a prompt's tokens for an encoder, with ``input_ids`` and ``attention_mask`` (1, L)."""
         tokenizer: Any = self.parts.tokenizers[index]
+        prompt = self.clean(prompt)
         return tokenizer(prompt, padding="max_length", max_length=self.spec.text_length, return_tensors="pt")
+
+    def clean(self, prompt: str) -> str:
+        """Return a prompt as the family's pipeline hands it to its tokenizer: most do as it is."""
+        return prompt
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return the states (1, L', D) and weights (1, L') of tokens (1, L)."""
@@ -161,10 +166,13 @@ class PipelineAdapter(ABC):
         None do for a tokenizer that does not say where its tokens stand.
         """
         parts = []
+        clean = self.clean(prompt)
+        if clean != prompt:
+            spans = [(len(self.clean(prompt[:begin])), len(self.clean(prompt[:end]))) for begin, end in spans]
         for states, tokenizer in zip(self.encode(prompt).states, self.parts.tokenizers, strict=True):
             inside = torch.zeros(states.shape[1], dtype=torch.bool)
             reader: Any = tokenizer
-            offsets = reader(prompt, return_offsets_mapping=True).offset_mapping if reader.is_fast else ()
+            offsets = reader(clean, return_offsets_mapping=True).offset_mapping if reader.is_fast else ()
             for place, (begin, end) in enumerate(offsets):
                 inside[place] = any(begin < last and first < end for first, last in spans)
             parts.append(inside)
@@ -172,10 +180,14 @@ class PipelineAdapter(ABC):
 
     # Denoising
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
-        """Return the steps + 1 noise levels from 1 to 0 for latents of a shape."""
-        self.parts.scheduler.set_timesteps(steps)
-        levels: list[float] = self.parts.scheduler.sigmas.tolist()
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
+        """Return the steps + 1 noise levels from 1 to 0 for latents of a shape.
+
+        A ``shift`` counts instead of the folder's.
+        """
+        scheduler = self.parts.scheduler if shift is None else with_shift(self.parts.scheduler, shift)
+        scheduler.set_timesteps(steps)
+        levels: list[float] = scheduler.sigmas.tolist()
         return levels
 
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
@@ -245,6 +257,12 @@ class PipelineAdapter(ABC):
     @abstractmethod
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
         """Yield the pictures (1, 3, T, H, W) in [-1, 1] of latents as the VAE knows them."""
+
+
+def with_shift(scheduler: Any, shift: float) -> Any:
+    """Return a scheduler like one of ours whose levels are shifted otherwise."""
+    name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
+    return type(scheduler).from_config(scheduler.config, **{name: shift})
 
 
 def padded_length(count: int, most: int) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from storyreel import origin
 from storyreel.errors import UsageError
+
+Levels = Literal["even", "linear-quadratic", "shifted", "by tokens"]
 
 PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
 QUANTIZATIONS = ("none", "fp8")
@@ -40,7 +43,12 @@ class ModelSpec:
     bound the pictures, ``max_latents`` the latent frames of one segment. ``decoded_at_once`` is
     in latent frames: what memory allows, since small pieces are slow on a CPU. ``overlap`` is in
     latent frames, ``text_length`` in tokens. ``guidance`` 1 means none; ``guidance_2`` is the second
-    expert's, where it has one of its own. ``weighting`` and ``emphasis`` are the defaults of the method's
+    expert's, where it has one of its own; ``guidance_rescale``, from 0 to 1, is how far the guided velocity
+    is brought back to the spread of that of the text alone. ``negative`` is the prompt that guidance leads
+    away from, "" for none. ``shifts`` are how strongly noise levels are shifted towards noise, each with the
+    pixels of the pictures that it is meant for; none for a model that has no choice there. ``levels`` says
+    how the noise levels lie, as `method.noise_levels` knows them, and ``further`` are packages that shape
+    its pictures beside those of all models. ``weighting`` and ``emphasis`` are the defaults of the method's
     settings of these names; ``decides`` are the noise levels (low, high) between which the model decides
     what is being done.
     ``upscale`` enlarges the picture in the film.
@@ -77,6 +85,11 @@ class ModelSpec:
     steps: int
     guidance: float
     guidance_2: float | None = None
+    guidance_rescale: float = 0.0
+    negative: str = ""
+    shifts: tuple[tuple[int, float], ...] = ()
+    levels: Levels = "even"
+    further: tuple[str, ...] = ()
     weights: Path = Path()
     hub: str | None = None
     revision: str | None = None
@@ -114,6 +127,16 @@ class ModelSpec:
             raise UsageError(f"unknown quantization {how!r}", f"Use {' or '.join(QUANTIZATIONS)}.")
         return replace(self, quantize=how)
 
+    def shift_at(self, width: int, height: int) -> float | None:
+        """Return the shift for pictures of a size: that of the size whose area is nearest, by their ratio.
+
+        None if the model has none. Its authors name shifts for some sizes and say nothing of others; a
+        value between two of theirs would be nobody's.
+        """
+        area = width * height
+        by_distance = {abs(math.log(area / pixels)): shift for pixels, shift in self.shifts}
+        return by_distance[min(by_distance)] if by_distance else None
+
     @property
     def remedy(self) -> str:
         """What to do when weights are missing or damaged."""
@@ -124,7 +147,24 @@ class ModelSpec:
         return f"Restore {self.weights}, or name another folder: --weights DIR"
 
 
-# What the models of one family share. Facts that their cards give; times and memory wait for a GPU.
+# What the models of one family share. Facts that their authors give: README.md beside this file has the
+# source of each. Times and memory wait for a GPU.
+
+# The authors' own code takes this one for every film of Wan 2.1 and 2.2 that has none of its own
+# (wan/configs/shared_config.py). In English: vivid tones, overexposed, static, blurred details, subtitles,
+# style, works, paintings, pictures, still, overall grey, worst quality, low quality, JPEG compression
+# residue, ugly, incomplete, extra fingers, badly drawn hands, badly drawn faces, deformed, disfigured,
+# misshapen limbs, fused fingers, still picture, messy background, three legs, many people in the background,
+# walking backwards.
+WAN_NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，"
+    "JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，"
+    "手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+# Of the authors' inference.py, and of diffusers' examples for every version.
+LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
+P480, P720 = 832 * 480, 1280 * 720
+
 WAN: dict[str, Any] = {
     "fps": 16,
     "frames_per_latent": 4,
@@ -137,8 +177,12 @@ WAN: dict[str, Any] = {
     "decoded_at_once": 1,
     "overlap": 1,
     "text_length": 512,
+    "negative": WAN_NEGATIVE,
+    "levels": "shifted",
+    "further": ("ftfy",),  # which cleans its prompts
     "vae_dtype": "float32",
 }
+WAN_2_1: dict[str, Any] = {**WAN, "steps": 50, "guidance": 5.0, "shifts": ((P480, 3.0), (P720, 5.0))}
 LTX: dict[str, Any] = {
     "fps": 24,
     "frames_per_latent": 8,
@@ -153,8 +197,7 @@ LTX: dict[str, Any] = {
     "decoded_at_once": 4,
     "overlap": 1,
     "text_length": 128,
-    "steps": 50,
-    "guidance": 3.0,
+    "negative": LTX_NEGATIVE,
 }
 
 # That of 0.9.5 and later.
@@ -242,6 +285,7 @@ MODELS: dict[str, ModelSpec] = {
             text_length=256,
             steps=64,
             guidance=4.5,
+            levels="linear-quadratic",
         ),
         ModelSpec(
             name="wan-1.3b",
@@ -254,10 +298,8 @@ MODELS: dict[str, ModelSpec] = {
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(832, 832),
-            steps=50,
-            guidance=5.0,
             architecture={"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-            **WAN,
+            **WAN_2_1,
         ),
         ModelSpec(
             name="wan-14b",
@@ -266,13 +308,11 @@ MODELS: dict[str, ModelSpec] = {
             first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
             revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
-            memory_gb={"high": 48.3, "balanced": 39.9, "low": 8.9},
+            memory_gb={"high": 48.3, "balanced": 40.0, "low": 8.6},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
-            steps=50,
-            guidance=5.0,
-            **WAN,
+            **WAN_2_1,
         ),
         ModelSpec(
             name="wan-2.2-a14b",
@@ -281,13 +321,14 @@ MODELS: dict[str, ModelSpec] = {
             first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
-            memory_gb={"high": 76.8, "balanced": 68.5, "low": 8.9},
+            memory_gb={"high": 76.9, "balanced": 68.6, "low": 8.6},
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
             steps=40,
             guidance=4.0,
             guidance_2=3.0,
+            shifts=((P720, 12.0),),  # at both of its sizes
             boundary_ratio=0.875,
             **WAN,
         ),
@@ -299,6 +340,9 @@ MODELS: dict[str, ModelSpec] = {
             revision="8984fa25007f376c1a299016d0957a37a2f797bb",
             memory_gb={"high": 20.1, "balanced": 13.4, "low": 6.8},
             licence="LTX-Video Open Weights License",
+            steps=50,
+            guidance=3.0,
+            levels="by tokens",
             **LTX,
         ),
         ModelSpec(
@@ -311,6 +355,10 @@ MODELS: dict[str, ModelSpec] = {
             vae_architecture=LATER_LTX_VAE,
             memory_gb={"high": 45.7, "balanced": 36.1, "low": 10.1},
             licence="LTX-Video Open Weights License",
+            steps=30,
+            guidance=5.0,
+            guidance_rescale=0.7,
+            levels="linear-quadratic",
             **{**LTX, "text_length": 256},
         ),
     )

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
@@ -27,6 +28,11 @@ class WanAdapter(PipelineAdapter):
     reads_with = (TextEncoder(UMT5EncoderModel, {**T5_XXL, "vocab_size": 256384}, T5_THIN),)
     stack = "blocks"
     schedule: ClassVar[dict[str, Any]] = {"shift": 3.0}
+
+    def clean(self, prompt: str) -> str:
+        """Return a prompt as Wan's pipeline cleans it: mended by ftfy, HTML's signs read, single blanks."""
+        cleaned: str = prompt_clean(prompt)
+        return cleaned
 
     def _prepare(self, transformer: Any) -> None:
         for block in transformer.blocks:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from storyreel.method.noise_levels import levels_of
 from storyreel.method.settings import Method
 from storyreel.method.similarity import seam_overlap
-from storyreel.method.step_skipping import SPEEDS
+from storyreel.method.step_skipping import SPEEDS, Pace
 from storyreel.models.specs import ModelSpec
 from storyreel.story.schema import Transition
 
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
     from storyreel.story.sounds import Soundtrack
 
 
+WHERE_USED = ("guidance_rescale", "negative", "shift")  # settings that most films do without
+
+
 @dataclass(frozen=True)
 class Settings:
     """How the whole film is rendered. ``width`` and ``height`` are in the model's pixels.
 
     ``steps`` are denoising steps, ``speed`` is a key of `step_skipping.SPEEDS`. ``guidance`` counts at all
-    noise levels, unless a second expert has ``guidance_2`` for its own; 1 is none.
+    noise levels, unless a second expert has ``guidance_2`` for its own; 1 is none. It leads away from the
+    prompt ``negative``, and by the share ``guidance_rescale`` the spread of a guided velocity is that of the
+    text alone. ``shift`` is how strongly noise levels are shifted; None where the model has no choice.
     """
 
     seed: int
@@ -39,6 +45,15 @@ class Settings:
     method: Method
     speed: str = "exact"
     guidance_2: float | None = None
+    guidance_rescale: float = 0.0
+    negative: str = ""
+    shift: float | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings as plain data, without those that say nothing here; the method has its own."""
+        own = asdict(self) | {"method": self.method.model_dump()}
+        return {name: value for name, value in own.items() if name not in WHERE_USED or value}
 
     def guidance_of(self, expert: int) -> float:
         """Return the guidance of a model's expert, by its index."""
@@ -200,7 +215,14 @@ class Plan:
     @property
     def forwards(self) -> int:
         """Model evaluations of a whole render; one with guidance counts once."""
-        return len(self.needed) * SPEEDS[self.settings.speed].forwards(self.settings.steps)
+        return len(self.needed) * self.pace.forwards
+
+    @cached_property
+    def pace(self) -> Pace:
+        """What is done in each step: for all segments the same, at the levels of a usual one."""
+        settings = self.settings
+        area = settings.width * settings.height
+        return pace_of(self.spec, settings.steps, settings.speed, area, settings.shift)
 
     @property
     def latents(self) -> int:
@@ -216,8 +238,7 @@ class Plan:
         usual = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
         area = settings.width * settings.height / (spec.size[0] * spec.size[1])
         guided = 1.0 if settings.guidance > 1 else 0.5
-        forwards = SPEEDS[settings.speed].forwards(settings.steps)
-        return self.latents / usual * forwards * spec.seconds_per_forward * area * guided
+        return self.latents / usual * self.pace.forwards * spec.seconds_per_forward * area * guided
 
     def seam(self, segment: Segment) -> Seam | None:
         """Return the seam before a segment; None for the first."""
@@ -302,6 +323,17 @@ class Plan:
         portraits = method.identity and method.leads and not known.isdisjoint(segment.cast)
         free = portraits or (seam.overlap > 0 and not self.spec.first_alike)
         return max(1, seam.overlap) + int(free)
+
+
+def pace_of(spec: ModelSpec, steps: int, speed: str, area: int, shift: float | None) -> Pace:
+    """Return what is done in each step at a model's noise levels, for pictures of an ``area`` in pixels.
+
+    They are those of a scene of the usual length: which steps are computed depends on no scene.
+    """
+    latents = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
+    tokens = latents * area // spec.pixels_per_latent**2
+    levels = levels_of(spec.levels, steps, shift, tokens)
+    return SPEEDS[speed].pace(levels[:-1], spec.boundary_ratio)
 
 
 def joined_prompt(scene: str, action: str) -> str:

@@ -33,6 +33,7 @@ from storyreel.story.schema import (
     Scene,
     Story,
     Transition,
+    one_line,
 )
 from storyreel.story.sounds import Heard, Soundtrack
 from storyreel.story.tokens import estimated_tokens, fewest_tokens, token_counter
@@ -61,6 +62,8 @@ class Overrides:
     seconds: float | None = None
     steps: int | None = None
     guidance: float | None = None
+    negative: str | None = None
+    shift: float | None = None
     method: tuple[str, ...] = ()
     without: frozenset[str] = frozenset()
     speed: str | None = None
@@ -144,6 +147,17 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         raise UsageError(f"guidance {guidance} is not valid", "Use a number from 1, which means none.")
     speed = _first(overrides.speed, wished.speed, "exact")
     find_speed(speed)
+    shift = wished.shift if overrides.shift is None else overrides.shift
+    if shift is not None:
+        refusals.add(shift_problem(spec), overrides.shift is not None, "render", "shift")
+    given = wished.negative if overrides.negative is None else overrides.negative
+    negative = spec.negative if given is None else str(one_line(given))
+    if given is not None:
+        problem = negative_problem(spec, negative)
+        refusals.add(problem, overrides.negative is not None, "render", "negative")
+    # A chosen guidance counts at all noise levels, as `guidance_scale` alone does in diffusers.
+    guidances = (spec.guidance, spec.guidance_2) if guidance is None else (guidance, None)
+    guided = any(strength not in (1, None) for strength in guidances)
     method = chosen_method(wished.method, overrides)
     if method.weighting is None:
         method = method.model_copy(update={"weighting": spec.weighting})
@@ -154,17 +168,19 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         width=width,
         height=height,
         steps=_first(overrides.steps, wished.steps, spec.steps),
-        guidance=_first(guidance, spec.guidance),
+        guidance=guidances[0],
         method=method,
         speed=speed,
-        # A chosen guidance counts at all noise levels, as `guidance_scale` alone does in diffusers.
-        guidance_2=spec.guidance_2 if guidance is None else None,
+        guidance_2=guidances[1],
+        guidance_rescale=spec.guidance_rescale if guided else 0.0,
+        negative=negative if guided else "",
+        shift=spec.shift_at(width, height) if shift is None else shift,
     )
 
 
 def _check_numbers(overrides: Overrides) -> None:
-    """Raise UsageError for a seed or a number of steps that no story could have either."""
-    given = {"seed": overrides.seed, "steps": overrides.steps}
+    """Raise UsageError for a seed, steps, a shift or a negative prompt that no story could have either."""
+    given = {name: getattr(overrides, name) for name in ("seed", "steps", "shift", "negative")}
     try:
         RenderSettings.model_validate(given)
     except ValidationError as error:
@@ -454,15 +470,36 @@ def prompt_problem(
     )
 
 
+def negative_problem(spec: ModelSpec, negative: str) -> str | None:
+    """Return why a model cannot read a negative prompt whole; None if it can, or if that is not known."""
+    count_tokens = token_counter(spec.weights / "tokenizer")
+    count = (count_tokens or fewest_tokens)(negative)
+    if count <= spec.text_length:
+        return None
+    least, words = ("", "fewer or commoner words") if count_tokens else (" at the least", "fewer words")
+    return (
+        f"the negative prompt has {count} tokens{least}, model {spec.name} reads {spec.text_length}; "
+        f"use {words}"
+    )
+
+
+def shift_problem(spec: ModelSpec) -> str | None:
+    """Return why a model takes no shift; None if it does."""
+    if spec.shifts:
+        return None
+    return f"model {spec.name} takes no shift, its noise levels are fixed; leave it out"
+
+
 def uncounted_prompts(plan: Plan) -> Iterator[str]:
     """Yield a note for every scene whose prompts may be too long, if no tokenizer is here to count them."""
     spec = plan.spec
-    counts = {s.number: estimated_tokens(s.prompt) for s in plan.segments}
-    long = {number: count for number, count in counts.items() if count > spec.text_length}
+    counts = {f"scene {s.index + 1}": estimated_tokens(s.prompt) for s in plan.segments}
+    counts["the negative prompt"] = estimated_tokens(plan.settings.negative)
+    long = {what: count for what, count in counts.items() if count > spec.text_length}
     if long and token_counter(spec.weights / "tokenizer") is None:
-        for number, count in long.items():
+        for what, count in long.items():
             yield (
-                f"scene {int(number)} may be too long: model {spec.name} reads {spec.text_length} tokens, "
+                f"{what} may be too long: model {spec.name} reads {spec.text_length} tokens, "
                 f"and it has {count} by an estimate (the model's tokenizer is not here)"
             )
 

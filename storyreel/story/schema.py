@@ -49,7 +49,10 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([a-z][a-z0-9_]*)(?:\.([a-z_]+))?\}|[{}]
 CAST_FIELDS = ("name", "noun", "possessive")
 _CARDS = ("opening", "ending")
 # Keys of free texts.
-_TEXTS = ("title", "scene", "action", *_CARDS, "card", *CAST_FIELDS, "say", "text", "audio", "file")
+_TEXTS = (
+    *("title", "scene", "action", *_CARDS, "card", *CAST_FIELDS, "say", "text", "audio", "file"),
+    "negative",
+)
 # What `say` takes for a file's name instead of words: it ends like sound, or like a film that has some.
 SOUND_FILE = re.compile(
     r"\.(wav|flac|mp3|m4a|m4b|aac|ogg|oga|opus|aiff?|caf|wma|mka|mp4|m4v|mov|mkv|webm|avi)$", re.I
@@ -77,8 +80,17 @@ def _no_braces(value: str) -> str:
     return value
 
 
+def _no_placeholders(value: str) -> str:
+    if "{" in value or "}" in value:
+        raise PydanticCustomError("braces", "a negative prompt has no placeholders; take out the braces")
+    return value
+
+
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, pattern=r"\S"), BeforeValidator(one_line)]
 CastText = Annotated[Prompt, AfterValidator(_no_braces)]
+Negative = Annotated[
+    str, Field(max_length=MAX_PROMPT), BeforeValidator(one_line), AfterValidator(_no_placeholders)
+]
 CardLines = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_lines)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 OwnSeconds = Annotated[
@@ -339,12 +351,24 @@ def _long_form(value: object) -> object:
 class RenderSettings(_Strict):
     """How to render the story; the command line takes precedence."""
 
+    LATER = frozenset({"negative", "shift"})
+
     model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     seed: Seed | None = None
     size: Size | None = Field(default=None, description="WIDTHxHEIGHT in pixels.")
     seconds: Seconds | None = Field(default=None, description="Length of scenes that name none.")
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     guidance: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] | None = None
+    negative: Negative | None = Field(
+        default=None,
+        description="What guidance leads away from, in all scenes; empty text is nothing. Default: the "
+        "model's.",
+    )
+    shift: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="How strongly noise levels are shifted towards noise, for a model with a choice of that. "
+        "Default: the model's, by the pictures' size.",
+    )
     speed: Literal["exact", "balanced", "fast"] | None = Field(
         default=None, description="How much of the denoising is computed and how much is guessed."
     )

@@ -507,6 +507,8 @@ BAD_VALUES = {
     "--seconds": ["nan", "inf", "-1", "0", "1e308", "-1e308", "1e-308", "2.1", "x"],
     "--steps": ["0", "1001", "1.5", "x"],
     "--guidance": ["nan", "inf", "0.5", "x", "-1"],
+    "--shift": ["nan", "inf", "0", "-1", "101", "x", "3"],  # mini takes none at all
+    "--negative": ["a {first}", "x" * 2001, "a " * 100],
     "--method": [
         "overlap",
         "=",

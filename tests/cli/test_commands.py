@@ -76,6 +76,8 @@ def test_a_film_is_verified_without_its_story_and_its_model(
         "3",
         "--method",
         "lead_noise=1",
+        "--negative",
+        "a dull day",
         "--guidance",
         "2",
         "--seconds",

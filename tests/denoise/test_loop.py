@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
 from torch import Tensor
 
 from storyreel.denoise.lead import Lead, Leads
@@ -24,10 +25,11 @@ from storyreel.denoise.loop import (
     euler,
     first_noise,
     next_velocities,
+    rescaled,
     sample,
     segment_noise,
 )
-from storyreel.denoise.prompts import PromptWriter
+from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.denoise.state import Stored
 from storyreel.errors import NumericsError
 from storyreel.models.base import Adapter, Request
@@ -499,6 +501,29 @@ def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
     assert list(broken.latents) == list(range(at // 3))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_guided_velocity_is_rescaled_as_diffusers_does(share: float) -> None:
+    torch.manual_seed(0)
+    text, guided = torch.randn(1, 4, 3, 5, 6), 3 * torch.randn(1, 4, 3, 5, 6)
+    found = rescaled(guided, text, share)
+    assert torch.allclose(found, rescale_noise_cfg(guided, text, share), rtol=1e-5, atol=1e-6)
+    spread = share * float(text.std()) + (1 - share) * float(guided.std())
+    assert float(found.std()) == pytest.approx(spread, rel=1e-5)
+
+
+@pytest.mark.usefixtures("plan")
+def test_guidance_leads_away_from_the_negative_prompt() -> None:
+    plans = [plan_of(STORY, negative=text) for text in ("", "a grey day")]
+    adapters = [FakeAdapter(TINY) for _ in plans]
+    asked = []
+    for adapter, plan in zip(adapters, plans, strict=True):
+        writer = PromptWriter(adapter, plan, None)
+        assert torch.equal(writer.negative.states[0], adapter.encode(plan.settings.negative).states[0])
+        assert plan.settings.negative in all_prompts(plan, scored=True)
+        asked.append(film(adapter, plan))
+    assert not any(torch.equal(a, b) for a, b in zip(*asked, strict=True))
+
+
 def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
     """Nor is guidance then the same: the line through both would lead nowhere."""
 
@@ -515,6 +540,8 @@ def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
     for begun.step in range(10):
         next_velocities(adapter, [begun], writer.negative, settings, lambda: None)
         lines.append({adapter.expert_at(sigma) for sigma, _ in begun.known})
+        if begun.sigma == 0.4:  # the second expert's first, whatever the plan counted on
+            assert begun.known[-1][0] == 0.4
     assert all(len(experts) == 1 for experts in lines)
     assert lines[0] == {0}
     assert lines[-1] == {1}

@@ -10,7 +10,6 @@ import pytest
 from storyreel.film.inventory import Inventory, take_inventory
 from storyreel.film.keys import film_facts
 from storyreel.film.store import Kind, Record
-from storyreel.method.step_skipping import SPEEDS
 from storyreel.story.plan import Segment
 from tests.conftest import plan_of
 from tests.film.test_keys import WITH_ENCODER
@@ -56,7 +55,7 @@ def test_of_skipped_steps_only_those_are_counted_that_are_computed() -> None:
     whole = inventory.forwards()
     assert whole == inventory.plan.forwards < 6 * 8
     inventory.states[0, 1] = record(0, 7)
-    assert inventory.forwards() == whole - whole // 6 + SPEEDS["fast"].computes(7, 8)
+    assert inventory.forwards() == whole - whole // 6 + inventory.plan.pace.computed[7]
 
 
 def numbers(segments: list[Segment]) -> list[int]:

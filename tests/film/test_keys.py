@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
-from storyreel.film.keys import NO_FACTS, Keys, film_facts, film_key, film_keys, ingredients
+from storyreel.film.keys import NO_FACTS, Keys, film_facts, film_key, film_keys, further_versions, ingredients
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
@@ -40,6 +42,30 @@ def changed(*path: str, value: object) -> Keys:
 def test_keys_are_the_same_for_the_same_and_differ_between_segments() -> None:
     assert keys_of() == keys_of()
     assert len({*keys_of().latents, *keys_of().video}) == 12
+
+
+def test_a_negative_prompt_is_in_every_key_where_it_is_used() -> None:
+    before, dull, night = (keys_of(plan_of(story(), negative=text)) for text in ("", "dull", "night"))
+    assert before == keys_of()
+    assert not {*before.latents} & {*dull.latents} | {*dull.latents} & {*night.latents}
+    unguided = [keys_of(plan_of(story(), negative=text, guidance=1.0)) for text in ("", "dull")]
+    assert unguided[0] == unguided[1]
+
+
+def test_what_a_model_needs_beside_the_others_is_in_its_versions() -> None:
+    """Wan's prompts are cleaned by ftfy where it is; a film says whether it was."""
+    assert further_versions(MODELS["mini"]) == {}
+    version = "none" if find_spec("ftfy") is None else metadata.version("ftfy")
+    assert further_versions(MODELS["wan-14b"]) == {"ftfy": version}
+    missing = replace(MODELS["wan-14b"], further=("storyreel-has-no-such-package",))
+    assert further_versions(missing) == {"storyreel-has-no-such-package": "none"}
+
+
+def test_facts_of_models_that_came_later_change_no_older_key(fake_model: ModelSpec) -> None:
+    """Only where a model has them: `levels` says which steps are computed."""
+    known = ingredients(fake_model)["model"]["facts"]
+    assert "levels" not in known
+    assert ingredients(replace(fake_model, levels="shifted"))["model"]["facts"]["levels"] == "shifted"
 
 
 OF_LATENTS = [("versions", "torch"), ("model", "facts", "overlap"), ("model", "weights", "a.safetensors")]

@@ -97,7 +97,7 @@ def test_what_shapes_pictures_is_known() -> None:
     assert list(found.latents) == [
         *("denoise/lead.py", "denoise/loop.py", "denoise/prompts.py", "denoise/state.py"),
         "film/segments.py",
-        *("method/blending.py", "method/settings.py", "method/similarity.py"),
+        *("method/blending.py", "method/noise_levels.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
         *("models/loading.py", "models/mochi.py", "models/mochi_attention.py", "models/offload.py"),
         *("models/pipeline.py", "models/quantized.py", "models/scorer.py", "story/plan.py"),

@@ -24,16 +24,17 @@ from storyreel.denoise.lead import Lead, Leads
 from storyreel.denoise.loop import begin, denoise, sample, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.errors import DamagedError, MissingError
+from storyreel.method.settings import Method
 from storyreel.models.attention import added_logits
 from storyreel.models.base import side_by_side
-from storyreel.models.loading import load_adapter
+from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.offload import mode_for
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.quantized import QuantizedLinear
 from storyreel.models.specs import MODELS, QUANTIZATIONS
 from storyreel.models.wan import WanAdapter
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Settings
 from tests.conftest import plan_of
 from tests.denoise.test_loop import Film, film
 from tests.tiny import CPU, FAMILIES, ltx, ltx_vae, velocities
@@ -97,6 +98,67 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
     bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
     assert float((ours - theirs).norm() / theirs.norm()) <= bar
     assert difference(noise, theirs) > 0.1
+
+
+NASTY = [
+    "a fox",
+    "  a   fox\t sleeps \n in the park ",
+    "a fox &amp; a dog",
+    "a dog &amp;quot;sleeps&amp;quot;",
+    "the fox\u2019s park \u2014 it sleeps",
+    "a fo\u00c3\u00a9 \u00e2\u20ac\u2122 walks",  # UTF-8 that was read as something else
+    "\uff41 \uff46\uff4f\uff58\uff0cthere",  # wide letters
+    "\ufeffa fox\u200b \x07sleeps\u00a0there",
+    "&",
+    " ",
+    "",
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", NASTY)
+def test_a_prompt_is_cleaned_as_the_stock_pipeline_cleans_it(adapter: PipelineAdapter, prompt: str) -> None:
+    """Wan's does, with or without ftfy, and the others do not: what reaches the text encoder is the same."""
+    adapter.spec = replace(adapter.spec, text_length=64)
+    seen: list[list[int]] = []
+    hook = adapter.text_encoders[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][0].tolist())
+    )
+    parts, stock = adapter.parts, type(stock_of(adapter))
+    pipeline = stock.pipeline_class(**parts.by_name())
+    pipeline.encode_prompt(prompt, max_sequence_length=adapter.spec.text_length)
+    theirs = seen[0]
+    seen.clear()
+    adapter.encode(prompt)
+    hook.remove()
+    (ours,) = seen
+    assert ours == theirs[: len(ours)]
+    assert set(theirs[len(ours) :]) <= {getattr(parts.tokenizers[0], "pad_token_id", None)}
+
+
+@pytest.mark.parametrize("prompt", ["a  fox &amp;  sleeps   in the park", "a fox sleeps in the park"])
+def test_spans_of_a_prompt_are_found_in_what_was_cleaned(prompt: str) -> None:
+    """Offsets are those of the prompt as it was written; the tokens are of the clean one."""
+    model = FAMILIES["wan"]()
+    at = prompt.index("sleeps")
+    found = model.tokens_in(prompt, [(at, at + len("sleeps"))])
+    clean, tokenizer = model.clean(prompt), model.parts.tokenizers[0]
+    offsets = tokenizer(clean, return_offsets_mapping=True).offset_mapping
+    inside = [offset for offset, is_there in zip(offsets, found.tolist(), strict=False) if is_there]
+    assert "".join(clean[begin:end] for begin, end in inside).strip() == "sleeps"
+
+
+def test_random_weights_are_in_the_dtypes_of_loaded_ones(spec_name: str, tmp_path: Path) -> None:
+    """Some of Wan stays in fp32, whatever the rest is in: `--random-weights` is to time the same mix."""
+    spec = replace(MODELS[spec_name], dtype="bfloat16")
+    made = adapter_class(spec).random(spec, CPU)
+    for name, module in (("transformer", made.experts[0]), ("vae", made.vae)):
+        module.save_pretrained(tmp_path / name)
+        loaded = type(module).from_pretrained(tmp_path / name, torch_dtype=module.dtype)
+        dtypes = [{key: p.dtype for key, p in m.named_parameters()} for m in (module, loaded)]
+        assert dtypes[0] == dtypes[1]
+    expected = {torch.bfloat16, torch.float32} if "wan" in spec_name else {torch.bfloat16}
+    assert {p.dtype for p in made.experts[0].parameters()} == expected
 
 
 @torch.no_grad()
@@ -464,7 +526,8 @@ def test_fp8_computes_in_half_precision_as_before(adapter: PipelineAdapter) -> N
     (found,) = velocities(quantized, x, 0.5, [quantized.encode("a fox")])
     assert 1e-4 < float((found - expected).norm() / expected.norm()) < 0.05
     noise = x.repeat(1, 1, 1, 2, 2)  # what LTX's pipeline takes
-    assert stock_of(quantized).latents("a fox", noise, 2, [1.0] * len(half.experts)).isfinite().all()
+    settings = Settings(0, 32, 32, 2, 1.0, Method())
+    assert stock_of(quantized).latents("a fox", noise, settings).isfinite().all()
 
 
 def test_the_highest_mode_that_fits_is_chosen() -> None:

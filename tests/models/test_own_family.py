@@ -119,7 +119,7 @@ class OwnAdapter(PipelineAdapter):
         "clip_sample": False,
     }
 
-    def sigmas(self, steps: int, shape: Sequence[int]) -> list[float]:
+    def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
         self.parts.scheduler.set_timesteps(steps)
         return [*(self._level(int(time)) for time in self.parts.scheduler.timesteps), 0.0]
 

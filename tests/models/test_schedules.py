@@ -13,6 +13,7 @@ import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from storyreel.errors import DamagedError
+from storyreel.method.noise_levels import levels_of
 from storyreel.models.loading import load_adapter, load_scheduler
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS
@@ -64,6 +65,23 @@ LTX = {
 }
 
 
+MOCHI = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
+LATER_LTX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": False}
+# Of each model: its scheduler's configuration, its family, and from the public formulas, by hand, the levels
+# of the second, the middle and the last step at its default size and length.
+DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
+    # 1 - 0.025 / 32; 1 - 0.025; at u = 31 of 32 on the parabola from there to 0
+    "mochi": (MOCHI, "mochi", (0.99921875, 0.975, 0.05922852)),
+    # s t / (1 + (s - 1) t) at t = 1 - 0.999 i / steps
+    "wan-1.3b": (WAN, "wan", (0.99325009, 0.75037481, 0.06040539)),
+    "wan-14b": (WAN, "wan", (0.99325009, 0.75037481, 0.06040539)),
+    "wan-2.2-a14b": (WAN, "wan of two experts", (0.99786999, 0.92321881, 0.24243131)),
+    # 13 x 22 x 15 tokens: s = exp(0.95 + 1.1 (4290 - 1024) / 3072), then stretched to 0.1
+    "ltx-2b": (LTX, "ltx", (0.99742563, 0.88710474, 0.1)),
+    "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
+}
+
+
 def adapter_with(config: dict[str, Any], family: str, folder: Path) -> PipelineAdapter:
     (folder / "scheduler_config.json").write_text(json.dumps(config))
     adapter = FAMILIES[family]()
@@ -107,6 +125,56 @@ def test_ltxs_levels_are_shifted_by_the_number_of_tokens(steps: int, tmp_path: P
     assert levels == pytest.approx([*stretched, 0], abs=1e-6)
     assert (levels[0], levels[-1]) == (1, 0)
     assert levels[-2] == pytest.approx(0.1)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_models_own_levels_are_those_of_the_public_formulas(name: str, tmp_path: Path) -> None:
+    """First, second, middle and last; and those that are planned with are those that are denoised with."""
+    config, family, (second, middle, last) = DEFAULTS[name]
+    plan = plan_of("scenes: [[a, b], [a, c]]", model=name)
+    spec, settings = plan.spec, plan.settings
+    adapter = adapter_with(config, family, tmp_path)
+    adapter.spec = spec
+    frames = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
+    rows, columns = (side // spec.pixels_per_latent for side in (settings.height, settings.width))
+    shift = () if settings.shift is None else (settings.shift,)
+    levels = adapter.sigmas(settings.steps, (1, spec.latent_channels, frames, rows, columns), *shift)
+    found = (levels[1], levels[settings.steps // 2], levels[-2])
+    assert found == pytest.approx((second, middle, last), abs=2e-6)
+    assert levels[0] == pytest.approx(1, abs=2e-6)  # UniPC stays a millionth below
+    assert levels[-1] == 0
+    planned = levels_of(spec.levels, settings.steps, settings.shift, frames * rows * columns)
+    assert levels == pytest.approx(planned, abs=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_planned_levels_are_the_schedulers_for_any_number_of_steps(
+    name: str, steps: int, tmp_path: Path
+) -> None:
+    config, family, _ = DEFAULTS[name]
+    adapter = adapter_with(config, family, tmp_path)
+    shift = None if config is not WAN else 8.0
+    levels = adapter.sigmas(steps, (1, 16, 9, 10, 20), *(() if shift is None else (shift,)))
+    assert levels == pytest.approx(levels_of(MODELS[name].levels, steps, shift, 1800), abs=2e-6)
+
+
+@pytest.mark.parametrize("scheduler", [WAN, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}])
+def test_a_chosen_shift_counts_instead_of_the_folders_and_changes_nothing_there(
+    scheduler: dict[str, Any], tmp_path: Path
+) -> None:
+    adapter = adapter_with(scheduler, "wan", tmp_path)
+    shape = (1, 16, 21, 60, 104)
+    own = adapter.sigmas(20, shape)
+    shifted = adapter.sigmas(20, shape, 12.0)
+    assert adapter.sigmas(20, shape, 3.0) == own
+    assert adapter.sigmas(20, shape) == own
+    pairs = list(zip(shifted, own, strict=True))[1:-1]
+    assert all(far > near for far, near in pairs)
+    # The experts of 2.2 change at 0.875: with 3 a third of the steps comes before, with 12 two thirds.
+    assert [sum(level >= 0.875 for level in found) for found in (own, shifted)] in ([7, 13], [6, 13], [6, 12])
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers

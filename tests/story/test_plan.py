@@ -12,10 +12,11 @@ from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Given, Plan, derived_seed, joined_prompt
-from storyreel.story.planning import seconds_problem, size_problem
+from storyreel.story.planning import seconds_problem, size_problem, uncounted_prompts
 from tests.conftest import plan_of
 
 MINI = MODELS["mini"]
+PLAIN = "scenes:\n  - [a park, a fox sits]\n  - [a bus, it drives]\n"
 STORY = """
 title: Foxes
 cast: {first: {name: a fox}}
@@ -413,6 +414,74 @@ def test_a_second_expert_has_its_own_guidance_unless_somebody_chooses_one() -> N
     assert line.guidance_words == "4"
     written = plan_of(story, model="wan-2.2-a14b", seconds=1.0).settings
     assert [written.guidance_of(expert) for expert in (0, 1)] == [2, 2]
+
+
+def test_a_negative_prompt_is_the_lines_else_the_storys_else_the_models() -> None:
+    own = plan_of(PLAIN, model="ltx-2b")
+    assert own.settings.negative == MODELS["ltx-2b"].negative != ""
+    text = PLAIN + "render: {negative: ' dull,\\n grey '}\n".replace("'", '"')
+    story = plan_of(text, model="ltx-2b")
+    assert story.settings.negative == "dull, grey"
+    assert plan_of(text, model="ltx-2b", negative="night").settings.negative == "night"
+    for nothing in ("", "  "):
+        assert plan_of(text, model="ltx-2b", negative=nothing).settings.negative == ""
+    written = plan_of(PLAIN + "render: {negative: ''}\n", model="ltx-2b")
+    assert written.settings.negative == ""
+
+
+def test_what_only_guidance_uses_is_no_setting_without_it() -> None:
+    plain = plan_of(PLAIN, model="ltx-13b", guidance=1.0).settings
+    assert (plain.negative, plain.guidance_rescale) == ("", 0)
+    guided = plan_of(PLAIN, model="ltx-13b", guidance=2.0).settings
+    assert (guided.negative, guided.guidance_rescale) == (MODELS["ltx-13b"].negative, 0.7)
+
+
+def test_films_without_a_negative_prompt_and_a_shift_are_recorded_as_ever() -> None:
+    """And so is their story: its hash is that of a story of before."""
+    plan = plan_of(PLAIN)
+    assert set(plan.settings.facts) == {
+        *("seed", "width", "height", "steps", "guidance", "guidance_2", "method", "speed"),
+    }
+    assert not {"negative", "shift"} & plan.story["render"].keys()
+    used = plan_of(PLAIN, model="wan-14b").settings.facts
+    assert (used["negative"], used["shift"]) == (MODELS["wan-14b"].negative, 3.0)
+    assert "guidance_rescale" not in used
+
+
+def test_a_negative_prompt_is_counted_like_any_prompt() -> None:
+    words = "a " * 128
+    with pytest.raises(UsageError, match=r"the negative prompt has 129 tokens at the least, model ltx-2b"):
+        plan_of(PLAIN, model="ltx-2b", negative=words)
+    text = PLAIN + f"render: {{model: ltx-2b, negative: {words.strip()}}}\n"
+    with pytest.raises(ScriptError, match="the negative prompt has") as caught:
+        plan_of(text)
+    (fault,) = caught.value.faults
+    assert fault.line == len(PLAIN.splitlines()) + 1
+    doubtful = plan_of(PLAIN, model="ltx-2b", negative="incomprehensibilities " * 30)
+    assert [note for note in uncounted_prompts(doubtful) if "negative" in note] == [
+        "the negative prompt may be too long: model ltx-2b reads 128 tokens, and it has 166 by an estimate "
+        "(the model's tokenizer is not here)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"negative": "a {first}"}, "a negative prompt has no placeholders"),
+        ({"negative": "x" * 2001}, "at most 2000"),
+        ({"shift": 3.0}, "model mini takes no shift"),
+        ({"shift": 0.0, "model": "wan-14b"}, "greater than 0"),
+        ({"shift": float("inf"), "model": "wan-14b"}, "shift"),
+    ],
+)
+def test_negative_prompts_and_shifts_that_cannot_be_are_refused(
+    overrides: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        plan_of(PLAIN, **overrides)
+    said = ", ".join(f"{key}: {value!r}".replace("inf", ".inf") for key, value in overrides.items())
+    with pytest.raises(ScriptError):
+        plan_of(f"{PLAIN}render: {{{said}}}\n")
 
 
 def test_seeds_differ_between_segments_and_stories() -> None:
