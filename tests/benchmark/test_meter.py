@@ -37,7 +37,8 @@ def test_traffic_is_what_operations_read_and_write() -> None:
     x, picked = torch.zeros(4 * KILO), torch.tensor([3, 5])  # 4 kB, 16 bytes
 
     def moved(compute: Callable[[], object]) -> int:
-        with Meter() as meter:
+        meter = Meter()
+        with meter:
             compute()
         return meter.traffic
 

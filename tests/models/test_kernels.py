@@ -69,7 +69,8 @@ def test_an_engine_refuses_it_before_anything_is_read(by: str, monkeypatch: pyte
 
 
 def test_an_option_counts_before_the_variable_and_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter, chosen = FakeAdapter(MODELS["mini"]), []
+    adapter = FakeAdapter(MODELS["mini"])
+    chosen: list[str] = []
     monkeypatch.setattr(loading, "load_adapter", lambda *_: adapter)
     monkeypatch.setattr(adapter, "attend_by", chosen.append, raising=False)
     plain = Engine("cpu")
