@@ -5,6 +5,7 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-from storyreel.errors import MissingError
+from storyreel.errors import MissingError, UsageError
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.keys import ingredients
 from storyreel.models.device_errors import check_device, device_error, lacks_memory
@@ -21,9 +22,12 @@ from storyreel.models.specs import ModelSpec
 from storyreel.stopping import Stop
 
 if TYPE_CHECKING:
+    import torch
+
     from storyreel.denoise.prompts import Scorer
     from storyreel.models.base import Adapter, MemoryMode
 
+ATTENTION_VARIABLE = "DIFFUSERS_ATTN_BACKEND"
 LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
 
 
@@ -33,6 +37,7 @@ class Engine:
 
     ``device`` is auto, cpu, cuda or cuda:N, ``memory`` the memory mode. ``shared`` says whether other
     processes compute too, ``compiled`` whether the model is compiled. ``stop`` knows of signals.
+    ``attention`` is one of diffusers' attention backends; without one, DIFFUSERS_ATTN_BACKEND may name it.
     """
 
     device: str = "auto"
@@ -40,9 +45,11 @@ class Engine:
     shared: bool = False
     compiled: bool = False
     stop: Stop = field(default_factory=Stop)
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         check_device(self.device)
+        self.attention = self.attention or os.environ.get(ATTENTION_VARIABLE) or None
         self._adapters: dict[str, Adapter] = {}
         self._scorers: dict[Path, Scorer] = {}
         self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}
@@ -53,6 +60,7 @@ class Engine:
         Raises MissingError or DamagedError.
         """
         if (spec.name, spec.weights) not in self._ingredients:
+            self.check_attention(spec)
             unread = RememberedHashes().to_read(weight_files(spec))
             if unread >= LONG:
                 said(f"reading {unread / 1e9:.0f} GB of weights to compute their hashes, which are kept")
@@ -75,7 +83,15 @@ class Engine:
             words = torch.cuda.get_device_name(adapter.device)
         else:
             words = f"{adapter.device.type} with OMP_NUM_THREADS={torch.get_num_threads()}"
+        words = f"{words}, attention {self.attention}" if self.attention else words
         return f"{words}, compiled" if self.compiled else words
+
+    def check_attention(self, spec: ModelSpec) -> None:
+        """Raise UsageError or MissingError if the chosen attention backend cannot compute a model."""
+        if self.attention is not None:
+            from storyreel.models.devices import pick_device
+
+            check_attention(self.attention, pick_device(self.device), spec)
 
     def adapter(self, spec: ModelSpec) -> Adapter:
         """Return the loaded model. Raises MissingError or DamagedError."""
@@ -95,6 +111,8 @@ class Engine:
         import torch
 
         from storyreel.models.devices import pick_device
+
+        self.check_attention(spec)  # first: it may be what keeps diffusers from loading
         from storyreel.models.loading import load_adapter
 
         device = pick_device(self.device)
@@ -103,7 +121,10 @@ class Engine:
             modes += ["balanced", "low"]
         for mode in modes:
             try:
-                return load_adapter(spec, device, mode)
+                adapter = load_adapter(spec, device, mode)
+                if self.attention:
+                    adapter.attend_by(self.attention)
+                return adapter
             except Exception as error:
                 if not lacks_memory(error):
                     raise
@@ -124,6 +145,18 @@ class Engine:
 
             self._scorers[folder] = Scorer.load(folder, pick_device(self.device))
         return self._scorers[folder]
+
+
+def check_attention(name: str, device: torch.device, spec: ModelSpec) -> None:
+    """Raise UsageError or MissingError if an attention backend cannot compute a model on a device."""
+    import torch
+
+    try:
+        from storyreel.models.kernels import check_backend
+    except ValueError as error:  # of diffusers, which reads the variable as it is loaded
+        remedy = f"Unset {ATTENTION_VARIABLE}, or set it to one of diffusers' attention backends."
+        raise UsageError(f"{ATTENTION_VARIABLE}: {error}", remedy) from error
+    check_backend(name, device, getattr(torch, spec.dtype))
 
 
 def _too_large(spec: ModelSpec, mode: MemoryMode) -> MissingError:

@@ -178,6 +178,9 @@ class FakeAdapter:
     def compile(self) -> None:
         """Have nothing to compile."""
 
+    def attend_by(self, backend: str) -> None:
+        """Have no attention."""
+
     def prepare(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
             self.encode(prompt)

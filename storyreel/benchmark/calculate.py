@@ -1,22 +1,26 @@
 """What a film costs a model in arithmetic and memory, calculated on tensors that have shapes and no data.
 
 No weights and no GPU are needed. Operations are counted as `bench` counts them: those of the
-transformer's evaluations. Memory is what is alive on the device at once while no graph is compiled, without
-the allocator's own and the kernels' scratch space: a GPU wants a few hundred MB more.
+transformer's evaluations. Traffic is what tensors' operations read and write, each by itself, as without a
+compiler. From both follows a lower bound of the time on some cards. Memory is what is alive on the device at
+once while no graph is compiled, without the allocator's own and the kernels' scratch space: a GPU wants a few
+hundred MB more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from storyreel.benchmark.meter import Meter
-from storyreel.benchmark.run import VARIANTS, planned
+from storyreel.benchmark.run import STOCK, VARIANTS, planned
+from storyreel.benchmark.stock import stock_of
 from storyreel.errors import UsageError
 from storyreel.models.base import Request, Text, side_by_side
 from storyreel.models.loading import adapter_class
@@ -27,9 +31,22 @@ from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 
 # What actions have in common is not known without a model: every seam has the longest overlap.
-CALCULABLE = tuple(name for name in VARIANTS if name != "without-sar")
+CALCULABLE = (STOCK, *(name for name in VARIANTS if name != "without-sar"))
 META = torch.device("meta")
 TOKENS = 16  # of a scene or an action prompt, and of no prompt at all; both in one text have twice as many
+
+
+class Card(NamedTuple):
+    """What a card can do in a second at most: dense matrices in bfloat16, and bytes of its memory."""
+
+    operations: float
+    traffic: float
+
+
+CARDS = {
+    "H100 SXM": Card(989e12, 3.35e12),  # NVIDIA's data sheet; its 1979 TFLOP/s are those with sparsity
+    "RTX 4090": Card(165.2e12, 1.008e12),  # NVIDIA's paper on the Ada architecture, appendix A
+}
 
 
 def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) -> dict[str, Any]:
@@ -43,17 +60,27 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
     first = plans[variants[0]]
 
     @cache
-    def of_one(latents: int, texts: int, weighted: bool) -> int:
-        return evaluation(adapter, first, latents, texts, weighted).operations
+    def of_one(latents: int, texts: int, weighting: str) -> Meter:
+        if weighting == STOCK:
+            return stock_evaluation(adapter, first, latents, texts)
+        return evaluation(adapter, first, latents, texts, weighting)
 
     rows = []
     for name, plan in plans.items():
+        count = len(plan.segments)
+        asked = evaluations(plan, STOCK if name == STOCK else None)
+        meters = [of_one(*one) for one in asked]
         rows.append(
             {
                 "variant": name,
-                "forwards": plan.forwards // len(plan.segments),
-                "latents": plan.latents / len(plan.segments),
-                "pflop": operations(plan, of_one) / len(plan.segments) / 1e15,
+                "forwards": plan.forwards // count,
+                "latents": plan.latents / count,
+                "pflop": sum(meter.operations for meter in meters) / count / 1e15,
+                "terabytes": sum(meter.traffic for meter in meters) / count / 1e12,
+                "bound_s": {
+                    card: sum(meter.seconds(*limits) for meter in meters) / count
+                    for card, limits in CARDS.items()
+                },
             }
         )
     settings = first.settings
@@ -67,25 +94,23 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
     }
 
 
-def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
-    """Return the floating-point operations of all model evaluations of a film's denoising.
-
-    ``of_one`` returns those of one, given its latent frames, its texts and whether it reads three prompts.
-    """
-    pace, weighted = plan.pace, plan.settings.method.weighting == "texts"
-    return sum(
-        of_one(segment.lead + segment.latents, 2 if guided else 1, weighted)
+def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int, str]]:
+    """Return a film's model evaluations: of each its latent frames, its texts and how these are weighted."""
+    pace, method = plan.pace, plan.settings.method
+    how = weighting or {"texts": "texts", True: "words"}.get(method.weighting, "none")
+    return [
+        (segment.lead + segment.latents, 2 if guided else 1, how)
         for segment in plan.segments
         for computed, guided in zip(pace.computed, pace.guided, strict=True)
         if computed
-    )
+    ]
 
 
 def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
     """Return the bytes that a device must have free for a film in each memory mode."""
     longest = max(segment.lead + segment.latents for segment in plan.segments)
     experts, encoders, vae = adapter.offload.sizes()
-    denoising = evaluation(adapter, plan, longest, 2, True)
+    denoising = evaluation(adapter, plan, longest, 2, "texts")
     with Meter(_weights(adapter)) as decoding, torch.inference_mode():
         for _ in adapter._decoded(adapter.raw(_noise(plan, longest))):
             pass
@@ -103,21 +128,46 @@ def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
-    """Measure one evaluation of the transformer, as a GPU would do it: with guidance for two ``texts``."""
+def evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighting: str) -> Meter:
+    """Measure one evaluation of the transformer, as a GPU would do it: with guidance for two ``texts``.
+
+    Of the prompt all words count alike, "none", or scene and action by weights of their own, as "words" of
+    one text or as "texts" beside the joined one.
+    """
     widths = [encoder.get_input_embeddings().embedding_dim for encoder in adapter.text_encoders]
 
     def text(tokens: int) -> Text:
-        states = (torch.empty(1, tokens, width, device=META, dtype=adapter.dtype) for width in widths)
-        return Text(tuple(states), torch.ones(1, tokens * len(widths), device=META))
+        ids, mask = (torch.zeros(1, adapter.spec.text_length, dtype=torch.long) for _ in range(2))
+        mask[:, :tokens] = 1
+        found = [
+            adapter._encoded(lambda ids, width=width, **_: [torch.empty(*ids.shape, width)], ids, mask)
+            for width in widths
+        ]
+        states, weights = zip(*found, strict=True)
+        on_device = tuple(x.to(META, adapter.dtype) for x in states)
+        return Text(on_device, torch.cat(weights, 1).to(META))
 
     prompt, nothing = text(2 * TOKENS), text(TOKENS)
-    if weighted:
+    if weighting == "texts":
         prompt = side_by_side([text(TOKENS), text(TOKENS), prompt], [0.0, 0.0, 1.0])
+    elif weighting == "words":  # all but a few names and ends
+        of_all = [torch.zeros(states.shape[1], dtype=torch.long) for states in prompt.states]
+        for part in of_all:
+            part[: TOKENS - 2], part[TOKENS : 2 * TOKENS - 2] = 1, 2
+        prompt, _ = prompt.grouped(torch.cat(of_all))
     request = Request(_noise(plan, latents), 0.5, [nothing, prompt][-texts:])
     meter = Meter(_weights(adapter))
     with meter, GpuAttention():
         list(adapter.predict([request]))
+    return meter
+
+
+@torch.inference_mode()
+def stock_evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int) -> Meter:
+    """Measure one evaluation by diffusers' own pipeline: its calls, its padding and its attention."""
+    meter, counts = Meter(_weights(adapter)), [TOKENS, 2 * TOKENS][-texts:]
+    with meter, GpuAttention(counts):
+        stock_of(adapter).evaluate(_noise(plan, latents), counts)
     return meter
 
 
@@ -137,11 +187,20 @@ def _bytes(module: nn.Module) -> int:
 
 
 class GpuAttention(TorchFunctionMode):
-    """Attends as torch does on a GPU, where no matrix of all pairs is ever there."""
+    """Attends as torch does on a GPU, where no matrix of all pairs is ever there.
+
+    ``counts`` are the tokens of a batch's texts: what a mask without data would say.
+    """
+
+    def __init__(self, counts: Sequence[int] = ()) -> None:
+        super().__init__()
+        self._counts = cycle(counts)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.nonzero:
+            return torch.empty(next(self._counts), 1, dtype=torch.long, device=META)
         if func is not nn.functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return self._attend(*args, **(kwargs or {}))

@@ -81,12 +81,18 @@ def bench(
     random_weights: bool,
     compiled: bool,
     tell: Callable[[str], None],
+    attention: str | None = None,
 ) -> dict[str, Any]:
-    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one."""
+    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one.
+
+    ``attention`` is a backend that works, for all variants.
+    """
     if unknown := set(variants) - {STOCK, *VARIANTS}:
         raise UsageError(f"unknown variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
     with enough_memory(spec):
         adapter = load(spec, device, random_weights)
+        if attention is not None:
+            adapter.attend_by(attention)
         folder = spec.weights / "scorer"
         scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
         peak = matrix_peak(device, adapter.dtype)
@@ -136,6 +142,7 @@ def bench(
         "segments": len(SCENES),
         "rounds": rounds,
         "compiled": compiled,
+        "attention": attention,
         "peak_tflops": peak,
         "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1024 if sys.platform == "linux" else 1024**2),

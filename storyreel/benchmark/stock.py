@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
@@ -67,6 +68,29 @@ class Stock:
             ).frames
         return self._unpacked(latents, noise)
 
+    def evaluate(self, x: Tensor, counts: Sequence[int]) -> None:
+        """Evaluate the transformer at x (1, C, F, H, W) as the pipeline does, for texts of ``counts`` tokens.
+
+        On tensors without data, to count what that takes.
+        """
+        adapter = self._adapter
+        (encoder,) = adapter.text_encoders
+        width = encoder.get_input_embeddings().embedding_dim
+        states = x.new_empty(len(counts), adapter.spec.text_length, width, dtype=adapter.dtype)
+        mask = x.new_empty(states.shape[:2], dtype=torch.bool)
+        with self._own_attention():
+            self._ask(adapter.experts[0], x.to(adapter.dtype), states, mask)
+
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+        """Call the transformer as the pipeline does, with states (B, L, D) and the mask (B, L) of texts."""
+        transformer(
+            hidden_states=x.expand(len(states), -1, -1, -1, -1).contiguous(),
+            encoder_hidden_states=states,
+            timestep=x.new_empty(len(states)),
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )
+
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """Let the transformers have diffusers' own attention for a while, and none that is compiled."""
@@ -113,12 +137,31 @@ class WanStock(Stock):
     processor = WanAttnProcessor
     attention = ("attn1", "attn2")
 
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+        for text in states.split(1):  # guidance is a second call here
+            transformer(
+                hidden_states=x, timestep=x.new_empty(1), encoder_hidden_states=text, return_dict=False
+            )
+
 
 class LTXStock(Stock):
     """`LTXPipeline`, whose latents are one row of tokens."""
 
     pipeline_class = LTXPipeline
     processor = LTXVideoAttnProcessor
+    attention = ("attn1", "attn2")
+
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+        tokens, adapter = packed(x).expand(len(states), -1, -1).contiguous(), self._adapter
+        assert isinstance(adapter, LTXAdapter)
+        transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=states,
+            timestep=x.new_empty(len(states)),
+            encoder_attention_mask=mask,
+            return_dict=False,
+            **adapter._positions(x),
+        )
 
     def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
         return {"latents": packed(noise), "frame_rate": self._adapter.spec.fps}
@@ -127,11 +170,10 @@ class LTXStock(Stock):
         return unpacked(latents, noise.shape)
 
 
-class LaterLTXStock(Stock):
+class LaterLTXStock(LTXStock):
     """`LTXConditionPipeline`, which draws its own noise, whatever it is given."""
 
     pipeline_class = LTXConditionPipeline
-    processor = LTXVideoAttnProcessor
 
     def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
         prepare = pipeline.prepare_latents
@@ -142,6 +184,9 @@ class LaterLTXStock(Stock):
 
         pipeline.prepare_latents = prepare_ours
         return {"frame_rate": self._adapter.spec.fps}
+
+    def _unpacked(self, latents: Tensor, noise: Tensor) -> Tensor:
+        return latents
 
 
 STOCK: dict[type, type[Stock]] = {

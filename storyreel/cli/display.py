@@ -174,18 +174,26 @@ def print_calculation(report: Mapping[str, Any]) -> None:
     title = (
         f"{report['model']}, {report['size']}, {report['frames']} frames, {report['steps']} steps, calculated"
     )
-    headings = ["", "PFLOP a segment", f"of {rows[0]['variant']}", "evaluations", "latent frames"]
+    of_first, cards = f"of {rows[0]['variant']}", list(rows[0]["bound_s"])
+    headings = ["", "PFLOP", of_first, "TB moved", of_first, *(f"s, {card}" for card in cards)]
     lines = (
         [
             row["variant"],
             f"{row['pflop']:.3g}",
             f"{row['pflop'] / rows[0]['pflop']:.3f}",
+            f"{row['terabytes']:.3g}",
+            f"{row['terabytes'] / rows[0]['terabytes']:.3f}",
+            *(f"{row['bound_s'][card]:.0f}" for card in cards),
             str(row["forwards"]),
             f"{row['latents']:.1f}",
         ]
         for row in rows
     )
-    print_table(title, headings, lines)
+    print_table(title, [*headings, "evaluations", "latents"], lines)
+    results().print(
+        "All are of one segment. Seconds are no measurement: at least as many, at all that the card can do "
+        "in theory, without compilation."
+    )
     needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
     results().print(f"GB of the device's memory, by --memory: {needs}")
 

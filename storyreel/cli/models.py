@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from storyreel.cli.options import (
+    Attention,
     Device,
     Json,
     Model,
@@ -24,6 +25,7 @@ from storyreel.cli.options import (
 )
 from storyreel.cli.rendering import gpu_memory
 from storyreel.cli.results import print_json
+from storyreel.engine import Engine
 from storyreel.errors import UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS, ModelSpec, find_model
@@ -156,6 +158,7 @@ def bench(
     rounds: Annotated[int, option("N", "How often each variant is timed.", min=1)] = 3,
     compiled: Annotated[bool, flag("--compile", "Compile the transformer's blocks.")] = False,
     quantize: Quantize = None,
+    attention: Attention = None,
     weights: Weights = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -172,6 +175,9 @@ def bench(
     if weights is not None:
         spec = replace(spec, weights=weights)
     seconds = None if frames is None else (frames - 1) / spec.fps
+    engine = Engine(device, attention=attention)
+    if not calculated:
+        engine.check_attention(spec)
     from storyreel.benchmark import run as benches
     from storyreel.benchmark.calculate import CALCULABLE, calculate
     from storyreel.cli.display import print_bench, print_calculation, say
@@ -196,5 +202,6 @@ def bench(
         random_weights,
         compiled,
         say,
+        engine.attention,
     )
     print_json(report) if as_json else print_bench(report)

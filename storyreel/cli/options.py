@@ -69,6 +69,15 @@ SomeStories = Annotated[
 ]
 Json = Annotated[bool, flag("--json", "Print the result as JSON; storyreel schema --of describes it.", LAST)]
 DryRun = Annotated[bool, flag("--dry-run", "Print the plan and load no model.", WORK)]
+Attention = Annotated[
+    str | None,
+    option(
+        "NAME",
+        "The attention backend of diffusers that computes, as in _native_cudnn, flash or sage. "
+        "Default: DIFFUSERS_ATTN_BACKEND, or torch's own choice.",
+        WORK,
+    ),
+]
 Model = Annotated[
     str | None,
     option("NAME", "See: storyreel models. Default: mini.", FILM, "MODEL", autocompletion=_models),
@@ -344,6 +353,7 @@ class RenderOptions(OutOptions):
     compile: Annotated[bool, flag("--compile", "Compile the model first: for long films on a GPU.", WORK)] = (
         False
     )
+    attention: Attention = None
     overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
     strict: Strict = False
     sign_cert: Annotated[

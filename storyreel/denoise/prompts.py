@@ -164,11 +164,13 @@ class PromptWriter:
             shares = torch.cat([side_by_side(texts, weights).weights for weights in alone])
             prompts = Prompts(side_by_side(texts, alone[2]), shares=shares)
         else:
-            spans = [
+            of_scene, of_action = (
                 self._adapter.tokens_in(segment.prompt, word_spans(segment.prompt, part, segment.cast))
                 for part in (segment.scene.rstrip(". "), segment.action)
-            ]
-            prompts = Prompts(joined, torch.stack(spans), self._method.emphasis or 1.0)
+            )
+            grouped, order = joined.grouped(of_scene.long() + 2 * of_action.long())
+            spans = torch.stack([of_scene[order], of_action[order]]).to(self._adapter.device)
+            prompts = Prompts(grouped, spans, self._method.emphasis or 1.0)
             if segment.scene == segment.action:  # one prompt, of which nothing leads
                 prompts.emphasis = 1.0
         prompts.weights = self._weights(self._nothing, self._nothing, self._prior(0, 1.0))

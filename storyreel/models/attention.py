@@ -1,9 +1,122 @@
-"""What the families' attention processors share: tokens that count more or less."""
+"""Attention to tokens that count more or less, in groups of keys and without a mask.
+
+A mask of any kind keeps a GPU from its fastest kernels, and rows of a batch have texts of different lengths.
+So each row is attended to by itself, with exactly its tokens. Where tokens have weights, keys of one weight
+are a group: a softmax over all keys is a mean of the softmaxes over the groups, each in proportion to its
+weight times the sum of its exponentials, whose logarithm kernels return (log-sum-exp).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
+
+from storyreel.models.base import Text, stacked
+from storyreel.models.kernels import Kernel
+
+
+class Row(NamedTuple):
+    """The tokens of one text: ``plain`` ones that count once, then ``groups`` of one weight each.
+
+    ``weights`` (1 + groups,) are those of the plain ones, 1, and of the groups; None without groups. Sizes
+    belong to the text, weights may change in every step.
+    """
+
+    plain: int
+    groups: tuple[int, ...] = ()
+    weights: Tensor | None = None
+
+
+class Keys(NamedTuple):
+    """How the texts of a batch are attended to.
+
+    ``rows`` has one entry for each, ``weights`` (B, L) those of all tokens, 0 for what pads; ``kernel``
+    returns log-sum-exps, None if there is none: then weights become a mask.
+    """
+
+    rows: tuple[Row, ...]
+    weights: Tensor
+    kernel: Kernel | None = None
+
+
+def keys_of(texts: Sequence[Text], kernel: Kernel | None, encoder: int = 0) -> tuple[Tensor, Keys]:
+    """Return one encoder's states (B, L, D) of several texts, padded with zeros, and how they count."""
+    states, weights = stacked(texts, encoder)
+    rows = []
+    for index, text in enumerate(texts):
+        groups = text.groups[encoder] if text.groups else ()
+        begin = plain = text.states[encoder].shape[1] - sum(groups)
+        firsts = []  # of each group the first token's weight, by slices: an index would be sent to the device
+        for size in groups:
+            firsts.append(weights[index, begin : begin + 1])
+            begin += size
+        of_all = torch.cat([torch.ones_like(firsts[0]), *firsts]) if firsts else None
+        rows.append(Row(plain, groups, of_all))
+    return states, Keys(tuple(rows), weights, kernel)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, keys: Keys, video: int = 0, backend: Any = None
+) -> list[Tensor]:
+    """Attend, (B, N, heads, D); of the keys the first ``video`` always count once, behind them is text.
+
+    With ``video`` the text asks too, and stands behind the video's queries. Return the rows' outputs in their
+    order, (1, N, heads, D), or those of all rows as one; with ``video`` a row's N is shorter by what pads its
+    text. ``backend`` is diffusers' name of one, None its own choice.
+    """
+    key, value = key.to(query.dtype), value.to(query.dtype)  # fp8 and autocast may leave them otherwise
+    rows, kernel = keys.rows, keys.kernel
+    weighed = any(row.groups for row in rows)
+    if weighed and kernel is None:
+        return [masked(query, key, value, keys.weights, video)]
+    if not weighed and all(row.plain == rows[0].plain for row in rows):
+        end = video + rows[0].plain
+        asking = query[:, :end] if video else query
+        return [dispatch_attention_fn(asking, key[:, :end], value[:, :end], backend=backend)]
+    outputs = []
+    for index, row in enumerate(rows):
+        end = video + row.plain
+        total = end + sum(row.groups)
+        asking = query[index : index + 1, :total] if video else query[index : index + 1]
+        k, v = key[index : index + 1], value[index : index + 1]
+        if row.weights is None or kernel is None:
+            outputs.append(dispatch_attention_fn(asking, k[:, :end], v[:, :end], backend=backend))
+        else:
+            sizes, weights = ((end, *row.groups), row.weights) if end else (row.groups, row.weights[1:])
+            outputs.append(merged(asking, k[:, :total], v[:, :total], sizes, weights, kernel))
+    return outputs
+
+
+def merged(
+    query: Tensor, key: Tensor, value: Tensor, sizes: Sequence[int], weights: Tensor, kernel: Kernel
+) -> Tensor:
+    """Attend, (B, N, heads, D), to groups of keys of ``sizes`` that count by ``weights`` (groups,).
+
+    Weight 0 excludes a group, 2 is as if each of its keys stood there twice. Not all may be 0.
+    """
+    pairs = list(zip(key.split(sizes, 1), value.split(sizes, 1), strict=True))
+    outputs, sums = zip(*kernel(query, pairs), strict=True)
+    shares = (torch.stack(sums, -1).float() + weights.log()).softmax(-1)  # (B, N, heads, groups)
+    whole: Tensor = outputs[0] * shares[..., :1]  # in fp32
+    for output, share in zip(outputs[1:], shares.split(1, -1)[1:], strict=True):
+        whole = torch.addcmul(whole, output, share)
+    return whole.to(query.dtype)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, video: int) -> Tensor:
+    """Attend, (B, N, heads, D), to keys of which those behind ``video`` count by ``weights`` (B, L).
+
+    For any device, and for training: exact, and slower on a GPU than groups.
+    """
+    q, k, v = (x.to(query.dtype).transpose(1, 2) for x in (query, key, value))
+    output: Tensor = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=added_logits(weights, video, query.dtype)
+    )
+    return output.transpose(1, 2)
 
 
 def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
@@ -15,32 +128,29 @@ def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
     return nn.functional.pad(weights.log(), (video, 0)).to(dtype)[:, None, None]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, free: int) -> Tensor:
-    """Attend, (B, N, heads, D); ``added`` is what `added_logits` gives, nothing on the first ``free`` keys.
+class TextProcessor:
+    """Cross-attention of video to texts, `keys`, with the layers of Wan and of LTX."""
 
-    A mask of any kind keeps a GPU from its fastest kernel, and nearly all keys are the video's, which
-    have none: there they are attended to apart from the few of the text, and merged.
-    """
-    q, k, v = (x.transpose(1, 2) for x in (query, key.to(query.dtype), value.to(query.dtype)))
-    if added is not None and free and q.device.type != "cpu" and q.dtype != torch.float32:
-        output = merged_attention(q, k, v, added, free)
-    else:
-        output = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=added)
-    return output.transpose(1, 2)
+    _attention_backend: Any = None  # the name by which diffusers sets it
+    keys: Keys
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *_: Any,
+    ) -> Tensor:
+        """Attend, video (B, N, D) to text (B, L, D)."""
+        query = attn.norm_q(attn.to_q(hidden_states))
+        key = attn.norm_k(attn.to_k(encoder_hidden_states))
+        value = attn.to_v(encoder_hidden_states)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
+        attended = attend(q, k, v, self.keys, backend=self._attention_backend)
+        output: Tensor = attn.to_out[0](_joined(attended).flatten(2))
+        return output
 
 
-def merged_attention(q: Tensor, k: Tensor, v: Tensor, added: Tensor, free: int) -> Tensor:
-    """Attend, (B, heads, N, D), to the first ``free`` keys and to the others apart, and merge exactly.
-
-    Both are softmaxes; each one's share in the whole follows from the logarithms of their sums. Rows of
-    the others may be excluded altogether, those of the first may not.
-    """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention
-    if q.device.type == "cpu":
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    many, sums = flash(q, k[:, :, :free], v[:, :, :free], 0.0, False)[:2]
-    logits = q.float() @ k[:, :, free:].float().transpose(2, 3) / q.shape[-1] ** 0.5 + added[..., free:]
-    whole = torch.logaddexp(sums.float(), logits.logsumexp(-1))[..., None]
-    few = (logits - whole).exp().to(v.dtype) @ v[:, :, free:]
-    merged: Tensor = many * (sums[..., None] - whole).exp().to(many.dtype) + few
-    return merged
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))

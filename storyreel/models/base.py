@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -26,11 +27,15 @@ class Text:
 
     ``states`` are the tokens (1, L, D) of each of the model's text encoders. ``weights`` (1, ΣL), float,
     say how much each of them counts, one encoder after the other: 1 is as ever, 0 excludes, 2 is as if the
-    token stood there twice.
+    token stood there twice. A transformer takes tokens as a set: their order means nothing.
+
+    ``groups`` has for each encoder the sizes of groups of tokens, () without any: they stand at its end, one
+    after the other, and each shares a weight, which may change; all tokens before them count once.
     """
 
     states: tuple[Tensor, ...]
     weights: Tensor
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def weights_by_encoder(self) -> tuple[Tensor, ...]:
         """Return views of the weights: (1, L) for each encoder."""
@@ -38,25 +43,43 @@ class Text:
         return weights
 
     def mean(self) -> Tensor:
-        """Return the mean (D,) of the first encoder's tokens that have weight 1."""
-        return self.states[0][self.weights_by_encoder()[0] == 1].mean(0)
+        """Return the mean (D,) of the first encoder's tokens that have weight 1, without zeros that pad."""
+        states = self.states[0][0]
+        return states[(self.weights_by_encoder()[0][0] == 1) & states.any(1)].mean(0)
 
     def to(self, device: torch.device | str, copy: bool = False) -> Text:
         """Return the text on a device."""
         states = tuple(states.to(device, copy=copy) for states in self.states)
-        return Text(states, self.weights.to(device, copy=copy))
+        return Text(states, self.weights.to(device, copy=copy), self.groups)
+
+    def grouped(self, of: Tensor) -> tuple[Text, Tensor]:
+        """Return the text with its tokens in groups, and their order (ΣL,).
+
+        ``of`` (ΣL,), integers on the CPU, says which group a token is of; those of group 0 always count once.
+        """
+        orders, groups = [], []
+        for part in of.split([states.shape[1] for states in self.states]):
+            orders.append(part.argsort(stable=True))
+            groups.append(tuple(part[part > 0].unique(return_counts=True)[1].tolist()))
+        states = tuple(x[:, order.to(x.device)] for x, order in zip(self.states, orders, strict=True))
+        starts = accumulate(map(len, orders), initial=0)
+        order = torch.cat([start + part for start, part in zip(starts, orders, strict=False)])
+        return Text(states, self.weights[:, order.to(self.weights.device)], tuple(groups)), order
 
 
 def side_by_side(texts: Sequence[Text], weights: Sequence[float]) -> Text:
     """Return several prompts' tokens as one text in which each prompt's tokens count by its weight.
 
-    With weights that sum to 1, (1, 0) is the first prompt alone, and two equal prompts are that prompt.
+    Each is a group of it. With weights that sum to 1, (1, 0) is the first prompt alone, and two equal prompts
+    are that prompt.
     Mixing in the attention, and not of embeddings as arXiv 2503.06310 does, is a deviation.
     """
     states = tuple(torch.cat(parts, 1) for parts in zip(*(text.states for text in texts), strict=True))
     scaled = [text.weights * weight for text, weight in zip(texts, weights, strict=True)]
     parts = [Text(text.states, share).weights_by_encoder() for text, share in zip(texts, scaled, strict=True)]
-    return Text(states, torch.cat([part for encoder in zip(*parts, strict=True) for part in encoder], 1))
+    weights_of_all = torch.cat([part for encoder in zip(*parts, strict=True) for part in encoder], 1)
+    sizes = [tuple(text.states[index].shape[1] for text in texts) for index in range(len(states))]
+    return Text(states, weights_of_all, tuple(tuple(filter(None, of_one)) for of_one in sizes))
 
 
 def stacked(texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Tensor]:
@@ -106,6 +129,10 @@ class Adapter(Protocol):
         """Compile what is called in every step, if that can be."""
         ...
 
+    def attend_by(self, backend: str) -> None:
+        """Compute attention by one of diffusers' backends, which is known to work."""
+        ...
+
     def prepare(self, prompts: Iterable[str]) -> None:
         """Encode a film's prompts in advance and forget those of others. Raises PromptError."""
         ...
@@ -119,7 +146,7 @@ class Adapter(Protocol):
         ...
 
     def tokens_in(self, prompt: str, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """Return which tokens (ΣL,) of a prompt lie in spans of its characters, each [begin, end)."""
+        """Return which tokens (ΣL,), on the CPU, lie in spans of a prompt's characters, each [begin, end)."""
         ...
 
     def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from storyreel.errors import DamagedError
-from storyreel.models.attention import added_logits
-from storyreel.models.base import MemoryMode, Text, stacked
+from storyreel.models.attention import TextProcessor
+from storyreel.models.base import MemoryMode, Text
 from storyreel.models.loading import Parts, TextEncoder
 from storyreel.models.ltx_decoder import stream
-from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter, padded_length
+from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
 from storyreel.models.specs import ModelSpec
 
 SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
@@ -41,10 +41,14 @@ class LTXAdapter(PipelineAdapter):
             raise DamagedError("this VAE adds noise of its own", "Use LTX-Video 0.9 or 0.9.5 and later.")
         super().__init__(spec, device, parts, memory)
 
+    def _prepare(self, transformer: Any) -> None:
+        for block in transformer.transformer_blocks:
+            block.attn2.set_processor(TextProcessor())
+
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode as LTX was taught: its text encoder sees the padding too."""
-        kept = padded_length(int(mask.sum()), mask.shape[1])
-        return encoder(ids)[0][:, :kept], mask[:, :kept].float()
+        count = int(mask.sum())
+        return encoder(ids)[0][:, :count], mask[:, :count].float()
 
     def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
         """Return noise levels that lie the nearer to noise, the more tokens there are."""
@@ -60,13 +64,14 @@ class LTXAdapter(PipelineAdapter):
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
         tokens = packed(x).to(self.dtype)
-        states, weights = stacked(texts)
-        added = added_logits(weights, 0, self.dtype)
+        states, keys = self._keys(transformer, texts)
+        for block in transformer.transformer_blocks:
+            block.attn2.processor.keys = keys
         output: Tensor = transformer(
             hidden_states=tokens.expand(len(texts), -1, -1),
             encoder_hidden_states=states,
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
-            encoder_attention_mask=added[:, 0],
+            encoder_attention_mask=None,
             return_dict=False,
             **self._positions(x),
         )[0]

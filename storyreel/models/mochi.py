@@ -14,7 +14,7 @@ from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from storyreel.models.base import Text, stacked
+from storyreel.models.base import Text
 from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
@@ -35,8 +35,8 @@ class MochiAdapter(PipelineAdapter):
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         states, weights = super()._encoded(encoder, ids, mask)
-        if self.parts.options.get("force_zeros_for_empty_prompt") and int(mask.sum()) <= 1:
-            return states, torch.zeros_like(weights)  # of "" there is the end token alone
+        if self.parts.options.get("force_zeros_for_empty_prompt") and weights.shape[1] <= 1:
+            return states[:, :0], weights[:, :0]  # of "" there is the end token alone
         return states, weights
 
     def sigmas(self, steps: int, shape: Sequence[int], shift: float | None = None) -> list[float]:
@@ -50,11 +50,11 @@ class MochiAdapter(PipelineAdapter):
         return [1 - level for level in self.parts.scheduler.sigmas.tolist()]
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        states, weights = stacked(texts)
+        states, keys = self._keys(transformer, texts)
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
             encoder_hidden_states=states,
-            encoder_attention_mask=weights,
+            encoder_attention_mask=keys,
             timestep=torch.full((len(texts),), 1000 * (1 - sigma), device=x.device),
             return_dict=False,
         )[0]

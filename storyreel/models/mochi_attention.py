@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import MochiTransformer3DModel
 from diffusers.models.attention_processor import MochiAttention
@@ -9,7 +11,7 @@ from diffusers.models.embeddings import MochiAttentionPool
 from diffusers.models.transformers.transformer_mochi import MochiRoPE
 from torch import Tensor, nn
 
-from storyreel.models.attention import added_logits, attend
+from storyreel.models.attention import Keys, added_logits, attend, masked
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -39,8 +41,12 @@ class WeightedPool(nn.Module):
         self.num_attention_heads = pool.num_attention_heads
         self.to_kv, self.to_q, self.to_out = pool.to_kv, pool.to_q, pool.to_out
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Pool tokens x (B, L, D) by their weights (B, L) to (B, E)."""
+    def forward(self, x: Tensor, keys: Keys | Tensor) -> Tensor:
+        """Pool tokens x (B, L, D) by their weights (B, L) to (B, E).
+
+        With one query for a row, where a mask costs nothing.
+        """
+        weights = keys if isinstance(keys, Tensor) else keys.weights
         x = torch.cat([MochiAttentionPool.pool_tokens(x, weights, keepdim=True), x], 1)
         key, value = self.to_kv(x).unflatten(2, (2, self.num_attention_heads, -1)).transpose(1, 3).unbind(2)
         query = self.to_q(x[:, 0]).unflatten(1, (self.num_attention_heads, -1))[:, :, None]
@@ -62,19 +68,21 @@ class PlainMochiRoPE(MochiRoPE):  # type: ignore[misc]  # diffusers has no types
 class BatchedMochiAttnProcessor:
     """The arithmetic of `MochiAttnProcessor2_0` without its loop, graph breaks and host syncs.
 
-    The mask (B, L) holds the text tokens' weights, see `added_logits`. What comes out at the positions of
-    excluded tokens is of no consequence, since nothing ever reads them.
+    In place of a mask it takes how texts are attended to, or the weights (B, L) of all their tokens: for
+    training, where there are many. What comes out where padding is, nothing ever reads.
     """
+
+    _attention_backend: Any = None  # the name by which diffusers sets it
 
     def __call__(
         self,
         attn: MochiAttention,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Keys | Tensor,
         image_rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Attend: video (B, N, D) and text (B, L, E) with its weights, to the same shapes."""
+        """Attend: video (B, N, D) and text (B, L, E), to the same shapes."""
 
         def heads(layer: nn.Module, x: Tensor) -> Tensor:
             split: Tensor = layer(x).unflatten(2, (attn.heads, -1))
@@ -91,11 +99,19 @@ class BatchedMochiAttnProcessor:
         key = torch.cat([key, attn.norm_added_k(heads(attn.add_k_proj, text))], 1)
         value = torch.cat([heads(attn.to_v, hidden_states), heads(attn.add_v_proj, text)], 1)
 
-        count = hidden_states.shape[1]
-        added = added_logits(attention_mask, count, query.dtype)
-        joint = attend(query, key, value, added, count).flatten(2)
-        video, text = joint[:, :count], joint[:, count:]
+        count, longest = hidden_states.shape[1], text.shape[1]
+        if isinstance(attention_mask, Tensor):
+            rows = [masked(query, key, value, attention_mask, count)]
+        else:
+            rows = attend(query, key, value, attention_mask, count, self._attention_backend)
+        video = torch.cat([row[:, :count] for row in rows]).flatten(2)
+        text = torch.cat([_lengthened(row[:, count:].flatten(2), longest) for row in rows])
         video = attn.to_out[1](attn.to_out[0](video))
         if hasattr(attn, "to_add_out"):
             text = attn.to_add_out(text)
         return video, text
+
+
+def _lengthened(x: Tensor, length: int) -> Tensor:
+    """Pad tokens (B, L, D) with zeros."""
+    return nn.functional.pad(x, (0, 0, 0, length - x.shape[1]))

@@ -10,10 +10,13 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import Tensor, nn
 
 from storyreel.errors import PromptError
+from storyreel.models.attention import Keys, keys_of
 from storyreel.models.base import MemoryMode, Request, Text
+from storyreel.models.kernels import lse_kernel
 from storyreel.models.loading import (
     Parts,
     TextEncoder,
@@ -36,7 +39,6 @@ T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
     "feed_forward_proj": "gated-gelu",
 }
 T5_THIN: dict[str, Any] = {"d_ff": 64, "num_layers": 1, "num_heads": 1}
-TEXT_MULTIPLE = 16  # tokens: what nobody reads costs time, and few lengths make few graphs
 
 
 class PipelineAdapter(ABC):
@@ -69,6 +71,7 @@ class PipelineAdapter(ABC):
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
+        self._attention: Any = None  # the backend that was chosen, if any
         for expert in self.experts:
             self._prepare(expert)
         self.offload = Offload(device, self.experts, self.text_encoders, self.vae, memory)
@@ -96,6 +99,12 @@ class PipelineAdapter(ABC):
         for expert in self.experts:
             for block in self.blocks(expert):
                 block.compile()
+
+    def attend_by(self, backend: str) -> None:
+        """Compute attention by one of diffusers' backends, which `kernels.check_backend` has tried."""
+        self._attention = AttentionBackendName(backend)
+        for expert in self.experts:
+            expert.set_attention_backend(backend)
 
     @property
     def memory(self) -> MemoryMode:
@@ -155,13 +164,13 @@ class PipelineAdapter(ABC):
         return prompt
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states (1, L', D) and weights (1, L') of tokens (1, L)."""
-        kept = padded_length(int(mask.sum()), mask.shape[1])
-        states: Tensor = encoder(ids[:, :kept], attention_mask=mask[:, :kept])[0]
-        return states, mask[:, :kept].float()
+        """Return the states (1, L', D) and weights (1, L') of tokens (1, L): here of all but padding."""
+        count = int(mask.sum())
+        states: Tensor = encoder(ids[:, :count], attention_mask=mask[:, :count])[0]
+        return states, mask[:, :count].float()
 
     def tokens_in(self, prompt: str, spans: Sequence[tuple[int, int]]) -> Tensor:
-        """Return which tokens (ΣL,) of a prompt lie in spans of its characters, each [begin, end).
+        """Return which tokens (ΣL,), on the CPU, lie in spans of a prompt's characters, each [begin, end).
 
         None do for a tokenizer that does not say where its tokens stand.
         """
@@ -176,7 +185,7 @@ class PipelineAdapter(ABC):
             for place, (begin, end) in enumerate(offsets):
                 inside[place] = any(begin < last and first < end for first, last in spans)
             parts.append(inside)
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts)
 
     # Denoising
 
@@ -195,6 +204,14 @@ class PipelineAdapter(ABC):
         for x, sigma, texts in requests:
             velocities = self._velocities(self.experts[self.expert_at(sigma)], x, sigma, texts)
             yield list(velocities.float().split(1))
+
+    def _keys(self, transformer: Any, texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Keys]:
+        """Return one encoder's states (B, L, D) of several texts, and how a transformer attends to them."""
+        kernel = None
+        if any(text.groups for text in texts):
+            dim = transformer.config.attention_head_dim
+            kernel = lse_kernel(self._attention, texts[0].weights.device, self.dtype, dim)
+        return keys_of(texts, kernel, encoder)
 
     def expert_at(self, sigma: float) -> int:
         """Return which transformer is made for a noise level."""
@@ -263,11 +280,6 @@ def with_shift(scheduler: Any, shift: float) -> Any:
     """Return a scheduler like one of ours whose levels are shifted otherwise."""
     name = "flow_shift" if "flow_shift" in scheduler.config else "shift"
     return type(scheduler).from_config(scheduler.config, **{name: shift})
-
-
-def padded_length(count: int, most: int) -> int:
-    """Return the next multiple of `TEXT_MULTIPLE` tokens, or ``most``."""
-    return min(-(-count // TEXT_MULTIPLE) * TEXT_MULTIPLE, most)
 
 
 def _to_bytes(frames: Tensor) -> Tensor:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
-from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from storyreel.models.attention import added_logits
-from storyreel.models.base import Text, stacked
+from storyreel.models.attention import TextProcessor
+from storyreel.models.base import Text
 from storyreel.models.loading import TextEncoder
-from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter, padded_length
+from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
 
 
 class WanAdapter(PipelineAdapter):
@@ -36,31 +34,18 @@ class WanAdapter(PipelineAdapter):
 
     def _prepare(self, transformer: Any) -> None:
         for block in transformer.blocks:
-            block.attn2.set_processor(WeightedWanProcessor())
+            block.attn2.set_processor(TextProcessor())
 
     def _encoded(self, encoder: Any, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode; the zeros behind a text are all alike, so that two stand for all by their weights.
-
-        The first one's weight has a logarithm that bfloat16 holds exactly, the second has the rest.
-        """
+        """Encode; zeros stand behind a text up to the full length, each as good as any token."""
         read, _ = super()._encoded(encoder, ids, mask)
-        count, length = int(mask.sum()), mask.shape[1]
-        blank = length - count
-        most = math.exp(math.floor(16 * math.log(blank)) / 16) if blank > 1 else float(blank)
-        kept = padded_length(min(count + 2, length), length)
-        states = read.new_zeros(1, kept, read.shape[2])
-        states[:, :count] = read[:, :count]
-        weights = torch.zeros(1, kept, device=ids.device)
-        weights[:, :count] = 1
-        for place, weight in enumerate((most, blank - most)[: kept - count]):
-            weights[:, count + place] = weight
-        return states, weights
+        states = nn.functional.pad(read, (0, 0, 0, mask.shape[1] - read.shape[1]))
+        return states, torch.ones_like(mask, dtype=torch.float32)
 
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
-        states, weights = stacked(texts)
-        added = added_logits(weights, 0, self.dtype)
+        states, keys = self._keys(transformer, texts)
         for block in transformer.blocks:
-            block.attn2.processor.added = added
+            block.attn2.processor.keys = keys
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
@@ -78,21 +63,3 @@ class WanAdapter(PipelineAdapter):
             pictures = decoder(frame, feat_cache=cache, feat_idx=[0], **first)
             patch = self.vae.config.patch_size  # 2.2's VAE for small models makes 2x2 pixels a channel
             yield pictures if patch is None else unpatchify(pictures, patch)
-
-
-class WeightedWanProcessor(WanAttnProcessor):  # type: ignore[misc]  # diffusers has no types
-    """Cross-attention to text whose tokens count more or less: Wan itself passes no mask."""
-
-    added: Tensor | None = None
-
-    def __call__(
-        self,
-        attn: WanAttention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        rotary_emb: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Attend, video (B, N, D) to text (B, L, D)."""
-        output: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, self.added, rotary_emb)
-        return output

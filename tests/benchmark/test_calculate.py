@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 
 from storyreel.benchmark import run as bench
-from storyreel.benchmark.calculate import CALCULABLE, META, GpuAttention, calculate, memory_needed
+from storyreel.benchmark.calculate import (
+    CALCULABLE,
+    CARDS,
+    META,
+    TOKENS,
+    GpuAttention,
+    calculate,
+    evaluation,
+    memory_needed,
+    stock_evaluation,
+)
 from storyreel.benchmark.meter import Meter
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
@@ -26,17 +37,27 @@ one_family = pytest.mark.parametrize("spec_name", ["mochi"], indirect=True)
 def work(name: str, variants: list[str], patch: pytest.MonkeyPatch) -> dict[str, float]:
     """Return the calculated work of variants, which must be what a film of real tensors takes.
 
-    Of the same prompts, each of which has 16 tokens to the calculation; so here too.
+    Of prompts that have as many tokens as in the calculation.
     """
     spec = MODELS[name]
-    # In bytes: up to 16 and 32. At one place, and of two characters, so that nobody has to be found.
+    # At one place, and of two characters, so that nobody has to be found.
     scenes = (("a fox in a park", "it runs home"), ("a dog in a park", "he walks by"))
     patch.setattr(bench, "SCENES", scenes)
     overrides = Overrides(name, steps=4)
     report = calculate(spec, overrides, variants)
     adapter = bench.load(spec, CPU, True)
+    tokens = adapter._tokens
+
+    def as_many(index: int, prompt: str) -> Any:
+        found = tokens(index, prompt)
+        found.attention_mask[:] = 0
+        found.attention_mask[:, : 2 * TOKENS if prompt in joined else TOKENS] = 1
+        return found
+
+    patch.setattr(adapter, "_tokens", as_many)
     for row in report["variants"]:
         plan = bench.planned(spec, overrides, row["variant"])
+        joined = {segment.prompt for segment in plan.segments}
         assert row["forwards"] == plan.forwards / 2
         assert row["latents"] == plan.latents / 2
         operations, _ = bench.counted_work(adapter, plan)
@@ -73,6 +94,36 @@ def test_a_gpu_never_holds_all_pairs() -> None:
         assert meter.operations == 2 * 2 * (2 * 5000 * 5000 * 8)
 
 
+def test_stock_is_counted_by_its_own_attention(spec_name: str) -> None:
+    """Its texts are padded, and masked or cut, as in its pipeline: the work is plain's, and a little more."""
+    report = calculate(MODELS[spec_name], Overrides(spec_name, steps=2), ["stock", "plain"])
+    stock, plain = report["variants"]
+    assert stock["forwards"] == plain["forwards"]
+    assert stock["latents"] == plain["latents"]
+    assert 0.2 < plain["pflop"] / stock["pflop"] <= 1 + 1e-9
+    assert 0.2 < plain["terabytes"] / stock["terabytes"] <= 1.05
+    for row in report["variants"]:
+        slow, fast = row["bound_s"]["RTX 4090"], row["bound_s"]["H100 SXM"]
+        arithmetic = 1e15 * row["pflop"] / CARDS["H100 SXM"].operations
+        memory = 1e12 * row["terabytes"] / CARDS["H100 SXM"].traffic
+        assert slow > fast >= max(arithmetic, memory) * 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_attention_moves_no_more_than_stock(name: str) -> None:
+    """At the default size and length; without weighting, as every large model is by default, and with it."""
+    spec = find_model(name)
+    adapter = adapter_class(spec).random(spec, META)
+    plan = bench.planned(spec, Overrides(name), "plain")
+    latents = plan.segments[0].latents
+    stock = stock_evaluation(adapter, plan, latents, 2)
+    for weighting in ("none", "words"):
+        ours = evaluation(adapter, plan, latents, 2, weighting)
+        assert ours.traffic / stock.traffic <= 1.05
+        assert ours.operations / stock.operations <= 1.001
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_the_table_holds_what_is_calculated(name: str) -> None:
@@ -84,8 +135,8 @@ def test_the_table_holds_what_is_calculated(name: str) -> None:
 
 def test_what_cannot_be_calculated_is_refused() -> None:
     spec = find_model("ltx-2b")
-    with pytest.raises(UsageError, match="stock"):
-        calculate(spec, Overrides(spec.name), ["stock"])
+    with pytest.raises(UsageError, match="without-sar"):
+        calculate(spec, Overrides(spec.name), ["without-sar"])
     with pytest.raises(UsageError, match="it is here"):
         calculate(MODELS["mini"], Overrides("mini"), CALCULABLE)
 
@@ -101,4 +152,5 @@ def test_the_command_prints_it(
     assert run(command) == 0
     out = capsys.readouterr().out
     assert "PFLOP" in out
+    assert "s, H100 SXM" in out
     assert f"high {report['memory_gb']['high']:.1f}" in out

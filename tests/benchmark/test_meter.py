@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -29,6 +31,39 @@ def test_the_peak_is_what_is_alive_at_once() -> None:
         last = torch.zeros(3 * KILO)  # 3 kB alone
         last.view(3, -1).add_(known[0])  # in place, and a view: nothing new
     assert meter.peak == 4000
+
+
+def test_traffic_is_what_operations_read_and_write() -> None:
+    x, picked = torch.zeros(4 * KILO), torch.tensor([3, 5])  # 4 kB, 16 bytes
+
+    def moved(compute: Callable[[], object]) -> int:
+        meter = Meter()
+        with meter:
+            compute()
+        return meter.traffic
+
+    assert moved(lambda: x + 1) == 8000
+    assert moved(lambda: x * x) == 8000  # read once
+    assert moved(lambda: x.mul_(2)) == 8000
+    assert moved(lambda: x.copy_(x[:1].expand(4 * KILO))) == 4004  # one number, and what it is copied to
+    assert moved(lambda: x.view(2, -1).transpose(0, 1)[1:].expand(-1, 2)) == 0  # views
+    assert moved(lambda: torch.empty(100)) == 0
+    assert moved(lambda: torch.cat([x, x[:KILO]])) == 10000
+    assert moved(lambda: x[picked]) == 16 + 8 + 8  # what is picked, and where: not all of x
+    query = torch.zeros(1, 2, 50, 8)
+    pair = query[:, :, :5], query[:, :, 5:10]
+    attended = moved(lambda: nn.functional.scaled_dot_product_attention(query, *pair))
+    assert attended == 4 * (2 * 800 + 2 * 80 + 2 * 50)  # queries and output, keys and values, sums: no logits
+
+
+def test_the_time_is_bound_by_arithmetic_or_memory_operation_by_operation() -> None:
+    side = 1000
+    x = torch.empty(side, side, device="meta")
+    with Meter() as meter:
+        x @ x  # 2e9 operations, 12 MB
+        x + x  # none, 8 MB
+    assert meter.seconds(1e9, 1e9) == pytest.approx(2 + 0.008)
+    assert meter.seconds(1e15, 1e9) == pytest.approx(0.008 + 0.008)  # x is read once
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

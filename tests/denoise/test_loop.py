@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ from storyreel.denoise.loop import (
 from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.denoise.state import Stored
 from storyreel.errors import NumericsError
-from storyreel.models.base import Adapter, Request
+from storyreel.models.attention import Keys
+from storyreel.models.base import Adapter, Request, stacked
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS
 from storyreel.story.plan import Plan, Segment
@@ -128,6 +130,15 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+class StockProcessor(MochiAttnProcessor2_0):  # type: ignore[misc]
+    """diffusers' own, told which tokens are there by a mask."""
+
+    def __call__(
+        self, attn: Any, video: Tensor, encoder_hidden_states: Tensor, attention_mask: Keys, **angles: Any
+    ) -> Any:
+        return super().__call__(attn, video, encoder_hidden_states, attention_mask.weights > 0, **angles)
+
+
 @pytest.mark.parametrize("guidance", [1.0, 4.5])
 def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance: float) -> None:
     """Latents of `MochiPipeline` and ours agree to 1e-6, with guidance and without."""
@@ -140,7 +151,7 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
     text, negative = adapter.encode(segment.prompt), adapter.encode("")
     ours = film(adapter, plan)[1]
     for block in adapter.experts[0].transformer_blocks:
-        block.attn1.processor = MochiAttnProcessor2_0()
+        block.attn1.processor = StockProcessor()
     with_stock_attention = film(adapter, plan)[1]
 
     pipeline = MochiPipeline(
@@ -151,11 +162,12 @@ def test_loop_equals_the_stock_pipeline(plan: Plan, tiny: MochiAdapter, guidance
         transformer=mochi_transformer(),
     )
     pipeline.set_progress_bar_config(disable=True)
+    states, weights = stacked([negative, text])
     theirs = pipeline(
-        prompt_embeds=text.states[0],
-        prompt_attention_mask=text.weights.bool(),
-        negative_prompt_embeds=negative.states[0],
-        negative_prompt_attention_mask=negative.weights.bool(),
+        prompt_embeds=states[1:],
+        prompt_attention_mask=weights[1:].bool(),
+        negative_prompt_embeds=states[:1],
+        negative_prompt_attention_mask=weights[:1].bool(),
         latents=segment_noise(plan, segment),
         height=64,
         width=64,

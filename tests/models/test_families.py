@@ -13,6 +13,7 @@ import pytest
 import sentencepiece
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.transformers import transformer_ltx, transformer_wan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,8 +26,9 @@ from storyreel.denoise.loop import begin, denoise, sample, segment_noise
 from storyreel.denoise.prompts import PromptWriter, all_prompts
 from storyreel.errors import DamagedError, MissingError
 from storyreel.method.settings import Method
-from storyreel.models.attention import added_logits
-from storyreel.models.base import side_by_side
+from storyreel.models import attention
+from storyreel.models.base import Text, side_by_side
+from storyreel.models.kernels import check_backend
 from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.offload import mode_for
@@ -173,6 +175,88 @@ def test_a_prompt_of_weight_0_is_not_there(adapter: PipelineAdapter) -> None:
         assert difference(half[1], alone[1]) > 1e-4
         twice = velocities(adapter, x, sigma, [negative, side_by_side((scene, scene), (0.3, 0.7))])
         assert difference(twice[1], alone[1]) <= 3e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0, 1, 2, 3])
+def test_a_token_of_weight_2_is_two_tokens_and_of_0_none(adapter: PipelineAdapter, weight: int) -> None:
+    """Of a group of two tokens, beside a row without weights of another length."""
+    text, negative, x = adapter.encode("a fox in the park"), adapter.encode(""), latents(adapter)
+    count, moved = text.states[0].shape[1], [1, 2]
+    of = torch.zeros(count, dtype=torch.long)
+    of[moved] = 1
+    grouped, _ = text.grouped(of)
+    assert grouped.groups == ((2,),)
+    grouped.weights[:, -2:] = weight
+    places = [place for place in range(count) for _ in range(weight if place in moved else 1)]
+    written_out = Text((text.states[0][:, places],), torch.ones(1, len(places)))
+    found = velocities(adapter, x, 0.5, [negative, grouped])
+    expected = velocities(adapter, x, 0.5, [negative, written_out])
+    assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= 3e-6
+    if weight != 1:
+        assert difference(found[1], velocities(adapter, x, 0.5, [text])[0]) > 1e-4
+
+
+@torch.no_grad()
+def test_without_weights_nothing_is_masked(adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the lengths of the texts are; Mochi pools a text by one query, where a mask costs nothing."""
+    x, texts = latents(adapter), [adapter.encode(prompt) for prompt in ("", "a fox in the park")]
+    masks: list[object] = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def seen(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        masks.extend([attn_mask] if query.shape[2] > 1 else [])
+        return attend(query, key, value, attn_mask=attn_mask, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    velocities(adapter, x, 0.5, texts)
+    assert masks
+    assert set(masks) == {None}
+
+
+CPU_BACKENDS = ("native", "_native_flash", "_native_math")  # that a CPU can compute in fp32
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_every_backend_computes_the_same(adapter: PipelineAdapter, backend: str) -> None:
+    x, texts = latents(adapter), [adapter.encode(""), adapter.encode("a fox in the park")]
+    mixed = side_by_side(texts, (0.5, 2.0))
+    expected = velocities(adapter, x, 0.5, [*texts, mixed])
+    check_backend(backend, CPU, torch.float32)
+    try:
+        adapter.attend_by(backend)
+        found = velocities(adapter, x, 0.5, [*texts, mixed])
+    finally:
+        for expert in adapter.experts:
+            expert.reset_attention_backend()
+    assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= 3e-6
+
+
+@torch.no_grad()
+def test_a_chosen_backend_reaches_every_call(
+    adapter: PipelineAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also Mochi's, whose own attention in diffusers knows of no backends."""
+    chosen: list[object] = []
+
+    def seen(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        chosen.append(options["backend"])
+        return query
+
+    where = {"attention": attention, "wan": transformer_wan, "ltx": transformer_ltx}
+    for module in where.values():
+        monkeypatch.setattr(module, "dispatch_attention_fn", seen)
+    try:
+        adapter.attend_by("_native_math")
+        velocities(adapter, latents(adapter), 0.5, [adapter.encode("a fox")])
+    finally:
+        for expert in adapter.experts:
+            expert.reset_attention_backend()
+    blocks, layers = len(adapter.blocks(adapter.experts[0])), 1 if isinstance(adapter, MochiAdapter) else 2
+    assert chosen == ["_native_math"] * blocks * layers
 
 
 @torch.no_grad()
@@ -370,21 +454,21 @@ def test_an_empty_prompt_is_no_text_where_the_pipeline_says_so() -> None:
     assert mochi.encode("").weights.any()
     options = {"force_zeros_for_empty_prompt": True}
     mochi = MochiAdapter(mochi.spec, CPU, replace(mochi.parts, options=options))
-    assert not mochi.encode("").weights.any()
+    assert mochi.encode("").states[0].shape[1] == 0
     assert mochi.encode("a fox").weights.any()
     x = latents(mochi)
     text = side_by_side((mochi.encode("a fox"), mochi.encode("a dog")), (0.4, 0.6))
     assert all(v.isfinite().all() for v in velocities(mochi, x, 0.5, [mochi.encode(""), text]))
 
 
-def test_the_zeros_behind_a_text_count_as_all_of_them_in_half_precision() -> None:
-    """Wan attends to its padding: two zeros stand for hundreds, and bfloat16 must not blur that."""
+def test_the_zeros_behind_a_text_are_there_and_no_part_of_its_meaning() -> None:
+    """Wan attends to its padding, as its pipeline does; what is compared of two texts are their words."""
     model = FAMILIES["wan"]()
-    model.spec = replace(model.spec, text_length=512)
-    weights = model.encode("a fox").weights
-    assert float(weights.sum()) == pytest.approx(512)
-    rounded = added_logits(weights, 0, torch.bfloat16).float().exp()
-    assert float(rounded.sum()) == pytest.approx(512, rel=2e-3)
+    text = model.encode("a fox")
+    assert text.states[0].shape[1] == model.spec.text_length == int(text.weights.sum())
+    words = text.states[0][0][: int((text.states[0] != 0).any(2).sum())]
+    assert 0 < len(words) < model.spec.text_length
+    assert torch.equal(text.mean(), words.mean(0))
 
 
 def test_a_tokenizer_of_pieces_loads(tmp_path: Path) -> None:

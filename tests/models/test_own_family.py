@@ -25,7 +25,7 @@ from storyreel.benchmark.stock import stock_of
 from storyreel.denoise.loop import sample, segment_noise
 from storyreel.errors import MissingError, UsageError
 from storyreel.mini.nets import build_tokenizer
-from storyreel.models.attention import added_logits, attend
+from storyreel.models.attention import masked
 from storyreel.models.base import Text, side_by_side, stacked
 from storyreel.models.hub import needed
 from storyreel.models.inventory import check_inventory
@@ -51,7 +51,7 @@ class OwnProcessor:
         others = (x.unflatten(2, (2, -1)) for x in attn.to_kv(text).chunk(2, 2))
         key, value = (torch.cat(x, 1) for x in zip(pair, others, strict=True))
         count = video.shape[1]
-        return attend(query, key, value, added_logits(weights, count, key.dtype), count).flatten(2)
+        return masked(query, key, value, weights, count).flatten(2)
 
 
 class OwnAttention(nn.Module):
