@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
@@ -40,8 +41,9 @@ class Stock:
     def latents(self, prompt: str, noise: Tensor, steps: int, guidance: Sequence[float]) -> Tensor:
         """Return the latents that noise (1, C, F, H, W) becomes; ``guidance`` is that of each expert."""
         spec, parts = self._adapter.spec, self._adapter.parts
+        there = replace(parts, experts=self._adapter.experts, text_encoders=self._adapter.text_encoders)
         components = {
-            **parts.by_name(),
+            **there.by_name(),
             "scheduler": type(parts.scheduler).from_config(parts.scheduler.config),
         }
         chosen = {name: value for name, value in parts.options.items() if name in self.options}

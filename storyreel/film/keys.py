@@ -37,7 +37,7 @@ NO_FACTS = {
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
-    *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
+    *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
 }
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
