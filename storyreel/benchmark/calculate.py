@@ -157,7 +157,7 @@ def _line(features: Sequence[Sequence[float]], sizes: Sequence[float]) -> list[f
     wanted = torch.tensor(sizes, dtype=torch.float64) / GB
     rows = torch.tensor(features, dtype=torch.float64).T / wanted[:, None]
     solution = torch.linalg.lstsq(rows, torch.ones_like(wanted)[:, None]).solution
-    return [round(value, 4) for value in solution[:, 0].tolist()]
+    return [round(value, 4) + 0.0 for value in solution[:, 0].tolist()]  # which leaves no -0.0
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from storyreel.models.host import available_memory
 from storyreel.models.memory import MODES, USUAL, MemoryMode, Weights, Working, highest_mode
 
 SPARE = 1_000_000_000  # bytes of a device that encoding a prompt may take
+SCRATCH = 500_000_000  # bytes of a device for kernels and gaps, which no calculation sees: a guess
 KEPT_FREE = 4_000_000_000  # bytes of the machine's memory that are never pinned
 CHUNK = 1 << 30  # bytes that are pinned at a time, at most
 ALIGNED = 256
@@ -158,7 +159,8 @@ class Offload:
     def _fitting(self, working: Working | None) -> MemoryMode:
         """Return the highest mode that fits into the device's memory."""
         if self._device.type == "cuda":
-            return highest_mode(self.weights().on_device(working or USUAL), self._free_with_ours())
+            free = self._free_with_ours() - SCRATCH
+            return highest_mode(self.weights().on_device(working or USUAL), free)
         if self._device.type != "cpu" or working is None:
             return "high"
         needed, ours = self.weights().on_device(working), self._ours()

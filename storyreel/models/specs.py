@@ -242,7 +242,7 @@ MODELS: dict[str, ModelSpec] = {
                 matrix=0.263,
                 by_storage={"none": (20.055, 1.028), "fp8": (10.134, 0.613)},
                 denoising=(0.0027, 0.8004),
-                decoding=(0.0016, 16.7805, 0.0004),
+                decoding=(0.0016, 16.7794, 0.0005),
             ),
             licence="Apache-2.0",
             fps=30,
