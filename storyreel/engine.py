@@ -17,9 +17,11 @@ from storyreel.errors import MissingError, UsageError
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.keys import ingredients
 from storyreel.models.device_errors import check_device, device_error, lacks_memory
+from storyreel.models.host import available_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
 from storyreel.stopping import Stop
+from storyreel.story.plan import Plan
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 ATTENTION_VARIABLE = "DIFFUSERS_ATTN_BACKEND"
 LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
+PROGRAM = 2e9  # bytes of the machine's memory for torch and the GPU's libraries: a guess, on the safe side
 
 
 @dataclass
@@ -93,9 +96,30 @@ class Engine:
 
             check_attention(self.attention, pick_device(self.device), spec)
 
+    def adapter_for(self, plan: Plan, said: Callable[[str], None]) -> Adapter:
+        """Return the loaded model for a film, in mode auto in the highest memory mode that fits the film.
+
+        Call ``said`` if this machine has less memory of its own than that wants. Raises as `adapter` does.
+        """
+        spec, settings = plan.spec, plan.settings
+        is_new = spec.label not in self._adapters
+        adapter = self.adapter(spec)
+        size = (settings.width, settings.height)
+        mode = adapter.choose_memory_mode(size, plan.longest)
+        if is_new and spec.needs is not None:
+            weights = spec.needs.weights(spec.quantize)
+            if adapter.device.type == "cuda":
+                wanted = weights.on_host()[mode]
+            else:
+                wanted = weights.on_device(spec.needs.working(size, plan.longest))[mode]
+            if (there := available_memory()) < wanted + PROGRAM:
+                said(_too_little(spec, mode, wanted, there))
+        return adapter
+
     def adapter(self, spec: ModelSpec) -> Adapter:
-        """Return the loaded model. Raises MissingError or DamagedError."""
+        """Return the loaded model, and free another. Raises MissingError or DamagedError."""
         if spec.label not in self._adapters:
+            self._free()
             adapter = self._load(spec)
             if self.compiled:
                 adapter.compile()
@@ -105,6 +129,18 @@ class Engine:
                 adapter = Workers(adapter)
             self._adapters[spec.label] = adapter
         return self._adapters[spec.label]
+
+    def _free(self) -> None:
+        """Let the model go that is there: two would not fit beside each other."""
+        if not self._adapters:
+            return
+        from storyreel.models.offload import give_back
+
+        devices = [adapter.device for adapter in self._adapters.values()]
+        self._adapters.clear()
+        self._scorers.clear()
+        for device in devices:
+            give_back(device)
 
     def _load(self, spec: ModelSpec) -> Adapter:
         """Load a model. Mode auto estimates what fits on a GPU; where that fails, lower modes are tried."""
@@ -159,11 +195,19 @@ def check_attention(name: str, device: torch.device, spec: ModelSpec) -> None:
     check_backend(name, device, getattr(torch, spec.dtype))
 
 
+def _too_little(spec: ModelSpec, mode: str, wanted: float, there: float) -> str:
+    return (
+        f"{spec.label} in mode {mode} wants {(wanted + PROGRAM) / 1e9:.0f} GB of the machine's own memory "
+        f"(calculated), and {there / 1e9:.0f} GB are free: weights may be read from disk again and again, or "
+        "the system may end this process; free some, or ask the batch system for more"
+    )
+
+
 def _too_large(spec: ModelSpec, mode: MemoryMode) -> MissingError:
     message = f"the device has too little memory for model {spec.label} in mode {mode}"
     lighter = "--quantize fp8, " if spec.quantize == "none" else ""
     lower = {"low": "", "balanced": "--memory low, "}.get(mode, "--memory balanced or low, ")
-    pinned = " (mode low also wants all weights in the machine's own memory)" if mode == "low" else ""
+    pinned = " (mode low also wants the weights in the machine's own memory)" if mode == "low" else ""
     return MissingError(message, f"Use {lower}{lighter}a smaller model or another --device{pinned}.")
 
 
@@ -197,10 +241,10 @@ def with_less_memory(adapter: Adapter, compute: Callable[[], None], on_mode: Cal
 
 @contextmanager
 def device_faults() -> Iterator[None]:
-    """Turn torch's errors about a GPU that no longer answers, or is full, into MissingError."""
+    """Turn errors about a GPU that no longer answers, or about memory that is full, into MissingError."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if (found := device_error(error)) is None:
             raise
         raise found from error

@@ -203,7 +203,7 @@ def _render_missing(
     from storyreel.denoise.prompts import all_prompts
 
     spec = inventory.plan.spec
-    adapter, scorer = engine.adapter(spec), engine.scorer(spec)
+    adapter, scorer = engine.adapter_for(inventory.plan, progress.said), engine.scorer(spec)
     if adapter.device.type == "cuda" and engine.memory == "auto":
         progress.said(f"memory mode: {memory_words(adapter.memory, spec)}")
     for message in device_messages(inventory, engine.device_words(adapter)):

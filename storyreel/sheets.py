@@ -132,7 +132,7 @@ def _pictures(
     scenes = len(wanted.draft.segments)
     forwards_to_come = len(missing) * wanted.draft.settings.steps
     progress.started(wanted.draft, scenes, scenes - len(set(missing)), forwards_to_come)
-    adapter, scorer = engine.adapter(spec), engine.scorer(spec)
+    adapter, scorer = engine.adapter_for(wanted.draft, progress.said), engine.scorer(spec)
     pictures: list[Image.Image] = []
     forwards = 0
 

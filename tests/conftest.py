@@ -174,6 +174,7 @@ class FakeAdapter:
         self.predicted: list[tuple[float, str]] = []
         self.on_predict: Callable[[int], None] = lambda count: None
         self.modes: list[MemoryMode] = ["balanced", "low"]
+        self.chosen_for: tuple[tuple[int, int], int] | None = None
 
     def compile(self) -> None:
         """Have nothing to compile."""
@@ -184,6 +185,10 @@ class FakeAdapter:
     def prepare(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
             self.encode(prompt)
+
+    def choose_memory_mode(self, size: tuple[int, int], latents: int) -> MemoryMode:
+        self.chosen_for = (size, latents)
+        return self.memory
 
     def lower_memory_mode(self) -> MemoryMode | None:
         if not self.modes:

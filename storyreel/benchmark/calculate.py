@@ -24,9 +24,9 @@ from storyreel.benchmark.stock import stock_of
 from storyreel.errors import UsageError
 from storyreel.models.base import Request, Text, side_by_side
 from storyreel.models.loading import adapter_class
-from storyreel.models.offload import MODES
+from storyreel.models.memory import GB, Needs, Working
 from storyreel.models.pipeline import PipelineAdapter
-from storyreel.models.specs import ModelSpec
+from storyreel.models.specs import QUANTIZATIONS, ModelSpec
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 
@@ -94,10 +94,14 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
     }
 
 
+def weighting_of(plan: Plan) -> str:
+    """Return how a film's texts are weighted: none, words or texts."""
+    return {"texts": "texts", True: "words"}.get(plan.settings.method.weighting, "none")  # type: ignore[arg-type]
+
+
 def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int, str]]:
     """Return a film's model evaluations: of each its latent frames, its texts and how these are weighted."""
-    pace, method = plan.pace, plan.settings.method
-    how = weighting or {"texts": "texts", True: "words"}.get(method.weighting, "none")
+    pace, how = plan.pace, weighting or weighting_of(plan)
     return [
         (segment.lead + segment.latents, 2 if guided else 1, how)
         for segment in plan.segments
@@ -108,23 +112,76 @@ def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int
 
 def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
     """Return the bytes that a device must have free for a film in each memory mode."""
-    longest = max(segment.lead + segment.latents for segment in plan.segments)
-    experts, encoders, vae = adapter.offload.sizes()
-    denoising = evaluation(adapter, plan, longest, 2, "texts")
+    needed = adapter.offload.weights().on_device(working(adapter, plan, plan.longest))
+    return {mode: int(size) for mode, size in needed.items()}
+
+
+def working(adapter: PipelineAdapter, plan: Plan, latents: int) -> Working:
+    """Return the bytes that a film's size wants beside the weights, for segments of so many latent frames."""
+    denoising = evaluation(adapter, plan, latents, 2, weighting_of(plan))
     with Meter(_weights(adapter)) as decoding, torch.inference_mode():
-        for _ in adapter._decoded(adapter.raw(_noise(plan, longest))):
+        for _ in adapter._decoded(adapter.raw(_noise(plan, latents))):
             pass
-    transformer = adapter.experts[0]
-    blocks = adapter.blocks(transformer)
-    # Two blocks at a time, the second on its way, and whatever is no block; one matrix of an encoder.
-    parts = _bytes(transformer) - sum(map(_bytes, blocks)) + 2 * max(map(_bytes, blocks))
-    largest = max(p.numel() * p.element_size() for e in adapter.text_encoders for p in e.parameters())
-    by_mode = (
-        experts + encoders + vae + max(denoising.peak, decoding.peak),
-        experts + max(encoders, denoising.peak, vae + decoding.peak),
-        max(parts + denoising.peak, vae + decoding.peak, largest),
+    return Working(denoising.peak, decoding.peak)
+
+
+def entry(spec: ModelSpec) -> dict[str, Any]:
+    """Return what a model's entry in the table says of its memory, by name."""
+    adapter = adapter_class(spec).random(spec, META)
+    needed = memory_needed(adapter, planned(spec, Overrides(spec.name), "full"))
+    sizes = {mode: round(size / GB, 1) for mode, size in needed.items()}
+    return {"memory_gb": sizes, "needs": fitted(spec)}
+
+
+def fitted(spec: ModelSpec) -> Needs:
+    """Return a model's needs of memory, as its entry in the table has them: straight lines, by least squares.
+
+    They are drawn through the smallest, the default and the largest size at the default length, and through
+    the default size at twice that. Denoising keeps what all tokens take; decoding what a picture takes,
+    and of a VAE that does not go through a clip in pieces, what its latent frames take too.
+    """
+    by_storage, adapter = {}, None
+    for how in QUANTIZATIONS:
+        stored = spec.quantized(how)
+        made = adapter_class(stored).random(stored, META)
+        weights = made.offload.weights()
+        by_storage[how] = (_gb(weights.experts[0]), _gb(weights.parts))
+        adapter = adapter or (made, weights)
+    assert adapter is not None
+    model, weights = adapter
+    usual = spec.usual_latents
+    lengths = {(spec.min_size, usual), (spec.size, usual), (spec.max_size, usual)}
+    lengths |= {(spec.size, min(spec.max_latents, 2 * usual))}
+    areas, cells, found = [], [], []
+    for (width, height), latents in sorted(lengths):
+        plan = planned(spec, Overrides(spec.name, size=f"{width}x{height}"), "full")
+        areas.append(width * height / 1e6)
+        cells.append(areas[-1] * latents)
+        found.append(working(model, plan, latents))
+    ones = [1.0] * len(found)
+    denoising = _line([ones, cells], [one.denoising for one in found])
+    decoding = _line([ones, areas, cells], [one.decoding for one in found])
+    return Needs(
+        len(weights.experts),
+        _gb(weights.encoders),
+        _gb(weights.vae),
+        _gb(weights.matrix),
+        by_storage,
+        (denoising[0], denoising[1]),
+        (decoding[0], decoding[1], decoding[2]),
     )
-    return dict(zip(MODES, by_mode, strict=True))
+
+
+def _gb(size: float) -> float:
+    return round(size / GB, 3)
+
+
+def _line(features: Sequence[Sequence[float]], sizes: Sequence[float]) -> list[float]:
+    """Return the coefficients, in GB, of a linear form of features; relative errors count."""
+    wanted = torch.tensor(sizes, dtype=torch.float64) / GB
+    rows = torch.tensor(features, dtype=torch.float64).T / wanted[:, None]
+    solution = torch.linalg.lstsq(rows, torch.ones_like(wanted)[:, None]).solution
+    return [round(value, 4) + 0.0 for value in solution[:, 0].tolist()]  # which leaves no -0.0
 
 
 @torch.inference_mode()
@@ -180,10 +237,6 @@ def _noise(plan: Plan, latents: int) -> Tensor:
     spec, settings = plan.spec, plan.settings
     rows, columns = (side // spec.pixels_per_latent for side in (settings.height, settings.width))
     return torch.empty(1, spec.latent_channels, latents, rows, columns, device=META)
-
-
-def _bytes(module: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
 class GpuAttention(TorchFunctionMode):

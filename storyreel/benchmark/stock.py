@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -42,10 +43,11 @@ class Stock:
     def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
         """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
         spec, parts = self._adapter.spec, self._adapter.parts
+        there = replace(parts, experts=self._adapter.experts, text_encoders=self._adapter.text_encoders)
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
         if settings.shift is not None:
             scheduler = with_shift(scheduler, settings.shift)
-        components = {**parts.by_name(), "scheduler": scheduler}
+        components = {**there.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
         pipeline = self.pipeline_class(**components, **chosen)
         pipeline.set_progress_bar_config(disable=True)

@@ -25,7 +25,7 @@ from storyreel.cli import (
 )
 from storyreel.cli.help import Command, Group
 from storyreel.cli.options import as_command
-from storyreel.cli.process import give_large_blocks_back, rank
+from storyreel.cli.process import give_large_blocks_back, let_segments_grow, rank
 from storyreel.cli.telling import complain
 from storyreel.errors import InterruptError, OutputError, StoryreelError, UsageError
 from storyreel.models.device_errors import device_error
@@ -91,6 +91,7 @@ def _options(
 def main() -> int:
     """Run the command line and return its exit code; the one place where errors become exit codes."""
     give_large_blocks_back()
+    let_segments_grow()
     if rank():  # the first process speaks for all
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # for the rest of its life
     code = run(sys.argv[1:])

@@ -26,6 +26,7 @@ from storyreel.cli.help import Command
 from storyreel.cli.options import USUAL_OUT, Json, RenderOptions, as_command, check_weights
 from storyreel.cli.results import Checked, print_json
 from storyreel.errors import StoryreelError, UsageError, counted, printable
+from storyreel.models.host import available_memory, total_memory
 from storyreel.models.specs import MODELS, find_model, hub_cache
 from storyreel.story.schema import parse_story
 
@@ -131,6 +132,14 @@ def _usual_place() -> Path:
     return Path(os.environ.get(f"{PREFIX}OUT") or said.get("out") or USUAL_OUT)
 
 
+def gpus_in_words() -> str:
+    """Return the GPUs of this machine and their memory."""
+    try:
+        return "; ".join(f"{name}, {memory}" for name, memory, _ in _gpus()) or "no NVIDIA GPU"
+    except ValueError:  # the driver says something else
+        return "a GPU that the driver does not describe"
+
+
 def _gpus() -> list[Gpu]:
     """Return the GPUs that the driver knows."""
     try:
@@ -183,10 +192,8 @@ def _attention(gpus: list[Gpu]) -> Checked:
 
 
 def _memory() -> Checked:
-    if not Path("/proc/meminfo").exists():
-        return _good(f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB")
-    sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
-    total, free = (int(sizes[name]) / 1e6 for name in ("MemTotal", "MemAvailable"))
+    """Say what this process can have: a batch system may give a job less than the machine has."""
+    total, free = total_memory() / 1e9, available_memory() / 1e9
     words = f"{total:.1f} GB, {free:.1f} GB of it free"
     return _good(words) if free > 1 else _fault(words, "mini needs about 1 GB: end something else first.")
 

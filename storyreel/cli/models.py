@@ -23,7 +23,7 @@ from storyreel.cli.options import (
     flag,
     option,
 )
-from storyreel.cli.rendering import gpu_memory
+from storyreel.cli.rendering import gpu_memory, machine_memory
 from storyreel.cli.results import print_json
 from storyreel.engine import Engine
 from storyreel.errors import UsageError
@@ -72,7 +72,9 @@ def models(
             f"{spec.steps} steps" + (f", {spec.memory_mb} MB" if spec.memory_mb else "")
         )
         if spec.memory_gb:
-            print(f"  GPU memory {gpu_memory(spec)}")
+            print(f"  GPU memory {gpu_memory(spec.memory_gb)}")
+        if own := machine_memory(spec):
+            print(f"  the machine's own: {', '.join(f'{mode} {size:g} GB' for mode, size in own.items())}")
     for kind, entries in (listing(vocabulary) if vocabulary else {}).items():
         print(f"  {kind}:")
         for entry in entries:
@@ -152,6 +154,9 @@ def bench(
     calculated: Annotated[
         bool, flag("--calculate", "Calculate work and memory: needs neither weights nor a GPU.")
     ] = False,
+    fit: Annotated[
+        bool, flag("--fit", "With --calculate: print the model's memory as its table entry has it.")
+    ] = False,
     frames: Annotated[int | None, option("N", "Of a segment. Default: the model's.", min=2)] = None,
     size: Size = None,
     steps: Steps = None,
@@ -168,6 +173,7 @@ def bench(
     With --calculate, what they would take: without weights, without a GPU.
     """
     check_device(device)
+    exclude("--fit", fit, {"--json": as_json, "--quantize": quantize is not None, "--size": size is not None})
     exclude("--random-weights", random_weights, {"--weights": weights is not None, "--calculate": calculated})
     spec = find_model(model or DEFAULT_MODEL)
     if quantize is not None:
@@ -179,7 +185,7 @@ def bench(
     if not calculated:
         engine.check_attention(spec)
     from storyreel.benchmark import run as benches
-    from storyreel.benchmark.calculate import CALCULABLE, calculate
+    from storyreel.benchmark.calculate import CALCULABLE, calculate, entry
     from storyreel.cli.display import print_bench, print_calculation, say
     from storyreel.models.devices import pick_device
 
@@ -188,6 +194,12 @@ def bench(
         spec.name, size=size, seconds=seconds, steps=steps, quantize=spec.quantize, weights=spec.weights
     )
     report: Any
+    if fit:
+        if not calculated:
+            raise UsageError("--fit prints what is calculated", "Add --calculate.")
+        for name, value in entry(spec).items():
+            print(f"{name}={value!r},")
+        return
     if calculated:
         report = calculate(spec, overrides, chosen or CALCULABLE)
         print_json(report) if as_json else print_calculation(report)

@@ -8,6 +8,9 @@ import sys
 
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's mallopt
 LARGE, SPARE = 8 << 20, 64 << 20  # bytes
+# Of torch's allocators; the first counts most, and is the only one that no version of torch calls deprecated.
+ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
 
 
 def give_large_blocks_back() -> None:
@@ -21,6 +24,16 @@ def give_large_blocks_back() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, LARGE)
         libc.mallopt(M_TRIM_THRESHOLD, SPARE)
+
+
+def let_segments_grow() -> None:
+    """Have torch, which is not imported yet, grow the blocks that it takes of a GPU's memory.
+
+    Scenes differ in length: tensors of many sizes would leave gaps between blocks of fixed ones. Whoever
+    says something of torch's allocator is left with it.
+    """
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in ALLOCATORS):
+        os.environ[ALLOCATORS[0]] = EXPANDABLE
 
 
 def rank() -> int | None:

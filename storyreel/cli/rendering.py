@@ -39,6 +39,8 @@ from storyreel.errors import (
     counted,
     printable,
 )
+from storyreel.models.host import available_memory, total_memory
+from storyreel.models.memory import GB
 from storyreel.stopping import KEPT, deferred, stopping
 from storyreel.story.plan import Card, Plan
 from storyreel.story.planning import uncounted_prompts
@@ -385,6 +387,8 @@ def print_plans(
             f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
             f"at most, {_estimate(plan)}"
         )
+        for words in _memory_words(plan):
+            print(f"  {words}")
         if there[name].exists and why is not None:
             count = counted(len(why), "scene")
             print(f"  {count} to render: {there[name].forwards} model evaluations")
@@ -444,16 +448,45 @@ def _print_cards(plan: Plan, cards: Sequence[Card]) -> None:
         print(printable(f"      card:   {' / '.join(filter(None, card.text.splitlines()))}"))
 
 
-def gpu_memory(spec: ModelSpec) -> str:
-    """Say what a model needs of a GPU's memory in each mode."""
-    needs = ", ".join(f"{mode} {size:g} GB" for mode, size in spec.memory_gb.items())
+def gpu_memory(sizes: Mapping[str, float]) -> str:
+    """Say what is needed of a GPU's memory in each mode, of ``sizes`` in GB."""
+    needs = ", ".join(f"{mode} {size:g} GB" for mode, size in sizes.items())
     return f"by --memory: {needs} (calculated; have some in reserve)"
 
 
 def _estimate(plan: Plan) -> str:
     if plan.estimated_seconds is None:
-        return f"time not measured yet; GPU memory {gpu_memory(plan.spec)}"
+        return "time not measured yet"
     return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+
+
+def _needed_memory(plan: Plan) -> dict[str, float]:
+    """Return the GB of a GPU's memory that a film needs in each memory mode; nothing if nobody knows."""
+    spec, settings = plan.spec, plan.settings
+    if spec.needs is None:
+        return dict(spec.memory_gb)
+    working = spec.needs.working((settings.width, settings.height), plan.longest)
+    needed = spec.needs.weights(spec.quantize).on_device(working)
+    return {mode: round(size / GB, 1) for mode, size in needed.items()}
+
+
+def machine_memory(spec: ModelSpec) -> dict[str, float]:
+    """Return the GB of the machine's own memory that a model needs beside a GPU, in each memory mode."""
+    if spec.needs is None:
+        return {}
+    return {mode: round(size / GB, 1) for mode, size in spec.needs.weights(spec.quantize).on_host().items()}
+
+
+def _memory_words(plan: Plan) -> Iterator[str]:
+    """Yield what a film needs of a GPU's memory and of the machine's, each with what is here."""
+    if needed := _needed_memory(plan):
+        from storyreel.cli.machine import gpus_in_words
+
+        yield f"GPU memory {gpu_memory(needed)}; here: {gpus_in_words()}"
+    if needed := machine_memory(plan.spec):
+        sizes = ", ".join(f"{mode} {size:g} GB" for mode, size in needed.items())
+        here = f"{available_memory() / GB:.1f} of {total_memory() / GB:.1f} GB are free"
+        yield f"the machine's own memory: {sizes}, and some 2 GB more; here {here}"
 
 
 def _sound_facts(sound: Sound) -> dict[str, Any]:
@@ -478,7 +511,9 @@ def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[s
         "estimated_seconds": plan.estimated_seconds and round(plan.estimated_seconds, 1),
         "estimated_memory_mb": plan.spec.memory_mb,
         "estimated_on": plan.spec.measured_on,
-        "gpu_memory_gb": plan.spec.memory_gb,
+        "gpu_memory_gb": _needed_memory(plan),
+        "machine_memory_gb": machine_memory(plan.spec),
+        "machine_memory_free_gb": round(available_memory() / GB, 1),
         "segments": [asdict(segment) for segment in plan.segments],
         "seams": [asdict(seam) for seam in plan.seams],
         "sounds": [_sound_facts(sound) for sound in plan.sound.sounds] if plan.sound else [],

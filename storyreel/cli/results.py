@@ -86,6 +86,8 @@ class Planned(TypedDict):
     estimated_memory_mb: int | None
     estimated_on: str | None
     gpu_memory_gb: dict[str, float]
+    machine_memory_gb: dict[str, float]
+    machine_memory_free_gb: float
     segments: list[Segment]
     seams: list[Seam]
     sounds: list[dict[str, Any]]

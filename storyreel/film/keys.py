@@ -38,7 +38,7 @@ NO_FACTS = {
     *("guidance_rescale", "negative", "shifts", "further"),
     *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
-    *("seconds_per_forward", "memory_mb", "memory_gb", "measured_on"),
+    *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
 }
 LATER = {"levels": "even"}  # facts that came later: films of models without them are what they were
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on

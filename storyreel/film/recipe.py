@@ -54,6 +54,8 @@ NO_PART: dict[str, str] = {
     "storyreel.film.reader": "reads films that are made",
     "storyreel.models.checksums": "whether a model's files are whole",
     "storyreel.models.devices": "which device computes; its kind is in the keys",
+    "storyreel.models.host": "how much memory the machine has",
+    "storyreel.models.memory": "how much a model needs; no memory mode changes a picture",
     "storyreel.models.workers": "which device answers; no arithmetic",
     "storyreel.film.messages": "words",
     "storyreel.film.reasons": "words",

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from storyreel.models.memory import MemoryMode as MemoryMode
 from storyreel.models.specs import ModelSpec
-
-# high: all on the device. balanced: text encoders and VAE only while they work. low: the transformer's
-# blocks too come and go. None changes a picture.
-MemoryMode = Literal["auto", "high", "balanced", "low"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +132,13 @@ class Adapter(Protocol):
 
     def prepare(self, prompts: Iterable[str]) -> None:
         """Encode a film's prompts in advance and forget those of others. Raises PromptError."""
+        ...
+
+    def choose_memory_mode(self, size: tuple[int, int], latents: int) -> MemoryMode:
+        """In mode auto, take the highest mode that fits a film; return the mode.
+
+        ``size`` is that of its pictures, ``latents`` the most latent frames of a segment.
+        """
         ...
 
     def lower_memory_mode(self) -> MemoryMode | None:

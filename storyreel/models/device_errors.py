@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import re
 
 from storyreel.errors import MissingError, UsageError
 
 # torch has a class of its own for its allocator alone: what CUDA, cuBLAS, cuDNN and the pinning of memory
-# lack is a plain RuntimeError or torch.AcceleratorError, known by its words. cuBLAS that finds no room for
-# its first handle says that it is not initialized.
+# lack is a plain RuntimeError or torch.AcceleratorError, known by its words. cuBLAS and cuDNN that find no
+# room for their first handle say that they are not initialized.
 _MEMORY = re.compile(
-    r"out of memory|ALLOC(ATION)?_FAILED|MemoryAllocation|can't allocate memory|not enough memory"
-    r"|_NOT_INITIALIZED when calling `?cublasCreate|\bpin memory",
+    r"out of memory|ALLOC(ATION)?_FAILED|MemoryAllocation|can('t|not) allocate memory|not enough memory"
+    r"|_NOT_INITIALIZED when calling `?cublasCreate|CUDNN_STATUS_NOT_INITIALIZED|\bpin memory",
     re.IGNORECASE,
+)
+_OF_MACHINE = re.compile(
+    r"DefaultCPUAllocator|can('t|not) allocate memory|HOST_ALLOCATION|\bpin memory", re.IGNORECASE
 )
 _DEVICE = re.compile(r"\b(CUDA|HIP|cuDNN|MIOpen)\w* (driver )?error", re.IGNORECASE)
 _OURS = re.compile("device-side assert|invalid argument|invalid configuration", re.IGNORECASE)  # bugs
@@ -28,7 +32,14 @@ def lacks_memory(error: BaseException) -> bool:
     """Tell whether an error says that a device, or this machine, has too little memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
+    if isinstance(error, OSError):  # as when a file is to be mapped
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
+
+
+def _machine_lacks(error: BaseException) -> bool:
+    """Tell whether what is lacking is the machine's own memory."""
+    return isinstance(error, MemoryError | OSError) or _OF_MACHINE.search(str(error)) is not None
 
 
 def device_error(error: BaseException) -> MissingError | None:
@@ -36,7 +47,11 @@ def device_error(error: BaseException) -> MissingError | None:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     if lacks_memory(error):
         remedy = "Use a smaller --size, shorter scenes, or a device with more memory."
-        return MissingError(f"the device has too little memory ({reason}); what is finished is kept", remedy)
+        who = "the device"
+        if _machine_lacks(error):
+            who = "this machine"
+            remedy = "End something else, ask the batch system for more, or use a smaller model."
+        return MissingError(f"{who} has too little memory ({reason}); what is finished is kept", remedy)
     if not isinstance(error, RuntimeError) or not _DEVICE.search(reason) or _OURS.search(reason):
         return None
     if "no kernel image" in reason:

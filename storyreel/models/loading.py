@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from storyreel.errors import DamagedError, MissingError
 from storyreel.files import read_json
-from storyreel.models.base import Adapter, MemoryMode
+from storyreel.models.base import Adapter
 from storyreel.models.checksums import check_checksums, how_to_restore
 from storyreel.models.device_errors import lacks_memory
+from storyreel.models.inventory import INDEX
+from storyreel.models.memory import MemoryMode
+from storyreel.models.offload import Component
 from storyreel.models.quantized import quantize
 from storyreel.models.specs import ModelSpec
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 PREVIEW = "preview.safetensors"  # beside the components, where a model has one
+NAMED = 3  # of what does not fit, so many are named
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,14 @@ class TextEncoder:
 class Parts:
     """The components of a model. ``experts`` are its transformers, that for most noise first.
 
-    A model of even noise levels needs no ``scheduler``. ``options`` are the pipeline's own settings,
-    ``preview`` is a linear map from latents to pictures.
+    They and the text encoders may be networks, or components that are read when they are used. A model of
+    even noise levels needs no ``scheduler``. ``options`` are the pipeline's own settings, ``preview`` is a
+    linear map from latents to pictures.
     """
 
-    experts: Sequence[nn.Module]
+    experts: Sequence[nn.Module | Component]
     vae: nn.Module
-    text_encoders: Sequence[nn.Module]
+    text_encoders: Sequence[nn.Module | Component]
     tokenizers: Sequence[PreTrainedTokenizerBase]
     scheduler: Any = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -99,13 +105,22 @@ def adapter_class(spec: ModelSpec) -> Any:
 
 
 def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
-    """Load the components that a family names. Raises MissingError or DamagedError."""
+    """Load the components that a family names. Raises MissingError or DamagedError.
+
+    Transformers and text encoders are only checked, and read when they are used.
+    """
     folder, dtype = spec.weights, getattr(torch, spec.dtype)
 
     def component(kind: type[Any], name: str, **options: Any) -> Any:
-        if spec.variant and any((folder / name).glob(f"*.{spec.variant}*.safetensors")):
-            options["variant"] = spec.variant
+        if variant := _variant(spec, folder / name):
+            options["variant"] = variant
         return load_component(partial(kind.from_pretrained, **options), folder / name, kind)
+
+    def later(kind: type[Any], name: str, **options: Any) -> Component:
+        skeleton = read_component(partial(_skeleton, kind, dtype), folder / name)
+        if not _fits(skeleton, folder / name, _variant(spec, folder / name)):
+            component(kind, name, **options)  # the library says what is wrong, or takes it all the same
+        return Component(partial(component, kind, name, **options), skeleton)
 
     options = read_component(_read_settings, folder / "model_index.json")
     experts = names("transformer", 1 if options.get("boundary_ratio") is None else 2)
@@ -113,10 +128,10 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
     tokenizer = partial(AutoTokenizer.from_pretrained, local_files_only=True)
     preview = read_component(load_file, folder / PREVIEW) if (folder / PREVIEW).exists() else {}
     return Parts(
-        experts=[component(family.transformer_class, name, torch_dtype=dtype) for name in experts],
+        experts=[later(family.transformer_class, name, torch_dtype=dtype) for name in experts],
         vae=component(family.vae_class, "vae", torch_dtype=getattr(torch, spec.vae_dtype)),
         text_encoders=[
-            component(encoder.kind, name, dtype=dtype)
+            later(encoder.kind, name, dtype=dtype)
             for encoder, name in zip(family.reads_with, encoders, strict=True)
         ],
         tokenizers=[read_component(tokenizer, folder / name) for name in names("tokenizer", len(encoders))],
@@ -124,6 +139,43 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
         options=options,
         preview={key: value.float() for key, value in preview.items()},
     )
+
+
+def _variant(spec: ModelSpec, folder: Path) -> str | None:
+    """Return the variant of a component's files that is read; None for the usual one."""
+    there = spec.variant and any(folder.glob(f"*.{spec.variant}*.safetensors"))
+    return spec.variant if there else None
+
+
+def _skeleton(kind: type[Any], dtype: torch.dtype, folder: Path) -> nn.Module:
+    """Return the network that a folder's configuration describes, without data."""
+    with torch.device("meta"), _default_dtype(dtype):
+        if hasattr(kind, "config_class"):  # transformers'
+            made: nn.Module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        else:
+            made = kind.from_config(kind.load_config(folder, local_files_only=True))
+    return made
+
+
+def _fits(skeleton: nn.Module, folder: Path, variant: str | None) -> bool:
+    """Tell whether the weights in a folder are those of a network, by the headers of its files alone."""
+    index = INDEX if variant is None else INDEX.replace(".json", f".{variant}.json")
+    files = sorted(folder.glob("*.safetensors" if variant is None else f"*.{variant}.safetensors"))
+    shapes: dict[str, list[int]] = {}
+    try:
+        for path in folder.glob(f"*{index}"):
+            files = sorted({folder / name for name in read_json(path)["weight_map"].values()})
+        for path in files:
+            with safe_open(path, "pt") as content:  # which refuses files that are cut short
+                shapes |= {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
+    except Exception:  # whatever it is: reading the component will tell
+        return False
+    tensors = skeleton.state_dict(keep_vars=True)
+    shared: dict[int, set[str]] = {}
+    for name, tensor in tensors.items():  # of tied weights, files have some or all
+        shared.setdefault(id(tensor), set()).add(name)
+    known = all(name in tensors and list(tensors[name].shape) == shape for name, shape in shapes.items())
+    return known and all(names & shapes.keys() for names in shared.values())
 
 
 def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.device) -> Parts:
@@ -202,12 +254,20 @@ def load_component(load: Callable[..., object], folder: Path, wanted: type[Loade
     remedy = how_to_restore(folder)
     safely = partial(load, use_safetensors=True, local_files_only=True, output_loading_info=True)
     model, info = cast("tuple[object, dict[str, object]]", read_component(safely, folder))
-    wrong = [key for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)]
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = [f"{kind} {_named(info[kind])}" for kind in kinds if info.get(kind)]
     if wrong:
-        raise DamagedError(f"the weights in {folder} do not fit: {', '.join(wrong)}", remedy)
+        raise DamagedError(f"the weights in {folder} do not fit: {'; '.join(wrong)}", remedy)
     if not isinstance(model, wanted):
         raise DamagedError(f"{folder} holds a {type(model).__name__}, not a {wanted.__name__}", remedy)
     return model
+
+
+def _named(keys: Any) -> str:
+    """Return the first of several keys, as a library reports them: names, or names with two shapes."""
+    names = sorted(str(key) if isinstance(key, str) else str(key[0]) for key in keys)
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def load_scheduler(kinds: Sequence[type[Any]], folder: Path) -> Any:

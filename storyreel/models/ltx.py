@@ -14,9 +14,10 @@ from transformers import T5EncoderModel
 
 from storyreel.errors import DamagedError
 from storyreel.models.attention import TextProcessor
-from storyreel.models.base import MemoryMode, Text
+from storyreel.models.base import Text
 from storyreel.models.loading import Parts, TextEncoder
 from storyreel.models.ltx_decoder import stream
+from storyreel.models.memory import MemoryMode
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
 from storyreel.models.specs import ModelSpec
 

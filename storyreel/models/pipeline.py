@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from storyreel.errors import PromptError
 from storyreel.models.attention import Keys, keys_of
-from storyreel.models.base import MemoryMode, Request, Text
+from storyreel.models.base import Request, Text
 from storyreel.models.kernels import lse_kernel
 from storyreel.models.loading import (
     Parts,
@@ -26,7 +25,8 @@ from storyreel.models.loading import (
     read_component,
     stored,
 )
-from storyreel.models.offload import Offload
+from storyreel.models.memory import MemoryMode, Working
+from storyreel.models.offload import Component, Offload
 from storyreel.models.specs import ModelSpec
 
 T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
@@ -43,6 +43,9 @@ T5_THIN: dict[str, Any] = {"d_ff": 64, "num_layers": 1, "num_heads": 1}
 
 class PipelineAdapter(ABC):
     """A model of a family: what its file says, on the components of its folder.
+
+    Transformers and text encoders are read when they are first used: `prepare` encodes a film's texts before
+    the transformers are there.
 
     A family names its classes and its layers, and says how its transformer is asked for a velocity and how
     its VAE decodes a clip in pieces. Everything else has a default, which a family may replace.
@@ -63,18 +66,16 @@ class PipelineAdapter(ABC):
         self.spec = spec
         self.device = device
         self.parts = parts
-        self.experts: list[Any] = [
-            stored(spec, self.blocks(expert), expert.eval()) for expert in parts.experts
-        ]
         self.vae: Any = parts.vae.eval()
-        self.text_encoders: list[Any] = [encoder.eval() for encoder in parts.text_encoders]
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
         self._attention: Any = None  # the backend that was chosen, if any
-        for expert in self.experts:
-            self._prepare(expert)
-        self.offload = Offload(device, self.experts, self.text_encoders, self.vae, memory)
+        self._compiled = False
+        experts = [Component.of(part).then(self._expert) for part in parts.experts]
+        encoders = [Component.of(part).then(nn.Module.eval) for part in parts.text_encoders]
+        usual = self._working(spec.size, spec.usual_latents)
+        self.offload = Offload(device, experts, encoders, self.vae, memory, usual)
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Self:
@@ -84,7 +85,7 @@ class PipelineAdapter(ABC):
         latents = torch.zeros(1, spec.latent_channels, 2, 2, 2, device=device)
         folder = spec.weights
         read_component(lambda _: _check_levels(adapter.sigmas(2, latents.shape)), folder / "scheduler")
-        for index, name in enumerate(names("tokenizer", len(adapter.text_encoders))):
+        for index, name in enumerate(names("tokenizer", len(adapter.parts.tokenizers))):
             read_component(lambda _, index=index: adapter._tokens(index, ""), folder / name)  # type: ignore[misc]
         read_component(lambda _: adapter._raw(latents), folder / "vae")
         return adapter
@@ -95,15 +96,25 @@ class PipelineAdapter(ABC):
         return cls(spec, device, random_parts(cls, spec, device), "high")  # all of it is there already
 
     def compile(self) -> None:
-        """Compile the transformers' blocks, which share their graphs."""
-        for expert in self.experts:
-            for block in self.blocks(expert):
-                block.compile()
+        """Compile the transformers' blocks, which share their graphs; those to be read, when they are."""
+        self._compiled = True
+        for expert in self.offload.loaded_experts:
+            self._compile(expert)
+
+    @property
+    def experts(self) -> list[Any]:
+        """The transformers, that for most noise first."""
+        return self.offload.experts
+
+    @property
+    def text_encoders(self) -> list[Any]:
+        """The text encoders."""
+        return self.offload.text_encoders
 
     def attend_by(self, backend: str) -> None:
         """Compute attention by one of diffusers' backends, which `kernels.check_backend` has tried."""
         self._attention = AttentionBackendName(backend)
-        for expert in self.experts:
+        for expert in self.offload.loaded_experts:
             expert.set_attention_backend(backend)
 
     @property
@@ -111,47 +122,79 @@ class PipelineAdapter(ABC):
         """The memory mode that it is in."""
         return self.offload.mode
 
+    def choose_memory_mode(self, size: tuple[int, int], latents: int) -> MemoryMode:
+        """In mode auto, take the highest mode that fits a film; return the mode.
+
+        ``size`` is that of its pictures, ``latents`` the most latent frames of a segment.
+        """
+        return self.offload.choose(self._working(size, latents))
+
     def lower_memory_mode(self) -> MemoryMode | None:
         """Go to the next lower memory mode and return it; None if there is none."""
         return self.offload.lower()
+
+    def _working(self, size: tuple[int, int], latents: int) -> Working | None:
+        """Return what is needed beside the weights; None where nobody has calculated it."""
+        return None if self.spec.needs is None else self.spec.needs.working(size, latents)
+
+    def _expert(self, transformer: nn.Module) -> nn.Module:
+        """Make a transformer, as it was read, one of ours."""
+        expert = stored(self.spec, self.blocks(transformer), transformer.eval())
+        self._prepare(expert)
+        if self._attention is not None:
+            expert.set_attention_backend(self._attention.value)
+        if self._compiled:
+            self._compile(expert)
+        return expert
+
+    def _compile(self, transformer: nn.Module) -> None:
+        for block in self.blocks(transformer):
+            block.compile()
 
     # Text
 
     def prepare(self, prompts: Iterable[str]) -> None:
         """Encode prompts in advance, so that the text encoders work once a film; forget all others.
 
-        Raises PromptError.
+        They are freed then, but in mode high, and read again if another film has other prompts. Raises
+        PromptError, before they are read.
         """
         wanted = dict.fromkeys(prompts)
         self._texts = {prompt: text for prompt, text in self._texts.items() if prompt in wanted}
-        with ExitStack() as stack:
-            for encoder in self.text_encoders:
-                stack.enter_context(self.offload.at_work(encoder))
-            for prompt in wanted:
-                self.encode(prompt)
+        missing = [prompt for prompt in wanted if prompt not in self._texts]
+        for prompt in missing:
+            for index in range(len(self.parts.tokenizers)):
+                self._checked_tokens(index, prompt)
+        if missing:
+            with self.offload.encoding():
+                for prompt in missing:
+                    self.encode(prompt)
 
     def encode(self, prompt: str) -> Text:
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         if prompt not in self._texts:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.offload.encoding():
                 self._texts[prompt] = self._encode(prompt).to("cpu")
         return self._texts[prompt].to(self.device, copy=True)
 
     def _encode(self, prompt: str) -> Text:
         """Read a prompt with every text encoder."""
-        read = [self._read(index, prompt) for index in range(len(self.text_encoders))]
+        read = [self._read(index, prompt) for index in range(len(self.parts.tokenizers))]
         states, weights = zip(*read, strict=True)
         return Text(states, torch.cat(weights, 1))
 
     def _read(self, index: int, prompt: str) -> tuple[Tensor, Tensor]:
         """Return the states (1, L, D) and weights (1, L) of a prompt by an encoder. Raises PromptError."""
+        tokens = self._checked_tokens(index, prompt)
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return self._encoded(self.text_encoders[index], ids, mask)
+
+    def _checked_tokens(self, index: int, prompt: str) -> Any:
+        """Return a prompt's tokens for an encoder. Raises PromptError if they are too many."""
         tokens, longest = self._tokens(index, prompt), self.spec.text_length
         if (count := int(tokens.attention_mask.sum())) > longest:
             raise PromptError(prompt, count, longest)
-        encoder = self.text_encoders[index]
-        with self.offload.at_work(encoder):
-            ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-            return self._encoded(encoder, ids, mask)
+        return tokens
 
     def _tokens(self, index: int, prompt: str) -> Any:
         """Return a prompt's tokens for an encoder, with ``input_ids`` and ``attention_mask`` (1, L)."""
@@ -238,7 +281,7 @@ class PipelineAdapter(ABC):
         They are decoded a few latent frames at a time, equal to all at once; the first latent frame
         is one picture, every other several.
         """
-        with self.offload.at_work(self.vae):
+        with self.offload.decoding():
             return torch.cat([_to_bytes(part) for part in self._decoded(self.raw(latents))])
 
     def raw(self, latents: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from storyreel import origin
 from storyreel.errors import UsageError
+from storyreel.models.memory import Needs
 
 Levels = Literal["even", "linear-quadratic", "shifted", "by tokens"]
 
@@ -57,6 +58,8 @@ class ModelSpec:
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
     where nobody has measured them yet. ``memory_gb`` is what a GPU must have free in each memory mode, at
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
+    ``needs`` are straight lines through the same at other sizes and lengths, and what the machine itself
+    must have (`storyreel bench --calculate --fit` prints them).
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says
@@ -110,11 +113,17 @@ class ModelSpec:
     seconds_per_forward: float | None = None
     memory_mb: int | None = None
     memory_gb: dict[str, float] = field(default_factory=dict)
+    needs: Needs | None = None
     measured_on: str | None = None
     judge: str | None = None
     strangeness: str | None = None
     vocabulary: Path | None = None
     gallery: str | None = None
+
+    @property
+    def usual_latents(self) -> int:
+        """The latent frames of a segment of the default length, with one of a lead."""
+        return min(self.max_latents, round(self.seconds * self.fps / self.frames_per_latent) + 2)
 
     @property
     def label(self) -> str:
@@ -268,7 +277,16 @@ MODELS: dict[str, ModelSpec] = {
             hub="genmo/mochi-1-preview",
             revision="14be5fcea23095ed330cb214647916a451e38b6e",
             variant="bf16",
-            memory_gb={"high": 37.3, "balanced": 29.6, "low": 7.8},
+            memory_gb={"high": 37.3, "balanced": 27.8, "low": 7.8},
+            needs=Needs(
+                experts=1,
+                encoders=9.525,
+                vae=0.919,
+                matrix=0.263,
+                by_storage={"none": (20.055, 1.028), "fp8": (10.134, 0.613)},
+                denoising=(0.0027, 0.8004),
+                decoding=(0.0016, 16.7794, 0.0005),
+            ),
             licence="Apache-2.0",
             fps=30,
             frames_per_latent=6,
@@ -294,7 +312,16 @@ MODELS: dict[str, ModelSpec] = {
             first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
             revision="0fad780a534b6463e45facd96134c9f345acfa5b",
-            memory_gb={"high": 22.5, "balanced": 14.2, "low": 8.3},
+            memory_gb={"high": 22.5, "balanced": 11.4, "low": 8.3},
+            needs=Needs(
+                experts=1,
+                encoders=11.362,
+                vae=0.508,
+                matrix=2.1,
+                by_storage={"none": (2.838, 0.237), "fp8": (1.447, 0.145)},
+                denoising=(0.0016, 0.3805),
+                decoding=(0.0017, 19.4765, 0.0032),
+            ),
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(832, 832),
@@ -308,7 +335,16 @@ MODELS: dict[str, ModelSpec] = {
             first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.1-T2V-14B-Diffusers",
             revision="38ec498cb3208fb688890f8cc7e94ede2cbd7f68",
-            memory_gb={"high": 48.3, "balanced": 40.0, "low": 8.6},
+            memory_gb={"high": 48.3, "balanced": 36.9, "low": 8.9},
+            needs=Needs(
+                experts=1,
+                encoders=11.362,
+                vae=0.508,
+                matrix=2.1,
+                by_storage={"none": (28.577, 1.871), "fp8": (14.531, 1.169)},
+                denoising=(0.0054, 0.8845),
+                decoding=(0.0019, 19.4506, 0.0044),
+            ),
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -321,7 +357,16 @@ MODELS: dict[str, ModelSpec] = {
             first_alike=False,  # of it, other layers make the code (0.6 to 0.95 apart on a still)
             hub="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
             revision="5be7df9619b54f4e2667b2755bc6a756675b5cd7",
-            memory_gb={"high": 76.9, "balanced": 68.6, "low": 8.6},
+            memory_gb={"high": 76.8, "balanced": 65.5, "low": 8.9},
+            needs=Needs(
+                experts=2,
+                encoders=11.362,
+                vae=0.508,
+                matrix=2.1,
+                by_storage={"none": (28.577, 1.871), "fp8": (14.531, 1.169)},
+                denoising=(0.0054, 0.8845),
+                decoding=(0.0019, 19.4506, 0.0044),
+            ),
             licence="Apache-2.0",
             size=(832, 480),
             max_size=(1280, 1280),
@@ -338,7 +383,16 @@ MODELS: dict[str, ModelSpec] = {
             adapter="storyreel.models.ltx:LTXAdapter",
             hub="Lightricks/LTX-Video",
             revision="8984fa25007f376c1a299016d0957a37a2f797bb",
-            memory_gb={"high": 20.1, "balanced": 13.4, "low": 6.8},
+            memory_gb={"high": 20.1, "balanced": 10.6, "low": 6.8},
+            needs=Needs(
+                experts=1,
+                encoders=9.525,
+                vae=0.838,
+                matrix=0.263,
+                by_storage={"none": (3.847, 0.355), "fp8": (1.969, 0.221)},
+                denoising=(0.0017, 0.1287),
+                decoding=(0.0, -0.2305, 1.2691),
+            ),
             licence="LTX-Video Open Weights License",
             steps=50,
             guidance=3.0,
@@ -354,6 +408,15 @@ MODELS: dict[str, ModelSpec] = {
             architecture={"attention_head_dim": 128, "num_layers": 48, "cross_attention_dim": 4096},
             vae_architecture=LATER_LTX_VAE,
             memory_gb={"high": 45.7, "balanced": 36.1, "low": 10.1},
+            needs=Needs(
+                experts=1,
+                encoders=9.525,
+                vae=2.494,
+                matrix=0.263,
+                by_storage={"none": (26.085, 1.38), "fp8": (13.205, 0.844)},
+                denoising=(0.0023, 0.2248),
+                decoding=(0.0, 3.1305, 1.3762),
+            ),
             licence="LTX-Video Open Weights License",
             steps=30,
             guidance=5.0,

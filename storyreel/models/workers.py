@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from storyreel.errors import MissingError
-from storyreel.models.base import Adapter, MemoryMode, Request
+from storyreel.models.base import Adapter, Request
 from storyreel.models.devices import pick_device
-from storyreel.models.offload import MODES
+from storyreel.models.memory import MODES, MemoryMode
 
 PATIENCE = timedelta(days=30)  # a process without a request waits as long as the film takes
 

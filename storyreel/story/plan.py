@@ -230,6 +230,11 @@ class Plan:
         return sum(segment.lead + segment.latents for segment in self.needed)
 
     @property
+    def longest(self) -> int:
+        """Latent frames of the longest segment, with its lead."""
+        return max(segment.lead + segment.latents for segment in self.takes)
+
+    @property
     def estimated_seconds(self) -> float | None:
         """Rendering time on the machine that ``spec.measured_on`` names; None if it was not measured."""
         spec, settings = self.spec, self.settings

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ from storyreel.benchmark.calculate import (
     GpuAttention,
     calculate,
     evaluation,
+    fitted,
     memory_needed,
     stock_evaluation,
+    working,
 )
 from storyreel.benchmark.meter import Meter
 from storyreel.cli.app import run
@@ -124,13 +128,37 @@ def test_attention_moves_no_more_than_stock(name: str) -> None:
         assert ours.operations / stock.operations <= 1.001
 
 
+@one_family
+def test_lines_go_through_what_is_calculated(spec_name: str) -> None:
+    """At sizes and lengths that they were not drawn through; a tiny model's are megabytes."""
+    spec = replace(MODELS[spec_name], min_size=(32, 32), size=(64, 64), max_size=(128, 128))
+    needs = fitted(spec)
+    adapter = adapter_class(spec).random(spec, META)
+    assert needs.experts == len(adapter.experts)
+    for size, latents in (((96, 96), spec.usual_latents), ((64, 64), spec.usual_latents + 2)):
+        overrides = Overrides(spec_name, size=f"{size[0]}x{size[1]}")
+        found = working(adapter, bench.planned(spec, overrides, "full"), latents)
+        line = needs.working(size, latents)
+        assert line.denoising == pytest.approx(found.denoising, rel=0.2, abs=1e6)
+        assert line.decoding == pytest.approx(found.decoding, rel=0.2, abs=1e6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_the_table_holds_what_is_calculated(name: str) -> None:
+    """Made anew by `storyreel bench --calculate --fit`."""
     spec = find_model(name)
+    assert spec.needs is not None
     adapter = adapter_class(spec).random(spec, META)
     found = memory_needed(adapter, bench.planned(spec, Overrides(name), "full"))
     assert spec.memory_gb == {mode: round(size / GB, 1) for mode, size in found.items()}
+    weights, sizes = spec.needs.weights("none"), adapter.offload.weights()
+    assert vars(weights) == pytest.approx(vars(sizes), rel=1e-3)
+    between = tuple((low + high) // 2 // 32 * 32 for low, high in zip(spec.size, spec.max_size, strict=True))
+    plan = bench.planned(spec, Overrides(name, size="{}x{}".format(*between)), "full")
+    there, line = working(adapter, plan, 8), spec.needs.working((between[0], between[1]), 8)
+    assert line.denoising == pytest.approx(there.denoising, rel=0.05)
+    assert line.decoding == pytest.approx(there.decoding, rel=0.1)
 
 
 def test_what_cannot_be_calculated_is_refused() -> None:
@@ -154,3 +182,14 @@ def test_the_command_prints_it(
     assert "PFLOP" in out
     assert "s, H100 SXM" in out
     assert f"high {report['memory_gb']['high']:.1f}" in out
+
+
+@one_family
+def test_the_command_prints_an_entry_of_the_table(spec_name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "--model", spec_name, "--calculate", "--fit"]
+    assert run(command) == 0
+    assert re.fullmatch(r"memory_gb=\{.+\},\nneeds=Needs\(experts=1, .+\),\n", capsys.readouterr().out)
+    assert run([*command, "--json"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+    assert run(["bench", "--model", spec_name, "--fit"]) == 2
+    assert "Add --calculate" in capsys.readouterr().err

@@ -30,8 +30,8 @@ from storyreel.models import attention
 from storyreel.models.base import Text, side_by_side
 from storyreel.models.kernels import check_backend
 from storyreel.models.loading import adapter_class, load_adapter
+from storyreel.models.memory import GB, Weights, Working, highest_mode
 from storyreel.models.mochi import MochiAdapter
-from storyreel.models.offload import mode_for
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.quantized import QuantizedLinear
 from storyreel.models.specs import MODELS, QUANTIZATIONS
@@ -615,14 +615,18 @@ def test_fp8_computes_in_half_precision_as_before(adapter: PipelineAdapter) -> N
 
 
 def test_the_highest_mode_that_fits_is_chosen() -> None:
-    gigabyte = 1_000_000_000
-    mochi = (20 * gigabyte, 10 * gigabyte, gigabyte)
-    assert mode_for(mochi, 80 * gigabyte) == "high"
-    assert mode_for(mochi, 30 * gigabyte) == "balanced"
-    assert mode_for(mochi, 16 * gigabyte) == "low"
-    small = (3 * gigabyte, 11 * gigabyte, gigabyte)  # Wan 1.3B: its text encoder is what is large
-    assert mode_for(small, 13 * gigabyte) == "low"
-    assert mode_for(small, 16 * gigabyte) == "balanced"
+    def chosen(expert: int, encoders: int, free: int) -> str:
+        weights = Weights((expert * GB,), expert * GB, encoders * GB, GB, GB, GB)
+        return highest_mode(weights.on_device(Working(6 * GB, 8 * GB)), free * GB)
+
+    assert chosen(20, 10, 40) == "high"
+    assert chosen(20, 10, 30) == "balanced"
+    assert chosen(20, 10, 16) == "low"
+    # Wan 1.3B: its text encoder is what is large, and done before the transformer comes.
+    assert chosen(3, 11, 11) == "low"
+    assert chosen(3, 11, 13) == "balanced"
+    assert chosen(3, 11, 23) == "high"
+    assert chosen(3, 11, 1) == "low"  # there is nothing lower to try
 
 
 def test_the_prompts_of_other_films_are_forgotten(adapter: PipelineAdapter) -> None:
