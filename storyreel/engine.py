@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyreel.errors import MissingError
 from storyreel.film.hashes import RememberedHashes
-from storyreel.film.keys import ingredients
+from storyreel.film.keys import CUDA_FP8, ingredients
 from storyreel.models.device_errors import check_device, device_error, lacks_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from storyreel.denoise.prompts import Scorer
     from storyreel.models.base import Adapter, MemoryMode
 
+COMPILING = (
+    "the model is compiled: the first evaluations take longer, and so does the first one of another length "
+    "(--no-compile leaves that out)"
+)
 LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
 
 
@@ -32,18 +36,20 @@ class Engine:
     """What computes, shared by all stories of one command.
 
     ``device`` is auto, cpu, cuda or cuda:N, ``memory`` the memory mode. ``shared`` says whether other
-    processes compute too, ``compiled`` whether the model is compiled. ``stop`` knows of signals.
+    processes compute too, ``compiled`` whether models are compiled: None means large ones on a GPU. ``stop``
+    knows of signals.
     """
 
     device: str = "auto"
     memory: MemoryMode = "auto"
     shared: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
     stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
         check_device(self.device)
         self._adapters: dict[str, Adapter] = {}
+        self._said: Callable[[str], None] = lambda words: None
         self._scorers: dict[Path, Scorer] = {}
         self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}
 
@@ -59,13 +65,20 @@ class Engine:
             self._ingredients[spec.name, spec.weights] = ingredients(spec)
         return self._ingredients[spec.name, spec.weights]
 
-    def device_kind(self) -> str:
-        """Return the kind of device that computes: cpu or cuda. Raises MissingError."""
-        if self.device != "auto":
-            return self.device.partition(":")[0]
-        from storyreel.models.devices import pick_device
+    def device_kind(self, spec: ModelSpec) -> str:
+        """Return the kind of device that computes a model's films, one of `DEVICES`. Raises MissingError."""
+        kind, name = self.device.partition(":")[0], self.device
+        if kind == "auto":
+            from storyreel.models.devices import pick_device
 
-        return pick_device(self.device).type
+            kind = name = pick_device(self.device).type
+        if kind == "cuda" and spec.quantize == "fp8" and spec.dtype == "bfloat16":
+            import torch
+
+            from storyreel.models.quantized import multiplies_float8
+
+            kind = CUDA_FP8 if multiplies_float8(torch.device(name)) else kind
+        return kind
 
     def device_words(self, adapter: Adapter) -> str:
         """Return the device as records name it: it decides the last digits of a picture."""
@@ -75,20 +88,32 @@ class Engine:
             words = torch.cuda.get_device_name(adapter.device)
         else:
             words = f"{adapter.device.type} with OMP_NUM_THREADS={torch.get_num_threads()}"
-        return f"{words}, compiled" if self.compiled else words
+        return f"{words}, compiled" if adapter.compiled else words
 
-    def adapter(self, spec: ModelSpec) -> Adapter:
-        """Return the loaded model. Raises MissingError or DamagedError."""
+    def adapter(self, spec: ModelSpec, said: Callable[[str], None] = lambda words: None) -> Adapter:
+        """Return the loaded model. Raises MissingError or DamagedError.
+
+        ``said``, of the latest call, is called with what people should know of its compilation.
+        """
+        self._said = said
         if spec.label not in self._adapters:
             adapter = self._load(spec)
-            if self.compiled:
-                adapter.compile()
+            if self._compiles(spec, adapter):
+                adapter.compile(lambda words: self._said(words))
+                if adapter.compiled:
+                    said(COMPILING)
             if self.shared:
                 from storyreel.models.workers import Workers
 
                 adapter = Workers(adapter)
             self._adapters[spec.label] = adapter
         return self._adapters[spec.label]
+
+    def _compiles(self, spec: ModelSpec, adapter: Adapter) -> bool:
+        """Tell whether a model is to be compiled; unless it is said, large ones on a GPU are."""
+        if self.compiled is not None:
+            return self.compiled
+        return adapter.device.type == "cuda" and spec.hub is not None  # mini's films take no longer than that
 
     def _load(self, spec: ModelSpec) -> Adapter:
         """Load a model. Mode auto estimates what fits on a GPU; where that fails, lower modes are tried."""

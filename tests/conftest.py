@@ -157,6 +157,8 @@ class FakeAdapter:
     device = CPU
     at_once = 1
     memory: MemoryMode = "high"
+    compiled = was_compiled = False
+    told: Callable[[str], None]
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -164,8 +166,8 @@ class FakeAdapter:
         self.on_predict: Callable[[int], None] = lambda count: None
         self.modes: list[MemoryMode] = ["balanced", "low"]
 
-    def compile(self) -> None:
-        """Have nothing to compile."""
+    def compile(self, said: Callable[[str], None] = lambda words: None) -> None:
+        self.compiled, self.was_compiled, self.told = True, True, said
 
     def prepare(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
@@ -248,9 +250,12 @@ class FakeEngine(Engine):
         self.fake: FakeAdapter | None = None
         self.fake_scorer: FakeScorer | None = None
 
-    def adapter(self, spec: ModelSpec) -> FakeAdapter:
+    def adapter(self, spec: ModelSpec, said: Callable[[str], None] = lambda words: None) -> FakeAdapter:
         self.asked += 1
         self.fake = self.fake or FakeAdapter(spec)
+        self._said = said
+        if self._compiles(spec, self.fake) and not self.fake.was_compiled:
+            self.fake.compile(lambda words: self._said(words))
         return self.fake
 
     def scorer(self, spec: ModelSpec) -> FakeScorer | None:

@@ -95,7 +95,7 @@ def bench(
         plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
         work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
         if compiled:
-            adapter.compile()
+            adapter.compile(tell)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
         for number in range(rounds + 1):
@@ -135,7 +135,7 @@ def bench(
         "steps": settings.steps,
         "segments": len(SCENES),
         "rounds": rounds,
-        "compiled": compiled,
+        "compiled": adapter.compiled,
         "peak_tflops": peak,
         "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1024 if sys.platform == "linux" else 1024**2),

@@ -326,9 +326,14 @@ class RenderOptions(OutOptions):
     """How films are rendered."""
 
     memory: Memory = "auto"
-    compile: Annotated[bool, flag("--compile", "Compile the model first: for long films on a GPU.", WORK)] = (
-        False
-    )
+    compile: Annotated[
+        bool | None,
+        flag(
+            "--compile/--no-compile",
+            "Compile the model, which takes a while at first. Default: the large ones on a GPU.",
+            WORK,
+        ),
+    ] = None
     overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
     strict: Strict = False
     sign_cert: Annotated[
@@ -355,7 +360,11 @@ class RenderOptions(OutOptions):
         """
         for name in _options(RenderOptions):
             value = getattr(self, name)
-            if name in (self.sources or ()) or value is None or value is False or value in ("", []):
+            if name in (self.sources or ()) or value is None or value in ("", []):
+                continue
+            if value is False:
+                if name == "compile":  # which is no default
+                    yield "--no-compile"
                 continue
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from storyreel.errors import PromptError
 from storyreel.models.base import MemoryMode, Request, Text
+from storyreel.models.compilation import Compilation
 from storyreel.models.loading import (
     Parts,
     TextEncoder,
@@ -24,6 +26,7 @@ from storyreel.models.loading import (
     stored,
 )
 from storyreel.models.offload import Offload
+from storyreel.models.quantized import multiplies_float8, multiply_in_float8
 from storyreel.models.specs import ModelSpec
 
 T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
@@ -64,11 +67,15 @@ class PipelineAdapter(ABC):
         self.experts: list[Any] = [
             stored(spec, self.blocks(expert), expert.eval()) for expert in parts.experts
         ]
+        if spec.quantize == "fp8" and spec.dtype == "bfloat16" and multiplies_float8(device):
+            for expert in self.experts:
+                multiply_in_float8(expert, getattr(expert, "_skip_layerwise_casting_patterns", ["norm"]))
         self.vae: Any = parts.vae.eval()
         self.text_encoders: list[Any] = [encoder.eval() for encoder in parts.text_encoders]
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
+        self._compilation: Compilation | None = None
         for expert in self.experts:
             self._prepare(expert)
         self.offload = Offload(device, self.experts, self.text_encoders, self.vae, memory)
@@ -91,11 +98,15 @@ class PipelineAdapter(ABC):
         """Return a model of the true sizes with random weights, for measuring: it draws noise."""
         return cls(spec, device, random_parts(cls, spec, device), "high")  # all of it is there already
 
-    def compile(self) -> None:
-        """Compile the transformers' blocks, which share their graphs."""
-        for expert in self.experts:
-            for block in self.blocks(expert):
-                block.compile()
+    def compile(self, said: Callable[[str], None] = lambda words: None) -> None:
+        """Compile the transformers' blocks, which share their graphs, or call ``said`` with why not."""
+        blocks = [block for expert in self.experts for block in self.blocks(expert)]
+        self._compilation = Compilation(blocks, said)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the transformers' blocks are compiled."""
+        return self._compilation is not None and self._compilation.works
 
     @property
     def memory(self) -> MemoryMode:
@@ -181,7 +192,8 @@ class PipelineAdapter(ABC):
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request the velocities ε - x0 in fp32, one for each of its texts."""
         for x, sigma, texts in requests:
-            velocities = self._velocities(self.experts[self.expert_at(sigma)], x, sigma, texts)
+            ask = partial(self._velocities, self.experts[self.expert_at(sigma)], x, sigma, texts)
+            velocities = ask() if self._compilation is None else self._compilation.run(ask)
             yield list(velocities.float().split(1))
 
     def expert_at(self, sigma: float) -> int:
