@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -45,7 +46,9 @@ class Compilation:
         """Return ``compute()``, which calls the blocks. Raises what it raises without compilation, too."""
         if self.works:
             try:
-                with torch._dynamo.config.patch(LIMITS):  # for this call alone
+                with torch._dynamo.config.patch(LIMITS), warnings.catch_warnings():  # for this call alone
+                    # What its compiler advises, such as less precision, is not for those who render.
+                    warnings.filterwarnings("ignore", module=r"torch\._inductor")
                     return compute()
             except StoryreelError:
                 raise

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo
@@ -7,6 +10,7 @@ import torch._inductor.config
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from storyreel.errors import StoppedError
 from storyreel.models import compilation
 from storyreel.models.base import Text, side_by_side
 from storyreel.models.compilation import LIMITS, Compilation
@@ -106,6 +110,15 @@ def test_torch_keeps_its_own_limits() -> None:
     assert torch._dynamo.config.recompile_limit == before
 
 
+def test_what_torchs_compiler_advises_is_not_told() -> None:
+    def warn(module: str) -> None:
+        warnings.warn_explicit("Consider less precision", UserWarning, "compile_fx.py", 1, module)
+
+    Compilation([], pytest.fail).run(lambda: warn("torch._inductor.compile_fx"))
+    with pytest.raises(UserWarning, match="less precision"):
+        Compilation([], pytest.fail).run(lambda: warn("storyreel.models.pipeline"))
+
+
 @torch.inference_mode()
 def test_without_a_compiler_the_film_is_made_without_compilation() -> None:
     """torch's own compiler, and a machine that has no other."""
@@ -139,15 +152,16 @@ def test_an_error_that_is_not_the_compilers_is_raised_as_it_is(error: Exception)
     assert len(calls) == 2
 
 
-def test_a_lack_of_memory_is_for_a_lower_mode() -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), StoppedError("stopped")])
+def test_a_lack_of_memory_or_a_signal_is_for_others(error: Exception) -> None:
     calls: list[None] = []
 
     def compute() -> None:
         calls.append(None)
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     compiling = Compilation([], pytest.fail)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(type(error)):
         compiling.run(compute)
     assert compiling.works
     assert len(calls) == 1
@@ -167,3 +181,21 @@ def test_a_platform_without_compilation_is_said(monkeypatch: pytest.MonkeyPatch)
     ]
     (found,) = velocities(adapter, latents(adapter), 0.5, [text(adapter, 16)])
     assert found.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.inference_mode()
+def test_a_gpu_computes_the_same_with_compilation() -> None:
+    """In bfloat16, with torch's own compiler; where that does not work, one message says so."""
+    made, said = wan(), list[str]()
+    for module in (*made.experts, *made.text_encoders):
+        module.to(torch.bfloat16)
+    adapter = type(made)(replace(made.spec, dtype="bfloat16"), torch.device("cuda"), made.parts)
+    texts = [adapter.encode("a fox"), adapter.encode("a dog sleeps")]
+    clips = [latents(adapter, frames).cuda() for frames in (3, 4)]
+    expected = [velocities(adapter, x, 0.5, texts)[1] for x in clips]
+    adapter.compile(said.append)
+    found = [velocities(adapter, x, 0.5, texts)[1] for x in clips]
+    assert adapter.compiled != bool(said)
+    assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= 0.05
