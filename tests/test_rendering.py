@@ -1084,6 +1084,12 @@ def test_large_models_are_compiled_on_a_gpu(
     assert [adapter.compiled for adapter in loaded] == [expected]
     assert len(heard) == expected
     assert all("--no-compile" in words for words in heard)
+    if expected:  # what fails later is said of the film that is rendered then
+        later: list[str] = []
+        engine.adapter(replace(MODELS["fake"], hub=hub), later.append)
+        loaded[0].told("why not")
+        assert later == ["why not"]
+        assert "why not" not in heard
 
 
 def test_a_model_that_cannot_be_compiled_renders_and_records_that(tmp_path: Path) -> None:

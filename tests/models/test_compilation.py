@@ -183,6 +183,19 @@ def test_a_platform_without_compilation_is_said(monkeypatch: pytest.MonkeyPatch)
     assert found.isfinite().all()
 
 
+@pytest.mark.slow
+@torch.inference_mode()
+def test_torchs_own_compiler_computes_the_same() -> None:
+    """On a CPU, which takes a C++ compiler; of two lengths."""
+    adapter, said = ltx(), list[str]()
+    clips, texts = [latents(adapter, frames) for frames in (3, 4)], [text(adapter, 16)] * 2
+    expected = [velocities(adapter, x, 0.5, texts)[1] for x in clips]
+    adapter.compile(said.append)
+    found = [velocities(adapter, x, 0.5, texts)[1] for x in clips]
+    assert not said
+    assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= 1e-5
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.inference_mode()
