@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from storyreel.errors import MissingError, UsageError
 from storyreel.film.hashes import RememberedHashes
-from storyreel.film.keys import ingredients
+from storyreel.film.keys import CUDA_FP8, ingredients
 from storyreel.models.device_errors import check_device, device_error, lacks_memory
 from storyreel.models.host import available_memory
 from storyreel.models.inventory import weight_files
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from storyreel.models.base import Adapter, MemoryMode
 
 ATTENTION_VARIABLE = "DIFFUSERS_ATTN_BACKEND"
+COMPILING = (
+    "the model is compiled: the first evaluations take longer, and so does the first one of another length "
+    "(--no-compile leaves that out)"
+)
 LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
 PROGRAM = 2e9  # bytes of the machine's memory for torch and the GPU's libraries: a guess, on the safe side
 
@@ -39,14 +43,15 @@ class Engine:
     """What computes, shared by all stories of one command.
 
     ``device`` is auto, cpu, cuda or cuda:N, ``memory`` the memory mode. ``shared`` says whether other
-    processes compute too, ``compiled`` whether the model is compiled. ``stop`` knows of signals.
-    ``attention`` is one of diffusers' attention backends; without one, DIFFUSERS_ATTN_BACKEND may name it.
+    processes compute too, ``compiled`` whether models are compiled: None means large ones on a GPU. ``stop``
+    knows of signals. ``attention`` is one of diffusers' attention backends; without one,
+    DIFFUSERS_ATTN_BACKEND may name it.
     """
 
     device: str = "auto"
     memory: MemoryMode = "auto"
     shared: bool = False
-    compiled: bool = False
+    compiled: bool | None = None
     stop: Stop = field(default_factory=Stop)
     attention: str | None = None
 
@@ -54,6 +59,7 @@ class Engine:
         check_device(self.device)
         self.attention = self.attention or os.environ.get(ATTENTION_VARIABLE) or None
         self._adapters: dict[str, Adapter] = {}
+        self._said: Callable[[str], None] = lambda words: None
         self._scorers: dict[Path, Scorer] = {}
         self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}
 
@@ -70,13 +76,20 @@ class Engine:
             self._ingredients[spec.name, spec.weights] = ingredients(spec)
         return self._ingredients[spec.name, spec.weights]
 
-    def device_kind(self) -> str:
-        """Return the kind of device that computes: cpu or cuda. Raises MissingError."""
-        if self.device != "auto":
-            return self.device.partition(":")[0]
-        from storyreel.models.devices import pick_device
+    def device_kind(self, spec: ModelSpec) -> str:
+        """Return the kind of device that computes a model's films, one of `DEVICES`. Raises MissingError."""
+        kind, name = self.device.partition(":")[0], self.device
+        if kind == "auto":
+            from storyreel.models.devices import pick_device
 
-        return pick_device(self.device).type
+            kind = name = pick_device(self.device).type
+        if kind == "cuda" and spec.quantize == "fp8" and spec.dtype == "bfloat16":
+            import torch
+
+            from storyreel.models.quantized import multiplies_float8
+
+            kind = CUDA_FP8 if multiplies_float8(torch.device(name)) else kind
+        return kind
 
     def device_words(self, adapter: Adapter) -> str:
         """Return the device as records name it: it decides the last digits of a picture."""
@@ -87,7 +100,7 @@ class Engine:
         else:
             words = f"{adapter.device.type} with OMP_NUM_THREADS={torch.get_num_threads()}"
         words = f"{words}, attention {self.attention}" if self.attention else words
-        return f"{words}, compiled" if self.compiled else words
+        return f"{words}, compiled" if adapter.compiled else words
 
     def check_attention(self, spec: ModelSpec) -> None:
         """Raise UsageError or MissingError if the chosen attention backend cannot compute a model."""
@@ -103,7 +116,7 @@ class Engine:
         """
         spec, settings = plan.spec, plan.settings
         is_new = spec.label not in self._adapters
-        adapter = self.adapter(spec)
+        adapter = self.adapter(spec, said)
         size = (settings.width, settings.height)
         mode = adapter.choose_memory_mode(size, plan.longest)
         if is_new and spec.needs is not None:
@@ -116,19 +129,31 @@ class Engine:
                 said(_too_little(spec, mode, wanted, there))
         return adapter
 
-    def adapter(self, spec: ModelSpec) -> Adapter:
-        """Return the loaded model, and free another. Raises MissingError or DamagedError."""
+    def adapter(self, spec: ModelSpec, said: Callable[[str], None] = lambda words: None) -> Adapter:
+        """Return the loaded model, and free another. Raises MissingError or DamagedError.
+
+        ``said``, of the latest call, is called with what people should know of its compilation.
+        """
+        self._said = said
         if spec.label not in self._adapters:
             self._free()
             adapter = self._load(spec)
-            if self.compiled:
-                adapter.compile()
+            if self._compiles(spec, adapter):
+                adapter.compile(lambda words: self._said(words))
+                if adapter.compiled:
+                    said(COMPILING)
             if self.shared:
                 from storyreel.models.workers import Workers
 
                 adapter = Workers(adapter)
             self._adapters[spec.label] = adapter
         return self._adapters[spec.label]
+
+    def _compiles(self, spec: ModelSpec, adapter: Adapter) -> bool:
+        """Tell whether a model is to be compiled; unless it is said, large ones on a GPU are."""
+        if self.compiled is not None:
+            return self.compiled
+        return adapter.device.type == "cuda" and spec.hub is not None  # mini's films take no longer than that
 
     def _free(self) -> None:
         """Let the model go that is there: two would not fit beside each other."""

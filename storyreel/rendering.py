@@ -179,13 +179,13 @@ def _inventory(
         return take_inventory(plan, facts, store.claim, only)
 
     if engine.device != "auto" or overwrite:
-        return on(engine.device_kind())
+        return on(engine.device_kind(plan.spec))
     found = {device: on(device) for device in DEVICES}
     present = folder.present.facts.get("device") if folder.present else None
     for device in sorted(DEVICES, key=lambda device: device != present):
         if not found[device].missing:
             return found[device]
-    return found[engine.device_kind()]
+    return found[engine.device_kind(plan.spec)]
 
 
 def _render_missing(
@@ -235,7 +235,7 @@ def _render_segments(
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
-    segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
+    segments = Segments(inventory, store, adapter, scorer, lambda: engine.device_words(adapter))
     if page is not None:
         page.write()
 

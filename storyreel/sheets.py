@@ -74,11 +74,11 @@ def draw_sheet(
     began = time.monotonic()
     ingredients = engine.ingredients(plan.spec, progress.said)
     with FilmFolder(out / name, name) as folder:
-        for device in DEVICES if engine.device == "auto" else (engine.device_kind(),):
+        for device in DEVICES if engine.device == "auto" else (engine.device_kind(plan.spec),):
             wanted = _wanted(plan, others, most, ingredients, device)
             if (sheet := find_sheet(folder.path, wanted.key)) is not None:
                 return Drawn(sheet, 0, time.monotonic() - began)
-        wanted = _wanted(plan, others, most, ingredients, engine.device_kind())
+        wanted = _wanted(plan, others, most, ingredients, engine.device_kind(plan.spec))
         with writing(folder.drafts):
             folder.drafts.mkdir(exist_ok=True)
         with device_faults():
@@ -145,7 +145,7 @@ def _pictures(
     def compute() -> None:
         adapter.prepare(all_prompts(wanted.draft, scorer is not None))
         with engine.stop.held():  # a draft is finished in no time, and saved before a signal stops all
-            draft(Drafts(inventory, store, adapter, scorer, engine.device_words(adapter)))
+            draft(Drafts(inventory, store, adapter, scorer, lambda: engine.device_words(adapter)))
 
     def draft(drafts: Drafts) -> None:
         began = time.monotonic()

@@ -168,6 +168,8 @@ class FakeAdapter:
     device = CPU
     at_once = 1
     memory: MemoryMode = "high"
+    compiled = was_compiled = False
+    told: Callable[[str], None]
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
@@ -176,8 +178,8 @@ class FakeAdapter:
         self.modes: list[MemoryMode] = ["balanced", "low"]
         self.chosen_for: tuple[tuple[int, int], int] | None = None
 
-    def compile(self) -> None:
-        """Have nothing to compile."""
+    def compile(self, said: Callable[[str], None] = lambda words: None) -> None:
+        self.compiled, self.was_compiled, self.told = True, True, said
 
     def attend_by(self, backend: str) -> None:
         """Have no attention."""
@@ -267,9 +269,12 @@ class FakeEngine(Engine):
         self.fake: FakeAdapter | None = None
         self.fake_scorer: FakeScorer | None = None
 
-    def adapter(self, spec: ModelSpec) -> FakeAdapter:
+    def adapter(self, spec: ModelSpec, said: Callable[[str], None] = lambda words: None) -> FakeAdapter:
         self.asked += 1
         self.fake = self.fake or FakeAdapter(spec)
+        self._said = said
+        if self._compiles(spec, self.fake) and not self.fake.was_compiled:
+            self.fake.compile(lambda words: self._said(words))
         return self.fake
 
     def scorer(self, spec: ModelSpec) -> FakeScorer | None:

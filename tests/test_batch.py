@@ -120,7 +120,7 @@ def test_the_model_is_loaded_once(
 
     monkeypatch.setattr("storyreel.rendering.Engine", engine)
     assert batch.run(*(batch.story(f"{name}.yaml") for name in "abc")) == 0
-    assert [options[:4] for options in engines] == [("auto", "auto", False, False)]
+    assert [options[:4] for options in engines] == [("auto", "auto", False, None)]
     assert fake_engine.asked == 3
 
 
@@ -268,6 +268,10 @@ def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.Capture
     ]
     rendered = "render --steps=4 --method=beta=0.2 --method=overlap=2 --device=auto "
     assert f"{rendered}{shlex.quote(f'--out={batch.out}')} --memory=auto --compile)\n" in script
+    assert batch.run(stories[0], "--slurm", "--dry-run", "--no-compile") == 0
+    assert " --memory=auto --no-compile)\n" in capsys.readouterr().out
+    assert batch.run(stories[0], "--slurm", "--dry-run") == 0
+    assert "compile)" not in capsys.readouterr().out  # the node decides
     assert not batch.out.exists()
 
 

@@ -12,6 +12,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -1073,6 +1074,88 @@ def test_a_model_that_does_not_fit_after_all_is_loaded_a_mode_lower(monkeypatch:
     monkeypatch.setattr("storyreel.models.loading.load_adapter", bug)
     with pytest.raises(RuntimeError, match="shapes differ"):
         Engine("cuda").adapter(MODELS["fake"])
+
+
+@pytest.mark.parametrize(
+    ("compiled", "device", "hub", "expected"),
+    [
+        (None, "cuda", "a/model", True),
+        (None, "cuda", None, False),  # the embedded one
+        (None, "cpu", "a/model", False),
+        (True, "cpu", None, True),
+        (False, "cuda", "a/model", False),
+    ],
+)
+def test_large_models_are_compiled_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool | None, device: str, hub: str | None, expected: bool
+) -> None:
+    loaded: list[FakeAdapter] = []
+
+    def load(spec: ModelSpec, device: torch.device, mode: str) -> FakeAdapter:
+        loaded.append(FakeAdapter(spec))
+        loaded[-1].device = device
+        return loaded[-1]
+
+    monkeypatch.setattr("storyreel.models.loading.load_adapter", load)
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device(device, 0))
+    engine, heard = Engine(device, compiled=compiled), list[str]()
+    for _ in range(2):  # it is loaded once, and said once
+        engine.adapter(replace(MODELS["fake"], hub=hub), heard.append)
+    assert [adapter.compiled for adapter in loaded] == [expected]
+    assert len(heard) == expected
+    assert all("--no-compile" in words for words in heard)
+    if expected:  # what fails later is said of the film that is rendered then
+        later: list[str] = []
+        engine.adapter(replace(MODELS["fake"], hub=hub), later.append)
+        loaded[0].told("why not")
+        assert later == ["why not"]
+        assert "why not" not in heard
+
+
+def test_a_model_that_cannot_be_compiled_renders_and_records_that(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.compiled = True
+
+    def fails(count: int) -> None:
+        if count == 1:
+            assert engine.fake is not None
+            engine.fake.compiled = False
+            engine.fake.told("the model cannot be compiled here")
+
+    engine.adapter(MODELS["fake"]).on_predict = fails
+    result, progress, _ = make(tmp_path, engine=engine)
+    assert result.is_complete
+    assert progress.heard.count("the model cannot be compiled here") == 1
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    here = f"cpu with OMP_NUM_THREADS={torch.get_num_threads()}"
+    assert {segment["device"] for segment in manifest["segments"]} == {here}
+
+
+def test_a_gpu_that_multiplies_fp8_makes_another_film(
+    tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only of weights in fp8, and of models in bfloat16: no other film changes."""
+    engine = FakeEngine()
+    engine.device = "auto"
+    in_half = replace(fake_model, dtype="bfloat16")
+    monkeypatch.setitem(MODELS, "fake", in_half)
+    monkeypatch.setattr("storyreel.models.devices.pick_device", lambda name: torch.device("cuda"))
+    can = {"multiply": False}
+    monkeypatch.setattr("storyreel.models.quantized.multiplies_float8", lambda device: can["multiply"])
+    make(tmp_path, engine=engine)
+    make(tmp_path, engine=engine, quantize="fp8")
+    can["multiply"] = True
+    assert engine.device_kind(in_half) == engine.device_kind(fake_model.quantized("fp8")) == "cuda"
+    assert make(tmp_path, engine=engine)[0].rendered == 0
+    assert make(tmp_path, engine=engine, quantize="fp8")[0].rendered == 0  # auto takes what is complete
+    engine.device = "cuda"
+    result, progress, _ = make(tmp_path, engine=engine, quantize="fp8")
+    assert result.rendered == 6
+    assert "device cuda -> cuda with fp8 arithmetic" in progress.heard[0]
+    manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
+    assert manifest["device"] == "cuda with fp8 arithmetic"
+    can["multiply"], engine.device = False, "auto"
+    assert make(tmp_path, engine=engine, quantize="fp8")[0].rendered == 0
 
 
 def test_weights_in_fp8_are_recorded_and_make_another_film(tmp_path: Path) -> None:

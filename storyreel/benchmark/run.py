@@ -101,7 +101,7 @@ def bench(
         plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
         work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
         if compiled:
-            adapter.compile()
+            adapter.compile(tell)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
         for number in range(rounds + 1):
@@ -141,7 +141,7 @@ def bench(
         "steps": settings.steps,
         "segments": len(SCENES),
         "rounds": rounds,
-        "compiled": compiled,
+        "compiled": adapter.compiled,
         "attention": attention,
         "peak_tflops": peak,
         "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

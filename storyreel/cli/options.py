@@ -350,9 +350,14 @@ class RenderOptions(OutOptions):
     """How films are rendered."""
 
     memory: Memory = "auto"
-    compile: Annotated[bool, flag("--compile", "Compile the model first: for long films on a GPU.", WORK)] = (
-        False
-    )
+    compile: Annotated[
+        bool | None,
+        flag(
+            "--compile/--no-compile",
+            "Compile the model, which takes a while at first. Default: the large ones on a GPU.",
+            WORK,
+        ),
+    ] = None
     attention: Attention = None
     overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
     strict: Strict = False
@@ -380,9 +385,12 @@ class RenderOptions(OutOptions):
         """
         for name in _options(RenderOptions):
             value = getattr(self, name)
-            is_nothing = value is None or value is False or value == []
-            is_nothing |= value == "" and name != "negative"  # which it may be on purpose
+            is_nothing = value is None or value == [] or (value == "" and name != "negative")
             if name in (self.sources or ()) or is_nothing:
+                continue
+            if value is False:
+                if name == "compile":  # which is no default
+                    yield "--no-compile"
                 continue
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)

@@ -30,7 +30,7 @@ class Drafts(Segments):
         settings = self.plan.settings
         (finished,) = denoise(self._adapter, settings, [segment], self._writer, self._start, on_forward)
         Stored(self._store.path("latents", segment.number, key)).save_latents(finished)
-        self._store.keep("latents", segment.number, key, self._device, time.monotonic() - began)
+        self._store.keep("latents", segment.number, key, self._device(), time.monotonic() - began)
         return finished.x
 
     def picture(self, segment: Segment, latents: Tensor) -> Tensor:

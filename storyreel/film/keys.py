@@ -45,7 +45,10 @@ OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 MIXING = ("storyreel.film.audio", "storyreel.film.mix", "storyreel.film.sound")  # what mixes sounds
-DEVICES = ("cpu", "cuda")  # kinds of what computes; the first where nothing else is known
+# Kinds of what computes; the first where nothing else is known. A GPU that multiplies what is stored in fp8
+# makes another film than one that casts it back.
+CUDA_FP8 = "cuda with fp8 arithmetic"
+DEVICES = ("cpu", "cuda", CUDA_FP8)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return what it takes to make the film again, as plain data.
 
-    ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it: cpu or cuda.
+    ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it, of `DEVICES`.
     """
     drawn = {"drawn_by": drawn_by(plan)} if plan.cards else {}
     facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn

@@ -26,11 +26,16 @@ from storyreel.story.plan import Plan, Segment
 class Segments:
     """The segments of a film that is being rendered. What is saved is added to the inventory.
 
-    ``plan`` is the inventory's, settled. ``device`` is what computes, as records name it.
+    ``plan`` is the inventory's, settled. ``device`` returns what computes at the time, as records name it.
     """
 
     def __init__(
-        self, inventory: Inventory, store: Store, adapter: Adapter, scorer: Scorer | None, device: str
+        self,
+        inventory: Inventory,
+        store: Store,
+        adapter: Adapter,
+        scorer: Scorer | None,
+        device: Callable[[], str],
     ) -> None:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
@@ -91,7 +96,7 @@ class Segments:
             "prompt_weights": finished.prompts.decided() or [EQUAL] * self.plan.settings.steps,
         }
         self._inventory.latents[segment.slot] = self._store.keep(
-            "latents", segment.number, key, self._device, seconds, decided=decided
+            "latents", segment.number, key, self._device(), seconds, decided=decided
         )
         self._store.drop("state", segment.number, key)
         self._inventory.states.pop(segment.slot, None)
@@ -104,7 +109,7 @@ class Segments:
             key = self._inventory.keys.of(segment)
             Stored(self._store.path("state", segment.number, key)).save_state(begun)
             self._inventory.states[segment.slot] = self._store.keep(
-                "state", segment.number, key, self._device, step=begun.step
+                "state", segment.number, key, self._device(), step=begun.step
             )
         self._saved = time.monotonic()
 
@@ -123,7 +128,7 @@ class Segments:
         if apart is not None:
             decided["sides"] = {"before": keys.latents[index - 1], "apart": round(apart, 3)}
         self._inventory.video[index] = self._store.keep(
-            "video", segment.number, keys.video[index], self._device, seconds, decided=decided
+            "video", segment.number, keys.video[index], self._device(), seconds, decided=decided
         )
 
     def record_sides(self, index: int, apart: float) -> None:

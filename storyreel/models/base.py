@@ -6,7 +6,7 @@ and 0 for a clean picture, x_σ = (1 - σ)·x0 + σ·ε. A model's own habits en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -122,8 +122,13 @@ class Adapter(Protocol):
         """The memory mode that it is in."""
         ...
 
-    def compile(self) -> None:
-        """Compile what is called in every step, if that can be."""
+    @property
+    def compiled(self) -> bool:
+        """Whether what is called in every step is compiled."""
+        ...
+
+    def compile(self, said: Callable[[str], None] = ...) -> None:
+        """Compile what is called in every step; if that cannot be, call ``said`` with why, once."""
         ...
 
     def attend_by(self, backend: str) -> None:

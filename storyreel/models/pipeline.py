@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from storyreel.errors import PromptError
 from storyreel.models.attention import Keys, keys_of
 from storyreel.models.base import Request, Text
+from storyreel.models.compilation import Compilation
 from storyreel.models.kernels import lse_kernel
 from storyreel.models.loading import (
     Parts,
@@ -27,6 +29,7 @@ from storyreel.models.loading import (
 )
 from storyreel.models.memory import MemoryMode, Working
 from storyreel.models.offload import Component, Offload
+from storyreel.models.quantized import multiplies_float8, multiply_in_float8
 from storyreel.models.specs import ModelSpec
 
 T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
@@ -71,7 +74,7 @@ class PipelineAdapter(ABC):
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
         self._attention: Any = None  # the backend that was chosen, if any
-        self._compiled = False
+        self._compilation: Compilation | None = None
         experts = [Component.of(part).then(self._expert) for part in parts.experts]
         encoders = [Component.of(part).then(nn.Module.eval) for part in parts.text_encoders]
         usual = self._working(spec.size, spec.usual_latents)
@@ -95,11 +98,18 @@ class PipelineAdapter(ABC):
         """Return a model of the true sizes with random weights, for measuring: it draws noise."""
         return cls(spec, device, random_parts(cls, spec, device), "high")  # all of it is there already
 
-    def compile(self) -> None:
-        """Compile the transformers' blocks, which share their graphs; those to be read, when they are."""
-        self._compiled = True
-        for expert in self.offload.loaded_experts:
-            self._compile(expert)
+    def compile(self, said: Callable[[str], None] = lambda words: None) -> None:
+        """Compile the transformers' blocks, which share their graphs; those to be read, when they are.
+
+        Where that cannot be, ``said`` is called with why not.
+        """
+        loaded = self.offload.loaded_experts
+        self._compilation = Compilation([block for expert in loaded for block in self.blocks(expert)], said)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the transformers' blocks are compiled."""
+        return self._compilation is not None and self._compilation.works
 
     @property
     def experts(self) -> list[Any]:
@@ -139,17 +149,16 @@ class PipelineAdapter(ABC):
 
     def _expert(self, transformer: nn.Module) -> nn.Module:
         """Make a transformer, as it was read, one of ours."""
-        expert = stored(self.spec, self.blocks(transformer), transformer.eval())
+        spec = self.spec
+        expert = stored(spec, self.blocks(transformer), transformer.eval())
+        if spec.quantize == "fp8" and spec.dtype == "bfloat16" and multiplies_float8(self.device):
+            multiply_in_float8(expert, getattr(expert, "_skip_layerwise_casting_patterns", ["norm"]))
         self._prepare(expert)
         if self._attention is not None:
             expert.set_attention_backend(self._attention.value)
-        if self._compiled:
-            self._compile(expert)
+        if self._compilation is not None:
+            self._compilation.add(self.blocks(expert))
         return expert
-
-    def _compile(self, transformer: nn.Module) -> None:
-        for block in self.blocks(transformer):
-            block.compile()
 
     # Text
 
@@ -245,7 +254,8 @@ class PipelineAdapter(ABC):
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request the velocities ε - x0 in fp32, one for each of its texts."""
         for x, sigma, texts in requests:
-            velocities = self._velocities(self.experts[self.expert_at(sigma)], x, sigma, texts)
+            ask = partial(self._velocities, self.experts[self.expert_at(sigma)], x, sigma, texts)
+            velocities = ask() if self._compilation is None else self._compilation.run(ask)
             yield list(velocities.float().split(1))
 
     def _keys(self, transformer: Any, texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Keys]:
