@@ -172,9 +172,9 @@ def plan(
     """Return all that decides a film, before anything is computed: segments, seams, settings.
 
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
-    length of scenes that name none, ``negative`` what guidance leads away from ("" for nothing), ``shift`` how
-    far Wan's noise levels are shifted, ``method`` has settings of the method by name, ``without`` parts of
-    it to leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
+    length of scenes that name none, ``negative`` what guidance leads away from, "" for nothing, ``shift`` how
+    far Wan's noise levels are shifted, ``method`` has settings of the method by name, ``without`` parts of it
+    to leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
     ScriptError for what a story cannot have, UsageError for what the arguments cannot.
     """
     _check_types(
