@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from storyreel.story.planning import Overrides
 # What actions have in common is not known without a model: every seam has the longest overlap.
 CALCULABLE = tuple(name for name in VARIANTS if name != "without-sar")
 META = torch.device("meta")
+PIECES = 12  # of a clip; decoding more of it takes no more memory (tests/models/test_decoding.py)
 TOKENS = 16  # of a scene or an action prompt, and of no prompt at all; both in one text have twice as many
 
 
@@ -91,8 +93,8 @@ def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
     longest = max(segment.lead + segment.latents for segment in plan.segments)
     experts, encoders, vae = adapter.offload.sizes()
     denoising = evaluation(adapter, plan, longest, 2, True)
-    with Meter(_weights(adapter)) as decoding, torch.inference_mode():
-        for _ in adapter._decoded(adapter.raw(_noise(plan, longest))):
+    with Meter(_weights(adapter)) as decoding, GpuAttention(), torch.inference_mode():
+        for _ in islice(adapter._decoded(adapter.raw(_noise(plan, longest))), PIECES):
             pass
     transformer = adapter.experts[0]
     blocks = adapter.blocks(transformer)

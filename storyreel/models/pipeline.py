@@ -25,6 +25,7 @@ from storyreel.models.loading import (
 )
 from storyreel.models.offload import Offload
 from storyreel.models.specs import ModelSpec
+from storyreel.models.streaming import channels_last
 
 T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
     "d_model": 4096,
@@ -65,6 +66,8 @@ class PipelineAdapter(ABC):
             stored(spec, self.blocks(expert), expert.eval()) for expert in parts.experts
         ]
         self.vae: Any = parts.vae.eval()
+        if device.type == "cuda":
+            channels_last(self.vae)
         self.text_encoders: list[Any] = [encoder.eval() for encoder in parts.text_encoders]
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
@@ -207,14 +210,15 @@ class PipelineAdapter(ABC):
         """Return the pictures, uint8 (T, H, W, 3) on the CPU, of a clip's latents (1, C, F, H, W).
 
         They are decoded a few latent frames at a time, equal to all at once; the first latent frame
-        is one picture, every other several.
+        is one picture, every other several. What the device holds does not grow with the clip.
         """
         with self.offload.at_work(self.vae):
             return torch.cat([_to_bytes(part) for part in self._decoded(self.raw(latents))])
 
     def raw(self, latents: Tensor) -> Tensor:
-        """Return latents as the VAE knows them, in its dtype."""
-        return self._raw(latents).to(next(self.vae.parameters()).dtype)
+        """Return latents as the VAE knows them, in its dtype and, on a GPU, as its weights lie."""
+        form = torch.channels_last_3d if latents.is_cuda else torch.contiguous_format
+        return self._raw(latents).to(next(self.vae.parameters()).dtype).contiguous(memory_format=form)
 
     def _raw(self, latents: Tensor) -> Tensor:
         """Return latents without the normalisation that the transformer knows them in."""
