@@ -104,7 +104,8 @@ def _modulation(block: Any, embedded: Tensor | None) -> Tensor:
     """Return the shifts and scales (1, N, C, 1, 1, 1) of a block's timestep."""
     assert embedded is not None
     table: Tensor = block.scale_shift_table
-    return embedded.unflatten(1, (len(table), -1)) + table[None, ..., None, None, None]
+    rows: Tensor = embedded.unflatten(1, (len(table), -1)) + table[None, ..., None, None, None]
+    return rows
 
 
 def _embedded(block: Any, time: Tensor | None, like: Tensor) -> Tensor | None:

@@ -141,7 +141,7 @@ def folded(layer: nn.Conv3d, x: Tensor) -> Tensor:
     frames = x[0].transpose(0, 1)
     beside = torch.cat([frames[begin : begin + count] for begin in range(size)], 1)
     weight = layer.weight.transpose(1, 2).flatten(1, 2)
-    output = nn.functional.conv2d(beside, weight, layer.bias, padding=layer.padding[1:])  # type: ignore[arg-type]
+    output = nn.functional.conv2d(beside, weight, layer.bias, padding=layer.padding[1:])
     return output.transpose(0, 1)[None]
 
 

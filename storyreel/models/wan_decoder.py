@@ -78,7 +78,7 @@ class _Stream:
 
         The second convolution is a row behind the first, and what it adds to is no longer needed there.
         """
-        output = block.conv_shortcut(x)
+        output: Tensor = block.conv_shortcut(x)
         height = x.shape[3]
         above = x.new_empty(0)
         for begin, end in self._strips(x):
@@ -118,10 +118,10 @@ class _Stream:
         bias = pad(layer.bias, (0, 2 * layer.out_channels))
         made = conv2d(strip[:, :, 0], weight, bias, padding=1)[:, :, None, begin - top : end - top]
         now, after, last = made.split(layer.out_channels, 1)
-        now += first
+        output: Tensor = now.add_(first)
         torch.add(second, after, out=first)
         second.copy_(last)
-        return now
+        return output
 
     def _in_time(self, upsampler: WanResample, x: Tensor) -> list[Tensor]:
         """Make two frames of one; the clip's first stays alone, and the others do not know it."""

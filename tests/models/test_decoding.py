@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor, nn
 
 from storyreel.benchmark.calculate import META, GpuAttention
@@ -109,13 +110,9 @@ def test_wan_in_strips_is_wan(codec: Callable[[], AutoencoderKLWan], cells: int)
     once = vae.decode(z, return_dict=False)[0]
     pictures = torch.cat(list(wan_decoder.stream(vae.decoder, vae.post_quant_conv(z), cells)), 2)
     if vae.config.patch_size:
-        pictures = wan_decoder_pixels(pictures)
+        pictures = unpatchify(pictures, 2)
     assert pictures.shape == once.shape
     assert float((pictures.clamp(-1, 1) - once).abs().max() / once.abs().max()) <= 1e-5
-
-
-def wan_decoder_pixels(pictures: Tensor) -> Tensor:
-    return pictures.unflatten(1, (3, 2, 2)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
 
 
 @torch.no_grad()
