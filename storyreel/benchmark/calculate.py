@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from storyreel.story.planning import Overrides
 # What actions have in common is not known without a model: every seam has the longest overlap.
 CALCULABLE = (STOCK, *(name for name in VARIANTS if name != "without-sar"))
 META = torch.device("meta")
+PIECES = 12  # of a clip; decoding more of it takes no more memory (tests/models/test_decoding.py)
 TOKENS = 16  # of a scene or an action prompt, and of no prompt at all; both in one text have twice as many
 
 
@@ -119,8 +120,8 @@ def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
 def working(adapter: PipelineAdapter, plan: Plan, latents: int) -> Working:
     """Return the bytes that a film's size wants beside the weights, for segments of so many latent frames."""
     denoising = evaluation(adapter, plan, latents, 2, weighting_of(plan))
-    with Meter(_weights(adapter)) as decoding, torch.inference_mode():
-        for _ in adapter._decoded(adapter.raw(_noise(plan, latents))):
+    with Meter(_weights(adapter)) as decoding, GpuAttention(), torch.inference_mode():
+        for _ in islice(adapter._decoded(adapter.raw(_noise(plan, latents))), PIECES):
             pass
     return Working(denoising.peak, decoding.peak)
 

@@ -16,10 +16,11 @@ from storyreel.errors import DamagedError
 from storyreel.models.attention import TextProcessor
 from storyreel.models.base import Text
 from storyreel.models.loading import Parts, TextEncoder
-from storyreel.models.ltx_decoder import stream
+from storyreel.models.ltx_decoder import ltx_decoder
 from storyreel.models.memory import MemoryMode
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
 from storyreel.models.specs import ModelSpec
+from storyreel.models.streaming import stream
 
 SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025  # for VAEs that end the denoising, as their authors advise
@@ -105,7 +106,7 @@ class LTXAdapter(PipelineAdapter):
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             latents = (1 - DECODE_NOISE) * latents + DECODE_NOISE * noise
             time = latents.new_tensor([DECODE_TIMESTEP])
-        yield from stream(self.vae.decoder, latents, time, self.spec.decoded_at_once)
+        yield from stream(ltx_decoder(self.vae.decoder, time, latents), latents, self.spec.decoded_at_once)
 
 
 class LaterLTXAdapter(LTXAdapter):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor, nn
 from transformers import T5EncoderModel
@@ -18,6 +16,7 @@ from storyreel.models.base import Text
 from storyreel.models.loading import TextEncoder
 from storyreel.models.mochi_attention import use_batched_attention
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
+from storyreel.models.streaming import Chain, Convolution, Node, Sum, stream, unpacked
 
 THRESHOLD = 0.025  # as in diffusers' pipeline: the noise that half of the steps are spent on
 
@@ -71,42 +70,31 @@ class MochiAdapter(PipelineAdapter):
 
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
         skip = self.vae.temporal_compression_ratio - 1
-        with streaming(self.vae.decoder):
-            for chunk in latents.split(self.spec.decoded_at_once, dim=2):
-                yield self.vae.decoder(chunk)[0][:, :, skip:]
-                skip = 0
+        for pictures in stream(_decoder(self.vae.decoder), latents, self.spec.decoded_at_once):
+            yield pictures[:, :, skip:]
+            skip = 0
 
 
-@contextmanager
-def streaming(decoder: nn.Module) -> Iterator[None]:
-    """Let a causal decoder take a clip in pieces.
+def _decoder(decoder: Any) -> Node:
+    """Return the decoder of one clip; diffusers' own framewise decoding gets Mochi's padding wrong."""
 
-    Its convolutions repeat the first frame where there is none before; in a stream they must see
-    the frames before instead, which diffusers' own framewise decoding gets wrong for Mochi's
-    padding. Here a hook on each convolution prepends what it saw last, and its own padding in
-    time is off.
-    """
-    found = [m for m in decoder.modules() if isinstance(m, CogVideoXCausalConv3d)]
-    convolutions = [conv for conv in found if conv.time_kernel_size > 1]
-    seen: dict[nn.Module, Tensor] = {}
+    def convolution(norm: nn.Module, nonlinearity: nn.Module, layer: Any) -> Node:
+        return Convolution(layer.conv, lambda x: nonlinearity(norm(x)), 0, layer.width_pad)
 
-    def prepend(conv: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert isinstance(conv, CogVideoXCausalConv3d)
-        count = conv.time_kernel_size - 1
-        before = seen.get(conv)
-        if before is None:
-            before = inputs[0][:, :, :1].expand(-1, -1, count, -1, -1)
-        x = torch.cat([before, inputs[0]], 2)
-        seen[conv] = x[:, :, -count:].clone()
-        return (x, *inputs[1:])
+    def residuals(block: Any) -> Iterator[Node]:
+        for r in block.resnets:
+            first = convolution(r.norm1, r.nonlinearity, r.conv1)
+            yield Sum(Chain(first, convolution(r.norm2, r.nonlinearity, r.conv2)), Node(lambda x: x))
 
-    hooks = [conv.register_forward_pre_hook(prepend) for conv in convolutions]
-    padding = [conv.time_causal_padding for conv in convolutions]
-    try:
-        for conv in convolutions:
-            conv.time_causal_padding = (*conv.time_causal_padding[:4], 0, 0)
-        yield
-    finally:
-        for conv, kept, hook in zip(convolutions, padding, hooks, strict=True):
-            conv.time_causal_padding = kept
-            hook.remove()
+    def linear(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda x: layer(x.movedim(1, -1)).movedim(-1, 1)
+
+    def rise(block: Any) -> Callable[[Tensor], Tensor]:
+        factors = (block.temporal_expansion, block.spatial_expansion, block.spatial_expansion)
+        return lambda x: unpacked(linear(block.proj)(x).unflatten(1, (-1, *factors)))
+
+    nodes = [Node(decoder.conv_in), *residuals(decoder.block_in)]
+    for block in decoder.up_blocks:
+        nodes += [*residuals(block), Node(rise(block))]
+    last = linear(decoder.proj_out)
+    return Chain(*nodes, *residuals(decoder.block_out), Node(lambda x: last(decoder.nonlinearity(x))))

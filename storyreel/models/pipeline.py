@@ -31,6 +31,7 @@ from storyreel.models.memory import MemoryMode, Working
 from storyreel.models.offload import Component, Offload
 from storyreel.models.quantized import multiplies_float8, multiply_in_float8
 from storyreel.models.specs import ModelSpec
+from storyreel.models.streaming import channels_last
 
 T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
     "d_model": 4096,
@@ -70,6 +71,8 @@ class PipelineAdapter(ABC):
         self.device = device
         self.parts = parts
         self.vae: Any = parts.vae.eval()
+        if device.type == "cuda":
+            channels_last(self.vae)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
         self._texts: dict[str, Text] = {}
@@ -289,14 +292,15 @@ class PipelineAdapter(ABC):
         """Return the pictures, uint8 (T, H, W, 3) on the CPU, of a clip's latents (1, C, F, H, W).
 
         They are decoded a few latent frames at a time, equal to all at once; the first latent frame
-        is one picture, every other several.
+        is one picture, every other several. What the device holds does not grow with the clip.
         """
         with self.offload.decoding():
             return torch.cat([_to_bytes(part) for part in self._decoded(self.raw(latents))])
 
     def raw(self, latents: Tensor) -> Tensor:
-        """Return latents as the VAE knows them, in its dtype."""
-        return self._raw(latents).to(next(self.vae.parameters()).dtype)
+        """Return latents as the VAE knows them, in its dtype and, on a GPU, as its weights lie."""
+        form = torch.channels_last_3d if latents.is_cuda else torch.contiguous_format
+        return self._raw(latents).to(next(self.vae.parameters()).dtype).contiguous(memory_format=form)
 
     def _raw(self, latents: Tensor) -> Tensor:
         """Return latents without the normalisation that the transformer knows them in."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
@@ -16,6 +16,7 @@ from storyreel.models.attention import TextProcessor
 from storyreel.models.base import Text
 from storyreel.models.loading import TextEncoder
 from storyreel.models.pipeline import T5_THIN, T5_XXL, PipelineAdapter
+from storyreel.models.wan_decoder import stream
 
 
 class WanAdapter(PipelineAdapter):
@@ -55,11 +56,6 @@ class WanAdapter(PipelineAdapter):
         return output
 
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
-        decoder = self.vae.decoder
-        # As `AutoencoderKLWan.decode` does, which keeps all pictures on the device.
-        cache: list[Tensor | None] = [None] * sum(isinstance(m, WanCausalConv3d) for m in decoder.modules())
-        for index, frame in enumerate(self.vae.post_quant_conv(latents).split(1, dim=2)):
-            first = {"first_chunk": True} if index == 0 else {}
-            pictures = decoder(frame, feat_cache=cache, feat_idx=[0], **first)
-            patch = self.vae.config.patch_size  # 2.2's VAE for small models makes 2x2 pixels a channel
-            yield pictures if patch is None else unpatchify(pictures, patch)
+        patch = self.vae.config.patch_size  # 2.2's VAE for small models makes 2x2 pixels a channel
+        for picture in stream(self.vae.decoder, self.vae.post_quant_conv(latents)):
+            yield picture if patch is None else unpatchify(picture, patch)

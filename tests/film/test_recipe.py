@@ -100,17 +100,12 @@ def test_what_shapes_pictures_is_known() -> None:
         *("method/blending.py", "method/noise_levels.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
         *("models/compilation.py", "models/loading.py", "models/mochi.py", "models/mochi_attention.py"),
-        *(
-            "models/offload.py",
-            "models/pipeline.py",
-            "models/quantized.py",
-            "models/scorer.py",
-            "story/plan.py",
-        ),
+        *("models/offload.py", "models/pipeline.py", "models/quantized.py", "models/scorer.py"),
+        *("models/streaming.py", "story/plan.py"),
     ]
     assert list(found.pictures) == ["film/decode.py", "film/dissolve.py", "film/mp4.py", "film/writer.py"]
     mini, wan = set(found.latents), set(recipe_of(WAN).latents)
-    assert wan - mini == {"models/wan.py"}
+    assert wan - mini == {"models/wan.py", "models/wan_decoder.py"}
     assert mini - wan == {"models/mochi.py", "models/mochi_attention.py"}
 
 
