@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from storyreel.benchmark.meter import Meter
-from storyreel.benchmark.run import VARIANTS, planned
+from storyreel.benchmark.variants import VARIANTS, planned
 from storyreel.errors import UsageError
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.base import Request, Text, side_by_side

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from storyreel.benchmark import run as bench
+from storyreel.benchmark import variants as compared
+from storyreel.benchmark.work import Work
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.models.specs import MODELS
@@ -29,9 +31,9 @@ one_family = pytest.mark.parametrize("spec_name", ["wan"], indirect=True)
 def test_every_variant_is_measured_with_random_weights(
     spec_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "SCENES", bench.SCENES[:2])
-    rows = measured(spec_name, [bench.STOCK, *bench.VARIANTS])
-    assert list(rows) == [bench.STOCK, *bench.VARIANTS]
+    monkeypatch.setattr(compared, "SCENES", compared.SCENES[:2])
+    rows = measured(spec_name, [compared.STOCK, *compared.VARIANTS])
+    assert list(rows) == [compared.STOCK, *compared.VARIANTS]
     for row in rows.values():
         assert row["seconds"] > 0
         assert row["tflops"] > 0
@@ -50,13 +52,13 @@ def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
 
 @one_family
 def test_fewer_forwards_are_less_work(spec_name: str) -> None:
-    adapter = bench.load(MODELS[spec_name], CPU, True)
-    work = {
-        name: bench.counted_work(adapter, bench.planned(adapter.spec, Overrides(steps=10), name))[0]
+    work = Work(bench.load(MODELS[spec_name], CPU, True))
+    found = {
+        name: work.of(compared.planned(MODELS[spec_name], Overrides(spec_name, steps=10), name))
         for name in ("full", "balanced", "fast")
     }
-    assert work["fast"] < 0.6 * work["full"]
-    assert work["fast"] < work["balanced"] < 0.9 * work["full"]
+    assert found["fast"] < 0.6 * found["full"]
+    assert found["fast"] < found["balanced"] < 0.9 * found["full"]
 
 
 def test_an_unknown_variant_is_refused() -> None:
