@@ -27,6 +27,7 @@ from storyreel.denoise.lead import Leads
 from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise
 from storyreel.denoise.prompts import PromptWriter, similarities
 from storyreel.errors import MissingError, UsageError
+from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.device_errors import lacks_memory
 from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
@@ -35,7 +36,6 @@ from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Plan, Segment
 from storyreel.story.planning import Overrides
 
-WARM_STEPS = 2
 MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is measured with
 
 
@@ -86,9 +86,11 @@ def bench(
         plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
         calculation = Work(adapter)
         work = {name: calculation.of(plan) for name, plan in plans.items()}
-        # The first round compiles and chooses kernels, by the shapes: few steps do for that.
-        few = replace(overrides, steps=min(WARM_STEPS, plans[variants[0]].settings.steps))
-        warm = {name: planned(spec, few, name, scenes) for name in variants}
+        # The first round compiles and chooses kernels, by the shapes: few steps have them all.
+        warm = {
+            name: planned(spec, replace(overrides, steps=enough_steps(plan)), name, scenes)
+            for name, plan in plans.items()
+        }
         if compiled:
             adapter.compile()
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
@@ -161,6 +163,16 @@ def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> Pipelin
     if not isinstance(adapter, PipelineAdapter):
         raise UsageError(f"model {spec.name} has no pipeline to compare with", "Choose another model.")
     return adapter
+
+
+def enough_steps(plan: Plan) -> int:
+    """Return the fewest steps in which a film evaluates its model in every form: guided, and not."""
+    speed, steps = SPEEDS[plan.settings.speed], plan.settings.steps
+
+    def forms(steps: int) -> set[bool]:
+        return {speed.guides(step, steps) for step in range(steps) if speed.computes(step, steps)}
+
+    return next(few for few in range(min(2, steps), steps + 1) if forms(few) == forms(steps))
 
 
 def run(

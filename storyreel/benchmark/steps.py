@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -44,6 +46,7 @@ HEADS = (24, 128), (32, 64)  # Mochi's and LTX's: their number, and channels of 
 TOKENS = 8192  # of video, where kernels are tried
 FEW = 4  # steps, where one evaluation after the other is alike
 TIGHT = 512 << 20  # bytes that a device has beside the weights, where memory is to run out
+KILOBYTES = 1024 if sys.platform == "linux" else 1024**2  # in which units ru_maxrss makes a MB
 KERNELS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -299,13 +302,8 @@ def _in_mode(bed: Bed, step: Step, mode: MemoryMode) -> dict[str, Any]:
         "peak_mb": first if cuda else None,
         "decode_peak_mb": second if cuda else None,
         "reserved_mb": torch.cuda.max_memory_reserved(bed.device) / 1e6 if cuda else None,
-        "host_mb": host_peak_mb(resource.RUSAGE_SELF),
+        "host_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTES,  # so far
     }
-
-
-def host_peak_mb(who: int) -> float:
-    """Return the most memory of this process so far, or of those that it has ended, in MB."""
-    return resource.getrusage(who).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
 
 
 # Decoding
@@ -441,22 +439,30 @@ def _rendered(bed: Bed, step: Step, weights: Path, story: Path, memory: str) -> 
     for name in ("steps", "size", "seconds"):
         words += [f"--{name}", str(step.options[name])] if name in step.options else []
     began = time.perf_counter()
-    code, printed, said = run_command(words, max(30.0, bed.deadline - time.time()))
-    found: dict[str, Any] = {"exit_code": code, "seconds": time.perf_counter() - began}
+    code, peak, printed, said = run_command(words, max(30.0, bed.deadline - time.time()))
+    found: dict[str, Any] = {"exit_code": code, "seconds": time.perf_counter() - began, "host_mb": peak}
     if code:
         return found | {"error": said[-500:]}
     (result,) = json.loads(printed).values()
-    return found | {"host_mb": host_peak_mb(resource.RUSAGE_CHILDREN), "film": result}
+    return found | {"film": result}
 
 
-def run_command(words: Sequence[str], patience: float) -> tuple[int, str, str]:
-    """Run a command of storyreel's and return its exit code, and what it prints on stdout and stderr."""
-    command = [sys.executable, "-m", "storyreel", *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience, check=False)
-    except subprocess.TimeoutExpired:
-        return -1, "", f"it was ended after {patience:.0f} s"
-    return done.returncode, done.stdout, done.stderr
+def run_command(words: Sequence[str], patience: float) -> tuple[int, float, str, str]:
+    """Run a command of storyreel's; return its exit code, its peak memory in MB, its stdout and stderr."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([sys.executable, "-m", "storyreel", *words], stdout=out, stderr=err)
+        ended = time.monotonic() + patience
+        while True:
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > ended:
+                process.kill()
+            time.sleep(0.1)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        return process.returncode, used.ru_maxrss / KILOBYTES, out.read(), err.read()
 
 
 KINDS: dict[str, Callable[[Bed, Step], dict[str, Any]]] = {

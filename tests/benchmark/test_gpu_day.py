@@ -48,9 +48,9 @@ def measured(
     folder: Path, chosen: Sequence[Step], work: Work | None = None, minutes: float = 60.0
 ) -> dict[str, dict[str, Any]]:
     """Return the outcomes of steps by their names, done in this process."""
-    work = work or (lambda *given: gpu_day.work(*given, chosen))
+    done = work or (lambda folder, device, deadline: gpu_day.work(folder, device, deadline, chosen))
     report = gpu_day.gpu_day(
-        folder, "cpu", minutes, lambda _: None, chosen, lambda *given: Process(work(*given))
+        folder, "cpu", minutes, lambda _: None, chosen, lambda *given: Process(done(*given))
     )
     json.dumps(report, allow_nan=False)
     assert [outcome["step"] for outcome in report["steps"]] == [step.name for step in chosen]
@@ -83,8 +83,8 @@ def counting(*names: str, minutes: float = 0.0) -> list[Step]:
 def test_a_failure_is_kept_and_the_rest_goes_on_in_a_new_process(counted: list[str], tmp_path: Path) -> None:
     chosen, processes = counting("one", "bad", "two"), []
 
-    def work(*given: Any) -> int:
-        processes.append(gpu_day.work(*given, chosen))
+    def work(folder: Path, device: str, deadline: float) -> int:
+        processes.append(gpu_day.work(folder, device, deadline, chosen))
         return processes[-1]
 
     found = measured(tmp_path, chosen, work)
@@ -143,7 +143,8 @@ def test_a_process_that_never_begins_is_not_started_for_ever(counted: list[str],
 def test_a_step_that_hangs_is_ended(
     counted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, processes = counting("one", "two"), []
+    chosen = counting("one", "two")
+    processes: list[Process] = []
 
     def start(folder: Path, device: str, deadline: float) -> Process:
         if processes:
@@ -232,11 +233,11 @@ def test_every_kind_of_step_measures_a_tiny_model_or_says_why_not(
 
     commands: list[Sequence[str]] = []
 
-    def run_here(words: Sequence[str], patience: float) -> tuple[int, str, str]:
+    def run_here(words: Sequence[str], patience: float) -> tuple[int, float, str, str]:
         commands.append(words)
         weights = Path(words[words.index("--weights") + 1])
         assert (weights / "text_encoder" / "model.safetensors").exists()
-        return 0, json.dumps({"three": {"state": "done", "film": "three.mp4"}}), ""
+        return 0, 1000.0, json.dumps({"three": {"state": "done", "film": "three.mp4"}}), ""
 
     monkeypatch.setattr(steps, "run_command", run_here)
     few = {"steps": 2, "rounds": 1}
@@ -292,6 +293,14 @@ def test_where_stock_fails_the_others_are_measured(
     result = steps.variants(Bed(CPU, tmp_path, 0.0), step)
     assert [row["variant"] for row in result["variants"]] == ["plain", "full"]
     assert "a graph that breaks" in result["stock_error"]
+
+
+def test_a_command_has_its_exit_code_its_peak_and_its_words() -> None:
+    code, peak, out, err = steps.run_command(["schema", "--of", "nothing"], 600)
+    assert (code, out) == (2, "")
+    assert "prints no JSON" in err
+    assert 10 < peak < 1000
+    assert steps.run_command(["schema"], 0)[0] == -9
 
 
 def test_the_steps_are_whole() -> None:

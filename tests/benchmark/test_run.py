@@ -10,6 +10,7 @@ from storyreel.benchmark import variants as compared
 from storyreel.benchmark.work import Work
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
+from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import MODELS
 from storyreel.story.planning import Overrides
 from tests.tiny import CPU
@@ -59,6 +60,22 @@ def test_fewer_forwards_are_less_work(spec_name: str) -> None:
     }
     assert found["fast"] < 0.6 * found["full"]
     assert found["fast"] < found["balanced"] < 0.9 * found["full"]
+
+
+@one_family
+@pytest.mark.parametrize("steps", [1, 2, 10, 64])
+def test_the_first_round_warms_up_all_that_is_timed(spec_name: str, steps: int) -> None:
+    """Else a round would be timed that compiles."""
+    for name in compared.VARIANTS:
+        plan = compared.planned(MODELS[spec_name], Overrides(spec_name, steps=steps), name)
+        few = bench.enough_steps(plan)
+        assert few <= max(4, steps // 8)
+        speed = SPEEDS[plan.settings.speed]
+        forms = [
+            {speed.guides(step, many) for step in range(many) if speed.computes(step, many)}
+            for many in (few, steps)
+        ]
+        assert forms[0] == forms[1]
 
 
 def test_an_unknown_variant_is_refused() -> None:
