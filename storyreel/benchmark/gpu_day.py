@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -97,10 +99,22 @@ def gpu_day(
 ENDED = (DONE, FAILED, SKIPPED)
 
 
+class Group(subprocess.Popen[bytes]):
+    """A process that is killed with all that it has started, such as a render: that would hold the GPU."""
+
+    def __init__(self, words: Sequence[str], **more: Any) -> None:
+        super().__init__(words, process_group=0, **more)
+
+    def kill(self) -> None:
+        """End the process and those that it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
 def _start(folder: Path, device: str, deadline: float) -> Process:
     words = [sys.executable, "-m", "storyreel.benchmark.gpu_day", str(folder), device, str(deadline)]
-    log = (folder / "log.txt").open("ab")
-    return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT)
+    with (folder / "log.txt").open("ab") as log:
+        return Group(words, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _watch(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -173,6 +176,18 @@ def test_a_signal_ends_the_process_too(counted: list[str], tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         gpu_day.gpu_day(tmp_path, "cpu", 60, interrupt, chosen, start)
     assert process.killed
+
+
+def test_a_process_is_killed_with_what_it_has_started() -> None:
+    code = (
+        "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    )
+    with gpu_day.Group([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) != process.pid
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert process.stdout.read() == b""  # the pipe ends with the last process that holds it
 
 
 def test_what_does_not_fit_is_left_out_and_shorter_ones_are_done(counted: list[str], tmp_path: Path) -> None:
