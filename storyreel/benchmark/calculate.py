@@ -9,7 +9,7 @@ hundred MB more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from storyreel.benchmark.meter import Meter
-from storyreel.benchmark.run import STOCK, VARIANTS, planned
 from storyreel.benchmark.stock import stock_of
+from storyreel.benchmark.variants import STOCK, VARIANTS, planned
 from storyreel.errors import UsageError
 from storyreel.models.base import Request, Text, side_by_side
 from storyreel.models.loading import adapter_class
@@ -109,6 +109,11 @@ def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int
         for computed, guided in zip(pace.computed, pace.guided, strict=True)
         if computed
     ]
+
+
+def operations(plan: Plan, of_one: Callable[[int, int, str], int]) -> int:
+    """Return the floating-point operations of a film's evaluations, of which ``of_one`` counts each."""
+    return sum(of_one(*one) for one in evaluations(plan))
 
 
 def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 All take the same prompts, noise, steps, sizes and weights. Video encoding is left out. Decoding is timed
 apart, and is storyreel's for all: stock has no time of its own for it. Stock encodes its prompts while it
-is timed, which with random weights is next to nothing. Its arithmetic is taken to be plain's.
+is timed, which with random weights is next to nothing. Arithmetic is calculated (`work.py`), and stock's is
+taken to be plain's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storyreel.benchmark.meter import Meter
 from storyreel.benchmark.stock import stock_of
+from storyreel.benchmark.variants import STOCK, VARIANTS, planned
+from storyreel.benchmark.work import Work
 from storyreel.denoise.lead import Leads
 from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise
-from storyreel.denoise.prompts import PromptWriter, all_prompts, similarities
+from storyreel.denoise.prompts import PromptWriter, similarities
 from storyreel.errors import MissingError, UsageError
 from storyreel.models.device_errors import lacks_memory
 from storyreel.models.loading import adapter_class, load_adapter
@@ -31,24 +33,8 @@ from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Plan, Segment
-from storyreel.story.planning import Overrides, make_plan
-from storyreel.story.schema import Story
+from storyreel.story.planning import Overrides
 
-SCENES = (
-    ("a corgi dog is inside of the subway train", "a corgi dog is sitting"),
-    ("a corgi dog is looking out of the subway train", "a corgi dog is looking around"),  # the shot goes on
-    ("a corgi dog is in Central Park", "a corgi dog is running"),
-)
-STOCK = "stock"
-VARIANTS = {
-    "plain": Overrides(without=frozenset({"all"})),
-    "full": Overrides(),
-    "without-dipw": Overrides(without=frozenset({"dipw"})),
-    "without-twb": Overrides(without=frozenset({"twb"})),
-    "without-sar": Overrides(without=frozenset({"sar"})),
-    "balanced": Overrides(speed="balanced"),
-    "fast": Overrides(speed="fast"),
-}
 MATRIX = {"cuda": 8192, "cpu": 1024}  # the side of what the device's peak is measured with
 
 
@@ -82,10 +68,11 @@ def bench(
     compiled: bool,
     tell: Callable[[str], None],
     attention: str | None = None,
+    scenes: int | None = None,
 ) -> dict[str, Any]:
-    """Measure variants; ``overrides`` are what all share. Raises UsageError for an unknown one.
+    """Measure variants; ``overrides`` are what all share, ``scenes`` of how many the film is, or of all.
 
-    ``attention`` is a backend that works, for all variants.
+    ``attention`` is a backend that works, for all variants. Raises UsageError for an unknown variant.
     """
     if unknown := set(variants) - {STOCK, *VARIANTS}:
         raise UsageError(f"unknown variant {min(unknown)!r}", f"Known: {', '.join((STOCK, *VARIANTS))}")
@@ -97,15 +84,21 @@ def bench(
         scorer = Scorer.load(folder, device) if folder.is_dir() and not random_weights else None
         peak = matrix_peak(device, adapter.dtype)
         tell(f"{spec.label} on {device_name(device)}: matrices reach {peak:.2f} TFLOP/s")
-        plans = {name: planned(spec, overrides, name) for name in variants}
+        plans = {name: planned(spec, overrides, name, scenes) for name in variants}
         plans = {name: plan.settled(similarities(plan, adapter, None)) for name, plan in plans.items()}
-        work = {name: counted_work(adapter, plan) for name, plan in plans.items()}
+        calculation = Work(adapter)
+        work = {name: calculation.of(plan) for name, plan in plans.items()}
+        # The first round compiles and chooses kernels, by the shapes: few steps have them all.
+        warm = {
+            name: briefly(plan, lambda n, name=name: planned(spec, replace(overrides, steps=n), name, scenes))  # type: ignore[misc]
+            for name, plan in plans.items()
+        }
         if compiled:
             adapter.compile(tell)
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
         memory: dict[str, tuple[float, float]] = dict.fromkeys(variants, (0.0, 0.0))
         for number in range(rounds + 1):
-            for name, plan in plans.items():
+            for name, plan in (plans if number else warm).items():
                 seconds, peaks = run(adapter, plan, name, scorer)
                 memory[name] = max(memory[name][0], peaks[0]), max(memory[name][1], peaks[1])
                 if number:  # the first round warms up, and compiles
@@ -115,14 +108,13 @@ def bench(
     for name, plan in plans.items():
         count = len(plan.segments)
         denoising, decoding = (statistics.median(part) for part in zip(*times[name], strict=True))
-        flops, forwards = work[name]
-        reached = flops / denoising / 1e12
+        reached = work[name] / denoising / 1e12
         rows.append(
             Timing(
                 name,
                 denoising / count,
                 None if name == STOCK else decoding / count,
-                forwards // count,
+                plan.forwards // count,
                 plan.latents / count,
                 reached,
                 reached / peak,
@@ -139,7 +131,7 @@ def bench(
         "size": f"{settings.width}x{settings.height}",
         "frames": plans[variants[0]].segments[0].frames + 1,
         "steps": settings.steps,
-        "segments": len(SCENES),
+        "segments": len(plans[variants[0]].segments),
         "rounds": rounds,
         "compiled": adapter.compiled,
         "attention": attention,
@@ -176,15 +168,16 @@ def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> Pipelin
     return adapter
 
 
-def planned(spec: ModelSpec, overrides: Overrides, variant: str) -> Plan:
-    """Return the plan of a variant; stock is what plain does, by the pipeline."""
-    special = VARIANTS["plain" if variant == STOCK else variant]
-    story = Story.model_validate({"scenes": [list(pair) for pair in SCENES]})
-    every_part = ("weighting=true",)  # also those that a model does without
-    wanted = replace(
-        overrides, model=spec.name, method=every_part, without=special.without, speed=special.speed
-    )
-    return make_plan(story, "bench", wanted)
+def briefly(plan: Plan, in_steps: Callable[[int], Plan]) -> Plan:
+    """Return the plan ``in_steps`` of as few as have all forms of evaluations that ``plan`` has: guided, and not."""
+
+    def forms(plan: Plan) -> set[bool]:
+        pace = plan.pace
+        return {guided for guided, computed in zip(pace.guided, pace.computed, strict=True) if computed}
+
+    steps = plan.settings.steps
+    plans = map(in_steps, range(min(2, steps), steps + 1))
+    return next(few for few in plans if forms(few) == forms(plan))
 
 
 def run(
@@ -235,16 +228,6 @@ def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
     for segment in plan.segments:
         noise = segment_noise(plan, segment).to(adapter.device)
         yield stock.latents(segment.prompt, noise, plan.settings)
-
-
-def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
-    """Return the floating-point operations of the denoising of all segments, and its model evaluations."""
-    adapter.prepare(all_prompts(plan, scored=False))  # which is not denoising
-    evaluations: list[None] = []
-    with Meter() as meter:
-        for _ in our_latents(adapter, plan, None, lambda: evaluations.append(None)):
-            pass
-    return float(meter.operations), len(evaluations)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:

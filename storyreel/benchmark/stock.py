@@ -95,22 +95,17 @@ class Stock:
 
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
-        """Let the transformers have diffusers' own attention for a while, and none that is compiled."""
+        """Let the transformers have diffusers' own attention for a while; compiled blocks stay compiled."""
         blocks: list[Any] = [
             block for expert in self._adapter.experts for block in self._adapter.blocks(expert)
         ]
         layers = [getattr(block, name) for block in blocks for name in self.attention]
         ours = [layer.processor for layer in layers]
-        compiled = [block._compiled_call_impl for block in blocks]  # Mochi's own attention breaks graphs
         try:
             for layer in layers:
                 layer.processor = type(self).processor()
-            for block in blocks:
-                block._compiled_call_impl = None
             yield
         finally:
-            for block, implementation in zip(blocks, compiled, strict=True):
-                block._compiled_call_impl = implementation
             for layer, processor in zip(layers, ours, strict=True):
                 layer.processor = processor
 

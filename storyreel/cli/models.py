@@ -33,6 +33,8 @@ from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
 
+LENT = "A lent GPU, and true sizes without a download"  # a group of options
+
 
 def _models() -> list[str]:
     return list(MODELS)
@@ -166,16 +168,36 @@ def bench(
     attention: Attention = None,
     weights: Weights = None,
     device: Device = "auto",
+    gpu_day: Annotated[
+        Path | None,
+        option("DIR", "Measure all that wants a GPU, by itself, and keep the results in DIR.", LENT),
+    ] = None,
+    minutes: Annotated[float, option("N", "For how long; what does not fit is left out.", LENT, min=0)] = 25,
+    make_folder: Annotated[
+        Path | None,
+        option("DIR", "Write MODEL's folder with random weights, for --weights DIR.", LENT),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time a model's variants against diffusers' own pipeline, in turn, on the same inputs.
 
-    With --calculate, what they would take: without weights, without a GPU.
+    With --calculate, what they would take: without weights, without a GPU. With --gpu-day, everything that
+    wants measuring, for a GPU that is lent for an hour: a second run does what is missing.
     """
     check_device(device)
     exclude("--fit", fit, {"--json": as_json, "--quantize": quantize is not None, "--size": size is not None})
     exclude("--random-weights", random_weights, {"--weights": weights is not None, "--calculate": calculated})
+    alone = {"--calculate": calculated, "--weights": weights is not None}
+    exclude("--gpu-day", gpu_day is not None, alone | {"--make-folder": make_folder is not None})
+    exclude("--make-folder", make_folder is not None, alone)
+    if gpu_day is not None:
+        exclude("--gpu-day", True, {"--model": model is not None})
+        _measure_all(gpu_day, device, minutes, as_json)
+        return
     spec = find_model(model or DEFAULT_MODEL)
+    if make_folder is not None:
+        _make_folder(spec, make_folder, as_json)
+        return
     if quantize is not None:
         spec = spec.quantized(quantize)
     if weights is not None:
@@ -186,6 +208,7 @@ def bench(
         engine.check_attention(spec)
     from storyreel.benchmark import run as benches
     from storyreel.benchmark.calculate import CALCULABLE, calculate, entry
+    from storyreel.benchmark.variants import STOCK, VARIANTS
     from storyreel.cli.display import print_bench, print_calculation, say
     from storyreel.models.devices import pick_device
 
@@ -209,7 +232,7 @@ def bench(
         spec,
         pick_device(device),
         overrides,
-        chosen or [benches.STOCK, *benches.VARIANTS],
+        chosen or [STOCK, *VARIANTS],
         rounds,
         random_weights,
         compiled,
@@ -217,3 +240,23 @@ def bench(
         engine.attention,
     )
     print_json(report) if as_json else print_bench(report)
+
+
+def _measure_all(folder: Path, device: str, minutes: float, as_json: bool) -> None:
+    """Do the measurements of a lent hour, and print their table."""
+    from storyreel.benchmark.gpu_day import TABLE, gpu_day
+    from storyreel.cli.display import say
+
+    with stopping(KEPT):
+        report = gpu_day(folder, device, minutes, say)
+    print_json(report) if as_json else print((folder / TABLE).read_text(), end="")
+
+
+def _make_folder(spec: ModelSpec, folder: Path, as_json: bool) -> None:
+    """Write a model's folder with random weights."""
+    from storyreel.benchmark.folders import make_folder
+    from storyreel.cli.display import say
+
+    with stopping(KEPT):
+        made = make_folder(spec, folder, spec.dtype, say)
+    print_json({"model": spec.name, "folder": made}) if as_json else print(made)

@@ -247,6 +247,30 @@ class Benched(TypedDict):
 
 
 @with_config(OPEN)
+class Step(TypedDict):
+    """A measurement of a lent hour: its ``result`` if it is done, its ``error`` or ``reason`` if not."""
+
+    step: str
+    state: Literal["done", "failed", "skipped"]
+
+
+@with_config(CLOSED)
+class Measured(TypedDict):
+    """The measurements of a lent hour, in their order, and the folder where each is a file."""
+
+    folder: str
+    steps: list[Step]
+
+
+@with_config(CLOSED)
+class MadeFolder(TypedDict):
+    """A folder with a model's random weights."""
+
+    model: str
+    folder: str
+
+
+@with_config(OPEN)
 class Scored(TypedDict):
     """A film with its scores and findings."""
 
@@ -380,7 +404,7 @@ SHAPES: dict[str, Any] = {
     "ablate": Evaluated | dict[str, Planned],
     "models": dict[str, Model],
     "pull": dict[str, Pulled],
-    "bench": Benched,
+    "bench": Benched | Measured | MadeFolder,
     "info": dict[str, Checked],
     "doctor": dict[str, Checked],
 }

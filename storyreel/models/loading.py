@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import diffusers.utils.logging
 import torch
 import transformers
 from safetensors import safe_open
@@ -92,6 +93,7 @@ def names(kind: str, count: int) -> list[str]:
 def load_adapter(spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Adapter:
     """Load a model. Raises MissingError or DamagedError, saying what to do."""
     transformers.utils.logging.disable_progress_bar()  # ours is enough
+    diffusers.utils.logging.disable_progress_bar()  # of shards, which tiny models have none of
     if not spec.weights.is_dir():
         raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
     check_checksums(spec.weights)

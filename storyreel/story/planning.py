@@ -522,7 +522,8 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds is not valid; give a finite number"
     latents = max(-1e9, min(seconds / unit, 1e9))
-    if abs(latents - round(latents)) < 1e-6 and 1 <= round(latents) <= longest:
+    # Of thirds of a second, as 8 frames are at 24 a second, six digits must do: those that are printed below.
+    if abs(latents - round(latents)) < 1e-3 and 1 <= round(latents) <= longest:
         return None
     nearest = {min(max(count, 1), longest) for count in (int(latents), int(latents) + 1)}
     words = " or ".join(f"{count * unit:g}" for count in sorted(nearest))

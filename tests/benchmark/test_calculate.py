@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from storyreel.benchmark import run as bench
+from storyreel.benchmark import variants as compared
 from storyreel.benchmark.calculate import (
     CALCULABLE,
     CARDS,
@@ -19,14 +20,19 @@ from storyreel.benchmark.calculate import (
     evaluation,
     fitted,
     memory_needed,
+    operations,
     stock_evaluation,
     working,
 )
 from storyreel.benchmark.meter import Meter
+from storyreel.benchmark.work import Work
 from storyreel.cli.app import run
+from storyreel.denoise.prompts import all_prompts
 from storyreel.errors import UsageError
 from storyreel.models.loading import adapter_class
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, find_model
+from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 from tests.tiny import CPU
 
@@ -38,6 +44,16 @@ GB = 1e9
 one_family = pytest.mark.parametrize("spec_name", ["mochi"], indirect=True)
 
 
+def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
+    """Return the operations of denoising all segments, counted in doing so, and its evaluations."""
+    adapter.prepare(all_prompts(plan, scored=False))  # which is not denoising
+    evaluations: list[None] = []
+    with Meter() as meter:
+        for _ in bench.our_latents(adapter, plan, None, lambda: evaluations.append(None)):
+            pass
+    return float(meter.operations), len(evaluations)
+
+
 def work(name: str, variants: list[str], patch: pytest.MonkeyPatch) -> dict[str, float]:
     """Return the calculated work of variants, which must be what a film of real tensors takes.
 
@@ -46,7 +62,7 @@ def work(name: str, variants: list[str], patch: pytest.MonkeyPatch) -> dict[str,
     spec = MODELS[name]
     # At one place, and of two characters, so that nobody has to be found.
     scenes = (("a fox in a park", "it runs home"), ("a dog in a park", "he walks by"))
-    patch.setattr(bench, "SCENES", scenes)
+    patch.setattr(compared, "SCENES", scenes)
     overrides = Overrides(name, steps=4)
     report = calculate(spec, overrides, variants)
     adapter = bench.load(spec, CPU, True)
@@ -60,12 +76,13 @@ def work(name: str, variants: list[str], patch: pytest.MonkeyPatch) -> dict[str,
 
     patch.setattr(adapter, "_tokens", as_many)
     for row in report["variants"]:
-        plan = bench.planned(spec, overrides, row["variant"])
+        plan = compared.planned(spec, overrides, row["variant"])
         joined = {segment.prompt for segment in plan.segments}
         assert row["forwards"] == plan.forwards / 2
         assert row["latents"] == plan.latents / 2
-        operations, _ = bench.counted_work(adapter, plan)
+        operations, _ = counted_work(adapter, plan)
         assert 1e15 * row["pflop"] == pytest.approx(operations / 2, rel=1e-3)
+        assert Work(adapter).of(plan) == pytest.approx(operations, rel=1e-3)
     return {row["variant"]: row["pflop"] for row in report["variants"]}
 
 
@@ -82,10 +99,10 @@ def test_variants_that_do_less_are_less_work(spec_name: str, monkeypatch: pytest
 def test_memory_is_weights_and_what_is_alive_beside_them(spec_name: str) -> None:
     spec = MODELS[spec_name]
     adapter = adapter_class(spec).random(spec, META)
-    found = memory_needed(adapter, bench.planned(spec, Overrides(spec_name), "full"))
+    found = memory_needed(adapter, compared.planned(spec, Overrides(spec_name), "full"))
     assert sum(adapter.offload.sizes()) < found["high"]
     assert found["low"] < found["balanced"] < found["high"]
-    longer = memory_needed(adapter, bench.planned(spec, Overrides(spec_name, size="128x128"), "full"))
+    longer = memory_needed(adapter, compared.planned(spec, Overrides(spec_name, size="128x128"), "full"))
     assert longer["high"] > found["high"]
 
 
@@ -119,7 +136,7 @@ def test_attention_moves_no_more_than_stock(name: str) -> None:
     """At the default size and length; without weighting, as every large model is by default, and with it."""
     spec = find_model(name)
     adapter = adapter_class(spec).random(spec, META)
-    plan = bench.planned(spec, Overrides(name), "plain")
+    plan = compared.planned(spec, Overrides(name), "plain")
     latents = plan.segments[0].latents
     stock = stock_evaluation(adapter, plan, latents, 2)
     for weighting in ("none", "words"):
@@ -137,10 +154,22 @@ def test_lines_go_through_what_is_calculated(spec_name: str) -> None:
     assert needs.experts == len(adapter.experts)
     for size, latents in (((96, 96), spec.usual_latents), ((64, 64), spec.usual_latents + 2)):
         overrides = Overrides(spec_name, size=f"{size[0]}x{size[1]}")
-        found = working(adapter, bench.planned(spec, overrides, "full"), latents)
+        found = working(adapter, compared.planned(spec, overrides, "full"), latents)
         line = needs.working(size, latents)
         assert line.denoising == pytest.approx(found.denoising, rel=0.2, abs=1e6)
         assert line.decoding == pytest.approx(found.decoding, rel=0.2, abs=1e6)
+
+
+@pytest.mark.parametrize("blocks", [2, 3, 5])
+def test_few_blocks_say_what_all_of_them_take(spec_name: str, blocks: int) -> None:
+    """Of every family: also where the last block is of its own kind."""
+    spec = MODELS[spec_name]
+    spec = replace(spec, architecture={**spec.architecture, "num_layers": blocks})
+    adapter = adapter_class(spec).random(spec, CPU)
+    plan = compared.planned(spec, Overrides(spec_name, steps=4), "fast")
+    whole = adapter_class(spec).random(spec, META)
+    known = operations(plan, lambda *shape: evaluation(whole, plan, *shape).operations)
+    assert Work(adapter).of(plan) == known > 0
 
 
 @pytest.mark.slow
@@ -150,12 +179,12 @@ def test_the_table_holds_what_is_calculated(name: str) -> None:
     spec = find_model(name)
     assert spec.needs is not None
     adapter = adapter_class(spec).random(spec, META)
-    found = memory_needed(adapter, bench.planned(spec, Overrides(name), "full"))
+    found = memory_needed(adapter, compared.planned(spec, Overrides(name), "full"))
     assert spec.memory_gb == {mode: round(size / GB, 1) for mode, size in found.items()}
     weights, sizes = spec.needs.weights("none"), adapter.offload.weights()
     assert vars(weights) == pytest.approx(vars(sizes), rel=1e-3)
     between = tuple((low + high) // 2 // 32 * 32 for low, high in zip(spec.size, spec.max_size, strict=True))
-    plan = bench.planned(spec, Overrides(name, size="{}x{}".format(*between)), "full")
+    plan = compared.planned(spec, Overrides(name, size="{}x{}".format(*between)), "full")
     there, line = working(adapter, plan, 8), spec.needs.working((between[0], between[1]), 8)
     assert line.denoising == pytest.approx(there.denoising, rel=0.05)
     assert line.decoding == pytest.approx(there.decoding, rel=0.1)

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from storyreel.benchmark import run as bench
+from storyreel.benchmark import variants as compared
+from storyreel.benchmark.work import Work
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.models.specs import MODELS
+from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 from tests.tiny import CPU
 
@@ -29,9 +32,9 @@ one_family = pytest.mark.parametrize("spec_name", ["wan"], indirect=True)
 def test_every_variant_is_measured_with_random_weights(
     spec_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "SCENES", bench.SCENES[:2])
-    rows = measured(spec_name, [bench.STOCK, *bench.VARIANTS])
-    assert list(rows) == [bench.STOCK, *bench.VARIANTS]
+    monkeypatch.setattr(compared, "SCENES", compared.SCENES[:2])
+    rows = measured(spec_name, [compared.STOCK, *compared.VARIANTS])
+    assert list(rows) == [compared.STOCK, *compared.VARIANTS]
     for row in rows.values():
         assert row["seconds"] > 0
         assert row["tflops"] > 0
@@ -50,13 +53,32 @@ def test_random_weights_are_stored_in_fp8_too(spec_name: str) -> None:
 
 @one_family
 def test_fewer_forwards_are_less_work(spec_name: str) -> None:
-    adapter = bench.load(MODELS[spec_name], CPU, True)
-    work = {
-        name: bench.counted_work(adapter, bench.planned(adapter.spec, Overrides(steps=10), name))[0]
+    work = Work(bench.load(MODELS[spec_name], CPU, True))
+    found = {
+        name: work.of(compared.planned(MODELS[spec_name], Overrides(spec_name, steps=10), name))
         for name in ("full", "balanced", "fast")
     }
-    assert work["fast"] < 0.6 * work["full"]
-    assert work["fast"] < work["balanced"] < 0.9 * work["full"]
+    assert found["fast"] < 0.6 * found["full"]
+    assert found["fast"] < found["balanced"] < 0.9 * found["full"]
+
+
+@one_family
+@pytest.mark.parametrize("steps", [1, 2, 10, 64])
+def test_the_first_round_warms_up_all_that_is_timed(spec_name: str, steps: int) -> None:
+    """Else a round would be timed that compiles."""
+    for name in compared.VARIANTS:
+
+        def in_steps(count: int, name: str = name) -> Plan:
+            return compared.planned(MODELS[spec_name], Overrides(spec_name, steps=count), name)
+
+        plan = in_steps(steps)
+        few = bench.briefly(plan, in_steps)
+        assert few.settings.steps <= max(4, steps // 8)
+        forms = [
+            {guided for guided, computed in zip(one.pace.guided, one.pace.computed, strict=True) if computed}
+            for one in (few, plan)
+        ]
+        assert forms[0] == forms[1]
 
 
 def test_an_unknown_variant_is_refused() -> None:

@@ -490,6 +490,10 @@ def test_json_tells_what_was_done_before_a_later_story_failed(
         ["batch", NYC, "--slurm", "--overwrite"],
         ["bench", "--random-weights", "--calculate"],
         ["bench", "--random-weights", "--weights", str(ROOT)],
+        ["bench", "--gpu-day", "day", "--calculate"],
+        ["bench", "--gpu-day", "day", "--make-folder", "folder"],
+        ["bench", "--gpu-day", "day", "--model", "mochi"],
+        ["bench", "--make-folder", "folder", "--weights", str(ROOT)],
     ],
     ids=" ".join,
 )

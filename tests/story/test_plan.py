@@ -498,12 +498,12 @@ def test_the_nearest_size_is_legal(width: int, height: int) -> None:
         assert size_problem(MINI, int(nearest[0]), int(nearest[1])) is None
 
 
-@given(st.floats(0.001, 700))
-def test_the_nearest_lengths_are_legal(seconds: float) -> None:
-    problem = seconds_problem(MINI, seconds)
+@given(st.floats(0.001, 700), st.sampled_from(sorted(MODELS)))
+def test_the_nearest_lengths_are_legal(seconds: float, name: str) -> None:
+    problem = seconds_problem(MODELS[name], seconds)
     if problem is not None:
-        for word in problem.rsplit(": ", 1)[1].split(" or "):
-            assert seconds_problem(MINI, float(word)) is None
+        for word in problem.rsplit(": ", 1)[1].split(" or "):  # thirds of a second too
+            assert seconds_problem(MODELS[name], float(word)) is None
 
 
 @pytest.mark.parametrize(
