@@ -235,7 +235,8 @@ def _render_segments(
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
-    segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
+    words = engine.device_words(adapter)
+    segments = Segments(inventory, store, adapter, scorer, words, progress.forward)
     if page is not None:
         page.write()
 

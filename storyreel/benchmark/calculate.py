@@ -71,14 +71,16 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
 def operations(plan: Plan, of_one: Callable[[int, int, bool], int]) -> int:
     """Return the floating-point operations of all model evaluations of a film's denoising.
 
-    ``of_one`` returns those of one, given its latent frames, its texts and whether it reads three prompts.
+    Those that find characters are among them. ``of_one`` returns those of one evaluation, given its latent
+    frames, its texts and whether it reads three prompts.
     """
     steps, speed, weighted = (
         plan.settings.steps,
         SPEEDS[plan.settings.speed],
         plan.settings.method.weighting == "texts",
     )
-    return sum(
+    looks = plan.looks(plan.segments)
+    return (looks and looks * of_one(1, 2, False)) + sum(
         of_one(segment.lead + segment.latents, 2 if speed.guides(step, steps) else 1, weighted)
         for segment in plan.segments
         for step in range(steps)
@@ -90,7 +92,7 @@ def memory_needed(adapter: PipelineAdapter, plan: Plan) -> dict[str, int]:
     """Return the bytes that a device must have free for a film in each memory mode."""
     longest = max(segment.lead + segment.latents for segment in plan.segments)
     experts, encoders, vae = adapter.offload.sizes()
-    denoising = evaluation(adapter, plan, longest, 2, True)
+    denoising = evaluation(adapter, plan, longest, 2, plan.settings.method.weighting == "texts")
     with Meter(_weights(adapter)) as decoding, torch.inference_mode():
         for _ in adapter._decoded(adapter.raw(_noise(plan, longest))):
             pass
