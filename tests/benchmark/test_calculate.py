@@ -20,8 +20,9 @@ from storyreel.benchmark.meter import Meter
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
 from storyreel.models.loading import adapter_class
+from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, find_model
-from storyreel.story.plan import LOOKS
+from storyreel.story.plan import LOOKS, Plan
 from storyreel.story.planning import Overrides
 from tests.conftest import plan_of
 from tests.tiny import CPU
@@ -96,9 +97,12 @@ def test_memory_is_of_the_texts_that_a_plan_reads(spec_name: str, monkeypatch: p
     """Three side by side where the plan weighs texts, else one."""
     spec, read = MODELS[spec_name], list[bool]()
     adapter = adapter_class(spec).random(spec, META)
-    monkeypatch.setattr(
-        calculation, "evaluation", lambda *args: (read.append(args[-1]), evaluation(*args))[1]
-    )
+
+    def watched(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
+        read.append(weighted)
+        return evaluation(adapter, plan, latents, texts, weighted)
+
+    monkeypatch.setattr(calculation, "evaluation", watched)
     for way in ("texts", "true", "false"):
         story = "scenes:\n  - [a park, it rains]\n"
         memory_needed(adapter, plan_of(story, model=spec_name, method=(f"weighting={way}",)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,11 @@ from tests.tiny import CPU, TINY
 
 STEPS, LEFT = 8, 4
 STORY = "render: {model: tiny}\nscenes:\n  - [the park, a fox walks]\n"
-KINDS = {"exact": {}, "fast": {"speed": "fast"}, "plain": {"without": frozenset({"dipw"})}}
+KINDS: dict[str, dict[str, Any]] = {
+    "exact": {"method": ("weighting=true",)},
+    "fast": {"method": ("weighting=true",), "speed": "fast"},
+    "plain": {"without": frozenset({"dipw"})},
+}
 
 
 class LeftError(Exception):
@@ -31,9 +36,7 @@ class LeftError(Exception):
 
 
 def begun(kind: str, scored: bool) -> tuple[Plan, SegmentState, PromptWriter, FakeAdapter]:
-    plan = plan_of(
-        STORY, steps=STEPS, **({"method": ("weighting=true",)} if kind != "plain" else {}) | KINDS[kind]
-    )
+    plan = plan_of(STORY, steps=STEPS, **KINDS[kind])
     adapter = FakeAdapter(TINY)
     writer = PromptWriter(adapter, plan, FakeScorer("a fox walks") if scored else None)
     return plan, begin(adapter, plan, plan.segments[0], writer.prompts(plan.segments[0])), writer, adapter
@@ -78,7 +81,7 @@ def test_all_that_was_saved_is_taken_back(path: Path, kind: str, scored: bool) -
 
 
 NAMES = ["x", "history", "alignment", "ending", "levels", "velocities"]
-FORGED = {
+FORGED: dict[str, Callable[[Tensor], Tensor | None]] = {
     "gone": lambda value: None,
     "a number": lambda value: value.flatten()[0].clone(),
     "one row less": lambda value: value[1:].clone(),

@@ -226,8 +226,9 @@ def test_a_fade_that_is_meant_is_no_black_scene_and_no_other_tint() -> None:
     faded[19:29] = 0
     seen = look(faded, vectors)
     spans = film().spans
-    into, out_of = {"fades": (True, False), "goes_on": False}, {"fades": (False, True)}
-    meant = replace(film(), spans=(replace(spans[0], **out_of), replace(spans[1], **into), spans[2]))
+    leaving = replace(spans[0], fades=(False, True))
+    coming = replace(spans[1], fades=(True, False), goes_on=False)
+    meant = replace(film(), spans=(leaving, coming, spans[2]))
     black, clear = (film_scores(one, seen, {})["scenes"] for one in (film(), meant))
     assert [scene["black"] for scene in black] == pytest.approx([5 / 12, 5 / 12, 0])
     assert [scene["black"] for scene in clear] == [0, 0, 0]
