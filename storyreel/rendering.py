@@ -235,7 +235,9 @@ def _render_segments(
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
-    segments = Segments(inventory, store, adapter, scorer, lambda: engine.device_words(adapter))
+    segments = Segments(
+        inventory, store, adapter, scorer, lambda: engine.device_words(adapter), progress.forward
+    )
     if page is not None:
         page.write()
 

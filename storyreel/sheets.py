@@ -130,13 +130,14 @@ def _pictures(
         one.number for one in wanted.shown if store.find("latents", f"{one.number:02d}", one.key) is None
     ]
     scenes = len(wanted.draft.segments)
-    forwards_to_come = len(missing) * wanted.draft.settings.steps
+    looks = wanted.draft.looks(wanted.draft.segments[number - 1] for number in set(missing))
+    forwards_to_come = len(missing) * wanted.draft.settings.steps + looks
     progress.started(wanted.draft, scenes, scenes - len(set(missing)), forwards_to_come)
     adapter, scorer = engine.adapter_for(wanted.draft, progress.said), engine.scorer(spec)
     pictures: list[Image.Image] = []
     forwards = 0
 
-    def after_forward(window: Sequence[SegmentState]) -> None:
+    def after_forward(_: Sequence[SegmentState] = ()) -> None:
         nonlocal forwards
         forwards += 1
         progress.forward()
@@ -145,7 +146,10 @@ def _pictures(
     def compute() -> None:
         adapter.prepare(all_prompts(wanted.draft, scorer is not None))
         with engine.stop.held():  # a draft is finished in no time, and saved before a signal stops all
-            draft(Drafts(inventory, store, adapter, scorer, lambda: engine.device_words(adapter)))
+            drafts = Drafts(
+                inventory, store, adapter, scorer, lambda: engine.device_words(adapter), after_forward
+            )
+            draft(drafts)
 
     def draft(drafts: Drafts) -> None:
         began = time.monotonic()

@@ -22,7 +22,6 @@ import pytest
 import torch
 
 from storyreel import files
-from storyreel.denoise import lead
 from storyreel.errors import (
     MissingError,
     NumericsError,
@@ -38,6 +37,7 @@ from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import Engine, Rendered, render
+from storyreel.story.plan import LOOKS as LOOKED
 from storyreel.story.plan import Segment
 from tests.conftest import (
     VERSIONS,
@@ -77,7 +77,7 @@ scenes:
   - {scene: "{fox} and {dog} by a lake", action: they look, transition: cut}
   - [a hill, it rains]
 """
-LOOKS = 2 * lead.LOOKS  # how often the model is asked where the two are
+LOOKS = 2 * LOOKED  # how often the model is asked where the two are
 
 
 def make(
@@ -306,7 +306,7 @@ def test_how_a_character_is_found_is_found_again(tmp_path: Path) -> None:
     _, progress, engine = make(tmp_path / "whole", CAST, steps=2)
     assert engine.fake is not None
     asked = len(engine.fake.predicted)
-    assert (progress.forwards, asked) == (5 * 2, 5 * 2 + LOOKS)
+    assert progress.promised == progress.forwards == asked == 5 * 2 + LOOKS
     for at in range(asked):
         out = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):

@@ -101,9 +101,13 @@ def weighting_of(plan: Plan) -> str:
 
 
 def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int, str]]:
-    """Return a film's model evaluations: of each its latent frames, its texts and how these are weighted."""
+    """Return a film's model evaluations: of each its latent frames, its texts and how these are weighted.
+
+    Those that find characters are among them.
+    """
     pace, how = plan.pace, weighting or weighting_of(plan)
-    return [
+    looks = [(1, 2, "none")] * plan.looks(plan.segments)
+    return looks + [
         (segment.lead + segment.latents, 2 if guided else 1, how)
         for segment in plan.segments
         for computed, guided in zip(pace.computed, pace.guided, strict=True)

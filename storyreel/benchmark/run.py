@@ -169,7 +169,7 @@ def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> Pipelin
 
 
 def briefly(plan: Plan, in_steps: Callable[[int], Plan]) -> Plan:
-    """Return the plan ``in_steps`` of as few as have all forms of evaluations that ``plan`` has: guided, and not."""
+    """Return the plan in as few steps as have all forms of evaluations that ``plan`` has: guided, and not."""
 
     def forms(plan: Plan) -> set[bool]:
         pace = plan.pace

@@ -14,10 +14,9 @@ from torch import Tensor
 from storyreel.method.blending import name_matters
 from storyreel.method.similarity import without_names
 from storyreel.models.base import Adapter, Request
-from storyreel.story.plan import Given, Plan, Segment, derived_seed
+from storyreel.story.plan import LOOKS, Given, Plan, Segment, derived_seed
 
 LOOKED_AT = 0.6  # the noise level at which a name decides most
-LOOKS = 3  # noises that are averaged
 SHARE = 0.15  # of the largest difference; from there on a cell shows the character
 
 
@@ -36,10 +35,17 @@ class Leads:
     """The leads of a film's segments.
 
     ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished.
+    ``on_forward`` is called after every model evaluation that finds a character.
     """
 
-    def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
-        self._adapter, self._plan, self._recall = adapter, plan, recall
+    def __init__(
+        self,
+        adapter: Adapter,
+        plan: Plan,
+        recall: Callable[[int], Tensor],
+        on_forward: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._adapter, self._plan, self._recall, self._on_forward = adapter, plan, recall, on_forward
         self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
@@ -85,6 +91,9 @@ class Leads:
             generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             requests.append(Request(torch.lerp(latents, noise, LOOKED_AT), LOOKED_AT, texts))
-        answers = list(self._adapter.predict(requests))
+        answers = []
+        for answer in self._adapter.predict(requests):
+            answers.append(answer)
+            self._on_forward()
         named, without = (torch.cat([answer[k] for answer in answers]) for k in (0, 1))
         return name_matters(named, without, SHARE).to(latents)

@@ -156,15 +156,21 @@ def first_noise(plan: Plan, segment: Segment, before: Tensor | None) -> Tensor:
     return renoised(published_blend(noise, tail, method.beta, gamma), noise, gamma)
 
 
-def segment_noise(plan: Plan, segment: Segment) -> Tensor:
-    """Return a segment's noise (1, C, lead + own, H, W), drawn on the CPU."""
+def latents_shape(plan: Plan, segment: Segment) -> tuple[int, int, int, int, int]:
+    """Return the shape (1, C, lead + own, H, W) of a segment's latents in a settled plan."""
     spec, settings = plan.spec, plan.settings
     rows, columns = settings.height // spec.pixels_per_latent, settings.width // spec.pixels_per_latent
+    return 1, spec.latent_channels, segment.lead + segment.latents, rows, columns
+
+
+def segment_noise(plan: Plan, segment: Segment) -> Tensor:
+    """Return a segment's noise (1, C, lead + own, H, W), drawn on the CPU."""
+    _, channels, _, rows, columns = latents_shape(plan, segment)
 
     def draw(seed: int, frames: int) -> Tensor:
         # Frame by frame, so that a longer scene begins like a shorter one.
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(frames, spec.latent_channels, rows, columns, generator=generator)
+        return torch.randn(frames, channels, rows, columns, generator=generator)
 
     # The lead's comes from a generator of its own: what is shown does not depend on how long it is.
     lead = draw(derived_seed(segment.seed, -1), segment.lead)

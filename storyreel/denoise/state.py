@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -38,14 +39,24 @@ class Stored:
         with writing(self._path):
             write_atomically(self._path, save(kept))
 
-    def latents(self, device: torch.device) -> Tensor:
-        """Return the segment's latents."""
-        return self._tensors("latents")["latents"].to(device)
+    def latents(self, device: torch.device, shape: Sequence[int]) -> Tensor:
+        """Return the segment's latents, of a ``shape``. Raises StoryreelError if the file holds no such."""
+        tensors = self._tensors()
+        if not _are_like(tensors, {"latents": shape}):
+            raise self._forged()
+        return tensors["latents"].to(device)
 
-    def ending(self, device: torch.device) -> Tensor | None:
-        """Return a scorer's vector (D,) of how the segment ends; None if nothing scored it."""
-        ending = self._tensors("latents").get("ending")
-        return None if ending is None else ending.to(device)
+    def ending(self, device: torch.device, width: int) -> Tensor | None:
+        """Return a scorer's vector (D,) of ``width`` D of how the segment ends; None if nothing scored it.
+
+        Raises StoryreelError if the file holds another one.
+        """
+        tensors = self._tensors()
+        if "ending" not in tensors:
+            return None
+        if not _are_like(tensors, {"ending": (width,)}):
+            raise self._forged()
+        return tensors["ending"].to(device)
 
     @torch.inference_mode()
     def restore(self, begun: SegmentState, step: int) -> None:
@@ -53,27 +64,46 @@ class Stored:
 
         Raises StoryreelError if the file holds the state of none like it.
         """
-        tensors = {name: value.to(begun.x.device) for name, value in self._tensors("x").items()}
-        x = tensors.pop("x")
-        levels = tensors.pop("levels", torch.empty(0))
-        velocities = tensors.pop("velocities", x.new_empty(0, *x.shape))
-        alike = x.shape == begun.x.shape == velocities.shape[1:] and levels.shape == velocities.shape[:1]
-        if not alike or not 0 <= step < len(begun.sigmas):
+        tensors = {name: value.to(begun.x.device) for name, value in self._tensors().items()}
+        if not 0 <= step < len(begun.sigmas) or not _is_state_of(begun, step, tensors):
             raise self._forged()
-        begun.x, begun.step = x, step
-        begun.known = tuple(zip(levels.tolist(), velocities, strict=True))
+        begun.x, begun.step = tensors.pop("x"), step
+        if "levels" in tensors:
+            begun.known = tuple(zip(tensors.pop("levels").tolist(), tensors.pop("velocities"), strict=True))
         begun.prompts.restore(tensors)
 
-    def _tensors(self, needed: str) -> dict[str, Tensor]:
-        """Return what a file holds; ``needed`` are its latents, (1, C, F, H, W)."""
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return what a file holds."""
         try:
-            tensors = load(self._path.read_bytes())
+            return load(self._path.read_bytes())
         except (SafetensorError, ValueError, KeyError) as error:
             raise self._forged() from error
-        if needed not in tensors or tensors[needed].ndim != 5:
-            raise self._forged()
-        return tensors
 
     def _forged(self) -> StoryreelError:
         """Return the error for a file with the hash that was recorded, which yet holds nothing of ours."""
         return StoryreelError(f"{self._path} holds no segment", "Render again with --overwrite.")
+
+
+def _is_state_of(begun: SegmentState, step: int, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether some tensors are all of what a segment is after ``step`` steps, and nothing else."""
+    prompts, steps = begun.prompts, len(begun.sigmas) - 1
+    shapes: dict[str, Sequence[int]] = {"x": begun.x.shape}
+    if prompts.history:  # one entry a step, the next one's too
+        shapes["history"] = min(step + 1, steps), 2
+    if prompts.history and prompts.wanted is not None and "ending" in tensors:  # it has been scored
+        shapes |= {"alignment": (2,), "ending": prompts.wanted.shape[1:]}
+    if "levels" in tensors:
+        kept = len(tensors["levels"]) if tensors["levels"].ndim else 0
+        shapes |= {"levels": (kept,), "velocities": (kept, *begun.x.shape)}
+    if shapes.keys() != tensors.keys() or not _are_like(tensors, shapes):
+        return False
+    passed = begun.sigmas[:step]
+    return all(level in passed for level in tensors["levels"].tolist()) if "levels" in tensors else True
+
+
+def _are_like(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Tell whether there are tensors of these names and shapes, of floating-point numbers."""
+    return all(
+        name in tensors and tensors[name].shape == tuple(shape) and tensors[name].is_floating_point()
+        for name, shape in shapes.items()
+    )

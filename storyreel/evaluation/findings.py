@@ -31,6 +31,7 @@ class _Rule:
     wrong: Callable[[float], bool]
     words: Callable[[Mapping[str, Any]], str]
     at: str | None = None  # the score that says when
+    since: str | None = None  # the score that is the same where one fault goes on: it is said once
 
 
 _SCENE_RULES = (
@@ -59,8 +60,12 @@ _SCENE_RULES = (
     ),
     _Rule(
         "colour_drift",
-        lambda v: v > 12,
-        lambda s: f"has another tint than the film's beginning (ΔE {s['colour_drift']:.0f})",
+        lambda v: v > 8,
+        lambda s: (
+            f"has another tint at its end than where its shot begins, in scene {s['colour_drift_since']} "
+            f"(ΔE {s['colour_drift']:.0f})"
+        ),
+        since="colour_drift_since",
     ),
 )
 # What is said instead where a rule holds for every scene.
@@ -87,10 +92,15 @@ def _of_scenes(film: Film, scenes: Sequence[Mapping[str, Any]]) -> Iterator[Find
     strangers = [name for name in WHOLE if len(scenes) > 1 and all(s.get(name) == 0 for s in scenes)]
     for name in strangers:  # said once, not of every scene
         yield Finding(name, 1, 0.0, WHOLE[name])
+    told: set[tuple[str, Any]] = set()
     for number, (span, scene) in enumerate(zip(film.spans, scenes, strict=True), 1):
         for rule in (rule for rule in _SCENE_RULES if rule.metric not in strangers):
             value = scene.get(rule.metric)
             if value is not None and rule.wrong(value):
+                if rule.since and (fault := (rule.metric, scene[rule.since])) in told:
+                    continue
+                elif rule.since:
+                    told.add(fault)
                 seconds = scene[rule.at] if rule.at else span.start / film.fps
                 yield Finding(
                     rule.metric, number, film.time_of(seconds), f"Scene {number} {rule.words(scene)}."

@@ -29,8 +29,7 @@ from storyreel.film import reader
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4
-WHITE = 0.98  # of a channel's values lie below what counts as its white
-SPARSE = 4  # every so many pixels in either direction, for the white
+PATCHES = 4, 6  # rows and columns, whose colours are kept of every frame
 THUMBNAIL = 192  # pixels wide
 SHOT_SIZE = 27, 48
 LPIPS_HEIGHT = 256
@@ -39,17 +38,17 @@ PICTURE_ENCODERS = (CLIP, DINO, DINO1, LITE)
 
 @dataclass
 class FrameNumbers:
-    """Numbers of every frame: brightness, 0 to 255; share of clipped values; white (3,) in sRGB.
+    """Numbers of every frame: brightness, 0 to 255; share of clipped values.
 
     ``steps`` (mean absolute difference, 0 to 255) and ``similarity`` (SSIM) lead from a frame to the
-    next: of N frames there are N - 1.
+    next: of N frames there are N - 1. ``patches`` are chunks (T, P, 3) of the frames' coarse pictures, sRGB.
     """
 
     steps: list[float] = field(default_factory=list)
     similarity: list[float] = field(default_factory=list)
     brightness: list[float] = field(default_factory=list)
     clipped: list[float] = field(default_factory=list)
-    white: list[list[float]] = field(default_factory=list)
+    patches: list[Tensor] = field(default_factory=list)
     _last: Tensor | None = None
 
     def see(self, frames: Tensor) -> None:
@@ -60,8 +59,8 @@ class FrameNumbers:
         self.similarity += ssim(greys[:-1], greys[1:]).tolist() if len(run) > 1 else []
         self.brightness += greys[-len(frames) :].mean((1, 2)).tolist()
         self.clipped += ((frames <= 1) | (frames >= 254)).float().mean((1, 2, 3)).tolist()
-        thin = frames[:, ::SPARSE, ::SPARSE].flatten(1, 2).float()
-        self.white += thin.quantile(WHITE, 1).tolist()
+        coarse = F.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2).float(), PATCHES)
+        self.patches.append(coarse.flatten(2).transpose(1, 2))
         self._last = frames[-1:].clone()
 
 

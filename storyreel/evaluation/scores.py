@@ -17,6 +17,7 @@ from storyreel.evaluation.kept import looks_by_distance, looks_kept, places_kept
 from storyreel.evaluation.metrics import METRICS
 from storyreel.evaluation.picture_measures import lab
 from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
+from storyreel.evaluation.tints import drifts
 from storyreel.evaluation.verdicts import FilmVerdict
 from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, LITE, OWN
 
@@ -123,10 +124,9 @@ def _from_frames(
     """Add what needs no weights."""
     frames, fps = look.frames, film.fps
     usual = usual_step(frames.steps, inside)
-    whites = lab(torch.tensor(frames.white))[:, 1:]  # without lightness
-    beginning = film.spans[0].clear(fps)
-    first = whites[beginning.start : beginning.stop].mean(0)
-    for span, (start, stop), scene in zip(film.spans, inside, scenes, strict=True):
+    colours = torch.cat([lab(chunk)[..., 1:] for chunk in frames.patches])  # without lightness
+    drifted = drifts(film.spans, inside, colours, fps)
+    for span, (start, stop), drift, scene in zip(film.spans, inside, drifted, scenes, strict=True):
         steps = frames.steps[span.start : span.stop - 1]
         quiet = frames.steps[start : stop - 1]
         similarity = [
@@ -134,7 +134,6 @@ def _from_frames(
         ]
         seen = span.clear(fps)
         clear = slice(seen.start, seen.stop)
-        white = whites[clear].mean(0)
         place = start + max(range(len(quiet)), key=quiet.__getitem__) + 1 if quiet else span.start
         still, still_from = _longest_run([step < FROZEN for step in steps])
         scene |= {
@@ -145,7 +144,8 @@ def _from_frames(
             "ssim": fmean(similarity) if similarity else None,
             "jump": max(quiet) / usual if quiet and usual else None,
             "jump_at": place / fps,
-            "colour_drift": float((white - first).norm()),
+            "colour_drift": None if drift is None else drift.distance,
+            "colour_drift_since": None if drift is None else drift.since + 1,
             "frozen": (still + 1) / fps if still else 0.0,
             "frozen_at": (span.start + still_from) / fps if still else None,
             "black": sum(b < BLACK for b in frames.brightness[clear]) / fps,

@@ -25,7 +25,7 @@ class Drafts(Segments):
         latents cannot be saved.
         """
         if (record := self._store.find("latents", segment.number, key)) is not None:
-            return self._stored(record).latents(self._adapter.device)
+            return self._latents(record, segment)
         began = time.monotonic()
         settings = self.plan.settings
         (finished,) = denoise(self._adapter, settings, [segment], self._writer, self._start, on_forward)

@@ -14,7 +14,7 @@ from typing import cast
 from torch import Tensor
 
 from storyreel.denoise.lead import Leads
-from storyreel.denoise.loop import SegmentState, begin, denoise
+from storyreel.denoise.loop import SegmentState, begin, denoise, latents_shape
 from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
 from storyreel.denoise.state import Stored
 from storyreel.film.inventory import Inventory
@@ -27,6 +27,7 @@ class Segments:
     """The segments of a film that is being rendered. What is saved is added to the inventory.
 
     ``plan`` is the inventory's, settled. ``device`` returns what computes at the time, as records name it.
+    ``on_look`` is called after every model evaluation that finds a character.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class Segments:
         adapter: Adapter,
         scorer: Scorer | None,
         device: Callable[[], str],
+        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
         self._writer = PromptWriter(adapter, self.plan, scorer)
-        self._leads = Leads(adapter, self.plan, self._first_take)
+        self._leads = Leads(adapter, self.plan, self._first_take, on_look)
         self._saved = time.monotonic()
 
     @property
@@ -53,7 +55,10 @@ class Segments:
 
         Raises StoryreelError if the file holds no latents.
         """
-        return self._stored(self._inventory.latents[segment.slot]).latents(self._adapter.device)
+        return self._latents(self._inventory.latents[segment.slot], segment)
+
+    def _latents(self, record: Record, segment: Segment) -> Tensor:
+        return self._stored(record).latents(self._adapter.device, latents_shape(self.plan, segment))
 
     def _first_take(self, index: int) -> Tensor:
         return self.latents(self.plan.first_takes[index])
@@ -76,10 +81,12 @@ class Segments:
         if not all(plan.first_takes[source].slot in finished for source in sources):
             return None
         before = ending = None
-        if segment.index - 1 in sources:
-            stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
-            before, ending = stored.latents(self._adapter.device), stored.ending(self._adapter.device)
         prompts, lead = self._writer.prompts(segment), self._leads.of(segment)
+        if segment.index - 1 in sources:
+            before = self._first_take(segment.index - 1)
+            if prompts.wanted is not None:
+                stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
+                ending = stored.ending(self._adapter.device, prompts.wanted.shape[1])
         begun = begin(self._adapter, plan, segment, prompts, lead, before, ending)
         if (record := self._inventory.states.get(segment.slot)) is not None:
             self._stored(record).restore(begun, record.step)

@@ -7,7 +7,7 @@ part of the recipe.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,6 +67,7 @@ class Settings:
 
 
 Slot = tuple[int, int]  # a segment's index, and its take
+LOOKS = 3  # noises in which a character's cells are looked for: one model evaluation of one latent frame each
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,8 @@ class Plan:
 
     @property
     def forwards(self) -> int:
-        """Model evaluations of a whole render; one with guidance counts once."""
-        return len(self.needed) * self.pace.forwards
+        """Model evaluations of a whole render, to find characters too; one with guidance counts once."""
+        return len(self.needed) * self.pace.forwards + self.looks(self.needed)
 
     @cached_property
     def pace(self) -> Pace:
@@ -243,7 +244,9 @@ class Plan:
         usual = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
         area = settings.width * settings.height / (spec.size[0] * spec.size[1])
         guided = 1.0 if settings.guidance > 1 else 0.5
-        return self.latents / usual * self.pace.forwards * spec.seconds_per_forward * area * guided
+        found = self.looks(self.needed)  # each of one latent frame, and of two texts whatever the guidance
+        forwards = self.latents * self.pace.forwards * guided + found
+        return forwards / usual * spec.seconds_per_forward * area
 
     def seam(self, segment: Segment) -> Seam | None:
         """Return the seam before a segment; None for the first."""
@@ -291,6 +294,11 @@ class Plan:
         first, count = self.first_takes[segment.index], following[0].overlap
         ends = [one.lead + one.latents - count for one in (first, segment)]
         return (Given(segment.index, None, ends[0], ends[1], count, following[0].strength),)
+
+    def looks(self, segments: Iterable[Segment]) -> int:
+        """Return how many model evaluations find the characters in some segments' leads, each once."""
+        parts = (part for segment in segments for part in self.given(segment))
+        return LOOKS * len({(part.source, part.name) for part in parts if part.name is not None})
 
     def sources(self, segment: Segment) -> tuple[int, ...]:
         """Return the scenes, by index, without whose first takes a segment cannot begin."""

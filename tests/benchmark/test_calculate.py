@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from storyreel.benchmark import calculate as calculation
 from storyreel.benchmark import run as bench
 from storyreel.benchmark import variants as compared
 from storyreel.benchmark.calculate import (
@@ -32,8 +33,9 @@ from storyreel.errors import UsageError
 from storyreel.models.loading import adapter_class
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, find_model
-from storyreel.story.plan import Plan
+from storyreel.story.plan import LOOKS, Plan
 from storyreel.story.planning import Overrides
+from tests.conftest import plan_of
 from tests.tiny import CPU
 
 REAL = [name for name, spec in MODELS.items() if spec.hub]
@@ -54,15 +56,17 @@ def counted_work(adapter: PipelineAdapter, plan: Plan) -> tuple[float, int]:
     return float(meter.operations), len(evaluations)
 
 
+# In bytes: up to 16 and 32. At one place, and of two characters, so that nobody has to be found.
+SCENES = (("a fox in a park", "it runs home"), ("a dog in a park", "he walks by"))
+
+
 def work(name: str, variants: list[str], patch: pytest.MonkeyPatch) -> dict[str, float]:
     """Return the calculated work of variants, which must be what a film of real tensors takes.
 
     Of prompts that have as many tokens as in the calculation.
     """
     spec = MODELS[name]
-    # At one place, and of two characters, so that nobody has to be found.
-    scenes = (("a fox in a park", "it runs home"), ("a dog in a park", "he walks by"))
-    patch.setattr(compared, "SCENES", scenes)
+    patch.setattr(compared, "SCENES", SCENES)
     overrides = Overrides(name, steps=4)
     report = calculate(spec, overrides, variants)
     adapter = bench.load(spec, CPU, True)
@@ -94,6 +98,47 @@ def test_work_is_what_a_film_of_real_tensors_takes(spec_name: str, monkeypatch: 
 def test_variants_that_do_less_are_less_work(spec_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = work(spec_name, ["plain", "full", "fast"], monkeypatch)
     assert found["fast"] < found["plain"] < found["full"]
+
+
+@one_family
+def test_evaluations_that_find_a_character_are_work_too(
+    spec_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of one latent frame, of the prompt with the name and of one without it, as a film takes them."""
+    spec, overrides = MODELS[spec_name], Overrides(spec_name, steps=4)
+    monkeypatch.setattr(bench, "SCENES", (("a fox in a park", "a fox runs"), ("a fox at sea", "a fox swims")))
+    adapter = bench.load(spec, CPU, True)
+    plan = compared.planned(spec, overrides, "full")
+    assert plan.looks(plan.segments) == LOOKS
+    counted, _ = counted_work(adapter, plan)
+    asked: list[tuple[int, int]] = []
+
+    def one(latents: int, texts: int, weighted: bool) -> int:
+        asked.append((latents, texts))
+        return evaluation(true, plan, latents, texts, weighted).operations
+
+    true = adapter_class(spec).random(spec, META)
+    found = operations(plan, one)
+    assert found == pytest.approx(counted, rel=0.02)  # its prompts have fewer than 16 tokens
+    alone = LOOKS * evaluation(true, plan, 1, 2, "none").operations
+    assert asked[0] == (1, 2)
+    assert abs(found - alone - counted) > 0.5 * alone
+
+
+def test_memory_is_of_the_texts_that_a_plan_reads(spec_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three side by side where the plan weighs texts, else one."""
+    spec, read = MODELS[spec_name], list[bool]()
+    adapter = adapter_class(spec).random(spec, META)
+
+    def watched(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
+        read.append(weighted)
+        return evaluation(adapter, plan, latents, texts, weighted)
+
+    monkeypatch.setattr(calculation, "evaluation", watched)
+    for way in ("texts", "true", "false"):
+        story = "scenes:\n  - [a park, it rains]\n"
+        memory_needed(adapter, plan_of(story, model=spec_name, method=(f"weighting={way}",)))
+    assert read == [True, False, False]
 
 
 def test_memory_is_weights_and_what_is_alive_beside_them(spec_name: str) -> None:

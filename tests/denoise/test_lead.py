@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyreel.denoise.lead import LOOKED_AT, LOOKS, Leads
+from storyreel.denoise.lead import LOOKED_AT, Leads
 from storyreel.denoise.prompts import all_prompts
 from storyreel.models.base import Request
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Plan
+from storyreel.story.plan import LOOKS, Plan
 from tests.conftest import FakeAdapter, plan_of
 from tests.tiny import TINY
 

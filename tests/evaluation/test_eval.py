@@ -135,8 +135,8 @@ def cut(film: ByteArray) -> ByteArray:
 
 
 def tinted(film: ByteArray) -> ByteArray:
-    third = film[len(film) * 2 // 3 :]
-    third[:] = (third * np.array([1.15, 0.95, 0.75])).clip(0, 255).astype(np.uint8)
+    last = film[scene(6)]
+    last[:] = (last * np.array([1.15, 0.95, 0.75])).clip(0, 255).astype(np.uint8)
     return film
 
 
@@ -145,11 +145,13 @@ def replaced(film: ByteArray) -> ByteArray:
     return film
 
 
-def evaluated(place: Path, spoil: Spoil, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], Path]:
+def evaluated(
+    place: Path, spoil: Spoil, capsys: pytest.CaptureFixture[str], story: str = "walk.yaml"
+) -> tuple[dict[str, Any], Path]:
     film = write_film(spoil(frames_of(place / "out/walk/walk.mp4")), place / f"{spoil.__name__}.mp4")
     page = place / f"{spoil.__name__}.html"
     options = ["--segments", "equal", "--report", str(page), "--json"]
-    assert run(["eval", "--story", str(place / "walk.yaml"), "--video", str(film), *options]) == 0
+    assert run(["eval", "--story", str(place / story), "--video", str(film), *options]) == 0
     (scored,) = json.loads(capsys.readouterr().out)["films"]
     return scored, page
 
@@ -189,10 +191,19 @@ def test_a_hard_cut_is_found(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert ("jump", 4, 7.0) in found
 
 
-def test_a_tint_is_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scored, _ = evaluated(place, tinted, capsys)
-    assert worst(scored, "colour_drift") in (5, 6)
-    assert {f["scene"] for f in scored["findings"] if f["metric"] == "colour_drift"} == {5, 6}
+def test_a_tint_is_found_where_the_shot_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind a dissolve, or told at dusk, it is none."""
+    parts = STORY.rpartition("transition: dissolve")
+    shot = parts[0] + "transition: continue" + parts[2]
+    dusk = shot.replace("a red ball in Central Park", "a red ball in Central Park at dusk")
+    wanted = {"walk.yaml": [], "shot.yaml": [6], "dusk.yaml": []}
+    (place / "shot.yaml").write_text(shot)
+    (place / "dusk.yaml").write_text(dusk)
+    for story, scenes in wanted.items():
+        scored, _ = evaluated(place, tinted, capsys, story)
+        assert [f["scene"] for f in scored["findings"] if f["metric"] == "colour_drift"] == scenes
+        if scenes:
+            assert worst(scored, "colour_drift") == 6
 
 
 def test_another_character_is_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

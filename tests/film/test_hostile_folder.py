@@ -151,6 +151,8 @@ STATES: dict[str, tuple[bytes, int]] = {
         save({"x": torch.zeros(SHAPE), "levels": torch.ones(2), "velocities": torch.zeros(1, *SHAPE)}),
         1,
     ),
+    "weights of no step": (save({"x": torch.zeros(SHAPE), "history": torch.zeros(0, 2)}), 1),
+    "weights of three prompts": (save({"x": torch.zeros(SHAPE), "history": torch.ones(2, 3)}), 1),
     "a step too much": (save({"x": torch.zeros(SHAPE)}), 4),
     "a step before the first": (save({"x": torch.zeros(SHAPE)}), -1),
 }

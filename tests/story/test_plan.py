@@ -11,7 +11,7 @@ from storyreel.cli.app import run
 from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import Given, Plan, derived_seed, joined_prompt
+from storyreel.story.plan import LOOKS, Given, Plan, derived_seed, joined_prompt
 from storyreel.story.planning import seconds_problem, size_problem, uncounted_prompts
 from tests.conftest import plan_of
 
@@ -45,7 +45,7 @@ def test_segments_follow_one_another() -> None:
     ]
     assert [s.lead for s in plan.segments] == [1, 2, 1, 2, 2]
     assert plan.latents == 8 + 11 + 8 + 8 + 8 + 8
-    assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps)
+    assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps + LOOKS)
     assert plan.segments[0].scene == "a fox in the park"
     assert plan.segments[0].prompt == "a fox in the park. a fox sits"
     assert [s.number for s in plan.segments] == ["01", "02", "03", "04", "05"]
@@ -120,6 +120,22 @@ def test_the_end_of_a_segment_lies_behind_its_own_lead() -> None:
     alike = plan.settled([1.0, 0.0])  # of which the first needs one frame alone
     assert [s.lead for s in alike.segments] == [1, 1, 2]
     assert [alike.given(s) for s in alike.segments] == [(), (tail(0, 8, 1),), (tail(1, 1 + 8 - 2),)]
+
+
+@pytest.mark.parametrize(
+    ("without", "looks"),
+    [(frozenset(), 2 * LOOKS), ({"identity"}, 0), ({"all"}, 0)],
+    ids=str,
+)
+def test_evaluations_that_find_a_character_are_counted_once(without: frozenset[str], looks: int) -> None:
+    """Of fox and dog; in a film of which a part is there, those that the rest takes."""
+    plan = plan_of(CAST, without=frozenset(without))
+    assert plan.forwards == len(plan.segments) * MINI.steps + looks
+    assert plan.looks(plan.segments[:1]) == 0
+    whole, alone = plan.estimated_seconds, plan_of(CAST, without=frozenset({"identity"})).estimated_seconds
+    assert whole is not None
+    assert alone is not None
+    assert (whole > alone) is (looks > 0)
 
 
 def test_each_of_two_who_are_first_shown_together_has_a_portrait() -> None:
