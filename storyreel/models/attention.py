@@ -42,6 +42,11 @@ class Keys(NamedTuple):
     weights: Tensor
     kernel: Kernel | None = None
 
+    @property
+    def ndim(self) -> int:
+        """No mask of two dimensions, which LTX would turn into one of its own: it hands it on as it is."""
+        return 0
+
 
 def keys_of(texts: Sequence[Text], kernel: Kernel | None, encoder: int = 0) -> tuple[Tensor, Keys]:
     """Return one encoder's states (B, L, D) of several texts, padded with zeros, and how they count."""
@@ -129,7 +134,11 @@ def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
 
 
 class TextProcessor:
-    """Cross-attention of video to texts, `keys`, with the layers of Wan and of LTX."""
+    """Cross-attention of video to texts, with the layers of Wan and of LTX.
+
+    LTX hands on how texts are attended to in place of a mask; Wan hands on none, and `keys` are set instead:
+    a compiler takes their sizes for constants, as it does with whatever a layer holds.
+    """
 
     _attention_backend: Any = None  # the name by which diffusers sets it
     keys: Keys
@@ -139,7 +148,7 @@ class TextProcessor:
         attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
+        attention_mask: Keys | None = None,
         *_: Any,
     ) -> Tensor:
         """Attend, video (B, N, D) to text (B, L, D)."""
@@ -147,7 +156,8 @@ class TextProcessor:
         key = attn.norm_k(attn.to_k(encoder_hidden_states))
         value = attn.to_v(encoder_hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
-        attended = attend(q, k, v, self.keys, backend=self._attention_backend)
+        keys = self.keys if attention_mask is None else attention_mask
+        attended = attend(q, k, v, keys, backend=self._attention_backend)
         output: Tensor = attn.to_out[0](_joined(attended).flatten(2))
         return output
 

@@ -67,13 +67,11 @@ class LTXAdapter(PipelineAdapter):
     def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
         tokens = packed(x).to(self.dtype)
         states, keys = self._keys(transformer, texts)
-        for block in transformer.transformer_blocks:
-            block.attn2.processor.keys = keys
         output: Tensor = transformer(
             hidden_states=tokens.expand(len(texts), -1, -1),
             encoder_hidden_states=states,
             timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
-            encoder_attention_mask=None,
+            encoder_attention_mask=keys,
             return_dict=False,
             **self._positions(x),
         )[0]

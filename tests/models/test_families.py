@@ -342,6 +342,32 @@ def test_the_transformer_is_one_graph_while_weights_change(family: str, quantize
     assert difference(outputs[0], outputs[1]) > 1e-5
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["mochi", "wan", "ltx"])
+def test_texts_of_other_lengths_make_one_more_graph_at_most(family: str) -> None:
+    """Of every kind of block: lengths become variables. Wan's texts are all of one length."""
+    adapter = FAMILIES[family]()
+    x, negative, most = latents(adapter), adapter.encode(""), adapter.spec.text_length
+    compiled: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    for block in adapter.blocks(adapter.experts[0]):
+        block.compile(backend=backend, fullgraph=True)
+    counts = []
+    for length in (5, 6, 8, 11):
+        count = most if family == "wan" else length
+        text = Text((torch.randn(1, count, 32),), torch.ones(1, count))
+        velocities(adapter, x, 0.5, [negative, text])
+        counts.append(len(compiled))
+    assert counts[0] == (2 if family == "mochi" else 1)  # Mochi's last block is another
+    assert counts[1] <= 2 * counts[0]
+    assert counts[1:] == counts[1:2] * 3
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3, 9])
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "later ltx"])  # see below
 def test_streamed_decoding_equals_decoding_at_once(family: str, at_once: int) -> None:
