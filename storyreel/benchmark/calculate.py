@@ -97,7 +97,7 @@ def calculate(spec: ModelSpec, overrides: Overrides, variants: Sequence[str]) ->
 
 def weighting_of(plan: Plan) -> str:
     """Return how a film's texts are weighted: none, words or texts."""
-    return {"texts": "texts", True: "words"}.get(plan.settings.method.weighting, "none")  # type: ignore[arg-type]
+    return {"texts": "texts", True: "words"}.get(plan.settings.method.weighting, "none")
 
 
 def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int, str]]:

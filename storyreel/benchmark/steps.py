@@ -36,7 +36,7 @@ from storyreel.benchmark.variants import planned
 from storyreel.engine import with_less_memory
 from storyreel.models.base import MemoryMode
 from storyreel.models.loading import adapter_class, random_parts
-from storyreel.models.offload import MODES
+from storyreel.models.memory import MODES
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.plan import Plan
@@ -330,7 +330,7 @@ def _decoded(bed: Bed, adapter: PipelineAdapter, plan: Plan, latents: int) -> di
     sides = (side // spec.pixels_per_latent for side in (plan.settings.height, plan.settings.width))
     x = torch.randn(1, spec.latent_channels, latents, *sides, device=bed.device)
     seconds, pieces = [], []
-    with benches.peak_memory(bed.device) as peak, adapter.offload.at_work(adapter.vae):
+    with benches.peak_memory(bed.device) as peak, adapter.offload.decoding():
         for _ in range(2):  # the first chooses kernels
             began = benches._now(bed.device)
             pieces = [part.shape[2] for part in adapter._decoded(adapter.raw(x))]

@@ -153,7 +153,7 @@ class PipelineAdapter(ABC):
     def _expert(self, transformer: nn.Module) -> nn.Module:
         """Make a transformer, as it was read, one of ours."""
         spec = self.spec
-        expert = stored(spec, self.blocks(transformer), transformer.eval())
+        expert: Any = stored(spec, self.blocks(transformer), transformer.eval())
         if spec.quantize == "fp8" and spec.dtype == "bfloat16" and multiplies_float8(self.device):
             multiply_in_float8(expert, getattr(expert, "_skip_layerwise_casting_patterns", ["norm"]))
         self._prepare(expert)

@@ -106,16 +106,18 @@ def test_evaluations_that_find_a_character_are_work_too(
 ) -> None:
     """Three of one latent frame, of the prompt with the name and of one without it, as a film takes them."""
     spec, overrides = MODELS[spec_name], Overrides(spec_name, steps=4)
-    monkeypatch.setattr(bench, "SCENES", (("a fox in a park", "a fox runs"), ("a fox at sea", "a fox swims")))
+    monkeypatch.setattr(
+        compared, "SCENES", (("a fox in a park", "a fox runs"), ("a fox at sea", "a fox swims"))
+    )
     adapter = bench.load(spec, CPU, True)
     plan = compared.planned(spec, overrides, "full")
     assert plan.looks(plan.segments) == LOOKS
     counted, _ = counted_work(adapter, plan)
     asked: list[tuple[int, int]] = []
 
-    def one(latents: int, texts: int, weighted: bool) -> int:
+    def one(latents: int, texts: int, weighting: str) -> int:
         asked.append((latents, texts))
-        return evaluation(true, plan, latents, texts, weighted).operations
+        return evaluation(true, plan, latents, texts, weighting).operations
 
     true = adapter_class(spec).random(spec, META)
     found = operations(plan, one)
@@ -126,19 +128,19 @@ def test_evaluations_that_find_a_character_are_work_too(
 
 
 def test_memory_is_of_the_texts_that_a_plan_reads(spec_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three side by side where the plan weighs texts, else one."""
-    spec, read = MODELS[spec_name], list[bool]()
+    """Three side by side where the plan weighs texts, else one, with its words in groups or not."""
+    spec, read = MODELS[spec_name], list[str]()
     adapter = adapter_class(spec).random(spec, META)
 
-    def watched(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighted: bool) -> Meter:
-        read.append(weighted)
-        return evaluation(adapter, plan, latents, texts, weighted)
+    def watched(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, weighting: str) -> Meter:
+        read.append(weighting)
+        return evaluation(adapter, plan, latents, texts, weighting)
 
     monkeypatch.setattr(calculation, "evaluation", watched)
     for way in ("texts", "true", "false"):
         story = "scenes:\n  - [a park, it rains]\n"
         memory_needed(adapter, plan_of(story, model=spec_name, method=(f"weighting={way}",)))
-    assert read == [True, False, False]
+    assert read == ["texts", "words", "none"]
 
 
 def test_memory_is_weights_and_what_is_alive_beside_them(spec_name: str) -> None:
