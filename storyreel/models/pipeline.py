@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -153,12 +153,12 @@ class PipelineAdapter(ABC):
     def _expert(self, transformer: nn.Module) -> nn.Module:
         """Make a transformer, as it was read, one of ours."""
         spec = self.spec
-        expert: Any = stored(spec, self.blocks(transformer), transformer.eval())
+        expert = stored(spec, self.blocks(transformer), transformer.eval())
         if spec.quantize == "fp8" and spec.dtype == "bfloat16" and multiplies_float8(self.device):
             multiply_in_float8(expert, getattr(expert, "_skip_layerwise_casting_patterns", ["norm"]))
         self._prepare(expert)
         if self._attention is not None:
-            expert.set_attention_backend(self._attention.value)
+            cast(Any, expert).set_attention_backend(self._attention.value)
         if self._compilation is not None:
             self._compilation.add(self.blocks(expert))
         return expert
