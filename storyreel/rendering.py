@@ -235,8 +235,7 @@ def _render_segments(
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
-    words = engine.device_words(adapter)
-    segments = Segments(inventory, store, adapter, scorer, words, progress.forward)
+    segments = Segments(inventory, store, adapter, scorer, engine.device_words(adapter))
     if page is not None:
         page.write()
 

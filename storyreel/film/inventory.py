@@ -89,15 +89,14 @@ class Inventory:
         return seam.transition == "dissolve" and seam.strength > 0
 
     def forwards(self) -> int:
-        """Return how many model evaluations are to come, in which characters are found too."""
+        """Return how many model evaluations of the denoising are to come."""
         steps, speed = self.plan.settings.steps, SPEEDS[self.plan.settings.speed]
-        begun, undone = {slot: record.step for slot, record in self.states.items()}, self.undone
-        denoising = sum(
+        begun = {slot: record.step for slot, record in self.states.items()}
+        return sum(
             speed.computes(step, steps)
-            for segment in undone
+            for segment in self.undone
             for step in range(begun.get(segment.slot, 0), steps)
         )
-        return denoising + self.plan.looks(undone)
 
 
 def take_inventory(
