@@ -235,9 +235,7 @@ def _render_segments(
     from storyreel.film.segments import Segments
     from storyreel.film.sides import MeasuringStream
 
-    segments = Segments(
-        inventory, store, adapter, scorer, lambda: engine.device_words(adapter), progress.forward
-    )
+    segments = Segments(inventory, store, adapter, scorer, lambda: engine.device_words(adapter))
     if page is not None:
         page.write()
 

@@ -130,14 +130,13 @@ def _pictures(
         one.number for one in wanted.shown if store.find("latents", f"{one.number:02d}", one.key) is None
     ]
     scenes = len(wanted.draft.segments)
-    looks = wanted.draft.looks(wanted.draft.segments[number - 1] for number in set(missing))
-    forwards_to_come = len(missing) * wanted.draft.settings.steps + looks
+    forwards_to_come = len(missing) * wanted.draft.settings.steps
     progress.started(wanted.draft, scenes, scenes - len(set(missing)), forwards_to_come)
     adapter, scorer = engine.adapter_for(wanted.draft, progress.said), engine.scorer(spec)
     pictures: list[Image.Image] = []
     forwards = 0
 
-    def after_forward(_: Sequence[SegmentState] = ()) -> None:
+    def after_forward(window: Sequence[SegmentState]) -> None:
         nonlocal forwards
         forwards += 1
         progress.forward()
@@ -146,10 +145,7 @@ def _pictures(
     def compute() -> None:
         adapter.prepare(all_prompts(wanted.draft, scorer is not None))
         with engine.stop.held():  # a draft is finished in no time, and saved before a signal stops all
-            drafts = Drafts(
-                inventory, store, adapter, scorer, lambda: engine.device_words(adapter), after_forward
-            )
-            draft(drafts)
+            draft(Drafts(inventory, store, adapter, scorer, lambda: engine.device_words(adapter)))
 
     def draft(drafts: Drafts) -> None:
         began = time.monotonic()

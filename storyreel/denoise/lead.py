@@ -35,17 +35,10 @@ class Leads:
     """The leads of a film's segments.
 
     ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished.
-    ``on_forward`` is called after every model evaluation that finds a character.
     """
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        plan: Plan,
-        recall: Callable[[int], Tensor],
-        on_forward: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._adapter, self._plan, self._recall, self._on_forward = adapter, plan, recall, on_forward
+    def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
+        self._adapter, self._plan, self._recall = adapter, plan, recall
         self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
@@ -91,9 +84,6 @@ class Leads:
             generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             requests.append(Request(torch.lerp(latents, noise, LOOKED_AT), LOOKED_AT, texts))
-        answers = []
-        for answer in self._adapter.predict(requests):
-            answers.append(answer)
-            self._on_forward()
+        answers = list(self._adapter.predict(requests))
         named, without = (torch.cat([answer[k] for answer in answers]) for k in (0, 1))
         return name_matters(named, without, SHARE).to(latents)

@@ -88,11 +88,10 @@ class Inventory:
         return seam.transition == "dissolve" and seam.strength > 0
 
     def forwards(self) -> int:
-        """Return how many model evaluations are to come, in which characters are found too."""
-        computed, undone = self.plan.pace.computed, self.undone
+        """Return how many model evaluations of the denoising are to come."""
+        computed = self.plan.pace.computed
         begun = {slot: record.step for slot, record in self.states.items()}
-        denoising = sum(sum(computed[begun.get(segment.slot, 0) :]) for segment in undone)
-        return denoising + self.plan.looks(undone)
+        return sum(sum(computed[begun.get(segment.slot, 0) :]) for segment in self.undone)
 
 
 def take_inventory(

@@ -27,7 +27,6 @@ class Segments:
     """The segments of a film that is being rendered. What is saved is added to the inventory.
 
     ``plan`` is the inventory's, settled. ``device`` returns what computes at the time, as records name it.
-    ``on_look`` is called after every model evaluation that finds a character.
     """
 
     def __init__(
@@ -37,12 +36,11 @@ class Segments:
         adapter: Adapter,
         scorer: Scorer | None,
         device: Callable[[], str],
-        on_look: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
         self._writer = PromptWriter(adapter, self.plan, scorer)
-        self._leads = Leads(adapter, self.plan, self._first_take, on_look)
+        self._leads = Leads(adapter, self.plan, self._first_take)
         self._saved = time.monotonic()
 
     @property
