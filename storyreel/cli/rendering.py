@@ -420,7 +420,7 @@ def _looked_up(plan: Plan, out: Path | None, name: str, only: frozenset[int] | N
     except MissingError:
         return _There()
     messages = tuple(alone_messages(inventory, before)) if before else ()
-    return _There(before is not None, reasons(inventory, before), inventory.forwards(), messages)
+    return _There(before is not None, reasons(inventory, before), inventory.evaluations(), messages)
 
 
 def _heard_in(plan: Plan, index: int) -> Iterator[str]:

@@ -305,9 +305,9 @@ def _print_plans(plans: list[Plan], scene: int, name: str, options: RetakeOption
         inventory, _ = looked_up(plan, options.out, name, frozenset({scene - 1}))
         others = [segment.index + 1 for segment in inventory.undone if segment.index != scene - 1]
         take = plan.segments[scene - 1]
-        rows.append({"take": take.take, "forwards": inventory.forwards(), "first": sorted(set(others))})
+        rows.append({"take": take.take, "forwards": inventory.evaluations(), "first": sorted(set(others))})
         if not as_json:
-            print(f"{name}: scene {scene}, take {take.take}: {inventory.forwards()} model evaluations")
+            print(f"{name}: scene {scene}, take {take.take}: {inventory.evaluations()} model evaluations")
             print(f"  scene:  {take.scene}\n  action: {take.action}")
             if others:
                 numbers = ", ".join(map(str, sorted(set(others))))

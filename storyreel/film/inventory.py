@@ -88,10 +88,14 @@ class Inventory:
         return seam.transition == "dissolve" and seam.strength > 0
 
     def forwards(self) -> int:
-        """Return how many model evaluations of the denoising are to come."""
+        """Return how many model evaluations of the denoising are to come, which progress counts."""
         computed = self.plan.pace.computed
         begun = {slot: record.step for slot, record in self.states.items()}
         return sum(sum(computed[begun.get(segment.slot, 0) :]) for segment in self.undone)
+
+    def evaluations(self) -> int:
+        """Return how many model evaluations are to come, with those that find characters."""
+        return self.forwards() + self.plan.looks(self.undone)
 
 
 def take_inventory(
