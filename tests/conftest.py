@@ -338,7 +338,7 @@ def known_recipe(adapter: str) -> Recipe:
 def fake_engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Every command that renders does so with the fake model."""
     engine = FakeEngine()
-    monkeypatch.setattr("storyreel.rendering.Engine", lambda *options: engine)
+    monkeypatch.setattr("storyreel.rendering.Engine", lambda *options, **others: engine)
     return engine
 
 

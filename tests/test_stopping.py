@@ -50,7 +50,7 @@ def render(tmp_path: Path, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatc
         engine = FakeEngine()
         engine.adapter(fake_model).on_predict = on_predict
 
-        def made(*options: object, stop: Stop | None = None) -> FakeEngine:
+        def made(*options: object, stop: Stop | None = None, **others: object) -> FakeEngine:
             engine.stop = stop or options[-1]  # type: ignore[assignment]
             return engine
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -252,7 +253,7 @@ def variants(bed: Bed, step: Step) -> dict[str, Any]:
             True,
             options.get("compiled", False),
             lambda _: None,
-            options.get("scenes"),
+            scenes=options.get("scenes"),
         )
 
     if "stock" not in chosen:
@@ -451,8 +452,9 @@ def run_command(words: Sequence[str], patience: float) -> tuple[int, float, str,
     """Run a command of storyreel's; return its exit code, its peak memory in MB, its stdout and stderr."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([sys.executable, "-m", "storyreel", *words], stdout=out, stderr=err)
-        ended = time.monotonic() + patience
+        ended, peak = time.monotonic() + patience, 0.0
         while True:
+            peak = max(peak, _peak_of(process.pid))
             pid, status, used = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
@@ -462,7 +464,20 @@ def run_command(words: Sequence[str], patience: float) -> tuple[int, float, str,
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        return process.returncode, used.ru_maxrss / KILOBYTES, out.read(), err.read()
+        return process.returncode, peak or used.ru_maxrss / KILOBYTES, out.read(), err.read()
+
+
+def _peak_of(pid: int) -> float:
+    """Return the peak memory of a process in MB; 0 where the system does not tell.
+
+    What `wait4` says of a child begins with what its parent had when it was started.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1000 if found else 0.0
 
 
 KINDS: dict[str, Callable[[Bed, Step], dict[str, Any]]] = {

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from storyreel.benchmark.calculate import META, evaluation, operations
-from storyreel.models.loading import Parts
+from storyreel.models.loading import Parts, default_dtype, in_fp32_where_loaded_so
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.story.plan import Plan
 
@@ -42,11 +42,12 @@ class Work:
 
 def without_data(adapter: PipelineAdapter, blocks: int) -> PipelineAdapter:
     """Return a model of the same configuration on no device, with the first and last of its blocks alone."""
+    with META, default_dtype(adapter.dtype):
+        expert: Any = in_fp32_where_loaded_so(type(adapter.experts[0]).from_config(adapter.experts[0].config))
     with META:
-        expert: Any = type(adapter.experts[0]).from_config(adapter.experts[0].config)
         encoders: Sequence[Any] = [type(encoder)(encoder.config) for encoder in adapter.text_encoders]
         vae: Any = type(adapter.vae).from_config(adapter.vae.config)
     every = adapter.blocks(expert)
     setattr(expert, adapter.stack, nn.ModuleList([*every[: blocks - 1], every[-1]]))
-    parts = Parts([expert.to(adapter.dtype)], vae, encoders, adapter.parts.tokenizers)
+    parts = Parts([expert], vae, encoders, adapter.parts.tokenizers)
     return type(adapter)(adapter.spec.quantized("none"), META, parts, "high")

@@ -167,14 +167,18 @@ def rendering_engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Itera
 
     with stopping(KEPT) as stop:
         if rank() is None:
-            yield Engine(options.device, options.memory, False, options.compile, stop, options.attention)
+            yield Engine(
+                options.device, options.memory, False, options.compile, stop=stop, attention=options.attention
+            )
             return
         from storyreel.models import workers
 
         device = workers.own_device(options.device)
         with workers.together(device):
             shared = workers.rank() == 0
-            engine = Engine(device, options.memory, shared, options.compile, stop, options.attention)
+            engine = Engine(
+                device, options.memory, shared, options.compile, stop=stop, attention=options.attention
+            )
             if workers.rank() == 0:
                 yield engine
                 return

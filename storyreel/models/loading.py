@@ -151,7 +151,7 @@ def _variant(spec: ModelSpec, folder: Path) -> str | None:
 
 def _skeleton(kind: type[Any], dtype: torch.dtype, folder: Path) -> nn.Module:
     """Return the network that a folder's configuration describes, without data."""
-    with torch.device("meta"), _default_dtype(dtype):
+    with torch.device("meta"), default_dtype(dtype):
         if hasattr(kind, "config_class"):  # transformers'
             made: nn.Module = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
         else:
@@ -192,21 +192,21 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     boundary = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
     experts = []
     for _ in range(1 + len(boundary)):
-        with device, _default_dtype(dtype):
-            expert = _in_fp32_where_loaded_so(family.transformer_class(**spec.architecture))
+        with device, default_dtype(dtype):
+            expert = in_fp32_where_loaded_so(family.transformer_class(**spec.architecture))
         experts.append(stored(spec, family.blocks(expert), expert))
     text_encoders = []
     for encoder in family.reads_with:
         thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(tokenizer)}
-        with device, _default_dtype(dtype):
+        with device, default_dtype(dtype):
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
-    with device, _default_dtype(getattr(torch, spec.vae_dtype)):
-        vae = _in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
+    with device, default_dtype(getattr(torch, spec.vae_dtype)):
+        vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
     scheduler = family.schedulers[0](**family.schedule)
     return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)
 
 
-def _in_fp32_where_loaded_so(model: Any) -> Any:
+def in_fp32_where_loaded_so(model: Any) -> Any:
     """Return a model of diffusers with those parameters in fp32 that its `from_pretrained` keeps so."""
     kept = set(model._keep_in_fp32_modules or ())
     for name, parameter in model.named_parameters():
@@ -216,7 +216,7 @@ def _in_fp32_where_loaded_so(model: Any) -> Any:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make modules in a dtype, so that ten billion weights are never there in fp32."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

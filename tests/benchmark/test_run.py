@@ -39,7 +39,8 @@ def test_every_variant_is_measured_with_random_weights(
         assert row["seconds"] > 0
         assert row["tflops"] > 0
         assert row["peak_mb"] is None
-    assert rows["stock"]["forwards"] == rows["plain"]["forwards"] == rows["full"]["forwards"] == 6
+    assert rows["stock"]["forwards"] == rows["plain"]["forwards"] == 6
+    assert rows["full"]["forwards"] == 7  # with those that find the dog
     assert rows["fast"]["forwards"] < rows["balanced"]["forwards"] < 6
     assert rows["full"]["latents"] > rows["plain"]["latents"]  # overlaps are denoised twice
 
@@ -58,7 +59,7 @@ def test_fewer_forwards_are_less_work(spec_name: str) -> None:
         name: work.of(compared.planned(MODELS[spec_name], Overrides(spec_name, steps=10), name))
         for name in ("full", "balanced", "fast")
     }
-    assert found["fast"] < 0.6 * found["full"]
+    assert found["fast"] < 0.7 * found["full"]
     assert found["fast"] < found["balanced"] < 0.9 * found["full"]
 
 
@@ -73,7 +74,7 @@ def test_the_first_round_warms_up_all_that_is_timed(spec_name: str, steps: int) 
 
         plan = in_steps(steps)
         few = bench.briefly(plan, in_steps)
-        assert few.settings.steps <= max(4, steps // 8)
+        assert few.settings.steps <= max(4, steps // 4)
         forms = [
             {guided for guided, computed in zip(one.pace.guided, one.pace.computed, strict=True) if computed}
             for one in (few, plan)

@@ -159,7 +159,7 @@ def test_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         "12 scenes",
         "288 frames at 12 per second",
         "24 s of film",
-        "120 model evaluations",
+        "123 model evaluations",
         " MB ",
         "10 steps, guidance 3\n",
     ):

@@ -99,8 +99,14 @@ def test_what_shapes_pictures_is_known() -> None:
         "film/segments.py",
         *("method/blending.py", "method/noise_levels.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
-        *("models/compilation.py", "models/loading.py", "models/mochi.py", "models/mochi_attention.py"),
-        *("models/offload.py", "models/pipeline.py", "models/quantized.py", "models/scorer.py"),
+        *("models/compilation.py", "models/kernels.py", "models/loading.py", "models/mochi.py"),
+        *(
+            "models/mochi_attention.py",
+            "models/offload.py",
+            "models/pipeline.py",
+            "models/quantized.py",
+            "models/scorer.py",
+        ),
         *("models/streaming.py", "story/plan.py"),
     ]
     assert list(found.pictures) == ["film/decode.py", "film/dissolve.py", "film/mp4.py", "film/writer.py"]
@@ -142,7 +148,7 @@ FORMULAS = {
     "storyreel.models.mochi": ("latents", lambda text: text.replace("0.025", "0.03")),
     "storyreel.models.pipeline": (
         "latents",
-        lambda text: text.replace("TEXT_MULTIPLE = 16", "TEXT_MULTIPLE = 8"),
+        lambda text: text.replace("mask[:, :count].float()", "mask[:, :count].double()"),
     ),
     "storyreel.story.plan": ("latents", lambda text: text.replace("storyreel noise", "noise")),
     "storyreel.film.dissolve": ("pictures", lambda text: text.replace("HELD = 1 / 6", "HELD = 1 / 4")),
