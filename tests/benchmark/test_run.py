@@ -41,7 +41,7 @@ def test_every_variant_is_measured_with_random_weights(
         assert row["peak_mb"] is None
     assert rows["stock"]["forwards"] == rows["plain"]["forwards"] == 6
     assert rows["full"]["forwards"] == 7  # with those that find the dog
-    assert rows["fast"]["forwards"] < rows["balanced"]["forwards"] < 6
+    assert rows["fast"]["forwards"] < rows["balanced"]["forwards"] < 7
     assert rows["full"]["latents"] > rows["plain"]["latents"]  # overlaps are denoised twice
 
 
