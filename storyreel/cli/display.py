@@ -191,8 +191,8 @@ def print_calculation(report: Mapping[str, Any]) -> None:
     )
     print_table(title, [*headings, "evaluations", "latents"], lines)
     results().print(
-        "All are of one segment. Seconds are no measurement: at least as many, at all that the card can do "
-        "in theory, without compilation."
+        "All numbers are for one segment. Seconds are calculated, not measured: a lower bound, at the card's "
+        "full rate and without compilation."
     )
     needs = ", ".join(f"{mode} {size:.1f}" for mode, size in report["memory_gb"].items())
     results().print(f"GB of the device's memory, by --memory: {needs}")

@@ -33,6 +33,7 @@ from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
 
+ROUNDS, MINUTES = 3, 25
 LENT = "A lent GPU, and true sizes without a download"  # a group of options
 
 
@@ -76,7 +77,8 @@ def models(
         if spec.memory_gb:
             print(f"  GPU memory {gpu_memory(spec.memory_gb)}")
         if own := machine_memory(spec):
-            print(f"  the machine's own: {', '.join(f'{mode} {size:g} GB' for mode, size in own.items())}")
+            needs = ", ".join(f"{mode} {size:g} GB" for mode, size in own.items())
+            print(f"  the machine's own memory: {needs}, and some 2 GB more")
     for kind, entries in (listing(vocabulary) if vocabulary else {}).items():
         print(f"  {kind}:")
         for entry in entries:
@@ -162,8 +164,8 @@ def bench(
     frames: Annotated[int | None, option("N", "Of a segment. Default: the model's.", min=2)] = None,
     size: Size = None,
     steps: Steps = None,
-    rounds: Annotated[int, option("N", "How often each variant is timed.", min=1)] = 3,
-    compiled: Annotated[bool, flag("--compile", "Compile the transformer's blocks.")] = False,
+    rounds: Annotated[int, option("N", "How often each variant is timed.", min=1)] = ROUNDS,
+    compiled: Annotated[bool, flag("--compile", "Compile, stock too. Default: no.")] = False,
     quantize: Quantize = None,
     attention: Attention = None,
     weights: Weights = None,
@@ -172,7 +174,10 @@ def bench(
         Path | None,
         option("DIR", "Measure all that wants a GPU, by itself, and keep the results in DIR.", LENT),
     ] = None,
-    minutes: Annotated[float, option("N", "For how long; what does not fit is left out.", LENT, min=0)] = 25,
+    minutes: Annotated[
+        float | None,
+        option("N", f"For how long; what does not fit is left out. Default: {MINUTES}.", LENT, min=0),
+    ] = None,
     make_folder: Annotated[
         Path | None,
         option("DIR", "Write MODEL's folder with random weights, for --weights DIR.", LENT),
@@ -181,18 +186,32 @@ def bench(
 ) -> None:
     """Time a model's variants against diffusers' own pipeline, in turn, on the same inputs.
 
-    With --calculate, what they would take: without weights, without a GPU. With --gpu-day, everything that
-    wants measuring, for a GPU that is lent for an hour: a second run does what is missing.
+    With --calculate, what they would take: without weights, without a GPU. With --gpu-day, all that is to be
+    measured on a lent GPU, as far as --minutes reach: a second run does what is missing.
     """
     check_device(device)
     exclude("--fit", fit, {"--json": as_json, "--quantize": quantize is not None, "--size": size is not None})
     exclude("--random-weights", random_weights, {"--weights": weights is not None, "--calculate": calculated})
-    alone = {"--calculate": calculated, "--weights": weights is not None}
-    exclude("--gpu-day", gpu_day is not None, alone | {"--make-folder": make_folder is not None})
-    exclude("--make-folder", make_folder is not None, alone)
+    of_variants = {
+        "--variants": bool(variants),
+        "--random-weights": random_weights,
+        "--calculate": calculated,
+        "--frames": frames is not None,
+        "--size": size is not None,
+        "--steps": steps is not None,
+        "--rounds": rounds != ROUNDS,
+        "--compile": compiled,
+        "--quantize": quantize is not None,
+        "--attention": attention is not None,
+        "--weights": weights is not None,
+    }
+    exclude("--gpu-day", gpu_day is not None, of_variants | {"--make-folder": make_folder is not None})
+    exclude("--make-folder", make_folder is not None, of_variants)
+    if minutes is not None and gpu_day is None:
+        raise UsageError("--minutes is of --gpu-day", "Add --gpu-day DIR, or leave it out.")
     if gpu_day is not None:
         exclude("--gpu-day", True, {"--model": model is not None})
-        _measure_all(gpu_day, device, minutes, as_json)
+        _measure_all(gpu_day, device, MINUTES if minutes is None else minutes, as_json)
         return
     spec = find_model(model or DEFAULT_MODEL)
     if make_folder is not None:

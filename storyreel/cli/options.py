@@ -91,8 +91,7 @@ Quantize = Annotated[
     Quantized | None,
     option(
         Quantized,
-        "fp8: the transformer's weights in half of the memory, and other pictures, nearly as good. "
-        "Default: none.",
+        "fp8: the transformer's weights in half of the memory, and other pictures. Default: none.",
         FILM,
         "QUANTIZE",
     ),
@@ -118,7 +117,7 @@ Memory = Annotated[
     option(
         MemoryMode,
         "What stays on the GPU: high, all of the model; balanced, the transformer; low, of that "
-        "only the block that works. None changes the film. auto: by what is free.",
+        "only the block that works. None changes the film. auto: the highest that fits the film.",
         WORK,
         "MEMORY",
     ),
@@ -241,7 +240,7 @@ class FilmOptions:
         float | None,
         option(
             "S",
-            "How far noise levels are shifted, of Wan: flow_shift. Default: the model's, by size.",
+            "Wan's shift of the noise levels (flow_shift). Default: the model's, by size.",
             FILM,
             "SHIFT",
         ),

@@ -380,7 +380,7 @@ def print_plans(
             f"{'' if settings.shift is None else f', shift {settings.shift:g}'}"
         )
         if settings.negative:
-            print(printable(f"  away from: {settings.negative}"))
+            print(printable(f"  negative prompt: {settings.negative}"))
         print(
             f"  {counted(len(plan.segments), 'scene')}, {plan.frames} frames at {plan.spec.fps} per second"
             f", {plan.seconds:g} s of film"

@@ -203,7 +203,7 @@ LTX: dict[str, Any] = {
     "max_size": (1280, 1280),
     "seconds": 4.0,
     "max_latents": 33,  # 257 frames
-    "decoded_at_once": 4,
+    "decoded_at_once": 1,
     "overlap": 1,
     "text_length": 128,
     "negative": LTX_NEGATIVE,

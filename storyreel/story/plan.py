@@ -61,9 +61,10 @@ class Settings:
 
     @property
     def guidance_words(self) -> str:
-        """The guidance for people to read, as in "4.5" or "4 and 3"."""
+        """The guidance for people to read, as in "4.5", "4 and 3" or "5 rescaled by 0.7"."""
         second = "" if self.guidance_2 is None else f" and {self.guidance_2:g}"
-        return f"{self.guidance:g}{second}"
+        rescaled = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        return f"{self.guidance:g}{second}{rescaled}"
 
 
 Slot = tuple[int, int]  # a segment's index, and its take

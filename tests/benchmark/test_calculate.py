@@ -236,7 +236,9 @@ def test_the_table_holds_what_is_calculated(name: str) -> None:
     found = memory_needed(adapter, compared.planned(spec, Overrides(name), "full"))
     assert spec.memory_gb == {mode: round(size / GB, 1) for mode, size in found.items()}
     weights, sizes = spec.needs.weights("none"), adapter.offload.weights()
-    assert vars(weights) == pytest.approx(vars(sizes), rel=1e-3)
+    assert weights.experts == pytest.approx(sizes.experts, rel=1e-3)
+    alike = {name: size for name, size in vars(sizes).items() if name != "experts"}
+    assert {name: vars(weights)[name] for name in alike} == pytest.approx(alike, rel=1e-3)
     between = tuple((low + high) // 2 // 32 * 32 for low, high in zip(spec.size, spec.max_size, strict=True))
     plan = compared.planned(spec, Overrides(name, size="{}x{}".format(*between)), "full")
     there, line = working(adapter, plan, 8), spec.needs.working((between[0], between[1]), 8)

@@ -78,10 +78,10 @@ def test_ltx_with_all_its_layers_neither_waits_nor_ends_with_all(codec: str) -> 
     """Each of its layers holds a frame back, some 22 latent frames in all: they come out one by one."""
     vae = AutoencoderKLLTXVideo(**LTX_CODECS[codec] | NARROW)
     time = torch.tensor([0.05]) if vae.config.timestep_conditioning else None
-    for latents, most in ((13, 8), (32, 32)):
+    for latents in (13, 32):
         raw = noise(1, 4, latents, 1, 1)
-        pieces = [piece.shape[2] for piece in stream(ltx_decoder(vae.decoder, time, raw), raw, 4)]
-        assert max(pieces) == most
+        pieces = [piece.shape[2] for piece in stream(ltx_decoder(vae.decoder, time, raw), raw, 1)]
+        assert max(pieces) == 8
         assert sum(pieces) == 8 * (latents - 1) + 1
 
 
@@ -140,14 +140,14 @@ def test_a_convolution_in_two_dimensions_is_that_in_three(
         assert float((found - expected).abs().max() / expected.abs().max()) <= bar
 
 
-BARS = [("ltx-2b", 2.5, (25, 22, 40)), ("ltx-13b", 2.5, (25, 22, 40)), ("mochi", 7.0, (4, 60, 106))]
+BARS = [("ltx-2b", 2.5, (33, 22, 40)), ("ltx-13b", 2.5, (33, 22, 40)), ("mochi", 7.0, (4, 60, 106))]
 BARS += [("wan-14b", 9.0, (2, 90, 160))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "gigabytes", "shape"), BARS)
 def test_the_largest_codecs_fit(name: str, gigabytes: float, shape: tuple[int, int, int]) -> None:
-    """At 1280x704 x 8 s, 848x480 and 1280x720, of any length: calculated on tensors without data."""
+    """At 1280x704 x 10.7 s, 848x480 and 1280x720, of any length: calculated on tensors without data."""
     spec = MODELS[name]
     _, peak = of_clip(adapter_class(spec).random(spec, META), *shape)
     assert peak <= gigabytes * 1e9
