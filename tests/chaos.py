@@ -216,7 +216,8 @@ class Chaos:
             mended = code == 0 and path.read_bytes() != data and self._hashes(out) == self._whole[0]
             self.figures["flips found and mended"] += mended
             if not mended:
-                print(f"not mended: bit {bit} of {path}, exit code {code}", file=sys.stderr)
+                around = bytes(data[max(0, bit // 8 - 30) : bit // 8 + 10])
+                print(f"not mended: bit {bit} of {path}, {around!r}, exit code {code}", file=sys.stderr)
                 shutil.rmtree(out)
                 shutil.copytree(self.reference(0), out)
         shutil.rmtree(out)

@@ -114,7 +114,7 @@ def test_the_model_is_loaded_once(
 ) -> None:
     engines: list[tuple[object, ...]] = []
 
-    def engine(*options: object) -> FakeEngine:
+    def engine(*options: object, **others: object) -> FakeEngine:
         engines.append(options)
         return fake_engine
 

@@ -230,9 +230,9 @@ def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
         yield stock.latents(segment.prompt, noise, plan.settings)
 
 
-def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Return what a square matrix product reaches, in TFLOP/s: the best of some tries."""
-    side = MATRIX[device.type]
+    side = side or MATRIX[device.type]
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):

@@ -54,6 +54,7 @@ KERNELS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
+SQUARES = {"cuda": 8192, "cpu": 64}  # sides of matrices: a CPU may emulate what it lacks, and is slow at that
 PICTURES = {"cuda": (256, 3, 128, 128), "cpu": (8, 2, 8, 8)}  # channels and sides of what is convolved
 
 
@@ -85,7 +86,8 @@ class Bed:
         return MODELS[step.model or ""].quantized(step.options.get("quantize", "none"))
 
     def tidy(self) -> None:
-        """Give back what a step has left on the device."""
+        """Give back what a step has left on the device, and its graphs."""
+        torch.compiler.reset()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -132,7 +134,9 @@ def machine(bed: Bed, step: Step) -> dict[str, Any]:
         found |= {"capability": f"{properties.major}.{properties.minor}"}
         found |= {"free_gb": free / 1e9, "total_gb": total / 1e9}
     found["matrices_tflops"] = {
-        str(dtype).removeprefix("torch."): tried(partial(benches.matrix_peak, device, dtype))
+        str(dtype).removeprefix("torch."): tried(
+            partial(benches.matrix_peak, device, dtype, SQUARES[device.type])
+        )
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
     }
     found["fp8_tflops"] = tried(lambda: _fp8_peak(device))
@@ -159,7 +163,7 @@ def _driver() -> str | None:
 
 def _fp8_peak(device: torch.device) -> float:
     """Return what a product of matrices in fp8 with a scale a row reaches, in TFLOP/s."""
-    side = benches.MATRIX[device.type]
+    side = SQUARES[device.type]
     a, b = (torch.randn(side, side, device=device).to(torch.float8_e4m3fn) for _ in range(2))
     rows, columns = torch.ones(side, 1, device=device), torch.ones(1, side, device=device)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+import torch._inductor.config
 from torch import nn
 
 from storyreel.errors import StoryreelError
@@ -23,6 +24,9 @@ LIMITS = {
     "fail_on_recompile_limit_hit": True,
     "suppress_errors": False,
 }
+
+# Of products in fp8 it would try some fifty kernels each, though nobody asked for that.
+INDUCTOR = {"max_autotune_gemm_backends": "ATEN"}
 
 
 class Compilation:
@@ -42,7 +46,9 @@ class Compilation:
         """Compile blocks that were not there before, too."""
         try:
             for block in blocks if self.works else ():
-                block.compile()
+                # Not `block.compile()`: offloading puts its hooks around forward, and they wait for copies,
+                # which a graph would leave out.
+                block.forward = torch.compile(block.forward)
         except RuntimeError as error:  # this Python, or this platform, has no torch.compile
             self._failed(error)
 
@@ -50,7 +56,11 @@ class Compilation:
         """Return ``compute()``, which calls the blocks. Raises what it raises without compilation, too."""
         if self.works:
             try:
-                with torch._dynamo.config.patch(LIMITS), warnings.catch_warnings():  # for this call alone
+                with (  # for this call alone
+                    torch._dynamo.config.patch(LIMITS),
+                    torch._inductor.config.patch(INDUCTOR),
+                    warnings.catch_warnings(),
+                ):
                     # What its compiler advises, such as less precision, is not for those who render.
                     warnings.filterwarnings("ignore", module=r"torch\._inductor")
                     return compute()

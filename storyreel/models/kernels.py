@@ -108,6 +108,9 @@ def _cudnn(query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[
     # Called by name it wants contiguous tensors: with others it was seen to be wrong (diffusers says so).
     q, answers = _heads_first(query).contiguous(), []
     for k, v in pairs:
+        if k.shape[1] == 1:  # which cuDNN does not support
+            answers += _flash(query, [(k, v)])
+            continue
         k, v = (_heads_first(x).contiguous() for x in (k, v))
         output, sums = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
         answers.append((_heads_first(output), sums.flatten(2).transpose(1, 2)))

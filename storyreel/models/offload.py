@@ -12,6 +12,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
+from storyreel.models.device_errors import lacks_memory
 from storyreel.models.host import available_memory
 from storyreel.models.memory import MODES, USUAL, MemoryMode, Weights, Working, highest_mode
 
@@ -313,7 +314,12 @@ def pin(transformer: nn.Module) -> bool:
         return False
     every = list(tensors.values())
     for size, inside in buffers:
-        flat, place = _pinned(size), 0
+        try:
+            flat, place = _pinned(size), 0
+        except RuntimeError as error:  # systems have limits of their own
+            if not lacks_memory(error):
+                raise
+            return False
         for tensor in (every[index] for index in inside):
             there = flat[place : place + size_of(tensor)].view(tensor.dtype).view(tensor.shape)
             tensor.data = there.copy_(tensor.data)
@@ -337,6 +343,8 @@ def give_back(device: torch.device) -> None:
     gc.collect()  # networks refer to themselves
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        if empty := getattr(torch.accelerator, "empty_host_cache", None):  # what was pinned; not in torch 2.9
+            empty()
 
 
 def _stacks(module: nn.Module) -> list[nn.Module]:

@@ -61,7 +61,7 @@ def multiplied(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) ->
     x_scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)  # rows of zeros stay zeros
     by_row = nn.functional.ScalingType.RowWise
     product = nn.functional.scaled_mm(
-        (rows.float() / x_scale).to(STORED),
+        rows.float().div_(x_scale).to(STORED),
         weight.t(),
         x_scale,
         by_row,

@@ -84,7 +84,7 @@ def draw_film(folder: Path) -> None:
     engine.fake = Cartoonist(spec, iter(lessons))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "mini", spec)
-        patch.setattr("storyreel.rendering.Engine", lambda *options: engine)
+        patch.setattr("storyreel.rendering.Engine", lambda *options, **others: engine)
         assert run(["render", str(folder / "walk.yaml"), "--out", str(folder / "out"), "--steps", "2"]) == 0
 
 
