@@ -343,7 +343,8 @@ def give_back(device: torch.device) -> None:
     gc.collect()  # networks refer to themselves
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        if empty := getattr(torch.accelerator, "empty_host_cache", None):  # what was pinned; not in torch 2.9
+        empty = getattr(torch.accelerator, "empty_host_cache", None)  # of what was pinned; not in torch 2.9
+        if empty is not None and torch.accelerator.is_available():
             empty()
 
 

@@ -243,7 +243,8 @@ def test_the_table_holds_what_is_calculated(name: str) -> None:
     plan = compared.planned(spec, Overrides(name, size="{}x{}".format(*between)), "full")
     there, line = working(adapter, plan, 8), spec.needs.working((between[0], between[1]), 8)
     assert line.denoising == pytest.approx(there.denoising, rel=0.05)
-    assert line.decoding == pytest.approx(there.decoding, rel=0.1)
+    # Of LTX, a clip that is as short as that takes less: its decoder holds more frames back than there are.
+    assert 0.9 * there.decoding <= line.decoding <= 1.5 * there.decoding
 
 
 def test_what_cannot_be_calculated_is_refused() -> None:
