@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storyreel.files import read_json
+from storyreel.files import digest, read_json
 from storyreel.film.inventory import Inventory
 from storyreel.film.keys import scene_facts
 from storyreel.film.store import FORMAT, Record
 
 UNWEIGHTED = (0.5, 0.5)  # what scene and action count where neither leads
 
+# Of what is said of the film's file: some of it, such as the version that joined it, nothing else can tell.
+SEAL = "seal"
 # What is said of a film that was signed: its SHA-256 before that, and the SHA-256 of the certificate.
 UNSIGNED, SIGNED_BY = "unsigned_sha256", "certificate_sha256"
 
@@ -32,7 +34,8 @@ class Manifest:
 
     def text(self) -> str:
         """Return the manifest as the text of a file."""
-        manifest = {"format": FORMAT, **self.facts, "segments": self.segments, "film": self.film}
+        film = self.film and {**self.film, SEAL: digest(self.film)}
+        manifest = {"format": FORMAT, **self.facts, "segments": self.segments, "film": film}
         return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
 
     @property
@@ -48,6 +51,8 @@ class Manifest:
             if manifest.pop("format") != FORMAT:
                 return None
             segments, film = list(map(dict, manifest.pop("segments"))), dict(manifest.pop("film"))
+            if film and film.pop(SEAL) != digest(film):
+                return None
             if not all(isinstance(value, str) for value in film.values()):
                 return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):

@@ -24,7 +24,7 @@ from torch import Tensor
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
 from storyreel.errors import MissingError, OutputError, StoryreelError, UsageError
-from storyreel.files import file_hash
+from storyreel.files import digest, file_hash
 from storyreel.film import edit_lists, export, ffmpeg, keys, reader
 from storyreel.film.export import FORMATS, Wanted, parse_formats
 from storyreel.film.timeline import Timeline, timeline_of
@@ -121,9 +121,8 @@ def sounding(film: Path, tmp_path: Path) -> Path:
     command += ["-map", "0:v", "-map", "1:a", "-map", "0:s", "-c", "copy", "-c:a", "aac"]
     command += ["-map_metadata", "0", "-map_chapters", "0", "-movflags", "+use_metadata_tags"]
     subprocess.run([*command, str(folder / "foxes.mp4")], check=True)
-    manifest = json.loads((film / "manifest.json").read_text())
-    manifest["film"]["sha256"] = file_hash(folder / "foxes.mp4")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes((film / "manifest.json").read_bytes())
+    changed(folder, lambda manifest: manifest["film"].update(sha256=file_hash(folder / "foxes.mp4")))
     return folder
 
 
@@ -473,8 +472,11 @@ def test_formats_by_name() -> None:
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest as a program of another version would write it: sealed."""
     manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["film"].pop("seal")
     change(manifest)
+    manifest["film"] |= {"seal": digest(manifest["film"])}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

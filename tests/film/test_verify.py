@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -119,6 +120,19 @@ def test_a_damaged_file_is_told_from_a_missing_one(out: Path, name: str) -> None
         assert faults(out) == {name: DAMAGED}
         path.unlink()
         assert faults(out) == {name: MISSING}
+
+
+@pytest.mark.parametrize("entry", ["file", "key", "sha256", "storyreel", "seal"])
+def test_damage_is_found_in_whatever_the_manifest_says_of_the_film(out: Path, entry: str) -> None:
+    """Nothing else knows which version joined it."""
+    path = file(out, "manifest.json")
+    whole = path.read_bytes()
+    value = json.loads(whole)["film"][entry]
+    path.write_bytes(whole.replace(f'"{entry}": "{value}"'.encode(), f'"{entry}": "x{value[1:]}"'.encode()))
+    unknown = {"foxes.mp4": UNKNOWN, "index.html": UNKNOWN}
+    assert faults(out) == unknown | {"manifest.json": "is damaged, or of an earlier version"}
+    make(out, STORY)
+    assert path.read_bytes() == whole
 
 
 def test_a_damaged_record_is_told(out: Path) -> None:
