@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ LINES = [
     ("{dog} is at Times Square", "{dog} is sitting"),
 ]
 TAKES = ["{take: 2, action: '{dog} is running'}", "{take: 3, seed: 5}", "2"]
+ORDERS = [(0, 1, 2), (2, 1, 0), (1,)]  # in which they are made; the last as far as it tells something new
 STEPS = 2
 LENGTH = 12  # frames of a scene
 
@@ -60,18 +60,19 @@ def frames(out: Path) -> np.ndarray[Any, Any]:
     return np.frombuffer(data, np.uint8).reshape(3, LENGTH, 128, 192, 3)
 
 
-@pytest.mark.slow  # twenty scenes are denoised
-def test_three_retakes_give_one_film_in_any_order_and_leave_all_else_as_it_was(
+@pytest.mark.slow  # ten scenes are denoised
+def test_three_retakes_give_one_film_in_either_order_and_leave_all_else_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every order goes on from a copy of the film with the retakes that it has in common with another."""
+    """Each retake is made in a copy of the film with those before it."""
     monkeypatch.setitem(MODELS, "mini", replace(MODELS["mini"], upscale=1))  # to encode less
     engine = Engine("cpu")
     assert made(tmp_path, engine) == 3 * STEPS
     before, pictures, apart = latents(tmp_path), frames(tmp_path), sides(tmp_path)
     places: dict[tuple[int, ...], Path] = {(): tmp_path}
-    for count in (1, 2, 3):
-        for taken in permutations(range(3), count):
+    for order in ORDERS:
+        for count in range(1, len(order) + 1):
+            taken = order[:count]
             index, earlier = taken[-1], places[taken[:-1]]
             out = places[taken] = tmp_path / "-".join(map(str, taken))
             shutil.copytree(earlier / "dog", out / "dog")
@@ -85,6 +86,6 @@ def test_three_retakes_give_one_film_in_any_order_and_leave_all_else_as_it_was(
                 assert not changed[others, 3:-3].any()
                 assert changed[index, 3:-3].any()
                 assert max(sides(out)) < max(apart) + 1
-    whole = [places[taken] for taken in permutations(range(3))]
+    whole = [places[order] for order in ORDERS[:2]]
     assert all(latents(out) != before for out in whole)
     assert len({(out / "dog" / "dog.mp4").read_bytes() for out in whole}) == 1
