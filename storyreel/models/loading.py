@@ -106,10 +106,20 @@ def adapter_class(spec: ModelSpec) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
+def codec_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
+    """Return what a model's VAE computes in on a device.
+
+    On a CPU that is fp32: most have no bfloat16, and torch's convolutions in three dimensions are a hundred
+    times slower in it there.
+    """
+    dtype: torch.dtype = getattr(torch, "float32" if device.type == "cpu" else spec.vae_dtype)
+    return dtype
+
+
+def load_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.device) -> Parts:
     """Load the components that a family names. Raises MissingError or DamagedError.
 
-    Transformers and text encoders are only checked, and read when they are used.
+    All are on the CPU. Transformers and text encoders are only checked, and read when they are used.
     """
     folder, dtype = spec.weights, getattr(torch, spec.dtype)
 
@@ -131,7 +141,7 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec) -> Parts:
     preview = read_component(load_file, folder / PREVIEW) if (folder / PREVIEW).exists() else {}
     return Parts(
         experts=[later(family.transformer_class, name, torch_dtype=dtype) for name in experts],
-        vae=component(family.vae_class, "vae", torch_dtype=getattr(torch, spec.vae_dtype)),
+        vae=component(family.vae_class, "vae", torch_dtype=codec_dtype(spec, device)),
         text_encoders=[
             later(encoder.kind, name, dtype=dtype)
             for encoder, name in zip(family.reads_with, encoders, strict=True)
@@ -200,7 +210,7 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
         thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(tokenizer)}
         with device, default_dtype(dtype):
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
-    with device, default_dtype(getattr(torch, spec.vae_dtype)):
+    with device, default_dtype(codec_dtype(spec, device)):
         vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
     scheduler = family.schedulers[0](**family.schedule)
     return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)

@@ -86,7 +86,7 @@ class PipelineAdapter(ABC):
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Self:
         """Load from the folder that ``spec`` names. Raises MissingError or DamagedError."""
-        adapter = cls(spec, device, load_parts(cls, spec), memory)
+        adapter = cls(spec, device, load_parts(cls, spec, device), memory)
         # A configuration can be read and be of no use: that is said now, not after the first scene.
         latents = torch.zeros(1, spec.latent_channels, 2, 2, 2, device=device)
         folder = spec.weights

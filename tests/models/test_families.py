@@ -29,7 +29,7 @@ from storyreel.method.settings import Method
 from storyreel.models import attention
 from storyreel.models.base import Text, side_by_side
 from storyreel.models.kernels import check_backend
-from storyreel.models.loading import adapter_class, load_adapter
+from storyreel.models.loading import adapter_class, codec_dtype, load_adapter
 from storyreel.models.memory import GB, Weights, Working, highest_mode
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter
@@ -161,6 +161,15 @@ def test_random_weights_are_in_the_dtypes_of_loaded_ones(spec_name: str, tmp_pat
         assert dtypes[0] == dtypes[1]
     expected = {torch.bfloat16, torch.float32} if "wan" in spec_name else {torch.bfloat16}
     assert {p.dtype for p in made.experts[0].parameters()} == expected
+
+
+def test_a_cpu_decodes_in_fp32(spec_name: str) -> None:
+    """In bfloat16, of which most have no convolutions, two short scenes of LTX took more than ten minutes."""
+    spec = replace(MODELS[spec_name], vae_dtype="bfloat16")
+    made = adapter_class(spec).random(spec, CPU)
+    assert {p.dtype for p in made.vae.parameters()} == {torch.float32}
+    assert codec_dtype(spec, CPU) == torch.float32
+    assert codec_dtype(spec, torch.device("meta")) == torch.bfloat16
 
 
 @torch.no_grad()
