@@ -74,7 +74,6 @@ class Leads:
         if part.anew:
             latents = self._adapter.encode_pictures(self._pictures(part))
         else:
-            assert part.source is not None
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
         return latents, torch.ones_like(latents[:, :1])
 
@@ -89,14 +88,12 @@ class Leads:
             if found != part.picture:
                 raise StoryreelError(f"the picture {path} has changed meanwhile", "Run the command again.")
             return torch.from_numpy(picture.copy())[None]
-        assert part.source is not None
         source = plan.first_takes[part.source]
         shown = self._adapter.decode(self._recall(part.source))[: plan.unseen(source) + source.frames]
         return shown[-1 - plan.spec.frames_per_latent * (part.count - 1) :]
 
     def _portrait(self, part: Given, name: str) -> tuple[Tensor, Tensor]:
         """Return the first frame of a segment, and which of its cells show a character. Both are kept."""
-        assert part.source is not None
         key = part.source, name
         if key not in self._portraits:
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()

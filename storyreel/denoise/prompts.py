@@ -125,7 +125,7 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
         prompts += [
             without_names(plan.first_takes[given.source].prompt, (given.name,))
             for given in plan.given(segment)
-            if given.source is not None and given.name is not None
+            if given.name is not None
         ]
     if method.similarity and not scored:
         prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.first_takes)]

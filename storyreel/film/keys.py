@@ -129,7 +129,7 @@ def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str
 
     ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it, of `DEVICES`.
     """
-    drawn = {"drawn_by": drawn_by(plan)} if plan.cards else {}
+    drawn: dict[str, Any] = {"drawn_by": drawn_by(plan)} if plan.cards else {}
     if any(segment.picture for segment in plan.segments):  # which is scaled, and has its colours converted
         drawn["pictures_by"] = f"pillow {metadata.version('pillow')}"
     facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn

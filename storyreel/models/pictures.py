@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from storyreel.errors import FormatError
 
@@ -38,7 +38,7 @@ def read_picture(path: Path, size: tuple[int, int]) -> tuple[str, np.ndarray]:
                 picture = _fitted(_in_srgb(_upright(opened, size)), size)
     except FormatError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise FormatError(
             "is no picture that can be read", f"save it as one of {', '.join(FORMATS)}"
         ) from None

@@ -306,7 +306,8 @@ class PipelineAdapter(ABC):
         with self.offload.decoding():
             raw = self.vae.encode(frames.to(next(self.vae.parameters()).dtype)).latent_dist.mode().float()
         mean, std = (self._raw(torch.full_like(raw, value)) for value in (0.0, 1.0))
-        return (raw - mean) / (std - mean)
+        latents: Tensor = (raw - mean) / (std - mean)
+        return latents
 
     def raw(self, latents: Tensor) -> Tensor:
         """Return latents as the VAE knows them, in its dtype and, on a GPU, as its weights lie."""

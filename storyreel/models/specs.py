@@ -465,7 +465,7 @@ MODELS: dict[str, ModelSpec] = {
                 matrix=2.1,
                 by_storage={"none": (10.022, 0.855), "fp8": (5.117, 0.528)},
                 denoising=(0.0147, 0.2754),
-                decoding=(0.1388, 6.6358, 0.0509),
+                decoding=(0.1388, 8.2581, -0.0051),
             ),
             licence="Apache-2.0",
             **{

@@ -135,11 +135,11 @@ class Given:
 
     ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on, ``strength`` strong:
     the cells that show who has the ``name``, or without a name all of the picture. Those that are made
-    ``anew`` are encoded from the last pictures that are shown of the source, or from a ``picture``, by the
-    SHA-256 of its file; that has no source.
+    ``anew`` are encoded from the last pictures that are shown of the source, or from a ``picture``, named by
+    its file's SHA-256; its source is the segment itself.
     """
 
-    source: int | None
+    source: int
     name: str | None
     first: int
     at: int
@@ -283,7 +283,7 @@ class Plan:
     def _given_before(self, segment: Segment) -> tuple[Given, ...]:
         seam, method = self.seam(segment), self.settings.method
         if segment.picture is not None:
-            return (Given(None, None, 0, 0, 1, 1.0, anew=True, picture=segment.picture),)
+            return (Given(segment.index, None, 0, 0, 1, 1.0, anew=True, picture=segment.picture),)
         if seam is None or not method.leads:
             return ()
         earlier = self.first_takes[: segment.index]
@@ -317,7 +317,7 @@ class Plan:
         seam = self.seam(segment)
         if self.settings.method.blending == "published" and seam is not None and seam.strength > 0:
             return (segment.index - 1,)
-        return tuple(sorted({given.source for given in self.given(segment) if given.source is not None}))
+        return tuple(sorted({given.source for given in self.given(segment) if given.picture is None}))
 
     def unseen(self, segment: Segment) -> int:
         """Return how many of a segment's pictures are not shown: its lead's, but a picture of its own."""

@@ -388,7 +388,7 @@ def _pictures(
     for who, member in story.cast.items():
         if member.picture is None:
             continue
-        place = ("cast", who, "picture")
+        place: tuple[str | int, ...] = ("cast", who, "picture")
         first = next((s.index for s in segments if member.name in s.cast), None)
         refusals.add(_introduction_problem(story, first, wanted), False, *place)
         if first is not None:

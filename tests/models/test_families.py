@@ -279,7 +279,6 @@ def test_what_a_lead_was_given_is_there_unchanged_in_the_end(
             places = slice(given.at, given.at + given.count)
             cells = (lead.weights[:, :, places] == 1).expand_as(x[:, :, places])
             assert cells.any()
-            assert given.source is not None
             source = made.latents[given.source][:, :, given.first : given.first + given.count]
             assert given.anew == (plan.spec.pictures and given.name is None)
             assert lead.clean == (given.count if given.anew else 0)

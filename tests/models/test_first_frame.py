@@ -167,7 +167,7 @@ def test_a_picture_that_changes_while_a_film_is_rendered_is_refused(
     plan = plan_for(adapter, monkeypatch, f"scenes: [{{scene: a fox, picture: {path}}}]")
     drawn(1).save(path)
     with pytest.raises(StoryreelError, match="has changed meanwhile"):
-        Leads(adapter, plan, {}.__getitem__).of(plan.segments[0])
+        Leads(adapter, plan, dict[int, Tensor]().__getitem__).of(plan.segments[0])
 
 
 def test_a_state_is_taken_up_with_its_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_state_is_taken_up_with_its_picture(monkeypatch: pytest.MonkeyPatch, t
     drawn().save(path)
     plan = plan_for(adapter, monkeypatch, f"scenes: [{{scene: a fox, picture: {path}}}]")
     (segment,) = plan.segments
-    lead = Leads(adapter, plan, {}.__getitem__).of(segment)
+    lead = Leads(adapter, plan, dict[int, Tensor]().__getitem__).of(segment)
     assert lead is not None
     begun = begin(adapter, plan, segment, PromptWriter(adapter, plan, None).prompts(segment), lead)
     for sigma in (1.0, 0.4, 0.0):

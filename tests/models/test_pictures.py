@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,9 +30,9 @@ def corners(width: int = 64, height: int = 32) -> Image.Image:
     return picture
 
 
-def saved(folder: Path, picture: Image.Image, name: str = "a.png", **options: object) -> Path:
+def saved(folder: Path, picture: Image.Image, name: str = "a.png", **options: Any) -> Path:
     path = folder / name
-    picture.save(path, **options)  # type: ignore[arg-type]
+    picture.save(path, **options)
     return path
 
 
@@ -65,7 +66,7 @@ def test_a_picture_of_the_films_size_comes_as_it_is_with_its_files_hash(tmp_path
     ],
 )
 def test_usual_formats_are_read_whatever_they_are_called(
-    tmp_path: Path, name: str, options: dict[str, object]
+    tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     pixels = read(saved(tmp_path, corners(), name, **options))
     assert np.abs(pixels.astype(int) - np.asarray(corners())).max() <= 4
@@ -92,7 +93,7 @@ def test_a_picture_stands_as_its_camera_was_held(tmp_path: Path, orientation: in
         stored = stored.transpose(operation)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options: dict[str, object] = {"exif": exif, "quality": 100}
+    options: dict[str, Any] = {"exif": exif, "quality": 100}
     options |= {"subsampling": 0} if name.endswith("jpg") else {"lossless": True}
     pixels = read(saved(tmp_path, stored, name, **options)).astype(int)
     inside = np.abs(pixels - np.asarray(upright)).max(2)
@@ -147,7 +148,7 @@ def test_another_shape_is_covered_and_cut_at_the_centre(tmp_path: Path) -> None:
     assert pixels[0, :, 0].mean() < 64  # but for what is beside the edge, nothing is red
 
 
-REFUSED: dict[str, tuple[Image.Image, dict[str, object], str]] = {
+REFUSED: dict[str, tuple[Image.Image, dict[str, Any], str]] = {
     "one pixel": (Image.new("RGB", (1, 1)), {}, "is 1x1"),
     "a line": (Image.new("RGB", (30_000, 2)), {}, "is 30000x2, of which a film of 64x32 would show 0%"),
     "upright for a wide film": (corners(32, 64), {}, "is 32x64, of which a film of 64x32 would show 25%"),

@@ -74,7 +74,7 @@ def test_a_picture_is_found_beside_the_story_and_stands_in_the_first_frame(
     assert pictured.picture is not None
     assert plan.pictures[pictured.picture] == folder / "dark.png"
     (given,) = plan.given(pictured)
-    assert (given.source, given.at, given.count, given.strength, given.anew) == (None, 0, 1, 1.0, True)
+    assert (given.source, given.at, given.count, given.strength, given.anew) == (1, 0, 1, 1.0, True)
     assert plan.sources(pictured) == ()
     assert pictured.lead == 1
     assert plan.seams[0].transition == "dissolve"
