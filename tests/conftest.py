@@ -105,7 +105,7 @@ def tiny() -> MochiAdapter:
     return mochi(TINY)
 
 
-@pytest.fixture(params=["mochi", "wan", "wan of two experts", "ltx"])
+@pytest.fixture(params=["mochi", "wan", "wan of two experts", "ltx", "wan ti2v"])
 def spec_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny model that can be built anew with random weights, as the true ones can."""
     adapter = FAMILIES[request.param]()
@@ -218,7 +218,7 @@ class FakeAdapter:
         return map(self.answer, requests)
 
     def answer(self, request: Request) -> list[Tensor]:
-        x, sigma, texts = request
+        x, sigma, texts, _ = request
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))
@@ -232,6 +232,14 @@ class FakeAdapter:
 
     def decode(self, latents: Tensor) -> Tensor:
         return FakeDecoder(self.spec).push(latents)
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Return latents of the pictures' brightness, of which each frame has as many as the codec takes."""
+        count = self.spec.frames_per_latent
+        each = [pictures[max(0, end - count) : end] for end in range(1, len(pictures) + 1, count)]
+        rows, columns = (side // self.spec.pixels_per_latent for side in pictures.shape[1:3])
+        means = torch.stack([part.float().mean() / 127.5 - 1 for part in each])
+        return means.view(1, 1, -1, 1, 1).expand(1, self.spec.latent_channels, -1, rows, columns).clone()
 
     def preview(self, latents: Tensor) -> Tensor | None:
         width, height = self.spec.size

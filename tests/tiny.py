@@ -69,6 +69,7 @@ WAN = replace(
     shifts=((64 * 64, 5.0),),  # not that of its scheduler
     levels="shifted",
 )
+TI2V = replace(WAN, name="tiny-wan-ti2v", pixels_per_latent=16, latent_channels=16, pictures=True)
 LTX = replace(
     TINY,
     name="tiny-ltx",
@@ -125,6 +126,22 @@ def wan_transformer(seed: int = 1) -> WanTransformer3DModel:
 def wan_vae() -> AutoencoderKLWan:
     torch.manual_seed(2)
     return AutoencoderKLWan(base_dim=3, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+
+
+def wan_vae_of_the_small_model() -> AutoencoderKLWan:
+    """A codec that makes 2x2 pixels a channel each."""
+    torch.manual_seed(2)
+    return AutoencoderKLWan(
+        base_dim=8,
+        decoder_base_dim=8,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    ).eval()
 
 
 def ltx_transformer() -> LTXVideoTransformer3DModel:
@@ -190,6 +207,11 @@ def wan_of_two_experts() -> WanAdapter:
     return WanAdapter(spec, CPU, replace(one, experts=experts, options=options))
 
 
+def wan_of_a_timestep_a_token() -> WanAdapter:
+    parts = replace(wan().parts, vae=wan_vae_of_the_small_model(), options={"expand_timesteps": True})
+    return WanAdapter(TI2V, CPU, parts)
+
+
 def ltx(late: bool = False) -> LTXAdapter:
     tokenizer = build_tokenizer(TEXTS)
     scheduler = FlowMatchEulerDiscreteScheduler(
@@ -216,4 +238,5 @@ FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "wan of two experts": wan_of_two_experts,
     "ltx": ltx,
     "later ltx": later_ltx,
+    "wan ti2v": wan_of_a_timestep_a_token,
 }

@@ -147,8 +147,9 @@ def fitted(spec: ModelSpec) -> Needs:
     """Return a model's needs of memory, as its entry in the table has them: straight lines, by least squares.
 
     They are drawn through the smallest, the default and the largest size at the default length, and through
-    the default size at twice that. Denoising keeps what all tokens take; decoding what a picture takes,
-    and of a VAE that does not go through a clip in pieces, what its latent frames take too.
+    the default size at twice that, or at half where no segment is so long. Denoising keeps what all tokens
+    take; decoding what a picture takes, and of a VAE that does not go through a clip in pieces, what its
+    latent frames take too.
     """
     by_storage, adapter = {}, None
     for how in QUANTIZATIONS:
@@ -161,7 +162,7 @@ def fitted(spec: ModelSpec) -> Needs:
     model, weights = adapter
     usual = spec.usual_latents
     lengths = {(spec.min_size, usual), (spec.size, usual), (spec.max_size, usual)}
-    lengths |= {(spec.size, min(spec.max_latents, 2 * usual))}
+    lengths |= {(spec.size, 2 * usual if 2 * usual <= spec.max_latents else usual // 2)}
     areas, cells, found = [], [], []
     for (width, height), latents in sorted(lengths):
         plan = planned(spec, Overrides(spec.name, size=f"{width}x{height}"), "full")

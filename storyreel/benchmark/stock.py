@@ -135,9 +135,11 @@ class WanStock(Stock):
     attention = ("attn1", "attn2")
 
     def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+        tokens = x[0, 0, :, ::2, ::2].numel()
+        shape = (1, tokens) if self._adapter.spec.pictures else (1,)
         for text in states.split(1):  # guidance is a second call here
             transformer(
-                hidden_states=x, timestep=x.new_empty(1), encoder_hidden_states=text, return_dict=False
+                hidden_states=x, timestep=x.new_empty(shape), encoder_hidden_states=text, return_dict=False
             )
 
 

@@ -1,6 +1,10 @@
 """A segment's lead: what earlier segments have finished of the characters, and of the shot that goes on.
 
-Of another take, the end is given too.
+Of another take, the end is given too. A scene with a picture of its own begins with that.
+
+A model that is told a noise level for each token has learnt to go on from a picture without noise. So what is
+given whole at the beginning is encoded from pictures there, that of a file or the last ones of the scene
+before, and stays clean.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from storyreel.errors import StoryreelError
 from storyreel.method.blending import name_matters
 from storyreel.method.similarity import without_names
 from storyreel.models.base import Adapter, Request
@@ -24,11 +29,13 @@ SHARE = 0.15  # of the largest difference; from there on a cell shows the charac
 class Lead:
     """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment.
 
-    They begin with the segment, and L reaches as far as anything is given.
+    They begin with the segment, and L reaches as far as anything is given. The first ``clean`` latent frames
+    stand there without noise.
     """
 
     latents: Tensor
     weights: Tensor
+    clean: int = 0
 
 
 class Leads:
@@ -60,11 +67,30 @@ class Leads:
             weights[:, :, places] += free * part.strength
         assert latents is not None
         assert weights is not None
-        return Lead(latents, weights)
+        # With less strength it would be neither clean nor of one noise level.
+        return Lead(latents, weights, sum(part.count for part in parts if part.anew and part.strength == 1))
 
     def _whole(self, part: Given) -> tuple[Tensor, Tensor]:
-        latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
+        if part.anew:
+            latents = self._adapter.encode_pictures(self._pictures(part))
+        else:
+            latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
         return latents, torch.ones_like(latents[:, :1])
+
+    def _pictures(self, part: Given) -> Tensor:
+        """Return pictures, uint8 (T, H, W, 3): a file's, or the last that are shown of a segment."""
+        plan = self._plan
+        if part.picture is not None:
+            from storyreel.models.pictures import read_picture
+
+            path, size = plan.pictures[part.picture], (plan.settings.width, plan.settings.height)
+            found, picture = read_picture(path, size)
+            if found != part.picture:
+                raise StoryreelError(f"the picture {path} has changed meanwhile", "Run the command again.")
+            return torch.from_numpy(picture.copy())[None]
+        source = plan.first_takes[part.source]
+        shown = self._adapter.decode(self._recall(part.source))[: plan.unseen(source) + source.frames]
+        return shown[-1 - plan.spec.frames_per_latent * (part.count - 1) :]
 
     def _portrait(self, part: Given, name: str) -> tuple[Tensor, Tensor]:
         """Return the first frame of a segment, and which of its cells show a character. Both are kept."""

@@ -123,6 +123,8 @@ def begin(
     sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
     of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
+    if lead is not None and of_lead is not None:  # what is given clean is so at every level: its own noise
+        of_lead[:, :, : lead.clean] = lead.latents[:, :, : lead.clean]
     return SegmentState(segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending)
 
 
@@ -199,7 +201,8 @@ def next_velocities(
     for begun, strength in zip(computed, strengths, strict=True):
         texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
         shown = begun.at(begun.sigma * settings.method.lead_noise)
-        requests.append(Request(shown, begun.sigma, texts))
+        clean = 0 if begun.lead is None else begun.lead.clean
+        requests.append(Request(shown, begun.sigma, texts, clean))
     velocities: dict[Slot, Tensor] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
         guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])

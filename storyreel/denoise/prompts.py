@@ -122,8 +122,11 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
         )
         prompts += [*alone, segment.prompt]
     for segment in plan.takes:  # what the cells that show a character are found by
-        shown = [(plan.first_takes[given.source].prompt, given.name) for given in plan.given(segment)]
-        prompts += [without_names(prompt, (name,)) for prompt, name in shown if name is not None]
+        prompts += [
+            without_names(plan.first_takes[given.source].prompt, (given.name,))
+            for given in plan.given(segment)
+            if given.name is not None
+        ]
     if method.similarity and not scored:
         prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.first_takes)]
     return list(dict.fromkeys(prompts))

@@ -1,6 +1,7 @@
 """What every frame of a film shows, as data: pictures of one segment, of two that dissolve, a plain colour.
 
-A segment is decoded by itself, its lead first, whose pictures are never shown. Where the shot goes on,
+A segment is decoded by itself, its lead first, whose pictures are never shown, but for one that the scene
+begins with; its last picture is not shown then. Where the shot goes on,
 nothing is mixed: the lead is what the segment before ends with. Where the place changes, the film dissolves
 from one to the other, `HELD` on either side of the seam, where one of the two stands still. A fade passes
 through black and a dip through white, which neither waits for a neighbour nor holds a picture. Planned from
@@ -48,7 +49,7 @@ def lead_pictures(plan: Plan, segment: Segment) -> int:
 
 def film_frames(plan: Plan, segment: Segment) -> list[Frame]:
     """Return what the frames of the film from a segment's start to its end show, in a settled plan."""
-    lead = lead_pictures(plan, segment)
+    lead = plan.unseen(segment)
     frames: list[Frame] = [(Part(segment.index, lead + i, 1.0),) for i in range(segment.frames)]
     before, mixed = _mixed(plan, segment)
     frames[: len(mixed) - before] = mixed[before:]
@@ -101,7 +102,7 @@ def _mixed(plan: Plan, later: Segment) -> tuple[int, list[Frame]]:
 
 def _dissolved(plan: Plan, earlier: Segment, later: Segment, before: int, behind: int) -> list[Frame]:
     count = before + behind
-    last, first = lead_pictures(plan, earlier) + earlier.frames - 1, lead_pictures(plan, later)
+    last, first = plan.unseen(earlier) + earlier.frames - 1, plan.unseen(later)
     weights = [(i + 0.5) / count for i in range(count)]  # of the later one
     return [
         (
@@ -119,10 +120,10 @@ def _faded(
     frames: list[Frame] = []
     for i in range(before if earlier else 0):
         assert earlier is not None
-        picture, weight = lead_pictures(plan, earlier) + earlier.frames - before + i, (i + 1) / before
+        picture, weight = plan.unseen(earlier) + earlier.frames - before + i, (i + 1) / before
         shown = (Part(earlier.index, picture, 1 - weight),) if i + 1 < before else ()
         frames.append((*shown, Plain(grey, weight)))
     for i in range(behind):
         weight = (i + 1) / (behind + 1)  # of the later one
-        frames.append((Plain(grey, 1 - weight), Part(later.index, lead_pictures(plan, later) + i, weight)))
+        frames.append((Plain(grey, 1 - weight), Part(later.index, plan.unseen(later) + i, weight)))
     return frames

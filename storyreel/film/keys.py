@@ -40,7 +40,8 @@ NO_FACTS = {
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
 }
-LATER = {"levels": "even"}  # facts that came later: films of models without them are what they were
+# Facts that came later: films of models without them are what they were.
+LATER = {"levels": "even", "pictures": False}
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -128,7 +129,9 @@ def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str
 
     ``of_model`` are the `ingredients` of its model, ``device`` is the kind that computes it, of `DEVICES`.
     """
-    drawn = {"drawn_by": drawn_by(plan)} if plan.cards else {}
+    drawn: dict[str, Any] = {"drawn_by": drawn_by(plan)} if plan.cards else {}
+    if any(segment.picture for segment in plan.segments):  # which is scaled, and has its colours converted
+        drawn["pictures_by"] = f"pillow {metadata.version('pillow')}"
     facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn
     return facts | {"sound": sound_facts(plan.sound)} if plan.sound else facts
 
@@ -141,9 +144,14 @@ def sound_facts(track: Soundtrack) -> dict[str, Any]:
 def scene_facts(plan: Plan) -> list[dict[str, Any]]:
     """Return every segment's plan as plain data; what a render decides is in the segments' records."""
     return [
-        {"number": s.number, **{key: value for key, value in asdict(s).items() if key != "lead"}}
+        {"number": s.number, **{key: value for key, value in _said(s).items() if key != "lead"}}
         for s in plan.segments
     ]
+
+
+def _said(segment: Segment) -> dict[str, Any]:
+    """Return a segment's plan as plain data, without a picture that it has not."""
+    return {name: value for name, value in asdict(segment).items() if name != "picture" or value is not None}
 
 
 def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
@@ -158,7 +166,8 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
 
     def key(segment: Segment) -> str:
         sources = [first_takes[source] for source in plan.sources(segment)]
-        return digest([shared, _segment_digest(plan, segment), sources])
+        pictured = [facts["pictures_by"]] if segment.picture else []
+        return digest([shared, _segment_digest(plan, segment), sources, *pictured])
 
     for segment in plan.first_takes:
         first_takes.append(key(segment))  # noqa: PERF401  # the next one's key may need it
@@ -191,7 +200,7 @@ def _segment_digest(plan: Plan, segment: Segment) -> str:
 
 def own_facts(segment: Segment) -> dict[str, Any]:
     """Return what is planned of a segment, but for its place in the film and for its lead."""
-    return {name: value for name, value in asdict(segment).items() if name not in ("index", "start", "lead")}
+    return {name: value for name, value in _said(segment).items() if name not in ("index", "start", "lead")}
 
 
 def film_chapters(plan: Plan) -> list[Chapter]:

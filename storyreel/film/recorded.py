@@ -52,7 +52,13 @@ def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
             speed=settings["speed"],
             quantize=settings["quantize"],
         )
-        plan = make_plan(story.model_copy(update={"scenes": scenes, "render": method}), name, overrides)
+        wanted = story.model_copy(update={"scenes": scenes, "render": method})
+        pictures = {
+            index: str(segment["picture"])
+            for index, segment in enumerate(manifest.segments)
+            if "picture" in segment
+        }
+        plan = make_plan(wanted, name, overrides, pictures=pictures)
         sound = recorded_track(facts["sound"]) if facts.get("sound") is not None else None
         plan = replace(plan, story=facts["story"], title=facts["title"], sound=sound)
         keys = film_keys(plan, facts)

@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import Tensor
 
 from storyreel.film.decode import FilmStream
-from storyreel.film.dissolve import lead_pictures
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment
 from storyreel.story.schema import APART
@@ -42,10 +41,11 @@ class MeasuringStream(FilmStream):
         earlier = self._pictures.get(segment.index - 1)
         super().push(segment, latents)
         if earlier is not None and is_smooth(self._plan, segment):
-            seam, own = self._plan.seam(segment), lead_pictures(self._plan, segment)
+            seam, own = self._plan.seam(segment), self._plan.unseen(segment)
             meets = own - 1 if seam and seam.overlap else own
-            later = self._pictures[segment.index][meets]
-            self.apart[segment.index] = float((earlier[-1].int() - later).abs().float().mean())
+            later, before = self._pictures[segment.index][meets], self._plan.segments[segment.index - 1]
+            last = earlier[self._plan.unseen(before) + before.frames - 1]
+            self.apart[segment.index] = float((last.int() - later).abs().float().mean())
 
 
 def is_smooth(plan: Plan, segment: Segment) -> bool:

@@ -95,16 +95,18 @@ def _padded(rows: Sequence[Tensor]) -> Tensor:
 class Request(NamedTuple):
     """What a transformer is to predict: the velocity at ``x`` and σ, for each text.
 
-    ``x`` is (1, C, F, H, W).
+    ``x`` is (1, C, F, H, W). Its first ``clean`` latent frames have no noise at all: a model that is told a
+    noise level for each token is told so.
     """
 
     x: Tensor
     sigma: float
     texts: Sequence[Text]
+    clean: int = 0
 
     def to(self, device: torch.device | str) -> Request:
         """Return the request on a device."""
-        return Request(self.x.to(device), self.sigma, [text.to(device) for text in self.texts])
+        return Request(self.x.to(device), self.sigma, [text.to(device) for text in self.texts], self.clean)
 
 
 class Adapter(Protocol):
@@ -180,6 +182,13 @@ class Adapter(Protocol):
         """Return the pictures, uint8 (T, H, W, 3) on the CPU, of a clip's latents (1, C, F, H, W).
 
         The first latent frame is one picture, every other several.
+        """
+        ...
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Return the latents (1, C, F, H, W) of a clip's pictures, uint8 (T, H, W, 3): of one, one frame.
+
+        Of a model whose spec has ``pictures``.
         """
         ...
 

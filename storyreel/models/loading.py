@@ -199,9 +199,9 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     torch.manual_seed(0)
     dtype = getattr(torch, spec.dtype)
     tokenizer = ByT5Tokenizer()
-    boundary = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
+    options: dict[str, Any] = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
     experts = []
-    for _ in range(1 + len(boundary)):
+    for _ in range(1 + len(options)):
         with device, default_dtype(dtype):
             expert = in_fp32_where_loaded_so(family.transformer_class(**spec.architecture))
         experts.append(stored(spec, family.blocks(expert), expert))
@@ -213,7 +213,9 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     with device, default_dtype(codec_dtype(spec, device)):
         vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
     scheduler = family.schedulers[0](**family.schedule)
-    return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)
+    if spec.pictures:
+        options["expand_timesteps"] = True
+    return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, options)
 
 
 def in_fp32_where_loaded_so(model: Any) -> Any:

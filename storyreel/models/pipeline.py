@@ -256,8 +256,10 @@ class PipelineAdapter(ABC):
 
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request the velocities ε - x0 in fp32, one for each of its texts."""
-        for x, sigma, texts in requests:
-            ask = partial(self._velocities, self.experts[self.expert_at(sigma)], x, sigma, texts)
+        for x, sigma, texts, clean in requests:
+            expert = self.experts[self.expert_at(sigma)]
+            given = {"clean": clean} if self.spec.pictures else {}
+            ask = partial(self._velocities, expert, x, sigma, texts, **given)
             velocities = ask() if self._compilation is None else self._compilation.run(ask)
             yield list(velocities.float().split(1))
 
@@ -296,6 +298,16 @@ class PipelineAdapter(ABC):
         """
         with self.offload.decoding():
             return torch.cat([_to_bytes(part) for part in self._decoded(self.raw(latents))])
+
+    @torch.inference_mode()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Return the latents (1, C, F, H, W) of a clip's pictures, uint8 (T, H, W, 3): of one, one frame."""
+        frames = pictures.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with self.offload.decoding():
+            raw = self.vae.encode(frames.to(next(self.vae.parameters()).dtype)).latent_dist.mode().float()
+        mean, std = (self._raw(torch.full_like(raw, value)) for value in (0.0, 1.0))
+        latents: Tensor = (raw - mean) / (std - mean)
+        return latents
 
     def raw(self, latents: Tensor) -> Tensor:
         """Return latents as the VAE knows them, in its dtype and, on a GPU, as its weights lie."""

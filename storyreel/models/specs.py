@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from storyreel import origin
 from storyreel.errors import UsageError
+from storyreel.models.lora import Lora
 from storyreel.models.memory import Needs
 
 Levels = Literal["even", "linear-quadratic", "shifted", "by tokens"]
@@ -37,7 +38,8 @@ class ModelSpec:
     true sizes.
 
     ``first_alike`` says whether the VAE's code of a clip's first picture is like that of later ones, so that
-    the end of a clip can stand at the beginning of another.
+    the end of a clip can stand at the beginning of another. ``pictures`` says whether a clip can begin with a
+    picture that is given: the model is told a noise level for each token then.
 
     ``fps`` is frames per second; ``frames_per_latent`` and ``pixels_per_latent`` the VAE's
     compression; ``size_multiple``, ``min_size`` and ``max_size`` (width, height) in pixels
@@ -109,6 +111,7 @@ class ModelSpec:
     emphasis: float = 1.0
     decides: tuple[float, float] = (0.0, 0.0)
     first_alike: bool = True
+    pictures: bool = False
     upscale: int = 1
     seconds_per_forward: float | None = None
     memory_mb: int | None = None
@@ -119,6 +122,7 @@ class ModelSpec:
     strangeness: str | None = None
     vocabulary: Path | None = None
     gallery: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def usual_latents(self) -> int:
@@ -192,6 +196,19 @@ WAN: dict[str, Any] = {
     "vae_dtype": "float32",
 }
 WAN_2_1: dict[str, Any] = {**WAN, "steps": 50, "guidance": 5.0, "shifts": ((P480, 3.0), (P720, 5.0))}
+# The codec of Wan 2.2's small model, without its mean and spread, which change no time and no memory.
+WAN_2_2_VAE: dict[str, Any] = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": (0.0,) * 48,
+    "latents_std": (1.0,) * 48,
+}
 LTX: dict[str, Any] = {
     "fps": 24,
     "frames_per_latent": 8,
@@ -229,7 +246,7 @@ LATER_LTX_VAE: dict[str, Any] = {
 
 # The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
 # (text_to_video), that of LTX 0.9.7 pytorch/pytorch (benchmarks/diffusion), Mochi's pixelrhino-ai/vrhino,
-# that of Wan 2.1 14B ai-decentralized/Difflet; the other two stand alike in the sources of many projects.
+# that of Wan 2.1 14B ai-decentralized/Difflet; the others stand alike in the sources of many projects.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -423,6 +440,45 @@ MODELS: dict[str, ModelSpec] = {
             guidance_rescale=0.7,
             levels="linear-quadratic",
             **{**LTX, "text_length": 256},
+        ),
+        ModelSpec(
+            name="wan-2.2-5b",
+            title="Wan 2.2, 5 B",
+            adapter="storyreel.models.wan:WanAdapter",
+            first_alike=False,
+            pictures=True,
+            hub="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+            revision="b8fff7315c768468a5333511427288870b2e9635",
+            architecture={
+                "num_attention_heads": 24,
+                "in_channels": 48,
+                "out_channels": 48,
+                "ffn_dim": 14336,
+                "num_layers": 30,
+            },
+            vae_architecture=WAN_2_2_VAE,
+            memory_gb={"high": 31.7, "balanced": 20.4, "low": 10.4},
+            needs=Needs(
+                experts=1,
+                encoders=11.362,
+                vae=2.819,
+                matrix=2.1,
+                by_storage={"none": (10.022, 0.855), "fp8": (5.117, 0.528)},
+                denoising=(0.0147, 0.2754),
+                decoding=(0.1388, 8.2581, -0.0051),
+            ),
+            licence="Apache-2.0",
+            **{
+                **WAN_2_1,
+                "fps": 24,
+                "pixels_per_latent": 16,
+                "latent_channels": 48,
+                "size": (1280, 704),
+                "size_multiple": 32,
+                "max_size": (1280, 1280),
+                "seconds": 4.5,
+                "max_latents": 31,  # 121 frames
+            },
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Wan in diffusers' classes: 2.1, and 2.2 with its two experts."""
+"""Wan in diffusers' classes: 2.1, and 2.2 with its two experts or, small, with a timestep for each token."""
 
 from __future__ import annotations
 
@@ -43,17 +43,30 @@ class WanAdapter(PipelineAdapter):
         states = nn.functional.pad(read, (0, 0, 0, mask.shape[1] - read.shape[1]))
         return states, torch.ones_like(mask, dtype=torch.float32)
 
-    def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
+    def _velocities(
+        self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text], clean: int = 0
+    ) -> Tensor:
         states, keys = self._keys(transformer, texts)
         for block in transformer.blocks:
             block.attn2.processor.keys = keys
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
-            timestep=torch.full((len(texts),), 1000 * sigma, device=x.device),
+            timestep=self._timesteps(transformer, x, sigma, len(texts), clean),
             encoder_hidden_states=states,
             return_dict=False,
         )[0]
         return output
+
+    def _timesteps(self, transformer: Any, x: Tensor, sigma: float, texts: int, clean: int) -> Tensor:
+        """Return the timestep of each text; or of each token of x, (1, L), the same for all texts."""
+        if not self.spec.pictures:
+            return torch.full((texts,), 1000 * sigma, device=x.device)
+        frames, height, width = (
+            side // patch for side, patch in zip(x.shape[2:], transformer.config.patch_size, strict=True)
+        )
+        levels = torch.full((1, frames, height * width), 1000 * sigma, device=x.device)
+        levels[:, :clean] = 0
+        return levels.flatten(1)
 
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
         patch = self.vae.config.patch_size  # 2.2's VAE for small models makes 2x2 pixels a channel

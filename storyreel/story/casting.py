@@ -67,4 +67,8 @@ def _of_file(path: Path) -> dict[str, dict[str, str]]:
         why = getattr(error, "strerror", None) or "no file can have that name"
         raise UsageError(f"--cast {path}: it cannot be read: {why}", _FORM) from None
     cast = parse_cast(str(path), raw)
-    return {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
+    texts = {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
+    for member in texts.values():
+        if member.get("picture"):  # it lies beside this file, not beside the story
+            member["picture"] = str((path.parent / member["picture"]).absolute())
+    return texts

@@ -7,8 +7,8 @@ part of the recipe.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,8 @@ class Segment:
     film from its frame ``start`` on, and a ``lead`` of latent frames before them, which are not shown.
     ``scene`` and ``action`` are its prompts, ``cast`` the names in them, ``phrase`` is what of its action is
     compared with others', ``seed`` makes its noise. ``blended`` says whether it is to begin otherwise than
-    with a cut. ``take`` is 1 for the first take, which its neighbours are made with; another one is made to
-    fit between them.
+    with a cut. ``picture`` is the SHA-256 of a file with the picture that it begins with. ``take`` is 1 for
+    the first take, which its neighbours are made with; another one is made to fit between them.
     """
 
     index: int
@@ -95,6 +95,7 @@ class Segment:
     seed: int
     blended: bool
     take: int = 1
+    picture: str | None = None
 
     @property
     def slot(self) -> Slot:
@@ -133,7 +134,9 @@ class Given:
     """Latent frames of a first take, its ``source`` by index, that stand in another segment.
 
     ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on, ``strength`` strong:
-    the cells that show who has the ``name``, or without a name all of the picture.
+    the cells that show who has the ``name``, or without a name all of the picture. Those that are made
+    ``anew`` are encoded from the last pictures that are shown of the source, or from a ``picture``, named by
+    its file's SHA-256; its source is the segment itself.
     """
 
     source: int
@@ -142,6 +145,8 @@ class Given:
     at: int
     count: int
     strength: float
+    anew: bool = False
+    picture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ class Plan:
     that are no first takes, ``replaced`` has the first takes. A plan is settled once every seam's overlap
     follows the similarity of its actions, and every segment's lead that overlap. ``sound`` is what is heard,
     None where nothing is; ``font`` is a file that its cards are drawn with, None for the usual one.
+    ``pictures`` are the files of pictures on this machine, by their SHA-256.
     """
 
     title: str
@@ -178,6 +184,7 @@ class Plan:
     sound: Soundtrack | None = None
     cards: tuple[Card, ...] = ()
     font: Path | None = None
+    pictures: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def first_takes(self) -> tuple[Segment, ...]:
@@ -267,13 +274,16 @@ class Plan:
 
         Where the shot goes on, it is the end of the segment before; else characters as the first scene that
         has them shows them, and a free frame, which leads over to the scene. Both, where somebody comes into
-        the shot; and where a model's first frame is unlike others, so that the end cannot stand there.
-        Another take ends as the first one does, if the next segment continues that.
+        the shot; and where a model's first frame is unlike others, so that the end cannot stand there. A
+        model that takes pictures goes on from the last one alone. A scene's own picture comes before all of
+        these. Another take ends as the first one does, if the next segment continues that.
         """
         return (*self._given_before(segment), *self._given_after(segment))
 
     def _given_before(self, segment: Segment) -> tuple[Given, ...]:
         seam, method = self.seam(segment), self.settings.method
+        if segment.picture is not None:
+            return (Given(segment.index, None, 0, 0, 1, 1.0, anew=True, picture=segment.picture),)
         if seam is None or not method.leads:
             return ()
         earlier = self.first_takes[: segment.index]
@@ -285,7 +295,8 @@ class Plan:
         if seam.overlap:
             tail = earlier[-1].lead + earlier[-1].latents - seam.overlap
             at = segment.lead - seam.overlap
-            parts.append(Given(segment.index - 1, None, tail, at, seam.overlap, seam.strength))
+            anew = self.spec.pictures
+            parts.append(Given(segment.index - 1, None, tail, at, seam.overlap, seam.strength, anew))
         return tuple(parts)
 
     def _given_after(self, segment: Segment) -> tuple[Given, ...]:
@@ -306,7 +317,11 @@ class Plan:
         seam = self.seam(segment)
         if self.settings.method.blending == "published" and seam is not None and seam.strength > 0:
             return (segment.index - 1,)
-        return tuple(sorted({given.source for given in self.given(segment)}))
+        return tuple(sorted({given.source for given in self.given(segment) if given.picture is None}))
+
+    def unseen(self, segment: Segment) -> int:
+        """Return how many of a segment's pictures are not shown: its lead's, but a picture of its own."""
+        return self.spec.frames_per_latent * (segment.lead - 1) + (segment.picture is None)
 
     def settled(self, similarities: Sequence[float | None]) -> Plan:
         """Return the settled plan: overlap and strength of every seam by how alike its actions are (SAR).
@@ -331,6 +346,8 @@ class Plan:
     def _lead(self, segment: Segment, seam: Seam) -> int:
         """Return the latent frames of a segment's lead; one if nothing is given, since it is one picture."""
         method, before = self.settings.method, self.first_takes[segment.index - 1]
+        if segment.picture is not None or (self.spec.pictures and seam.overlap):
+            return max(1, seam.overlap)
         known = {name for s in self.first_takes[: segment.index] for name in s.cast}
         if seam.overlap:
             known -= set(before.cast)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TypeVar
 import yaml
 from pydantic import ValidationError
 
-from storyreel.errors import Fault, ScriptError, UsageError
+from storyreel.errors import Fault, FormatError, ScriptError, UsageError
 from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
@@ -29,6 +29,7 @@ from storyreel.story.schema import (
     APART,
     MAX_PROMPT,
     SIZE_PATTERN,
+    STDIN,
     RenderSettings,
     Scene,
     Story,
@@ -72,12 +73,17 @@ class Overrides:
 
 
 def make_plan(
-    story: Story, name: str, overrides: Overrides = Overrides(), heard: Heard | None = None
+    story: Story,
+    name: str,
+    overrides: Overrides = Overrides(),
+    heard: Heard | None = None,
+    pictures: Mapping[int, str] | None = None,
 ) -> Plan:
     """Plan a story; ``name`` is its title if it has none.
 
     ``heard`` is what `film.hearing` found of its sounds. Without it, only pictures are planned, and a scene
-    that takes its length from its sound has the usual one.
+    that takes its length from its sound has the usual one. ``pictures`` are the SHA-256 of those that scenes
+    begin with, by the scene's index; without them, the story's files are read.
 
     Raises UsageError for the first thing that the command line cannot have, ScriptError for everything that
     the story cannot, each with the nearest legal value.
@@ -88,6 +94,10 @@ def make_plan(
     track = heard.track if heard else None
     refusals.faults += heard.faults if heard else ()
     segments = _segments(story, spec, settings, overrides, refusals, track)
+    files: dict[str, Path] = {}
+    if pictures is None:
+        pictures, files = _pictures(story, spec, settings, segments, refusals)
+    segments = tuple(replace(s, picture=pictures.get(s.index)) for s in segments)
     seams = _seams(story, spec, settings.method, segments)
     _check_overlap(spec, settings.method, segments, seams, overrides, refusals)
     _check_sound(story, spec, segments, track, refusals)
@@ -97,7 +107,7 @@ def make_plan(
     shown = tuple(retakes.get(segment.index, segment) for segment in segments)
     replaced = tuple(segment for segment in segments if segment.index in retakes)
     data, font = story.model_dump(mode="json"), story.font_path
-    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font)
+    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font, files)
     return plan.settled([None] * len(seams))
 
 
@@ -363,6 +373,58 @@ def _with_cards(
     return tuple(shown), tuple(cards)
 
 
+def _pictures(
+    story: Story, spec: ModelSpec, settings: Settings, segments: Sequence[Segment], refusals: _Refusals
+) -> tuple[dict[int, str], dict[str, Path]]:
+    """Return the SHA-256 of the pictures that scenes begin with, by the scene's index, and their files."""
+    wanted: dict[int, tuple[str, tuple[str | int, ...]]] = {}
+    for index, scene in enumerate(story.scenes):
+        if scene.picture is None:
+            continue
+        wanted[index] = (scene.picture, ("scenes", index, "picture"))
+        if scene.transition == "continue":
+            problem = "a scene that continues the shot begins with its last picture; take out one of the two"
+            refusals.add(problem, False, "scenes", index, "transition")
+    for who, member in story.cast.items():
+        if member.picture is None:
+            continue
+        place: tuple[str | int, ...] = ("cast", who, "picture")
+        first = next((s.index for s in segments if member.name in s.cast), None)
+        refusals.add(_introduction_problem(story, first, wanted), False, *place)
+        if first is not None:
+            wanted.setdefault(first, (member.picture, place))
+    base = Path() if story.path in ("stdin", str(STDIN)) else Path(story.path).parent
+    hashes: dict[int, str] = {}
+    files: dict[str, Path] = {}
+    for index, (name, place) in sorted(wanted.items()):
+        if not spec.pictures:
+            can = ", ".join(other for other, facts in MODELS.items() if facts.pictures)
+            problem = f"model {spec.name} cannot begin a scene with a picture; models that can: {can}"
+            refusals.add(problem, False, *place)
+            continue
+        from storyreel.models.pictures import read_picture
+
+        try:
+            found, _ = read_picture(base / name, (settings.width, settings.height))
+        except FormatError as error:
+            refusals.add(f"{name} {error.message}; {error.remedy}", False, *place)
+            continue
+        hashes[index], files[found] = found, base / name
+    return hashes, files
+
+
+def _introduction_problem(story: Story, first: int | None, taken: Mapping[int, object]) -> str | None:
+    """Return why no scene can begin with the picture of a member, whom the scene ``first`` shows first."""
+    if first is None:
+        return "no scene names this member of the cast, so nothing begins with the picture; take it out"
+    scene = f"scene {first + 1}, the first that names this member"
+    if first in taken:
+        return f"{scene}, begins with another picture; take out one of the two"
+    if first and story.scenes[first].transition not in APART:
+        return f"{scene}, does not begin with a cut; write transition: cut there, or take the picture out"
+    return None
+
+
 def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Segment]) -> tuple[Seam, ...]:
     """Return the seams between neighbours, each with the longest overlap that may be used there."""
     names = tuple(dict.fromkeys(name for segment in segments for name in segment.cast))
@@ -373,6 +435,8 @@ def _seams(story: Story, spec: ModelSpec, method: Method, segments: Sequence[Seg
             transition = "continue" if same_place(earlier.scene, later.scene, names) else "dissolve"
         if transition not in APART:
             transition = ALWAYS.get(method.blending, transition)
+        if transition == "continue" and later.picture is not None:  # which another picture begins
+            transition = "dissolve"
         # The published form knows pictures alone, and none crosses a cut.
         apart = method.blending == "none" or (method.blending == "published" and transition in APART)
         strength = 0.0 if apart else method.strength

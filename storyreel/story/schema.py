@@ -51,7 +51,7 @@ _CARDS = ("opening", "ending")
 # Keys of free texts.
 _TEXTS = (
     *("title", "scene", "action", *_CARDS, "card", *CAST_FIELDS, "say", "text", "audio", "file"),
-    "negative",
+    *("negative", "picture"),
 )
 # What `say` takes for a file's name instead of words: it ends like sound, or like a film that has some.
 SOUND_FILE = re.compile(
@@ -92,6 +92,7 @@ Negative = Annotated[
     str, Field(max_length=MAX_PROMPT), BeforeValidator(one_line), AfterValidator(_no_placeholders)
 ]
 CardLines = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), BeforeValidator(_lines)]
+FileName = Annotated[str, Field(min_length=1, max_length=1000)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)]
 OwnSeconds = Annotated[
     Annotated[Seconds, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
@@ -120,9 +121,16 @@ class _Strict(BaseModel):
 class Character(_Strict):
     """A member of the cast: ``{first}`` in a prompt becomes ``name``."""
 
+    LATER = frozenset({"picture"})
+
     name: CastText = Field(description="With its article: 'a corgi dog'.")
     possessive: CastText = Field(default="its", description="his, her, its, their: {first.possessive}.")
     noun: CastText | None = Field(default=None, description="Without article; by default taken from name.")
+    picture: FileName | None = Field(
+        default=None,
+        description="A picture file, with which the first scene that names the member begins. It is the "
+        "first of the film, or begins with cut, fade or dip.",
+    )
 
     def field(self, name: str) -> str:
         """Return the text of a field, by its name."""
@@ -158,7 +166,6 @@ def _long_card(value: object) -> object:
 AnyCard = Annotated[Card, BeforeValidator(_long_card)]
 
 
-FileName = Annotated[str, Field(min_length=1, max_length=1000)]
 Decibels = Annotated[float, Field(ge=-60, le=20, allow_inf_nan=False)]
 Moment = Annotated[float, Field(ge=0, le=MAX_SOUND, allow_inf_nan=False)]
 
@@ -277,7 +284,7 @@ def _numbered(value: object) -> object:
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
-    LATER = frozenset({"card", "say", "audio", "seed", "retake"})
+    LATER = frozenset({"card", "say", "audio", "seed", "retake", "picture"})
 
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
@@ -304,6 +311,11 @@ class Scene(_Strict):
         default=None, description="What else is heard in the scene: a file."
     )
     card: AnyCard | None = Field(default=None, description="Text that is shown before the scene.")
+    picture: FileName | None = Field(
+        default=None,
+        description="A picture file that the scene begins with, relative to the story's file; scaled, and "
+        "cut at its centre, to the film's size.",
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(

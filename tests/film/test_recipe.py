@@ -103,6 +103,7 @@ def test_what_shapes_pictures_is_known() -> None:
         *(
             "models/mochi_attention.py",
             "models/offload.py",
+            "models/pictures.py",
             "models/pipeline.py",
             "models/quantized.py",
             "models/scorer.py",

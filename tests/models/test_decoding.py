@@ -51,7 +51,9 @@ def of_clip(adapter: PipelineAdapter, *shape: int) -> tuple[list[int], int]:
 
 
 # Of LTX's, all layers are at work only when each of them holds its frame back.
-@pytest.mark.parametrize(("family", "long"), [("mochi", 4), ("wan", 2), ("ltx", 12), ("later ltx", 12)])
+@pytest.mark.parametrize(
+    ("family", "long"), [("mochi", 4), ("wan", 2), ("ltx", 12), ("later ltx", 12), ("wan ti2v", 2)]
+)
 def test_pieces_are_small_and_a_longer_clip_takes_no_more_memory(family: str, long: int) -> None:
     adapter = FAMILIES[family]()
     adapter.spec = replace(adapter.spec, decoded_at_once=1)
@@ -141,7 +143,7 @@ def test_a_convolution_in_two_dimensions_is_that_in_three(
 
 
 BARS = [("ltx-2b", 2.5, (33, 22, 40)), ("ltx-13b", 2.5, (33, 22, 40)), ("mochi", 7.0, (4, 60, 106))]
-BARS += [("wan-14b", 9.0, (2, 90, 160))]
+BARS += [("wan-14b", 9.0, (2, 90, 160)), ("wan-2.2-5b", 7.5, (2, 44, 80))]
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
     # 13 x 22 x 15 tokens: s = exp(0.95 + 1.1 (4290 - 1024) / 3072), then stretched to 0.1
     "ltx-2b": (LTX, "ltx", (0.99742563, 0.88710474, 0.1)),
     "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
+    "wan-2.2-5b": (WAN | {"flow_shift": 5.0}, "wan ti2v", (0.99593909, 0.83361093, 0.09677836)),
 }
 
 
@@ -156,7 +157,7 @@ def test_planned_levels_are_the_schedulers_for_any_number_of_steps(
 ) -> None:
     config, family, _ = DEFAULTS[name]
     adapter = adapter_with(config, family, tmp_path)
-    shift = None if config is not WAN else 8.0
+    shift = 8.0 if MODELS[name].shifts else None
     levels = adapter.sigmas(steps, (1, 16, 9, 10, 20), *(() if shift is None else (shift,)))
     assert levels == pytest.approx(levels_of(MODELS[name].levels, steps, shift, 1800), abs=2e-6)
 

@@ -25,6 +25,7 @@ AUTHORS: dict[str, tuple[object, ...]] = {
     "wan-2.2-a14b": (40, 4.0, 3.0, 0.0, 12.0, WAN_NEGATIVE, 16),
     "ltx-2b": (50, 3.0, None, 0.0, None, LTX_WORDS, 24),
     "ltx-13b": (30, 5.0, None, 0.7, None, LTX_WORDS, 24),
+    "wan-2.2-5b": (50, 5.0, None, 0.0, 5.0, WAN_NEGATIVE, 24),
 }
 
 
@@ -61,6 +62,8 @@ def test_wans_negative_prompt_keeps_it_from_still_pictures() -> None:
         ("wan-14b", "1280x1280", 5.0),
         ("wan-2.2-a14b", "832x480", 12.0),
         ("wan-2.2-a14b", "1280x720", 12.0),
+        ("wan-2.2-5b", "832x480", 3.0),
+        ("wan-2.2-5b", "704x1280", 5.0),
     ],
 )
 def test_wans_shift_is_that_of_the_nearest_size_that_its_authors_name(
@@ -110,6 +113,8 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "wan-2.2-a14b": WAN_14B,
     "ltx-2b": LTX_2B,
     "ltx-13b": LTX_2B | {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48},
+    "wan-2.2-5b": WAN_14B
+    | {"ffn_dim": 14336, "num_attention_heads": 24, "num_layers": 30, "in_channels": 48, "out_channels": 48},
 }
 WAN_2_1_CODEC = {
     "base_dim": 96,
@@ -135,6 +140,18 @@ CODECS: dict[str, dict[str, Any]] = {
     "wan-1.3b": WAN_2_1_CODEC,
     "wan-14b": WAN_2_1_CODEC,
     "wan-2.2-a14b": WAN_2_1_CODEC,  # the two experts have the codec of 2.1
+    "wan-2.2-5b": {
+        **WAN_2_1_CODEC,
+        "base_dim": 160,
+        "decoder_base_dim": 256,
+        "z_dim": 48,
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 16,
+        "scale_factor_temporal": 4,
+    },
     "ltx-2b": {
         **LTX_CODEC,
         "block_out_channels": (128, 256, 512, 512),

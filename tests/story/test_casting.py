@@ -76,7 +76,7 @@ def test_a_file_or_another_story_has_a_cast_too(tmp_path: Path) -> None:
     assert error.path == str(file)
     assert [(fault.line, fault.message) for fault in error.faults] == [
         (2, "the key 'name' is missing"),
-        (2, "unknown key 'nam'; allowed: name, possessive, noun"),
+        (2, "unknown key 'nam'; allowed: name, possessive, noun, picture"),
     ]
     file.write_text("scenes: [a park]\n")
     assert "no cast in it" in str(refused(OWN, str(file)))
