@@ -218,7 +218,7 @@ class FakeAdapter:
         return map(self.answer, requests)
 
     def answer(self, request: Request) -> list[Tensor]:
-        x, sigma, texts = request
+        x, sigma, texts, *_ = request
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))

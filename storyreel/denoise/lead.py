@@ -5,7 +5,7 @@ Of another take, the end is given too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,21 +24,30 @@ SHARE = 0.15  # of the largest difference; from there on a cell shows the charac
 class Lead:
     """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment.
 
-    They begin with the segment, and L reaches as far as anything is given.
+    They begin with the segment, and L reaches as far as anything is given. ``sound`` is likewise what is
+    given of the segment's sound (1, C, S, 1, M), None where nothing is.
     """
 
     latents: Tensor
     weights: Tensor
+    sound: Lead | None = None
 
 
 class Leads:
     """The leads of a film's segments.
 
-    ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished.
+    ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished, and
+    ``recall_sound`` those of its sound, (1, C, S, 1, M), of a model that makes some.
     """
 
-    def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
-        self._adapter, self._plan, self._recall = adapter, plan, recall
+    def __init__(
+        self,
+        adapter: Adapter,
+        plan: Plan,
+        recall: Callable[[int], Tensor],
+        recall_sound: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._adapter, self._plan, self._recall, self._recall_sound = adapter, plan, recall, recall_sound
         self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
@@ -58,6 +67,31 @@ class Leads:
             free = cells * (weights[:, :, places] == 0)
             latents[:, :, places] = torch.lerp(latents[:, :, places], given, free)
             weights[:, :, places] += free * part.strength
+        assert latents is not None
+        assert weights is not None
+        return Lead(latents, weights, self._sound([part for part in parts if part.name is None], reach))
+
+    def _sound(self, parts: Sequence[Given], reach: int) -> Lead | None:
+        """Return what is given of a segment's sound: what was heard with pictures that are given whole.
+
+        The two have rates of their own: sound stands where its time is, as strong as the pictures do.
+        """
+        spec = self._plan.spec
+        if spec.sound is None or self._recall_sound is None or not parts:
+            return None
+        latents = weights = None
+        for part in parts:
+            there = self._recall_sound(part.source)
+            last, begin, end = (
+                spec.sound_latents(count)
+                for count in (part.first + part.count, part.at, part.at + part.count)
+            )
+            count = min(end - begin, last)  # the clip's first latents are shorter
+            if latents is None or weights is None:
+                latents = there.new_zeros(*there.shape[:2], spec.sound_latents(reach), *there.shape[3:])
+                weights = there.new_zeros(1, 1, latents.shape[2], 1, 1)
+            latents[:, :, end - count : end] = there[:, :, last - count : last]
+            weights[:, :, end - count : end] = part.strength
         assert latents is not None
         assert weights is not None
         return Lead(latents, weights)

@@ -79,6 +79,7 @@ DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
     # 13 x 22 x 15 tokens: s = exp(0.95 + 1.1 (4290 - 1024) / 3072), then stretched to 0.1
     "ltx-2b": (LTX, "ltx", (0.99742563, 0.88710474, 0.1)),
     "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
+    "ltx-2.5": (LATER_LTX, "ltx 2", (0.99375, 0.975, 0.421875)),
 }
 
 

@@ -25,6 +25,7 @@ AUTHORS: dict[str, tuple[object, ...]] = {
     "wan-2.2-a14b": (40, 4.0, 3.0, 0.0, 12.0, WAN_NEGATIVE, 16),
     "ltx-2b": (50, 3.0, None, 0.0, None, LTX_WORDS, 24),
     "ltx-13b": (30, 5.0, None, 0.7, None, LTX_WORDS, 24),
+    "ltx-2.5": (8, 1.0, None, 0.0, None, "", 24),
 }
 
 
