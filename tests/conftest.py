@@ -214,6 +214,9 @@ class FakeAdapter:
     def expert_at(self, sigma: float) -> int:
         return 0
 
+    def decode_sound(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         return map(self.answer, requests)
 

@@ -79,7 +79,9 @@ def test_a_film_has_the_sound_that_its_model_has_made(story: Callable[..., Plan]
         assert (sound.codec_context.name, sound.rate, sound.channels) == ("aac", RATE, 2)
         assert pictures.frames == plan.frames
         assert film.duration == round(plan.seconds * 1e6)
-        assert abs(sound.duration * sound.time_base - plan.seconds) < 3 * 1024 / RATE
+        assert sound.duration is not None
+        assert sound.time_base is not None
+        assert abs(float(sound.duration * sound.time_base) - plan.seconds) < 3 * 1024 / RATE
     found = heard(result.film)
     assert float(np.abs(found).max()) > 0.01
     for segment in plan.segments:

@@ -262,7 +262,8 @@ class LTX2Stock(LTXStock):
 
     def _latents(self, output: Any, noise: Tensor) -> Tensor:
         raw, heard = output.frames, output.audio  # as the codecs know them
-        codec, vae = self._adapter.parts.sound["audio_vae"], self._adapter.vae
+        codec: Any = self._adapter.parts.sound["audio_vae"]
+        vae = self._adapter.vae
         assert self.sound is not None
         tokens = (sound_packed(heard.unsqueeze(3)) - codec.latents_mean) / codec.latents_std
         self.sound = sound_unpacked(tokens, self.sound.shape)

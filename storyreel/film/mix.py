@@ -101,10 +101,9 @@ class Edge(NamedTuple):
 
     def ramp(self) -> Samples:
         """Return the weights with which the sound comes, from 0 to 1; it goes by the same ones backwards."""
-        rising = (np.arange(self.inside + self.outside, dtype=np.float32) + 0.5) / (
-            self.inside + self.outside
-        )
-        return np.sin(rising * np.float32(np.pi / 2)) if self.meets else rising
+        count = self.inside + self.outside
+        rising = (np.arange(count) + 0.5) / count
+        return (np.sin(rising * (np.pi / 2)) if self.meets else rising).astype(np.float32)
 
 
 def edges(plan: Plan, segment: Segment) -> tuple[Edge, Edge]:

@@ -255,7 +255,8 @@ def sound_packed(x: Tensor) -> Tensor:
 
 def sound_unpacked(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Turn tokens (B, S, C·M) into latents of sound of a shape (…, C, S, 1, M)."""
-    return x.unflatten(2, (shape[-4], shape[-1])).transpose(1, 2).unsqueeze(3)
+    latents: Tensor = x.unflatten(2, (shape[-4], shape[-1])).transpose(1, 2).unsqueeze(3)
+    return latents
 
 
 def _each(value: bool | Sequence[bool]) -> Sequence[bool]:

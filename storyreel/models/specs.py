@@ -279,6 +279,8 @@ LTX_2_5_VAE: dict[str, Any] = {
     "upsample_factor": (2, 2, 1, 2),
     "decoder_causal": False,
     "decoder_spatial_padding_mode": "zeros",
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
 }
 
 # The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
@@ -487,6 +489,7 @@ MODELS: dict[str, ModelSpec] = {
             components=(*COMPONENTS, "connectors", "audio_vae", "vocoder"),
             architecture=LTX_2_5,
             vae_architecture=LTX_2_5_VAE,
+            memory_gb={"high": 72.1, "balanced": 40.9, "low": 4.6},
             licence="LTX-2.x Community License",
             steps=8,
             guidance=1.0,

@@ -256,11 +256,12 @@ def test_a_chosen_backend_reaches_every_call(
         "ltx": transformer_ltx,
         "ltx 2": transformer_ltx2,
     }
+    text = adapter.encode("a fox")  # reading it is no part of a step
     for module in where.values():
         monkeypatch.setattr(module, "dispatch_attention_fn", seen)
     try:
         adapter.attend_by("_native_math")
-        velocities(adapter, latents(adapter), 0.5, [adapter.encode("a fox")])
+        velocities(adapter, latents(adapter), 0.5, [text])
     finally:
         for expert in adapter.experts:
             expert.reset_attention_backend()

@@ -79,7 +79,8 @@ def test_picture_and_sound_hear_of_each_other(adapter: LTX2Adapter) -> None:
 @torch.no_grad()
 def test_sound_is_decoded_as_the_stock_pipeline_decodes_it(adapter: LTX2Adapter) -> None:
     latents = torch.randn(1, 2, 19, 1, 2)
-    codec, vocoder = adapter.parts.sound.values()
+    codec: Any = adapter.parts.sound["audio_vae"]
+    vocoder: Any = adapter.parts.sound["vocoder"]
     tokens: Tensor = latents[:, :, :, 0].transpose(1, 2).flatten(2) * codec.latents_std + codec.latents_mean
     spectrogram = codec.decode(tokens.unflatten(2, (2, 2)).transpose(1, 2), return_dict=False)[0]
     samples = adapter.decode_sound(latents)
