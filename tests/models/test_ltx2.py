@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +12,13 @@ import torch
 from torch import Tensor
 
 from storyreel.benchmark.stock import LTX2Stock, stock_of
-from storyreel.denoise.loop import begin, denoise, segment_noise, sound_noise
+from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise, sound_noise
 from storyreel.denoise.prompts import PromptWriter
+from storyreel.denoise.state import Stored
 from storyreel.models.base import Request
 from storyreel.models.ltx2 import LTX2Adapter
 from storyreel.models.specs import MODELS
+from storyreel.models.workers import _answer
 from storyreel.story.plan import Plan
 from tests.conftest import plan_of
 from tests.tiny import ltx_2
@@ -62,6 +66,46 @@ def test_without_the_method_picture_and_sound_equal_the_stock_pipelines(
     assert stock.sound.shape == sound.shape == noise.shape
     assert difference(sound, stock.sound) <= 1e-5
     assert difference(noise, stock.sound) > 0.1
+
+
+@pytest.mark.parametrize("speed", ["exact", "balanced"])
+def test_an_interrupted_scene_goes_on_in_its_sound_too(
+    adapter: LTX2Adapter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, speed: str
+) -> None:
+    plan = plan_for(adapter, monkeypatch, speed=speed)
+    writer, segment, stored = PromptWriter(adapter, plan, None), plan.segments[0], Stored(tmp_path / "state")
+    kept: list[int] = []
+
+    def finished(begun: SegmentState) -> SegmentState:
+        def keep(window: Sequence[SegmentState]) -> None:
+            if window[0].step >= 4 and not kept:
+                stored.save_state(window[0])
+                kept.append(window[0].step)
+
+        (done,) = denoise(adapter, plan.settings, [segment], writer, lambda _: begun, keep)
+        return done
+
+    whole = finished(begin(adapter, plan, segment, writer.prompts(segment)))
+    again = begin(adapter, plan, segment, writer.prompts(segment))
+    stored.restore(again, kept[0])
+    rest = finished(again)
+    assert whole.sound is not None
+    assert rest.sound is not None
+    assert torch.equal(rest.x, whole.x)
+    assert torch.equal(rest.sound.x, whole.sound.x)
+
+
+def test_another_process_is_asked_for_the_sound_too(adapter: LTX2Adapter) -> None:
+    """What several processes exchange: two processes make the same film as one."""
+    with torch.no_grad():
+        request = Request(
+            torch.randn(1, 8, 3, 4, 4), 0.5, [adapter.encode("a fox")], torch.randn(1, 2, 19, 1, 2)
+        )
+        (mine,) = adapter.predict([request])
+        theirs = _answer(lambda name: adapter, adapter.spec.label, "high", request.to("cpu"))
+    assert isinstance(theirs, list)
+    assert len(theirs) == 2
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @torch.no_grad()
