@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from storyreel.film.mix import edges
+from storyreel.film.verify import verify_folder
 from storyreel.models.ltx2 import LTX2Adapter
 from storyreel.models.specs import MODELS
 from storyreel.rendering import Engine, Rendered, render
@@ -94,6 +95,7 @@ def test_a_film_has_the_sound_that_its_model_has_made(story: Callable[..., Plan]
     before = result.film.read_bytes()
     again = rendered(plan, tmp_path)
     assert (again.rendered, result.film.read_bytes()) == (0, before)
+    assert set(verify_folder(tmp_path / "heard").values()) == {""}
     assert not [path for path in tmp_path.rglob(".*") if ".part" in path.name]
 
 
