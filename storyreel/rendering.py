@@ -322,7 +322,7 @@ def _soundtrack(
         return nullcontext()
     from storyreel.film.mix import soundtrack
 
-    return soundtrack(plan, folder, videos if plan.spec.sound is not None else ())
+    return soundtrack(plan, folder) if plan.spec.sound is None else soundtrack(plan, folder, videos)
 
 
 @contextmanager
