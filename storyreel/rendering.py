@@ -268,7 +268,8 @@ def _render_segments(
                     finished = next(denoising)
                     segments.save(finished, time.monotonic() - began)
                 latents = finished.x
-            stream.push(segment, segments.latents(segment) if latents is None else latents)
+            sound = None if inventory.plan.spec.sound is None else segments.sound(segment)
+            stream.push(segment, segments.latents(segment) if latents is None else latents, sound)
         stream.finish()
     for index, apart in stream.apart.items():
         if index in inventory.video:
@@ -289,7 +290,7 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
         signature = {}
         with (
             writing(folder.film_path),
-            _soundtrack(plan, store.folder) as audio,
+            _soundtrack(plan, store.folder, [store.folder / video.file for video in videos]) as audio,
             replacing(folder.film_path) as part,
             _all_parts(inventory, store) as paths,
         ):
@@ -310,13 +311,18 @@ def _join(inventory: Inventory, store: Store, folder: FilmFolder, signer: Signer
     return film
 
 
-def _soundtrack(plan: Plan, folder: Path) -> AbstractContextManager[writer.Audio | None]:
-    """Give the mixed sound of a film; None where nothing is heard, which loads nothing."""
-    if plan.sound is None:
+def _soundtrack(
+    plan: Plan, folder: Path, videos: Sequence[Path]
+) -> AbstractContextManager[writer.Audio | None]:
+    """Give the mixed sound of a film; None where nothing is heard, which loads nothing.
+
+    A model that makes sound has left it in the segments' ``videos``.
+    """
+    if plan.sound is None and plan.spec.sound is None:
         return nullcontext()
     from storyreel.film.mix import soundtrack
 
-    return soundtrack(plan, folder)
+    return soundtrack(plan, folder) if plan.spec.sound is None else soundtrack(plan, folder, videos)
 
 
 @contextmanager

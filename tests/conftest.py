@@ -214,11 +214,14 @@ class FakeAdapter:
     def expert_at(self, sigma: float) -> int:
         return 0
 
+    def decode_sound(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         return map(self.answer, requests)
 
     def answer(self, request: Request) -> list[Tensor]:
-        x, sigma, texts, _ = request
+        x, sigma, texts, *_ = request
         self.on_predict(len(self.predicted))
         words = "".join(chr(int(c)) for c in texts[-1].states[0].flatten())
         self.predicted.append((sigma, words))

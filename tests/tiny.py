@@ -8,24 +8,37 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMochi,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    LTX2VideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     MochiTransformer3DModel,
     WanTransformer3DModel,
 )
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor
-from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import (
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from storyreel.mini.nets import build_tokenizer
 from storyreel.models.base import Adapter, Request, Text
 from storyreel.models.loading import Parts
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
+from storyreel.models.ltx2 import LTX2Adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter
-from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.models.specs import MODELS, ModelSpec, SoundSpec
 from storyreel.models.wan import WanAdapter
 
 CPU = torch.device("cpu")
@@ -80,6 +93,18 @@ LTX = replace(
     text_length=32,
     decoded_at_once=2,
     negative="a dog sleeps",
+)
+
+
+LTX_2 = replace(
+    LTX,
+    name="tiny-ltx-2",
+    adapter="storyreel.models.ltx2:LTX2Adapter",
+    levels="distilled",
+    steps=8,
+    guidance=1.0,
+    negative="",
+    sound=SoundSpec(channels=2, bands=2),
 )
 
 
@@ -232,6 +257,131 @@ def later_ltx() -> LaterLTXAdapter:
     return LaterLTXAdapter(spec, CPU, parts)
 
 
+def ltx_2_transformer() -> LTX2VideoTransformer3DModel:
+    torch.manual_seed(1)
+    return LTX2VideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        vae_scale_factors=(4, 4, 4),
+        gated_attn=True,
+        cross_attn_mod=True,
+        audio_in_channels=4,
+        audio_out_channels=4,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        audio_gated_attn=True,
+        audio_cross_attn_mod=True,
+        num_layers=2,
+        caption_channels=32,
+        rope_type="split",
+        use_prompt_embeddings=False,
+        perturbed_attn=True,
+        ff_bias=False,
+        use_keyframes_abs_pos_embedding=True,
+    ).eval()
+
+
+def ltx_2_vae() -> AutoencoderKLLTX2Video:
+    torch.manual_seed(2)
+    return AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8),
+        down_block_types=("LTX2VideoDownBlock3D",) * 2,
+        decoder_block_out_channels=(8, 16),
+        layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        spatio_temporal_scaling=(True, True),
+        decoder_spatio_temporal_scaling=(True, True),
+        decoder_inject_noise=(False,) * 3,
+        downsample_type=("spatiotemporal", "spatiotemporal"),
+        upsample_type=("spatiotemporal", "spatiotemporal"),
+        upsample_residual=(True, False),
+        upsample_factor=(1, 2),
+        patch_size=1,
+        decoder_causal=False,
+        decoder_spatial_padding_mode="reflect",
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    ).eval()
+
+
+def ltx_2_sound() -> dict[str, torch.nn.Module]:
+    """A codec of 2 channels in 2 bands, and a vocoder that makes 48,000 samples a second of it."""
+    torch.manual_seed(4)
+    codec = AutoencoderKLLTX2Audio(base_channels=4, ch_mult=(1, 1, 1), latent_channels=2, mel_bins=8)
+    codec.latents_mean.normal_()
+    codec.latents_std.uniform_(0.5, 1.5)
+    sizes = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1]]}
+    vocoder = LTX2VocoderWithBWE(
+        in_channels=16,
+        hidden_channels=64,
+        bwe_in_channels=16,
+        bwe_hidden_channels=32,
+        num_mel_channels=8,
+        **sizes,
+        **{f"bwe_{name}": value for name, value in sizes.items()},
+    )
+    for name, buffer in vocoder.named_buffers():
+        if "basis" in name:
+            buffer.uniform_(0, 0.1)
+    return {"audio_vae": codec.eval(), "vocoder": vocoder.eval()}
+
+
+def gemma(size: int) -> Gemma4UnifiedForConditionalGeneration:
+    torch.manual_seed(3)
+    text = {
+        "vocab_size": size,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "global_head_dim": 16,
+    }
+    return Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig(text_config=text)).eval()
+
+
+def ltx_2() -> LTX2Adapter:
+    tokenizer = build_tokenizer(TEXTS)
+    text = gemma(len(tokenizer))
+    torch.manual_seed(5)
+    connectors = LTX2TextConnectors(
+        caption_channels=32,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=16,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=16,
+        video_gated_attn=True,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=16,
+        audio_gated_attn=True,
+        rope_type="split",
+        per_modality_projections=True,
+        video_hidden_dim=32,
+        audio_hidden_dim=16,
+        proj_bias=True,
+    ).eval()
+    parts = Parts(
+        [ltx_2_transformer()],
+        ltx_2_vae(),
+        [text],
+        [tokenizer],
+        FlowMatchEulerDiscreteScheduler(),
+        connectors=connectors,
+        sound=ltx_2_sound(),
+    )
+    return LTX2Adapter(LTX_2, CPU, parts)
+
+
 FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "mochi": mochi,
     "wan": wan,
@@ -239,4 +389,5 @@ FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "ltx": ltx,
     "later ltx": later_ltx,
     "wan ti2v": wan_of_a_timestep_a_token,
+    "ltx 2": ltx_2,
 }

@@ -22,7 +22,7 @@ from storyreel.benchmark.meter import Meter
 from storyreel.benchmark.stock import stock_of
 from storyreel.benchmark.variants import STOCK, VARIANTS, planned
 from storyreel.errors import UsageError
-from storyreel.models.base import Request, Text, side_by_side
+from storyreel.models.base import Request, side_by_side
 from storyreel.models.loading import adapter_class
 from storyreel.models.memory import GB, Needs, Working
 from storyreel.models.pipeline import PipelineAdapter
@@ -202,19 +202,7 @@ def evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, w
     Of the prompt all words count alike, "none", or scene and action by weights of their own, as "words" of
     one text or as "texts" beside the joined one.
     """
-    widths = [encoder.get_input_embeddings().embedding_dim for encoder in adapter.text_encoders]
-
-    def text(tokens: int) -> Text:
-        ids, mask = (torch.zeros(1, adapter.spec.text_length, dtype=torch.long) for _ in range(2))
-        mask[:, :tokens] = 1
-        found = [
-            adapter._encoded(lambda ids, width=width, **_: [torch.empty(*ids.shape, width)], ids, mask)
-            for width in widths
-        ]
-        states, weights = zip(*found, strict=True)
-        on_device = tuple(x.to(META, adapter.dtype) for x in states)
-        return Text(on_device, torch.cat(weights, 1).to(META))
-
+    text = adapter.blank_text
     prompt, nothing = text(2 * TOKENS), text(TOKENS)
     if weighting == "texts":
         prompt = side_by_side([text(TOKENS), text(TOKENS), prompt], [0.0, 0.0, 1.0])
@@ -223,7 +211,9 @@ def evaluation(adapter: PipelineAdapter, plan: Plan, latents: int, texts: int, w
         for part in of_all:
             part[: TOKENS - 2], part[TOKENS : 2 * TOKENS - 2] = 1, 2
         prompt, _ = prompt.grouped(torch.cat(of_all))
-    request = Request(_noise(plan, latents), 0.5, [nothing, prompt][-texts:])
+    request = Request(
+        _noise(plan, latents), 0.5, [nothing, prompt][-texts:], sound=_sound_noise(plan, latents)
+    )
     meter = Meter(_weights(adapter))
     with meter, GpuAttention():
         list(adapter.predict([request]))
@@ -248,6 +238,13 @@ def _noise(plan: Plan, latents: int) -> Tensor:
     spec, settings = plan.spec, plan.settings
     rows, columns = (side // spec.pixels_per_latent for side in (settings.height, settings.width))
     return torch.empty(1, spec.latent_channels, latents, rows, columns, device=META)
+
+
+def _sound_noise(plan: Plan, latents: int) -> Tensor | None:
+    spec = plan.spec
+    if spec.sound is None:
+        return None
+    return torch.empty(1, spec.sound.channels, spec.sound_latents(latents), 1, spec.sound.bands, device=META)
 
 
 class GpuAttention(TorchFunctionMode):

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storyreel.benchmark.stock import stock_of
+from storyreel.benchmark.stock import LTX2Stock, stock_of
 from storyreel.benchmark.variants import STOCK, VARIANTS, planned
 from storyreel.benchmark.work import Work
 from storyreel.denoise.lead import Leads
-from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise
+from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise, sound_noise
 from storyreel.denoise.prompts import PromptWriter, similarities
 from storyreel.errors import MissingError, UsageError
 from storyreel.models.device_errors import lacks_memory
@@ -227,6 +227,8 @@ def stock_latents(adapter: PipelineAdapter, plan: Plan) -> Iterator[Tensor]:
     stock = stock_of(adapter)
     for segment in plan.segments:
         noise = segment_noise(plan, segment).to(adapter.device)
+        if isinstance(stock, LTX2Stock):
+            stock.sound = sound_noise(plan, segment).to(adapter.device)
         yield stock.latents(segment.prompt, noise, plan.settings)
 
 

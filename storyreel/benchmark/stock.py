@@ -11,14 +11,16 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
+from diffusers import LTX2Pipeline, LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from storyreel.errors import UsageError
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter, packed, unpacked
+from storyreel.models.ltx2 import LTX2Adapter, sound_packed, sound_unpacked
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, with_shift
 from storyreel.models.wan import WanAdapter
@@ -44,6 +46,8 @@ class Stock:
         """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
         spec, parts = self._adapter.spec, self._adapter.parts
         there = replace(parts, experts=self._adapter.experts, text_encoders=self._adapter.text_encoders)
+        if parts.connectors is not None:
+            there = replace(there, connectors=self._adapter.connectors)
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
         if settings.shift is not None:
             scheduler = with_shift(scheduler, settings.shift)
@@ -55,7 +59,7 @@ class Stock:
         guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
         rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
         with self._own_attention():
-            latents: Tensor = pipeline(
+            output = pipeline(
                 prompt=prompt,
                 negative_prompt=settings.negative,
                 height=height * spec.pixels_per_latent,
@@ -67,8 +71,12 @@ class Stock:
                 max_sequence_length=spec.text_length,
                 output_type="latent",
                 **self._arguments(pipeline, noise),
-            ).frames
-        return self._unpacked(latents, noise)
+            )
+        return self._latents(output, noise)
+
+    def _latents(self, output: Any, noise: Tensor) -> Tensor:
+        """Return what a pipeline gave in the shape of the noise."""
+        return self._unpacked(output.frames, noise)
 
     def evaluate(self, x: Tensor, counts: Sequence[int]) -> None:
         """Evaluate the transformer at x (1, C, F, H, W) as the pipeline does, for texts of ``counts`` tokens.
@@ -188,11 +196,94 @@ class LaterLTXStock(LTXStock):
         return latents
 
 
+class LTX2Stock(LTXStock):
+    """`LTX2Pipeline`, which makes sound too.
+
+    ``sound`` is the noise (1, C, S, 1, M) that a clip's sound begins with, none for all zeros, and afterwards
+    what became of it.
+    """
+
+    pipeline_class = LTX2Pipeline
+    processor = LTX2AudioVideoAttnProcessor
+    attention = ("attn2", "audio_attn2")
+    sound: Tensor | None = None
+    _settings: Settings
+
+    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
+        """Return the latents that noise (1, C, F, H, W) becomes; ``sound`` becomes that of the clip."""
+        self._settings = settings
+        return super().latents(prompt, noise, settings)
+
+    def evaluate(self, x: Tensor, counts: Sequence[int]) -> None:
+        """Evaluate the transformer at x, for as many texts: the connectors make them all of one length."""
+        adapter = self._adapter
+        spec, (frames, height, width), count = adapter.spec, x.shape[2:], len(counts)
+        assert spec.sound is not None
+        text = adapter.blank_text(0)
+        states = [part.expand(count, -1, -1).contiguous() for part in text.states]
+        mask = x.new_empty(count, spec.text_length, dtype=torch.bool)
+        heard = x.new_empty(1, spec.sound_latents(frames), spec.sound.channels * spec.sound.bands)
+        time = x.new_empty(count)
+        with self._own_attention():
+            adapter.experts[0](
+                hidden_states=packed(x).to(adapter.dtype).expand(count, -1, -1).contiguous(),
+                audio_hidden_states=heard.to(adapter.dtype).expand(count, -1, -1).contiguous(),
+                encoder_hidden_states=states[0],
+                audio_encoder_hidden_states=states[1],
+                timestep=time,
+                sigma=time,
+                encoder_attention_mask=mask,
+                audio_encoder_attention_mask=mask,
+                num_frames=frames,
+                height=height,
+                width=width,
+                fps=spec.fps,
+                audio_num_frames=heard.shape[1],
+                use_cross_timestep=True,
+                return_dict=False,
+            )
+
+    def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
+        spec = self._adapter.spec
+        assert spec.sound is not None
+        if self.sound is None:
+            sizes = (spec.sound.channels, spec.sound_latents(noise.shape[2]), 1, spec.sound.bands)
+            self.sound = noise.new_zeros(1, *sizes)
+        mean, std = self._of_sound(pipeline)
+        return {
+            **super()._arguments(pipeline, noise),
+            "audio_latents": sound_packed(self.sound) * std + mean,  # which the pipeline takes away again
+            "sigmas": self._adapter.sigmas(self._settings.steps, noise.shape)[:-1],
+            # Its defaults are those of weights that are not distilled.
+            "audio_guidance_scale": self._settings.guidance,
+            **dict.fromkeys(
+                ("stg_scale", "audio_stg_scale", "guidance_rescale", "audio_guidance_rescale"), 0.0
+            ),
+            **dict.fromkeys(("modality_scale", "audio_modality_scale"), 1.0),
+        }
+
+    def _latents(self, output: Any, noise: Tensor) -> Tensor:
+        raw, heard = output.frames, output.audio  # as the codecs know them
+        codec: Any = self._adapter.parts.sound["audio_vae"]
+        vae = self._adapter.vae
+        assert self.sound is not None
+        tokens = (sound_packed(heard.unsqueeze(3)) - codec.latents_mean) / codec.latents_std
+        self.sound = sound_unpacked(tokens, self.sound.shape)
+        mean, std = (v.view(1, -1, 1, 1, 1) for v in (vae.latents_mean, vae.latents_std))
+        latents: Tensor = (raw - mean) * vae.config.scaling_factor / std
+        return latents
+
+    @staticmethod
+    def _of_sound(pipeline: Any) -> tuple[Tensor, Tensor]:
+        return pipeline.audio_vae.latents_mean, pipeline.audio_vae.latents_std
+
+
 STOCK: dict[type, type[Stock]] = {
     MochiAdapter: MochiStock,
     WanAdapter: WanStock,
     LTXAdapter: LTXStock,
     LaterLTXAdapter: LaterLTXStock,
+    LTX2Adapter: LTX2Stock,
 }
 
 

@@ -9,7 +9,7 @@ before, and stays clean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,22 +30,31 @@ class Lead:
     """Clean latents (1, C, L, H, W), and the weights (1, 1, L, H, W) with which they stand in a segment.
 
     They begin with the segment, and L reaches as far as anything is given. The first ``clean`` latent frames
-    stand there without noise.
+    stand there without noise. ``sound`` is likewise what is given of the segment's sound (1, C, S, 1, M),
+    None where nothing is.
     """
 
     latents: Tensor
     weights: Tensor
     clean: int = 0
+    sound: Lead | None = None
 
 
 class Leads:
     """The leads of a film's segments.
 
-    ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished.
+    ``recall`` returns the latents (1, C, lead + own, H, W) of a scene's first take, which is finished, and
+    ``recall_sound`` those of its sound, (1, C, S, 1, M), of a model that makes some.
     """
 
-    def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
-        self._adapter, self._plan, self._recall = adapter, plan, recall
+    def __init__(
+        self,
+        adapter: Adapter,
+        plan: Plan,
+        recall: Callable[[int], Tensor],
+        recall_sound: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self._adapter, self._plan, self._recall, self._recall_sound = adapter, plan, recall, recall_sound
         self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
@@ -68,7 +77,35 @@ class Leads:
         assert latents is not None
         assert weights is not None
         # With less strength it would be neither clean nor of one noise level.
-        return Lead(latents, weights, sum(part.count for part in parts if part.anew and part.strength == 1))
+        clean = sum(part.count for part in parts if part.anew and part.strength == 1)
+        return Lead(
+            latents, weights, clean, self._sound([part for part in parts if part.name is None], reach)
+        )
+
+    def _sound(self, parts: Sequence[Given], reach: int) -> Lead | None:
+        """Return what is given of a segment's sound: what was heard with pictures that are given whole.
+
+        The two have rates of their own: sound stands where its time is, as strong as the pictures do.
+        """
+        spec = self._plan.spec
+        if spec.sound is None or self._recall_sound is None or not parts:
+            return None
+        latents = weights = None
+        for part in parts:
+            there = self._recall_sound(part.source)
+            last, begin, end = (
+                spec.sound_latents(count)
+                for count in (part.first + part.count, part.at, part.at + part.count)
+            )
+            count = min(end - begin, last)  # the clip's first latents are shorter
+            if latents is None or weights is None:
+                latents = there.new_zeros(*there.shape[:2], spec.sound_latents(reach), *there.shape[3:])
+                weights = there.new_zeros(1, 1, latents.shape[2], 1, 1)
+            latents[:, :, end - count : end] = there[:, :, last - count : last]
+            weights[:, :, end - count : end] = part.strength
+        assert latents is not None
+        assert weights is not None
+        return Lead(latents, weights)
 
     def _whole(self, part: Given) -> tuple[Tensor, Tensor]:
         if part.anew:

@@ -19,37 +19,57 @@ from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 
 
 @dataclass
-class SegmentState:
-    """A segment under way: x_σ (1, C, lead + own, H, W) after ``step`` steps, its prompts and its lead.
+class Stream:
+    """What is denoised of a segment, its picture or its sound: x_σ (1, C, lead + own, H, W) and its lead.
 
-    ``sigmas`` are its noise levels from 1 to 0, ``pace`` says which steps are computed, ``noise``
-    (1, C, L, H, W) is that of its lead, ``ending`` (D,) a scorer's vector of how the segment that it goes on
-    from ends, ``known`` the last velocities that were computed, each with its σ, if steps are to be skipped.
-    ``broken`` () is the step in which x first held NaN or infinity, infinite without; on the device.
+    ``noise`` (1, C, L, H, W) is that of the lead, ``known`` are the last velocities that were computed, each
+    with its σ, if steps are to be skipped.
     """
 
-    segment: Segment
     x: Tensor
-    step: int
-    prompts: Prompts
-    sigmas: list[float]
-    broken: Tensor
-    pace: Pace
     lead: Lead | None = None
     noise: Tensor | None = None
-    ending: Tensor | None = None
     known: tuple[tuple[float, Tensor], ...] = ()
-
-    @property
-    def sigma(self) -> float:
-        """The present noise level."""
-        return self.sigmas[self.step]
 
     def at(self, sigma: float) -> Tensor:
         """Return x with its lead at a noise level."""
         if self.lead is None or self.noise is None:
             return self.x
         return with_lead(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
+
+    def go(self, velocity: Tensor, sigma: float, lower: float) -> None:
+        """Go down from σ to ``lower``; the lead goes its own way, from its noise to what it is."""
+        self.x = euler(self.x, velocity, sigma, lower)
+        self.x = self.at(lower)
+
+
+@dataclass(kw_only=True)
+class SegmentState(Stream):
+    """A segment under way after ``step`` steps: its picture as a `Stream`, its prompts, and its ``sound``.
+
+    ``sigmas`` are its noise levels from 1 to 0, ``pace`` says which steps are computed, ``ending`` (D,) is a
+    scorer's vector of how the segment that it goes on from ends.
+    ``broken`` () is the step in which x first held NaN or infinity, infinite without; on the device.
+    """
+
+    segment: Segment
+    step: int
+    prompts: Prompts
+    sigmas: list[float]
+    broken: Tensor
+    pace: Pace
+    ending: Tensor | None = None
+    sound: Stream | None = None
+
+    @property
+    def sigma(self) -> float:
+        """The present noise level."""
+        return self.sigmas[self.step]
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """All that is denoised: the picture, and of a model that makes sound that too."""
+        return (self,) if self.sound is None else (self, self.sound)
 
 
 @torch.inference_mode()
@@ -97,13 +117,14 @@ def _step(
     """Take every segment one step further."""
     levels = [begun.sigma for begun in window]
     velocities = next_velocities(adapter, window, writer.negative, settings, on_forward)
-    for begun, sigma, velocity in zip(window, levels, velocities, strict=True):
-        estimate = denoised(begun.x, velocity, sigma)
+    for begun, sigma, of_streams in zip(window, levels, velocities, strict=True):
+        estimate = denoised(begun.x, of_streams[0], sigma)
         lower = begun.sigmas[begun.step + 1]
-        begun.x = euler(begun.x, velocity, sigma, lower)
-        begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
         begun.step += 1
-        begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=begun.step))
+        for stream, velocity in zip(begun.streams, of_streams, strict=True):
+            stream.go(velocity, sigma, lower)
+            whole = stream.x.isfinite().all()
+            begun.broken = torch.where(whole, begun.broken, begun.broken.clamp(max=begun.step))
         own = estimate[:, :, begun.segment.lead :]
         writer.weigh(begun.prompts, own, sigma, lower, begun.step, begun.ending)
 
@@ -122,10 +143,30 @@ def begin(
     shift = plan.settings.shift
     sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
-    of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
-    if lead is not None and of_lead is not None:  # what is given clean is so at every level: its own noise
-        of_lead[:, :, : lead.clean] = lead.latents[:, :, : lead.clean]
-    return SegmentState(segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending)
+    sound = None
+    if plan.spec.sound is not None:
+        heard = sound_noise(plan, segment).to(adapter.device)
+        sound = _stream(heard, None if lead is None else lead.sound)
+    return SegmentState(
+        **vars(_stream(noise, lead)),
+        segment=segment,
+        step=0,
+        prompts=prompts,
+        sigmas=sigmas,
+        broken=never,
+        pace=plan.pace,
+        ending=ending,
+        sound=sound,
+    )
+
+
+def _stream(noise: Tensor, lead: Lead | None) -> Stream:
+    if lead is None:
+        return Stream(noise)
+    of_lead = noise[:, :, : lead.latents.shape[2]].clone()
+    # What is given clean is so at every level: its own noise.
+    of_lead[:, :, : lead.clean] = lead.latents[:, :, : lead.clean]
+    return Stream(noise, lead, of_lead)
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:
@@ -180,14 +221,34 @@ def segment_noise(plan: Plan, segment: Segment) -> Tensor:
     return noise.transpose(0, 1)[None].contiguous()
 
 
+def sound_shape(plan: Plan, segment: Segment) -> tuple[int, int, int, int, int]:
+    """Return the shape (1, C, S, 1, M) of the latents of a segment's sound, of a model that makes some."""
+    spec, sound = plan.spec, plan.spec.sound
+    assert sound is not None
+    return 1, sound.channels, spec.sound_latents(segment.lead + segment.latents), 1, sound.bands
+
+
+def sound_noise(plan: Plan, segment: Segment) -> Tensor:
+    """Return the noise (1, C, S, 1, M) of a segment's sound, drawn on the CPU; a lead's has its own."""
+    _, channels, whole, _, bands = sound_shape(plan, segment)
+    lead = plan.spec.sound_latents(segment.lead)
+
+    def draw(name: str, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derived_seed(segment.seed, name))
+        return torch.randn(count, channels, 1, bands, generator=generator)
+
+    noise = torch.cat([draw("sound before", lead), draw("sound", whole - lead)])
+    return noise.transpose(0, 1)[None].contiguous()
+
+
 def next_velocities(
     adapter: Adapter,
     window: Sequence[SegmentState],
     negative: Text,
     settings: Settings,
     on_forward: Callable[[], None],
-) -> list[Tensor]:
-    """Return every segment's velocity: the transformer's, or in a step that is skipped the continued one.
+) -> list[list[Tensor]]:
+    """Return the velocities of every segment's streams: the transformer's, or those that go on in their line.
 
     With classifier-free guidance away from the negative prompt; at guidance 1 without a second pass.
     """
@@ -199,29 +260,39 @@ def next_velocities(
     ]
     requests = []
     for begun, strength in zip(computed, strengths, strict=True):
-        texts = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
-        shown = begun.at(begun.sigma * settings.method.lead_noise)
+        asked = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
+        shown, *heard = (stream.at(begun.sigma * settings.method.lead_noise) for stream in begun.streams)
         clean = 0 if begun.lead is None else begun.lead.clean
-        requests.append(Request(shown, begun.sigma, texts, clean))
-    velocities: dict[Slot, Tensor] = {}
+        requests.append(Request(shown, begun.sigma, asked, clean, heard[0] if heard else None))
+    velocities: dict[Slot, list[Tensor]] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
-        guided = answer[-1] if strength == 1 else answer[0] + strength * (answer[1] - answer[0])
-        if strength != 1 and settings.guidance_rescale:
-            guided = rescaled(guided, answer[1], settings.guidance_rescale)
-        velocities[begun.segment.slot] = guided
+        texts = 1 if strength == 1 else 2
+        velocities[begun.segment.slot] = [
+            _guided(answer[at : at + texts], strength, settings.guidance_rescale)
+            for at in range(0, len(answer), texts)
+        ]
         on_forward()
     if settings.speed != "exact":  # not before all are there: until then the segments are as the step began
         for begun, expert in zip(computed, experts, strict=True):
-            before = () if begun.pace.turns(begun.step) else begun.known[-1:]
-            # Another expert's velocity, with another guidance, is on no line with this one.
-            before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
-            begun.known = (*before, (begun.sigma, velocities[begun.segment.slot]))
+            for stream, velocity in zip(begun.streams, velocities[begun.segment.slot], strict=True):
+                before = () if begun.pace.turns(begun.step) else stream.known[-1:]
+                # Another expert's velocity, with another guidance, is on no line with this one.
+                before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
+                stream.known = (*before, (begun.sigma, velocity))
     return [
         velocities[begun.segment.slot]
         if begun.segment.slot in velocities
-        else continued(begun.known, begun.sigma)
+        else [continued(stream.known, begun.sigma) for stream in begun.streams]
         for begun in window
     ]
+
+
+def _guided(answer: Sequence[Tensor], strength: float, share: float) -> Tensor:
+    """Return a prompt's velocity, led away with a ``strength`` from that of the negative one before it."""
+    if strength == 1:
+        return answer[-1]
+    guided = answer[0] + strength * (answer[1] - answer[0])
+    return rescaled(guided, answer[1], share) if share else guided
 
 
 def _is_computed(adapter: Adapter, begun: SegmentState) -> bool:

@@ -14,6 +14,8 @@ from storyreel.denoise.loop import SegmentState
 from storyreel.errors import StoryreelError
 from storyreel.files import write_atomically, writing
 
+SOUND, SOUND_VELOCITIES = "sound", "sound velocities"  # names of tensors
+
 
 class Stored:
     """The file of a segment."""
@@ -23,7 +25,8 @@ class Stored:
 
     def save_latents(self, finished: SegmentState) -> None:
         """Write the latents (1, C, lead + own, H, W) of a segment, and how it ends. Raises OutputError."""
-        self._write({"latents": finished.x, "ending": finished.prompts.ending})
+        sound = None if finished.sound is None else finished.sound.x
+        self._write({"latents": finished.x, SOUND: sound, "ending": finished.prompts.ending})
 
     def save_state(self, begun: SegmentState) -> None:
         """Write all that has changed since a segment began. Raises OutputError."""
@@ -32,6 +35,10 @@ class Stored:
             levels, velocities = zip(*begun.known, strict=True)
             tensors["levels"] = torch.tensor(levels, dtype=torch.float64)
             tensors["velocities"] = torch.stack(velocities)
+        if begun.sound is not None:
+            tensors[SOUND] = begun.sound.x
+            if begun.sound.known:
+                tensors[SOUND_VELOCITIES] = torch.stack([velocity for _, velocity in begun.sound.known])
         self._write(tensors)
 
     def _write(self, tensors: dict[str, Tensor | None]) -> None:
@@ -45,6 +52,13 @@ class Stored:
         if not _are_like(tensors, {"latents": shape}):
             raise self._forged()
         return tensors["latents"].to(device)
+
+    def sound(self, device: torch.device, shape: Sequence[int]) -> Tensor:
+        """Return the latents of the segment's sound, of a ``shape``. Raises StoryreelError without them."""
+        tensors = self._tensors()
+        if not _are_like(tensors, {SOUND: shape}):
+            raise self._forged()
+        return tensors[SOUND].to(device)
 
     def ending(self, device: torch.device, width: int) -> Tensor | None:
         """Return a scorer's vector (D,) of ``width`` D of how the segment ends; None if nothing scored it.
@@ -68,8 +82,11 @@ class Stored:
         if not 0 <= step < len(begun.sigmas) or not _is_state_of(begun, step, tensors):
             raise self._forged()
         begun.x, begun.step = tensors.pop("x"), step
-        if "levels" in tensors:
-            begun.known = tuple(zip(tensors.pop("levels").tolist(), tensors.pop("velocities"), strict=True))
+        levels = tensors.pop("levels").tolist() if "levels" in tensors else []
+        begun.known = tuple(zip(levels, tensors.pop("velocities", ()), strict=True))
+        if begun.sound is not None:
+            begun.sound.x = tensors.pop(SOUND)
+            begun.sound.known = tuple(zip(levels, tensors.pop(SOUND_VELOCITIES, ()), strict=True))
         begun.prompts.restore(tensors)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -88,6 +105,8 @@ def _is_state_of(begun: SegmentState, step: int, tensors: Mapping[str, Tensor]) 
     """Tell whether some tensors are all of what a segment is after ``step`` steps, and nothing else."""
     prompts, steps = begun.prompts, len(begun.sigmas) - 1
     shapes: dict[str, Sequence[int]] = {"x": begun.x.shape}
+    if begun.sound is not None:
+        shapes[SOUND] = begun.sound.x.shape
     if prompts.history:  # one entry a step, the next one's too
         shapes["history"] = min(step + 1, steps), 2
     if prompts.history and prompts.wanted is not None and "ending" in tensors:  # it has been scored
@@ -95,6 +114,8 @@ def _is_state_of(begun: SegmentState, step: int, tensors: Mapping[str, Tensor]) 
     if "levels" in tensors:
         kept = len(tensors["levels"]) if tensors["levels"].ndim else 0
         shapes |= {"levels": (kept,), "velocities": (kept, *begun.x.shape)}
+        if begun.sound is not None:
+            shapes |= {SOUND_VELOCITIES: (kept, *begun.sound.x.shape)}
     if shapes.keys() != tensors.keys() or not _are_like(tensors, shapes):
         return False
     passed = begun.sigmas[:step]

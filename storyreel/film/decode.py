@@ -16,6 +16,7 @@ from torch import Tensor
 from storyreel.files import replacing, writing
 from storyreel.film import writer
 from storyreel.film.dissolve import Frame, Part, Plain, film_frames, lead_pictures
+from storyreel.film.own_sound import own_samples, raw_sound
 from storyreel.method.blending import dissolve
 from storyreel.models.base import Adapter
 from storyreel.story.plan import Plan, Segment
@@ -55,8 +56,11 @@ class FilmStream:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def push(self, segment: Segment, latents: Tensor) -> None:
-        """Add a segment, latents (1, C, lead + own, H, W), after those that came before."""
+    def push(self, segment: Segment, latents: Tensor, sound: Tensor | None = None) -> None:
+        """Add a segment, latents (1, C, lead + own, H, W), after those that came before.
+
+        ``sound`` are the latents (1, C, S, 1, M) of what is heard in it, if the model makes sound.
+        """
         if self._segment is not None and self._segment.index != segment.index - 1:
             self.finish()  # the segments in between are not needed
         began = time.monotonic()
@@ -65,10 +69,13 @@ class FilmStream:
         if len(pictures) != planned:
             raise RuntimeError(f"scene {segment.number} has {len(pictures)} pictures, planned were {planned}")
         self._pictures[segment.index] = pictures
+        heard = None
+        if sound is not None and segment.index in self._wanted:
+            heard = own_samples(self._plan, segment, self._adapter.decode_sound(sound))
         decoding = time.monotonic() - began
         self._close()
         began = time.monotonic()
-        self._open(segment)
+        self._open(segment, heard)
         self._write()
         self._pictures = {segment.index: pictures}
         self._seconds = decoding + time.monotonic() - began
@@ -78,7 +85,7 @@ class FilmStream:
         self._close()
         self._pictures.clear()
 
-    def _open(self, segment: Segment) -> None:
+    def _open(self, segment: Segment, heard: Tensor | None) -> None:
         self._segment = segment
         if segment.index not in self._wanted:
             return
@@ -90,8 +97,14 @@ class FilmStream:
         # So a neighbour that is taken again leaves all frames as they are that do not show it.
         mixed = [len(frame) > 1 for frame in frames]
         parts = [at for at in range(1, len(frames)) if mixed[at] != mixed[at - 1]]
+        sound = {}
+        if heard is not None:
+            hidden = path.with_name(f".{path.name}.part.f32")
+            sound["sound"] = self._stack.enter_context(raw_sound(hidden, heard))
         self._writer = self._stack.enter_context(
-            writer.SegmentWriter(part, settings.width, settings.height, spec.fps, spec.upscale, parts)
+            writer.SegmentWriter(
+                part, settings.width, settings.height, spec.fps, spec.upscale, parts, **sound
+            )
         )
         self._frames.extend(frames)
 

@@ -41,7 +41,7 @@ NO_FACTS = {
     *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
 }
 # Facts that came later: films of models without them are what they were.
-LATER = {"levels": "even", "pictures": False}
+LATER = {"levels": "even", "pictures": False, "sound": None}
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -256,5 +256,6 @@ def film_key(plan: Plan, facts: Mapping[str, Any], videos: Sequence[str]) -> str
     made_by = [facts["recipe"]["pictures"], facts["versions"].get(ENCODER)]
     says = [film_tags(plan, version=""), film_xmp(plan, version="").decode()]
     heard = [facts["sound"]] if plan.sound else []
+    heard += [fingerprints(MIXING)] if plan.spec.sound else []  # the sounds themselves are in the videos
     cards = [[asdict(card) for card in plan.cards], facts["drawn_by"]] if plan.cards else []
     return digest([videos, chapters, says, made_by, *heard, *cards])

@@ -7,12 +7,12 @@ levels the sum. A changed line here joins films with sound again, and renders no
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +20,18 @@ from numpy.typing import NDArray
 from storyreel.errors import StoryreelError
 from storyreel.files import matches
 from storyreel.film import audio, ffmpeg
-from storyreel.film.sound import RATE, Placed, captions, ducking, placed, samples
+from storyreel.film.dissolve import GREY, begins_with, reach
+from storyreel.film.sound import LEVELS, OWN_PEAK, RATE, Placed, captions, ducking, placed, samples
 from storyreel.film.writer import Audio, Cue
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Segment
 
 TARGET = -16.0  # LUFS of the whole film: what players on the web and podcasts are levelled to
 # dBTP before AAC, which adds up to half a decibel: so that what is decoded stays below -1.
 CEILING = -2.0
 MOST_LIMITED = 6.0  # dB that peaks are pressed down at most; where that is not enough, the film is softer
 NEAR = 0.1  # LU
+CLICK = 0.005  # seconds in which a segment's own sound comes after a cut and goes before one
+JOIN = 0.01  # seconds on either side of a seam in which it gives way to the next, where the shot goes on
 BLOCK = 10 * RATE  # samples that are mixed at a time
 _BYTES = 8  # of a sample in two channels
 Samples = NDArray[np.float32]
@@ -85,9 +88,71 @@ class _Track:
     stack: ExitStack
 
 
-def mixed(plan: Plan, folder: Path) -> Iterator[Samples]:
+class Edge(NamedTuple):
+    """Where a segment's own sound comes or goes.
+
+    Over ``inside`` samples of it and ``outside`` ones beyond its end, where it goes back as it came.
+    ``meets`` says whether that of another segment goes as this one comes: together they stay as loud.
+    """
+
+    inside: int
+    outside: int
+    meets: bool
+
+    def ramp(self) -> Samples:
+        """Return the weights with which the sound comes, from 0 to 1; it goes by the same ones backwards."""
+        count = self.inside + self.outside
+        rising = (np.arange(count) + 0.5) / count
+        return (np.sin(rising * (np.pi / 2)) if self.meets else rising).astype(np.float32)
+
+
+def edges(plan: Plan, segment: Segment) -> tuple[Edge, Edge]:
+    """Return how the own sound of the segment before one goes, and how its own comes, as the pictures do."""
+    transition, seam, fps = begins_with(plan, segment), plan.seam(segment), plan.spec.fps
+    earlier = plan.segments[segment.index - 1].frames if seam else 0
+    strength, blending = (seam.strength if seam else 0.0), plan.settings.method.blending
+    shown = reach(transition, strength, blending, fps, earlier, segment.frames)
+    before, behind = (round(frames * RATE / fps) for frames in shown)
+    if transition in GREY:
+        return Edge(before, 0, False), Edge(behind, 0, False)
+    alone = round(CLICK * RATE)
+    if seam is None or plan.has_card_before(segment) or not (before or seam.overlap):
+        return Edge(alone, 0, False), Edge(alone, 0, False)
+    if not before:  # the shot goes on
+        before = behind = round(JOIN * RATE)
+    return Edge(before, behind, True), Edge(behind, before, True)
+
+
+@contextmanager
+def own_track(plan: Plan, videos: Sequence[Path], path: Path) -> Iterator[Samples]:
+    """Give what the model has made for all of a film, fp32 (n, 2), from the segments' ``videos``.
+
+    It lies in a file, which goes afterwards. Raises StoryreelError, and OSError if it cannot be written.
+    """
+    try:
+        track = np.memmap(path, np.float32, "w+", shape=(samples(plan), 2))
+        seams = [edges(plan, segment) for segment in plan.segments]
+        end_of_film = Edge(round(CLICK * RATE), 0, False)
+        for segment, video, (_, come), (go, _) in zip(
+            plan.segments, videos, seams, [*seams[1:], (end_of_film, end_of_film)], strict=True
+        ):
+            first, end = (samples(plan, segment.start + n) for n in (0, segment.frames))
+            with _Reader(video, 0.0, False) as reader:
+                own = reader.read(end - first)
+            own = np.pad(own, ((come.outside, go.outside), (0, 0)), "symmetric")
+            for edge, there in ((come, own), (go, own[::-1])):
+                if width := edge.inside + edge.outside:
+                    there[:width] *= edge.ramp()[: len(there), None]
+            track[first - come.outside : end + go.outside] += own
+        yield track
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def mixed(plan: Plan, folder: Path, own: Samples | None = None, gain: float = 0.0) -> Iterator[Samples]:
     """Yield all samples of a film, fp32 (n, 2), some seconds at a time.
 
+    ``own`` is what the model has made of it, with a ``gain`` in dB; it goes down where somebody speaks.
     ``folder`` holds what the voice has said. Raises StoryreelError for a file that is no longer what it was.
     """
     whole, sounds = samples(plan), sorted(placed(plan), key=lambda part: part.begin)
@@ -96,6 +161,9 @@ def mixed(plan: Plan, folder: Path) -> Iterator[Samples]:
     with ExitStack() as all_of_them:
         for at in range(0, whole, BLOCK):
             block = np.zeros((min(BLOCK, whole - at), 2), np.float32)
+            if own is not None:
+                ducked = gain + np.interp(np.arange(at, at + len(block)), *course)
+                block += own[at : at + len(block)] * (10 ** (ducked / 20)).astype(np.float32)[:, None]
             while waiting and waiting[0].begin < at + len(block):
                 playing.append(_begun(waiting.pop(0), folder, all_of_them))
             for track in playing:
@@ -135,16 +203,25 @@ def _add(block: Samples, at: int, track: _Track, course: tuple[list[float], list
 
 
 @contextmanager
-def soundtrack(plan: Plan, folder: Path) -> Iterator[Audio]:
+def soundtrack(plan: Plan, folder: Path, videos: Sequence[Path] = ()) -> Iterator[Audio]:
     """Mix a film's sound into a file of its ``folder`` and yield it for the joining.
 
+    ``videos`` are those of its segments, if the model has made sound with them.
     The file goes afterwards. Raises StoryreelError, and OSError if it cannot be written.
     """
     path = folder / ".mix.part.f32"
     try:
-        with path.open("wb") as file:
-            for block in mixed(plan, folder):
-                file.write(block.tobytes())
+        with ExitStack() as stack:
+            own, gain = None, 0.0
+            if videos:
+                raw = folder / ".own.part.f32"
+                own = stack.enter_context(own_track(plan, videos, raw))
+                found = audio.measure(audio.of_mix(raw))
+                if found.loudness is not None:
+                    gain = min(LEVELS["scene"] - found.loudness, OWN_PEAK - found.peak)
+            with path.open("wb") as file:
+                for block in mixed(plan, folder, own, gain):
+                    file.write(block.tobytes())
         cues = [Cue(caption.start, caption.end, caption.text) for caption in captions(plan)]
         yield Audio(audio.of_mix(path), levelling(path, samples(plan)), samples(plan), cues)
     finally:

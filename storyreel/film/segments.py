@@ -14,7 +14,7 @@ from typing import cast
 from torch import Tensor
 
 from storyreel.denoise.lead import Leads
-from storyreel.denoise.loop import SegmentState, begin, denoise, latents_shape
+from storyreel.denoise.loop import SegmentState, begin, denoise, latents_shape, sound_shape
 from storyreel.denoise.prompts import EQUAL, PromptWriter, Scorer, similarities
 from storyreel.denoise.state import Stored
 from storyreel.film.inventory import Inventory
@@ -40,7 +40,7 @@ class Segments:
         self.plan: Plan = inventory.plan.settled(similarities(inventory.plan, adapter, scorer))
         self._inventory, self._store, self._adapter, self._device = inventory, store, adapter, device
         self._writer = PromptWriter(adapter, self.plan, scorer)
-        self._leads = Leads(adapter, self.plan, self._first_take)
+        self._leads = Leads(adapter, self.plan, self._first_take, self._first_sound)
         self._saved = time.monotonic()
 
     @property
@@ -58,8 +58,19 @@ class Segments:
     def _latents(self, record: Record, segment: Segment) -> Tensor:
         return self._stored(record).latents(self._adapter.device, latents_shape(self.plan, segment))
 
+    def sound(self, segment: Segment) -> Tensor:
+        """Return the latents (1, C, S, 1, M) of the sound of a finished segment, of a model that makes some.
+
+        They are on the model's device. Raises StoryreelError if the file holds none.
+        """
+        stored = self._stored(self._inventory.latents[segment.slot])
+        return stored.sound(self._adapter.device, sound_shape(self.plan, segment))
+
     def _first_take(self, index: int) -> Tensor:
         return self.latents(self.plan.first_takes[index])
+
+    def _first_sound(self, index: int) -> Tensor:
+        return self.sound(self.plan.first_takes[index])
 
     def denoise(
         self, segments: Sequence[Segment], on_forward: Callable[[Sequence[SegmentState]], None]

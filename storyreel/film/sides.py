@@ -36,10 +36,10 @@ class MeasuringStream(FilmStream):
         super().__init__(plan, adapter, wanted, path_of, on_written)
         self.apart: dict[int, float] = {}
 
-    def push(self, segment: Segment, latents: Tensor) -> None:
+    def push(self, segment: Segment, latents: Tensor, sound: Tensor | None = None) -> None:
         """Add a segment, as `FilmStream` does, and measure the seam before it."""
         earlier = self._pictures.get(segment.index - 1)
-        super().push(segment, latents)
+        super().push(segment, latents, sound)
         if earlier is not None and is_smooth(self._plan, segment):
             seam, own = self._plan.seam(segment), self._plan.unseen(segment)
             meets = own - 1 if seam and seam.overlap else own

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from storyreel.film.writer import RATE as RATE  # samples a second, of everything that is mixed
 from storyreel.story.plan import Plan
 from storyreel.story.sounds import Kind, Sound, Soundtrack
 
-RATE = 48_000  # samples a second, of everything that is mixed
 # Every sound is brought to the level of its kind, in LUFS, before its volume is added: so a voice lies as far
 # above the music whatever the files are like.
 LEVELS: dict[Kind, float] = {"speech": -16.0, "scene": -22.0, "music": -22.0}

@@ -16,6 +16,7 @@ from types import TracebackType
 from storyreel.film import ffmpeg
 from storyreel.film.mp4 import blank, check_length, check_sound, write_subtitles
 
+RATE = 48_000  # samples a second of what is heard
 TIMESCALE = 24_000  # ticks per second: whole for every usual frame rate
 
 # The thread count changes x264's bytes, so it is fixed.
@@ -31,18 +32,27 @@ class SegmentWriter:
     """Encodes one segment as its frames come; after a failure the file is not to be used.
 
     Frames are ``width`` x ``height`` pixels, enlarged ``upscale`` times for watching. Those in ``parts`` are
-    key frames, with which a part of the segment begins that changes to the others do not touch. As a context
+    key frames, with which a part of the segment begins that changes to the others do not touch. ``sound`` is
+    a file of raw samples, fp32 in two channels, that is kept beside them without loss. As a context
     it raises OutputError or StoryreelError if ffmpeg fails, MissingError if it does not start.
     """
 
     def __init__(
-        self, path: Path, width: int, height: int, fps: int, upscale: int, parts: Sequence[int] = ()
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        fps: int,
+        upscale: int,
+        parts: Sequence[int] = (),
+        sound: Path | None = None,
     ) -> None:
         self._path, self._fps, self._bytes_per_frame, self._bytes = path, fps, width * height * 3, 0
         size = f"{width * upscale}:{height * upscale}"
         scale = f"scale={size}:flags=lanczos+accurate_rnd+full_chroma_int:out_color_matrix=bt709:out_range=tv"
         self._arguments = [
-            *f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:0 -an".split(),
+            *f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i pipe:0".split(),
+            *(["-an"] if sound is None else _kept_sound(sound)),
             *["-vf", f"{scale},{_COLOUR},setsar=1"],
             *_ENCODER,
             *(
@@ -81,6 +91,24 @@ class SegmentWriter:
                 if (code := ffmpeg.finish(self._process)) != 0:
                     raise ffmpeg.failure(code, self._errors)
                 check_length(self._path, self._bytes // self._bytes_per_frame, self._fps)
+
+
+def _kept_sound(path: Path) -> list[str]:
+    """Return the arguments that keep raw samples, input 1, beside the pictures of input 0."""
+    source = ["-f", "f32le", "-ar", str(RATE), "-ch_layout", "stereo", "-i", ffmpeg.local_file(path)]
+    return [
+        *source,
+        "-map",
+        "0:v",
+        "-map",
+        "1:a",
+        "-c:a",
+        "flac",
+        "-sample_fmt",
+        "s16",
+        "-flags:a",
+        "+bitexact",
+    ]
 
 
 @dataclass(frozen=True)

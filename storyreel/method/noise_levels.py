@@ -12,6 +12,8 @@ KEPT = 0.001  # the last of a thousand levels of training: Wan's steps begin to 
 LINEAR_TO = 0.025  # how far the linear half of linear-quadratic levels comes down
 # LTX's: with so many tokens the logarithm of the shift is so much, on a line; its last level before 0.
 TOKENS, LOG_SHIFTS, TERMINAL = (1024, 4096), (0.95, 2.05), 0.1
+# Those that LTX-2's distilled weights were made for (Lightricks/LTX-2, ltx_pipelines/utils/constants.py).
+DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 
 
 def even(steps: int) -> list[float]:
@@ -58,10 +60,22 @@ def shifted_by_tokens(steps: int, tokens: int) -> list[float]:
     return [*(1 - stretch * (1 - level) for level in levels), 0.0]
 
 
+def distilled(steps: int) -> list[float]:
+    """Return LTX-2's levels (steps + 1): its eight, and for other counts of steps what lies between them."""
+    levels = []
+    for step in range(steps + 1):
+        first, rest = divmod(step * (len(DISTILLED) - 1), steps)
+        second = min(first + 1, len(DISTILLED) - 1)
+        levels.append(DISTILLED[first] + (DISTILLED[second] - DISTILLED[first]) * (rest / steps))
+    return levels
+
+
 def levels_of(kind: str, steps: int, shift: float | None, tokens: int) -> list[float]:
     """Return levels (steps + 1) of a kind, as `ModelSpec.levels` names it, of clips with so many tokens."""
     if kind == "shifted":
         return evenly_shifted(steps, 1.0 if shift is None else shift)
     if kind == "linear-quadratic":
         return linear_quadratic(steps)
+    if kind == "distilled":
+        return distilled(steps)
     return shifted_by_tokens(steps, tokens) if kind == "by tokens" else even(steps)

@@ -152,14 +152,20 @@ class TextProcessor:
         *_: Any,
     ) -> Tensor:
         """Attend, video (B, N, D) to text (B, L, D)."""
+        attended = self._attended(attn, hidden_states, encoder_hidden_states, attention_mask)
+        output: Tensor = attn.to_out[0](attended.flatten(2))
+        return output
+
+    def _attended(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Keys | None
+    ) -> Tensor:
+        """Return what the heads attend to, (B, N, heads, D)."""
         query = attn.norm_q(attn.to_q(hidden_states))
         key = attn.norm_k(attn.to_k(encoder_hidden_states))
         value = attn.to_v(encoder_hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (query, key, value))
         keys = self.keys if attention_mask is None else attention_mask
-        attended = attend(q, k, v, keys, backend=self._attention_backend)
-        output: Tensor = attn.to_out[0](_joined(attended).flatten(2))
-        return output
+        return _joined(attend(q, k, v, keys, backend=self._attention_backend))
 
 
 def _joined(rows: Sequence[Tensor]) -> Tensor:

@@ -96,17 +96,21 @@ class Request(NamedTuple):
     """What a transformer is to predict: the velocity at ``x`` and σ, for each text.
 
     ``x`` is (1, C, F, H, W). Its first ``clean`` latent frames have no noise at all: a model that is told a
-    noise level for each token is told so.
+    noise level for each token is told so. ``sound`` (1, C', S, 1, M), of a model that makes sound, is at the
+    same σ; without it the picture is predicted as if nothing were heard.
     """
 
     x: Tensor
     sigma: float
     texts: Sequence[Text]
     clean: int = 0
+    sound: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Request:
         """Return the request on a device."""
-        return Request(self.x.to(device), self.sigma, [text.to(device) for text in self.texts], self.clean)
+        sound = None if self.sound is None else self.sound.to(device)
+        texts = [text.to(device) for text in self.texts]
+        return self._replace(x=self.x.to(device), texts=texts, sound=sound)
 
 
 class Adapter(Protocol):
@@ -174,7 +178,8 @@ class Adapter(Protocol):
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Yield for each request, in order and as soon as it is there, the velocities ε - x0 in fp32.
 
-        There is one (1, C, F, H, W) for each of the request's texts.
+        There is one (1, C, F, H, W) for each of the request's texts; where the request has sound, as many of
+        the sound (1, C', S, 1, M) follow.
         """
         ...
 
@@ -189,6 +194,13 @@ class Adapter(Protocol):
         """Return the latents (1, C, F, H, W) of a clip's pictures, uint8 (T, H, W, 3): of one, one frame.
 
         Of a model whose spec has ``pictures``.
+        """
+        ...
+
+    def decode_sound(self, latents: Tensor) -> Tensor:
+        """Return the samples, fp32 (T, 2) on the CPU, of a clip's sound (1, C, S, 1, M), as far as they go.
+
+        Of a model whose spec has ``sound``, which says how many there are in a second.
         """
         ...
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Loaded = TypeVar("Loaded")
 PREVIEW = "preview.safetensors"  # beside the components, where a model has one
+CONNECTORS = "connectors"  # their folder
 NAMED = 3  # of what does not fit, so many are named
 
 
@@ -45,7 +46,8 @@ class TextEncoder:
     """A text encoder of a family: its class in transformers, and the true sizes for its configuration.
 
     ``thin`` are those in which a model with random weights has fewer on a device: texts are encoded once in
-    a film. A tokenizer goes with each.
+    a film. A tokenizer goes with each. What connects text encoders to a transformer, in a class of
+    diffusers, is described likewise.
     """
 
     kind: type[Any]
@@ -59,7 +61,8 @@ class Parts:
 
     They and the text encoders may be networks, or components that are read when they are used. A model of
     even noise levels needs no ``scheduler``. ``options`` are the pipeline's own settings, ``preview`` is a
-    linear map from latents to pictures.
+    linear map from latents to pictures. ``connectors`` make what the transformer reads of the text
+    encoders' states, ``sound`` decodes a model's sound; by the names of their folders.
     """
 
     experts: Sequence[nn.Module | Component]
@@ -69,6 +72,8 @@ class Parts:
     scheduler: Any = None
     options: dict[str, Any] = field(default_factory=dict)
     preview: dict[str, Tensor] = field(default_factory=dict)
+    connectors: nn.Module | Component | None = None
+    sound: dict[str, nn.Module] = field(default_factory=dict)
 
     def by_name(self) -> dict[str, Any]:
         """Return the components by their folders' names."""
@@ -82,7 +87,8 @@ class Parts:
             for kind, parts in several.items()
             for name, part in zip(names(kind, len(parts)), parts, strict=True)
         }
-        return {**numbered, "vae": self.vae, "scheduler": self.scheduler}
+        connectors = {} if self.connectors is None else {CONNECTORS: self.connectors}
+        return {**numbered, **connectors, **self.sound, "vae": self.vae, "scheduler": self.scheduler}
 
 
 def names(kind: str, count: int) -> list[str]:
@@ -139,9 +145,11 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.dev
     encoders = names("text_encoder", len(family.reads_with))
     tokenizer = partial(AutoTokenizer.from_pretrained, local_files_only=True)
     preview = read_component(load_file, folder / PREVIEW) if (folder / PREVIEW).exists() else {}
+    decoding = codec_dtype(spec, device)
+    connectors = family.connects_with
     return Parts(
         experts=[later(family.transformer_class, name, torch_dtype=dtype) for name in experts],
-        vae=component(family.vae_class, "vae", torch_dtype=codec_dtype(spec, device)),
+        vae=component(family.vae_class, "vae", torch_dtype=decoding),
         text_encoders=[
             later(encoder.kind, name, dtype=dtype)
             for encoder, name in zip(family.reads_with, encoders, strict=True)
@@ -150,6 +158,10 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.dev
         scheduler=read_component(partial(load_scheduler, family.schedulers), folder / "scheduler"),
         options=options,
         preview={key: value.float() for key, value in preview.items()},
+        connectors=None if connectors is None else later(connectors.kind, CONNECTORS, torch_dtype=dtype),
+        sound={
+            name: component(kind, name, torch_dtype=decoding) for name, kind in family.sounds_with.items()
+        },
     )
 
 
@@ -212,10 +224,19 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
     with device, default_dtype(codec_dtype(spec, device)):
         vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
+        sound = {name: kind() for name, kind in family.sounds_with.items()}
+    connectors = None
+    if (connector := family.connects_with) is not None:
+        thin = {} if device.type == "meta" else connector.thin
+        with device, default_dtype(dtype):
+            connectors = connector.kind(**{**connector.sizes, **thin})
     scheduler = family.schedulers[0](**family.schedule)
     if spec.pictures:
         options["expand_timesteps"] = True
-    return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, options)
+    tokenizers = [tokenizer] * len(text_encoders)
+    return Parts(
+        experts, vae, text_encoders, tokenizers, scheduler, options, connectors=connectors, sound=sound
+    )
 
 
 def in_fp32_where_loaded_so(model: Any) -> Any:

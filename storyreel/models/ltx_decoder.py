@@ -1,4 +1,7 @@
-"""LTX's decoder as nodes: its convolutions need the frame ahead, so that diffusers decodes all at once."""
+"""The decoder of LTX, and of LTX-2, as nodes.
+
+Its convolutions need the frame ahead, so that diffusers decodes all at once.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,19 @@ from diffusers.models.autoencoders.autoencoder_kl_ltx import (
     LTXVideoResnetBlock3d,
     LTXVideoUpsampler3d,
 )
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
+    LTX2VideoCausalConv3d,
+    LTX2VideoDecoder3d,
+    LTX2VideoResnetBlock3d,
+    LTX2VideoUpsampler3d,
+    PerChannelRMSNorm,
+)
 from torch import Tensor, nn
 
 from storyreel.models.streaming import Chain, Convolution, Node, Sum, unpacked
 
 
-def ltx_decoder(decoder: LTXVideoDecoder3d, time: Tensor | None, like: Tensor) -> Node:
+def ltx_decoder(decoder: LTXVideoDecoder3d | LTX2VideoDecoder3d, time: Tensor | None, like: Tensor) -> Node:
     """Return a decoder of one clip; ``time`` (1,) is the timestep for one that takes it.
 
     Its latents are of dtype and device as ``like``.
@@ -43,11 +53,19 @@ def ltx_decoder(decoder: LTXVideoDecoder3d, time: Tensor | None, like: Tensor) -
     return Chain(*nodes, Node(pictures))
 
 
-def _convolution(layer: LTXVideoCausalConv3d, work: Callable[[Tensor], Tensor] = lambda x: x) -> Node:
-    return Convolution(layer.conv, work, 0 if layer.is_causal else layer.kernel_size[0] // 2)
+def _convolution(
+    layer: LTXVideoCausalConv3d | LTX2VideoCausalConv3d | nn.Conv3d,
+    work: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Node:
+    if isinstance(layer, nn.Conv3d):  # LTX-2's way round its layers, of single pictures
+        return Convolution(layer, work, 0)
+    # LTX-2 would be told with every call whether it is causal, and is not.
+    return Convolution(
+        layer.conv, work, 0 if getattr(layer, "is_causal", False) else layer.kernel_size[0] // 2
+    )
 
 
-def _residual(block: LTXVideoResnetBlock3d, embedded: Tensor | None) -> Node:
+def _residual(block: LTXVideoResnetBlock3d | LTX2VideoResnetBlock3d, embedded: Tensor | None) -> Node:
     rows: Any = [None] * 4
     if block.scale_shift_table is not None:
         rows = _modulation(block, embedded).unbind(1)
@@ -59,7 +77,7 @@ def _residual(block: LTXVideoResnetBlock3d, embedded: Tensor | None) -> Node:
     return Sum(Chain(first, second), around)
 
 
-def _upsampler(layer: LTXVideoUpsampler3d) -> Node:
+def _upsampler(layer: LTXVideoUpsampler3d | LTX2VideoUpsampler3d) -> Node:
     through = Chain(_convolution(layer.conv), _Spread(layer.stride))
     if not layer.residual:
         return through
@@ -96,6 +114,9 @@ def _prepared(
 
 
 def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(norm, PerChannelRMSNorm):  # knows where the channels are
+        by_itself: Tensor = norm(x)
+        return by_itself
     output: Tensor = norm(x.movedim(1, -1)).movedim(-1, 1)
     return output
 

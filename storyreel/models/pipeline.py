@@ -58,6 +58,8 @@ class PipelineAdapter(ABC):
     transformer_class: ClassVar[type[Any]]
     vae_class: ClassVar[type[Any]]
     reads_with: ClassVar[Sequence[TextEncoder]]
+    connects_with: ClassVar[TextEncoder | None] = None  # what makes its text of the encoders' states
+    sounds_with: ClassVar[dict[str, type[Any]]] = {}  # what decodes its sound, by the names of folders
     at_once = 1
     stack: ClassVar[str] = "transformer_blocks"  # what a transformer calls its repeated blocks
     # Whose noise levels the family knows, and for random weights the settings of the first.
@@ -79,9 +81,13 @@ class PipelineAdapter(ABC):
         self._attention: Any = None  # the backend that was chosen, if any
         self._compilation: Compilation | None = None
         experts = [Component.of(part).then(self._expert) for part in parts.experts]
-        encoders = [Component.of(part).then(nn.Module.eval) for part in parts.text_encoders]
+        reading = [*parts.text_encoders, *([] if parts.connectors is None else [parts.connectors])]
+        encoders = [Component.of(part).then(nn.Module.eval) for part in reading]
+        decoders = self.vae
+        if parts.sound:  # they are where the VAE is
+            decoders = nn.ModuleList([self.vae, *(part.eval() for part in parts.sound.values())])
         usual = self._working(spec.size, spec.usual_latents)
-        self.offload = Offload(device, experts, encoders, self.vae, memory, usual)
+        self.offload = Offload(device, experts, encoders, decoders, memory, usual)
 
     @classmethod
     def load(cls, spec: ModelSpec, device: torch.device, memory: MemoryMode = "auto") -> Self:
@@ -122,7 +128,12 @@ class PipelineAdapter(ABC):
     @property
     def text_encoders(self) -> list[Any]:
         """The text encoders."""
-        return self.offload.text_encoders
+        return self.offload.text_encoders[: len(self.parts.text_encoders)]
+
+    @property
+    def connectors(self) -> Any:
+        """What makes the text that a transformer reads of the text encoders' states, where there is such."""
+        return self.offload.text_encoders[-1]
 
     def attend_by(self, backend: str) -> None:
         """Compute attention by one of diffusers' backends, which `kernels.check_backend` has tried."""
@@ -201,6 +212,20 @@ class PipelineAdapter(ABC):
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         return self._encoded(self.text_encoders[index], ids, mask)
 
+    def blank_text(self, tokens: int) -> Text:
+        """Return a text of so many tokens without any meaning, for calculations."""
+        ids, mask = (torch.zeros(1, self.spec.text_length, dtype=torch.long) for _ in range(2))
+        mask[:, :tokens] = 1
+        widths = [encoder.get_input_embeddings().embedding_dim for encoder in self.text_encoders]
+        read = [
+            self._encoded(lambda ids, width=width, **_: [torch.empty(*ids.shape, width)], ids, mask)
+            for width in widths
+        ]
+        states, weights = zip(*read, strict=True)
+        return Text(
+            tuple(x.to(self.device, self.dtype) for x in states), torch.cat(weights, 1).to(self.device)
+        )
+
     def _checked_tokens(self, index: int, prompt: str) -> Any:
         """Return a prompt's tokens for an encoder. Raises PromptError if they are too many."""
         tokens, longest = self._tokens(index, prompt), self.spec.text_length
@@ -255,13 +280,19 @@ class PipelineAdapter(ABC):
         return levels
 
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
-        """Yield for each request the velocities ε - x0 in fp32, one for each of its texts."""
-        for x, sigma, texts, clean in requests:
-            expert = self.experts[self.expert_at(sigma)]
-            given = {"clean": clean} if self.spec.pictures else {}
-            ask = partial(self._velocities, expert, x, sigma, texts, **given)
-            velocities = ask() if self._compilation is None else self._compilation.run(ask)
-            yield list(velocities.float().split(1))
+        """Yield for each request the velocities ε - x0 in fp32, one for each of its texts.
+
+        Where it has sound, those of the sound follow.
+        """
+        for request in requests:
+            ask = partial(self._answer, self.experts[self.expert_at(request.sigma)], request)
+            answer = ask() if self._compilation is None else self._compilation.run(ask)
+            yield [velocity for of_one in answer for velocity in of_one.float().split(1)]
+
+    def _answer(self, transformer: Any, request: Request) -> Sequence[Tensor]:
+        """Return the velocities of a request's picture, (T, C, F, H, W), and those of its sound, if any."""
+        given = {"clean": request.clean} if self.spec.pictures else {}
+        return [self._velocities(transformer, request.x, request.sigma, request.texts, **given)]
 
     def _keys(self, transformer: Any, texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Keys]:
         """Return one encoder's states (B, L, D) of several texts, and how a transformer attends to them."""
@@ -308,6 +339,10 @@ class PipelineAdapter(ABC):
         mean, std = (self._raw(torch.full_like(raw, value)) for value in (0.0, 1.0))
         latents: Tensor = (raw - mean) / (std - mean)
         return latents
+
+    def decode_sound(self, latents: Tensor) -> Tensor:
+        """Return the samples, fp32 (T, 2) on the CPU, of a clip's sound (1, C, S, 1, M)."""
+        raise NotImplementedError(f"model {self.spec.name} makes no sound")
 
     def raw(self, latents: Tensor) -> Tensor:
         """Return latents as the VAE knows them, in its dtype and, on a GPU, as its weights lie."""

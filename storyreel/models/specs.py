@@ -14,13 +14,27 @@ from storyreel.errors import UsageError
 from storyreel.models.lora import Lora
 from storyreel.models.memory import Needs
 
-Levels = Literal["even", "linear-quadratic", "shifted", "by tokens"]
+Levels = Literal["even", "linear-quadratic", "shifted", "by tokens", "distilled"]
 
 PULLED = "storyreel"  # the ref, in a repository of huggingface_hub's cache, of the commit that is used
 QUANTIZATIONS = ("none", "fp8")
 # The folders of a pipeline that are read, where they are there.
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 MINI_WEIGHTS = Path(__file__).parent.parent / "mini" / "weights"
+
+
+@dataclass(frozen=True)
+class SoundSpec:
+    """The sound that a model makes with its pictures.
+
+    Latents of ``channels`` in ``bands`` are denoised beside those of the pictures, ``latents_per_second`` of
+    the clip, and decoded to ``rate`` samples a second in two channels.
+    """
+
+    latents_per_second: float = 25.0
+    channels: int = 8
+    bands: int = 16
+    rate: int = 48_000
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ class ModelSpec:
     the default size and length: calculated (`storyreel bench --calculate`), so a little more is needed.
     ``needs`` are straight lines through the same at other sizes and lengths, and what the machine itself
     must have (`storyreel bench --calculate --fit` prints them).
+
+    ``sound`` is what a model makes beside its pictures that does make sound.
 
     ``judge`` is "module:function", like ``adapter``: what says whether a film shows what its story
     tells, for a model whose world has a known truth (`mini.verdicts.judge_film`). ``strangeness`` says
@@ -123,11 +139,22 @@ class ModelSpec:
     vocabulary: Path | None = None
     gallery: str | None = None
     loras: tuple[Lora, ...] = ()
+    sound: SoundSpec | None = None
 
     @property
     def usual_latents(self) -> int:
         """The latent frames of a segment of the default length, with one of a lead."""
         return min(self.max_latents, round(self.seconds * self.fps / self.frames_per_latent) + 2)
+
+    def frames_in(self, latents: int) -> int:
+        """Return how many pictures so many latent frames of a clip's beginning are: the first is one."""
+        return max(0, 1 + self.frames_per_latent * (latents - 1))
+
+    def sound_latents(self, latents: int) -> int:
+        """Return how many latents of sound go with so many latent frames of a clip's beginning."""
+        if self.sound is None:
+            return 0
+        return round(self.frames_in(latents) / self.fps * self.sound.latents_per_second)
 
     @property
     def label(self) -> str:
@@ -240,6 +267,33 @@ LATER_LTX_VAE: dict[str, Any] = {
     "upsample_residual": (True,) * 3,
     "upsample_factor": (2,) * 3,
     "timestep_conditioning": True,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+
+LTX_2_5: dict[str, Any] = {
+    "gated_attn": True,
+    "cross_attn_mod": True,
+    "audio_gated_attn": True,
+    "audio_cross_attn_mod": True,
+    "rope_type": "split",
+    "use_prompt_embeddings": False,
+    "perturbed_attn": True,
+    "ff_bias": False,
+    "use_keyframes_abs_pos_embedding": True,
+}
+LTX_2_5_VAE: dict[str, Any] = {
+    "block_out_channels": (256, 512, 1024, 1024),
+    "layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_block_out_channels": (256, 512, 512, 1024),
+    "decoder_layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_spatio_temporal_scaling": (True,) * 4,
+    "decoder_inject_noise": (False,) * 5,
+    "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+    "upsample_residual": (False,) * 4,
+    "upsample_factor": (2, 2, 1, 2),
+    "decoder_causal": False,
+    "decoder_spatial_padding_mode": "zeros",
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
@@ -478,6 +532,39 @@ MODELS: dict[str, ModelSpec] = {
                 "max_size": (1280, 1280),
                 "seconds": 4.5,
                 "max_latents": 31,  # 121 frames
+            },
+        ),
+        ModelSpec(
+            name="ltx-2.5",
+            title="LTX-2.5, 22 B, distilled, with sound",
+            adapter="storyreel.models.ltx2:LTX2Adapter",
+            hub="Lightricks/LTX-2.5-Diffusers",
+            revision="426936f8b22dc28e4def61e515478b0b7e4a53cc",
+            components=(*COMPONENTS, "connectors", "audio_vae", "vocoder"),
+            architecture=LTX_2_5,
+            vae_architecture=LTX_2_5_VAE,
+            memory_gb={"high": 72.1, "balanced": 40.9, "low": 4.6},
+            needs=Needs(
+                experts=1,
+                encoders=30.159,
+                vae=1.816,
+                matrix=2.013,
+                by_storage={"none": (37.976, 2.402), "fp8": (19.435, 1.629)},
+                denoising=(0.0608, 0.289),
+                decoding=(0.0, 2.0845, -0.0003),
+            ),
+            licence="LTX-2.x Community License",
+            steps=8,
+            guidance=1.0,
+            levels="distilled",
+            sound=SoundSpec(),
+            **{
+                **LTX,
+                "size": (960, 544),
+                "max_latents": 31,  # 241 frames
+                "overlap": 2,  # 9 pictures: from one alone, a sound cannot go on
+                "text_length": 1024,
+                "negative": "",
             },
         ),
     )

@@ -141,7 +141,12 @@ def folded(layer: nn.Conv3d, x: Tensor) -> Tensor:
     frames = x[0].transpose(0, 1)
     beside = torch.cat([frames[begin : begin + count] for begin in range(size)], 1)
     weight = layer.weight.transpose(1, 2).flatten(1, 2)
-    output = nn.functional.conv2d(beside, weight, layer.bias, padding=layer.padding[1:])
+    padding: tuple[int, ...] = tuple(int(side) for side in layer.padding[1:])
+    if layer.padding_mode != "zeros":
+        rows, columns = padding
+        beside = nn.functional.pad(beside, (columns, columns, rows, rows), mode=layer.padding_mode)
+        padding = (0, 0)
+    output = nn.functional.conv2d(beside, weight, layer.bias, padding=padding)
     return output.transpose(0, 1)[None]
 
 

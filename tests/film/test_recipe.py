@@ -110,7 +110,8 @@ def test_what_shapes_pictures_is_known() -> None:
         ),
         *("models/streaming.py", "story/plan.py"),
     ]
-    assert list(found.pictures) == ["film/decode.py", "film/dissolve.py", "film/mp4.py", "film/writer.py"]
+    files = ("decode", "dissolve", "mp4", "own_sound", "writer")
+    assert list(found.pictures) == [f"film/{name}.py" for name in files]
     mini, wan = set(found.latents), set(recipe_of(WAN).latents)
     assert wan - mini == {"models/wan.py", "models/wan_decoder.py"}
     assert mini - wan == {"models/mochi.py", "models/mochi_attention.py"}

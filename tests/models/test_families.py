@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
-from diffusers.models.transformers import transformer_ltx, transformer_wan
+from diffusers.models.transformers import transformer_ltx, transformer_ltx2, transformer_wan
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +29,7 @@ from storyreel.models import attention
 from storyreel.models.base import Text, side_by_side
 from storyreel.models.kernels import check_backend
 from storyreel.models.loading import adapter_class, codec_dtype, load_adapter
+from storyreel.models.ltx2 import LTX2Adapter
 from storyreel.models.memory import GB, Weights, Working, highest_mode
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter
@@ -96,7 +97,7 @@ def test_without_the_method_latents_equal_the_stock_pipelines(
     (ours, _) = film(adapter, plan)
     noise = segment_noise(plan, segment)
     (theirs,) = stock_latents(adapter, replace(plan, segments=plan.segments[:1]))
-    bar = 1e-5 if isinstance(adapter, WanAdapter) else 1e-6
+    bar = 1e-5 if isinstance(adapter, WanAdapter | LTX2Adapter) else 1e-6
     assert float((ours - theirs).norm() / theirs.norm()) <= bar
     assert difference(noise, theirs) > 0.1
 
@@ -123,7 +124,8 @@ def test_a_prompt_is_cleaned_as_the_stock_pipeline_cleans_it(adapter: PipelineAd
     adapter.spec = replace(adapter.spec, text_length=64)
     seen: list[list[int]] = []
     hook = adapter.text_encoders[0].register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0][0].tolist())
+        lambda module, inputs, named: seen.append((inputs or (named["input_ids"],))[0][0].tolist()),
+        with_kwargs=True,
     )
     parts, stock = adapter.parts, type(stock_of(adapter))
     pipeline = stock.pipeline_class(**parts.by_name())
@@ -190,14 +192,16 @@ def test_a_prompt_of_weight_0_is_not_there(adapter: PipelineAdapter) -> None:
 def test_a_token_of_weight_2_is_two_tokens_and_of_0_none(adapter: PipelineAdapter, weight: int) -> None:
     """Of a group of two tokens, beside a row without weights of another length."""
     text, negative, x = adapter.encode("a fox in the park"), adapter.encode(""), latents(adapter)
-    count, moved = text.states[0].shape[1], [1, 2]
+    count, moved, rows = text.states[0].shape[1], [1, 2], len(text.states)  # LTX-2 has one for its sound
     of = torch.zeros(count, dtype=torch.long)
     of[moved] = 1
-    grouped, _ = text.grouped(of)
-    assert grouped.groups == ((2,),)
-    grouped.weights[:, -2:] = weight
+    grouped, _ = text.grouped(of.repeat(rows))
+    assert grouped.groups == ((2,),) * rows
+    for of_row in grouped.weights_by_encoder():
+        of_row[:, -2:] = weight
     places = [place for place in range(count) for _ in range(weight if place in moved else 1)]
-    written_out = Text((text.states[0][:, places],), torch.ones(1, len(places)))
+    states = tuple(part[:, places] for part in text.states)
+    written_out = Text(states, torch.ones(1, rows * len(places)))
     found = velocities(adapter, x, 0.5, [negative, grouped])
     expected = velocities(adapter, x, 0.5, [negative, written_out])
     assert max(difference(a, b) for a, b in zip(found, expected, strict=True)) <= 3e-6
@@ -254,16 +258,24 @@ def test_a_chosen_backend_reaches_every_call(
         chosen.append(options["backend"])
         return query
 
-    where = {"attention": attention, "wan": transformer_wan, "ltx": transformer_ltx}
+    where = {
+        "attention": attention,
+        "wan": transformer_wan,
+        "ltx": transformer_ltx,
+        "ltx 2": transformer_ltx2,
+    }
+    text = adapter.encode("a fox")  # reading it is no part of a step
     for module in where.values():
         monkeypatch.setattr(module, "dispatch_attention_fn", seen)
     try:
         adapter.attend_by("_native_math")
-        velocities(adapter, latents(adapter), 0.5, [adapter.encode("a fox")])
+        velocities(adapter, latents(adapter), 0.5, [text])
     finally:
         for expert in adapter.experts:
             expert.reset_attention_backend()
     blocks, layers = len(adapter.blocks(adapter.experts[0])), 1 if isinstance(adapter, MochiAdapter) else 2
+    if isinstance(adapter, LTX2Adapter):  # of the picture and of the sound
+        layers = 4
     assert chosen == ["_native_math"] * blocks * layers
 
 

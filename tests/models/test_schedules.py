@@ -80,6 +80,7 @@ DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
     "ltx-2b": (LTX, "ltx", (0.99742563, 0.88710474, 0.1)),
     "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
     "wan-2.2-5b": (WAN | {"flow_shift": 5.0}, "wan ti2v", (0.99593909, 0.83361093, 0.09677836)),
+    "ltx-2.5": (LATER_LTX, "ltx 2", (0.99375, 0.975, 0.421875)),
 }
 
 

@@ -26,6 +26,7 @@ AUTHORS: dict[str, tuple[object, ...]] = {
     "ltx-2b": (50, 3.0, None, 0.0, None, LTX_WORDS, 24),
     "ltx-13b": (30, 5.0, None, 0.7, None, LTX_WORDS, 24),
     "wan-2.2-5b": (50, 5.0, None, 0.0, 5.0, WAN_NEGATIVE, 24),
+    "ltx-2.5": (8, 1.0, None, 0.0, None, "", 24),
 }
 
 
