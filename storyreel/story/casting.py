@@ -1,21 +1,58 @@
-"""Who plays: what the command line says of a story's cast."""
+"""Who plays: what the command line says of a story's cast, and folders of casts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from storyreel.errors import UsageError
+from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.story.schema import CAST_FIELDS, Casting, Character, parse_cast
-from storyreel.story.yaml_source import MAX_BYTES, forbidden_character
+from storyreel.story.yaml_source import MAX_BYTES, forbidden_character, parse
 
 _MEMBER = re.compile(r"([a-z][a-z0-9_]*)(?:\.([a-z]+))?")
 _FORM = (
     "Write MEMBER=NAME, as in first='a red panda', or MEMBER.possessive=his; or name a YAML file with a cast."
 )
+
+
+@dataclass(frozen=True)
+class CastFile:
+    """A cast of a folder. It is for ``stories`` alone, patterns of their files' names without the ending."""
+
+    path: Path
+    casting: Casting
+    stories: tuple[str, ...] = ("*",)
+
+    @property
+    def name(self) -> str:
+        """What it adds to the names of films."""
+        return self.path.stem
+
+    def is_for(self, story: Path) -> bool:
+        """Tell whether it plays in a story."""
+        return any(fnmatchcase(story.stem, pattern) for pattern in self.stories)
+
+
+def read_casts(folder: Path) -> tuple[CastFile, ...]:
+    """Return the casts of a folder in the order of their names, one a YAML file.
+
+    Raises UsageError without any, ScriptError for a file with faults.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--casts {folder}: it is not a folder", "Of one file, write --cast FILE.")
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    except OSError as error:
+        words = f"--casts {folder}: it cannot be read: {error.strerror}"
+        raise UsageError(words, "Name another folder.") from None
+    if not paths:
+        raise UsageError(f"--casts {folder}: there is no cast in it", "Casts are files that end in .yaml.")
+    return tuple(CastFile(path, Casting(_of_file(path)), _stories_of(path)) for path in paths)
 
 
 def read_casting(words: Sequence[str]) -> Casting:
@@ -56,15 +93,36 @@ def _check(key: str, field: str, text: str) -> None:
         raise UsageError(f"--cast {key}: {words[:1].lower()}{words[1:]}", _FORM) from None
 
 
+def _stories_of(path: Path) -> tuple[str, ...]:
+    """Return the patterns of the stories that a cast is for. Raises ScriptError."""
+    source = parse(str(path), _bytes_of(path))
+    data = source.data if isinstance(source.data, dict) else {}
+    faults: list[Fault] = []
+    if "scenes" not in data:  # else it is a story, whose cast plays everywhere
+        unknown = [key for key in data if key not in ("cast", "stories")]
+        words = "unknown key {!r}; allowed: cast, stories"
+        faults += [source.fault(words.format(key), (key,), key=True) for key in unknown]
+    found = data.get("stories", ["*"])
+    if not (isinstance(found, list) and found and all(isinstance(one, str) and one for one in found)):
+        words = "a list of names of stories, without .yaml, as in [nyc, '*_human']"
+        faults.append(source.fault(words, ("stories",)))
+    if faults:
+        raise ScriptError(str(path), faults)
+    return tuple(found)
+
+
 def _of_file(path: Path) -> dict[str, dict[str, str]]:
     """Return the cast of a YAML file."""
+    cast = parse_cast(str(path), _bytes_of(path))
+    return {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise UsageError(f"--cast {path}: it is a folder", _FORM) from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no file can have that name"
         raise UsageError(f"--cast {path}: it cannot be read: {why}", _FORM) from None
-    cast = parse_cast(str(path), raw)
-    return {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
