@@ -93,9 +93,23 @@ def _check(key: str, field: str, text: str) -> None:
         raise UsageError(f"--cast {key}: {words[:1].lower()}{words[1:]}", _FORM) from None
 
 
+def _of_file(path: Path) -> dict[str, dict[str, str]]:
+    """Return the cast of a YAML file."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise UsageError(f"--cast {path}: it is a folder", _FORM) from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no file can have that name"
+        raise UsageError(f"--cast {path}: it cannot be read: {why}", _FORM) from None
+    cast = parse_cast(str(path), raw)
+    return {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
+
+
 def _stories_of(path: Path) -> tuple[str, ...]:
-    """Return the patterns of the stories that a cast is for. Raises ScriptError."""
-    source = parse(str(path), _bytes_of(path))
+    """Return the patterns of the stories that a file is for, whose cast is whole. Raises ScriptError."""
+    source = parse(str(path), path.read_bytes())
     data = source.data if isinstance(source.data, dict) else {}
     faults: list[Fault] = []
     if "scenes" not in data:  # else it is a story, whose cast plays everywhere
@@ -109,20 +123,3 @@ def _stories_of(path: Path) -> tuple[str, ...]:
     if faults:
         raise ScriptError(str(path), faults)
     return tuple(found)
-
-
-def _of_file(path: Path) -> dict[str, dict[str, str]]:
-    """Return the cast of a YAML file."""
-    cast = parse_cast(str(path), _bytes_of(path))
-    return {who: member.model_dump(exclude_unset=True) for who, member in cast.items()}
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except IsADirectoryError:
-        raise UsageError(f"--cast {path}: it is a folder", _FORM) from None
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "no file can have that name"
-        raise UsageError(f"--cast {path}: it cannot be read: {why}", _FORM) from None

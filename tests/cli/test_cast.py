@@ -145,8 +145,8 @@ def test_every_command_that_takes_many_stories_takes_casts(casts: Place) -> None
     assert found.keys() == {"plot.yaml with dog", "plot.yaml with fox"}
     for command in ("render", "batch"):
         assert casts.json(command, "plot.yaml", *CASTS, "--dry-run").keys() == names
-    words = ("ablate", "plot.yaml", *CASTS, "--dry-run", "--seeds", "1", "--variants", "full")
-    assert {label.partition(",")[0] for label in casts.json(*words)} == names
+    films = casts.json("ablate", "plot.yaml", *CASTS, "--dry-run", "--seeds", "1", "--variants", "full")
+    assert {label.partition(",")[0] for label in films} == names
     for words in (("retake", "plot.yaml", "1"), ("sheet", "plot.yaml"), ("status", "plot.yaml")):
         assert "No such option" in casts.said(*words, *CASTS, code=2)[1]
 
