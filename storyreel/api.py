@@ -141,14 +141,19 @@ class Film:
         )
 
 
-def load_story(path: PathLike, *, cast: Mapping[str, str] | None = None) -> Story:
+def load_story(path: PathLike, *, cast: Mapping[str, str] | PathLike | None = None) -> Story:
     """Read and check a story.
 
-    ``cast`` says who plays in it, as ``--cast`` does: {"first": "a red panda", "first.possessive": "her"}.
+    ``cast`` says who plays in it, as ``--cast`` does: {"first": "a red panda", "first.possessive": "her"}, or
+    the path of a YAML file with a cast.
     Raises ScriptError with all of its faults; UsageError without a file, or for somebody it does not know.
     """
-    _check_types(cast=(cast, Mapping))
-    return read_story(Path(path), read_casting([f"{who}={text}" for who, text in (cast or {}).items()]))
+    _check_types(cast=(cast, Mapping | str | os.PathLike))
+    if cast is None or isinstance(cast, Mapping):
+        words = [f"{who}={text}" for who, text in (cast or {}).items()]
+    else:
+        words = [os.fspath(cast)]
+    return read_story(Path(path), read_casting(words))
 
 
 def plan(

@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -43,7 +44,7 @@ stop() {
 }
 trap stop USR1 TERM # the time is nearly up, others need the node, or the job is cancelled
 
-"${command[@]}" -- "${stories[SLURM_ARRAY_TASK_ID]}" &
+"${command[@]}"OWN -- "${stories[SLURM_ARRAY_TASK_ID]}" &
 child=$!
 [ -z "$stopping" ] || stop # it came too early to be passed on
 
@@ -84,35 +85,44 @@ def job_script(
     arguments: Iterable[str],
     directives: Iterable[str],
     environment: Mapping[str, str] | None = None,
+    casts: Mapping[str, Path] | None = None,
 ) -> str:
     """Return the bash script of an array job that renders one of ``stories`` in each element.
 
     ``arguments`` are render's, ``directives`` what follows ``#SBATCH``; ``environment`` are variables that
-    a cluster may keep from a job. Raises UsageError for control characters, which no shell, log or table
-    could show.
+    a cluster may keep from a job. Where elements have casts of their own, ``casts`` are the cast's files by
+    the film's name, in the order of the stories. Raises UsageError for control characters, which no shell,
+    log or table could show.
     """
     variables = [f"{name}={value}" for name, value in (environment or {}).items()]
     command = [sys.executable, "-m", "storyreel", "render", *arguments]
     command = ["env", *variables, *command] if variables else command
     paths = [str(path.absolute()) for path in stories]
+    arrays = {"stories": paths}
+    if casts:
+        arrays |= {"names": [*casts], "casts": [str(path.absolute()) for path in casts.values()]}
     directives = [*_DIRECTIVES, *directives]
     here = str(Path.cwd())
-    for text in (*command, *paths, *directives, here):
+    for text in (*command, *chain(*arrays.values()), *directives, here):
         if any(unicodedata.category(char) == "Cc" for char in text):
             raise UsageError(f"{text!r} holds control characters", "Rename it, or leave it out.")
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {directive}" for directive in directives),
         "",
-        "stories=(",
-        *(f"    {shlex.quote(path)}" for path in paths),
-        ")",
+        *(line for name, texts in arrays.items() for line in _array(name, texts)),
         f"command=({shlex.join(command)})",
         f"cd -- {shlex.quote(here)} || exit",
         "stopping= child=",
         "",
     ]
-    return "\n".join(lines) + _BODY
+    own = ' "--name=${names[SLURM_ARRAY_TASK_ID]}" "--cast=${casts[SLURM_ARRAY_TASK_ID]}"'
+    return "\n".join(lines) + _BODY.replace("OWN", own if casts else "")
+
+
+def _array(name: str, texts: Iterable[str]) -> list[str]:
+    """Return the lines that make an array of bash."""
+    return [f"{name}=(", *(f"    {shlex.quote(text)}" for text in texts), ")"]
 
 
 def check_log_folder(out: Path) -> None:

@@ -109,10 +109,14 @@ def test_a_story_is_read_with_a_cast(story: Path, tmp_path: Path) -> None:
     plot = storyreel.load_story(story, cast={"first": "a fox", "first.possessive": "her"})
     film = storyreel.render(plot, name="her", out=tmp_path / "out", engine=FakeEngine())
     assert [scene.scene for scene in film.scenes] == ["a fox wags her tail"]
+    (tmp_path / "dog.yaml").write_text("cast: {first: {name: a dog}}\n")
+    for path in (tmp_path / "dog.yaml", str(tmp_path / "dog.yaml")):
+        assert storyreel.load_story(story, cast=path).cast["first"].name == "a dog"
     for cast, words in (
         ({"second": "a"}, "no such member"),
         ({"": "a"}, "no member of a cast"),
-        ("a", "not valid"),
+        ("nowhere.yaml", "cannot be read"),
+        (5, "not valid"),
     ):
         with pytest.raises(UsageError, match=words):
             storyreel.load_story(story, cast=cast)  # type: ignore[arg-type]

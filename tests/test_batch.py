@@ -289,7 +289,7 @@ def test_options_survive_a_command_line(tmp_path: Path, monkeypatch: pytest.Monk
     seen: list[RenderOptions] = []
 
     def read(
-        stories: object, plan: partial[Plan], name_of: object, casting: object
+        stories: object, plan: partial[Plan], name_of: object, casting: object, casts: object
     ) -> tuple[dict[str, Plan], dict[str, Exception]]:
         assert isinstance(plan.func, MethodType)
         assert isinstance(plan.func.__self__, RenderOptions)

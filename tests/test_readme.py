@@ -38,7 +38,8 @@ from storyreel.story.schema import parse_story
 from tests.conftest import ROOT, FakeEngine
 
 PACKAGE = ROOT / "storyreel"
-PATHS = [ROOT / "README.md", *sorted(PACKAGE.rglob("README.md")), ROOT / "tests" / "README.md"]
+BESIDE = [ROOT / name / "README.md" for name in ("stories", "tests")]
+PATHS = [ROOT / "README.md", *sorted(PACKAGE.rglob("README.md")), *BESIDE]
 READMES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 FRONT = READMES["README.md"]
 MOST = 8192  # bytes: what is longer is no front door

@@ -74,7 +74,8 @@ def show_status(places: list[Path], stories: list[Path], options: OutOptions, as
             raise UsageError(f"{place} is neither a film nor a folder of films", remedy)
         rows |= {name if name not in rows else str(place / name): row for name, row in found.items()}
     options.check_name(stories)
-    plans, errors = read(stories, options.plan, options.film_name, casting=options.casting())
+    casts = options.cast_files()
+    plans, errors = read(stories, options.plan, options.film_name, casting=options.casting(), casts=casts)
     if plans:
         rows |= all_films(options.out, plans, note)
     if as_json:

@@ -18,7 +18,7 @@ from storyreel.cli.help import LAST
 from storyreel.errors import ScriptError, UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.models.specs import MODELS
-from storyreel.story.casting import read_casting
+from storyreel.story.casting import CastFile, read_casting, read_casts
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -104,6 +104,10 @@ Cast = Annotated[
         "MEMBER.noun=panda, or a YAML file with a cast; may be repeated.",
         FILM,
     ),
+]
+Casts = Annotated[
+    Path | None,
+    option("DIR", "Each story once with each cast of a folder that is for it, as STORY-CAST.", FILM),
 ]
 Weights = Annotated[
     Path | None,
@@ -256,7 +260,8 @@ class FilmOptions:
     cast: Cast = None
     weights: Weights = None
     device: Device = "auto"
-    strict: bool = False  # an option of those commands that name it
+    strict: bool = False  # an option of those commands that name it, and so is the next
+    casts: Path | None = None
     sources: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -277,6 +282,13 @@ class FilmOptions:
     def casting(self) -> Casting:
         """Return who plays instead of a story's own cast. Raises UsageError or ScriptError."""
         return read_casting(self.cast or ())
+
+    def cast_files(self) -> tuple[CastFile, ...]:
+        """Return the casts of which each makes a film of a story. Raises UsageError or ScriptError."""
+        if self.casts is None:
+            return ()
+        exclude("--casts", True, {"--cast": bool(self.cast), "--name": bool(getattr(self, "name", None))})
+        return read_casts(self.casts)
 
     def parts(self) -> frozenset[str]:
         """Return the parts of the method that are left out."""
@@ -313,7 +325,15 @@ class FilmOptions:
 class CheckOptions(FilmOptions):
     """What decides whether a story is valid."""
 
+    casts: Casts = None
     strict: Strict = False
+
+
+@dataclass(frozen=True)
+class ManyOptions(FilmOptions):
+    """What decides many films of each story."""
+
+    casts: Casts = None
 
 
 @dataclass(frozen=True)
@@ -326,9 +346,9 @@ class OutOptions(FilmOptions):
         str, option("PARTS", "Leave out parts of the method: some of dipw, twb, identity, sar, or all.", FILM)
     ] = ""
 
-    def film_name(self, story: Path) -> str:
-        """Return the name of a story's film."""
-        return self.name or film_name(story)
+    def film_name(self, story: Path, cast: str = "") -> str:
+        """Return the name of a story's film, with a cast's name behind it where there are several."""
+        return self.name or film_name(story, cast)
 
     def check_name(self, stories: Sequence[Path]) -> None:
         """Raise UsageError for a name that is none, or is meant for several films."""
@@ -348,6 +368,7 @@ class OutOptions(FilmOptions):
 class RenderOptions(OutOptions):
     """How films are rendered."""
 
+    casts: Casts = None
     memory: Memory = "auto"
     compile: Annotated[
         bool | None,
@@ -380,12 +401,13 @@ class RenderOptions(OutOptions):
     def arguments(self) -> Iterator[str]:
         """Yield the words that say the same on a command line, folders with their whole path.
 
-        What a variable or a file has set is left to them: there, too, a story may say otherwise.
+        What a variable or a file has set is left to them: there, too, a story may say otherwise. ``casts`` is
+        left out: every film has one cast.
         """
         for name in _options(RenderOptions):
             value = getattr(self, name)
             is_nothing = value is None or value == [] or (value == "" and name != "negative")
-            if name in (self.sources or ()) or is_nothing:
+            if name in (self.sources or ()) or is_nothing or name == "casts":
                 continue
             if value is False:
                 if name == "compile":  # which is no default

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from storyreel.cli.telling import complain, is_quiet, note
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError, printable
+from storyreel.story.casting import CastFile
 from storyreel.story.plan import Plan
 from storyreel.story.schema import NOBODY_ELSE, STDIN, Casting, Story, load_story
 
@@ -19,31 +20,53 @@ ENDINGS = (".yaml", ".yml")
 def read(
     stories: Sequence[Path],
     plan: Callable[[Story, str], T],
-    name_of: Callable[[Path], str],
+    name_of: Callable[[Path, str], str],
     once: bool = True,
     casting: Casting = NOBODY_ELSE,
+    casts: Sequence[CastFile] = (),
 ) -> tuple[dict[str, T], dict[str, StoryreelError]]:
     """Read and plan all stories; return the plans by name, and what is wrong with the others by path.
 
-    With ``once``, two of one name are an error. ``casting`` wins over the stories' own casts.
+    With ``once``, two of one name are an error. ``casting`` wins over the stories' own casts. With ``casts``
+    there is a film of each that is for a story, and ``name_of`` has its name too; else that is "".
     """
     plans: dict[str, T] = {}
     errors: dict[str, StoryreelError] = {}
     taken: set[str] = set()
-    for path in stories:
+    pairs = played(stories, casts)
+    for path in stories if casts else ():
+        if all(path != other for other, _ in pairs):
+            note(printable(f"{shown(path)}: left out, no cast is for it"))
+    for path, cast in pairs:
+        whose = cast.name if cast else ""
         try:
-            story = load_story(path, casting)
+            story = load_story(path, cast.casting if cast else casting)
             for words in story.doubts:
-                note(printable(f"{shown(path)}: {words}"))
-            name = name_of(path)
+                note(printable(f"{shown(path, whose)}: {words}"))
+            name = name_of(path, whose)
             if once and name.casefold() in taken:
                 remedy = "Rename one of the stories: the file's name is the film's."
                 raise UsageError(f"two stories would be written to {name!r}", remedy)
             taken.add(name.casefold())
             plans[name] = plan(story, name)
         except StoryreelError as error:
-            errors[shown(path)] = error
+            errors[shown(path, whose)] = error
     return plans, errors
+
+
+def played(stories: Sequence[Path], casts: Sequence[CastFile]) -> list[tuple[Path, CastFile | None]]:
+    """Return every story with each of some casts that is for it; without casts with None.
+
+    Raises UsageError where there is no such pair, and for standard input, which is read once.
+    """
+    if not casts:
+        return [(path, None) for path in stories]
+    if STDIN in stories:
+        raise UsageError("--casts cannot be with standard input", "Write the story into a file.")
+    if not (pairs := [(path, cast) for path in stories for cast in casts if cast.is_for(path)]):
+        remedy = "The key stories of a cast's file says which it is for; without it, that is every one."
+        raise UsageError("none of the casts is for any of the stories", remedy)
+    return [*pairs]
 
 
 def raise_all(errors: Collection[StoryreelError]) -> None:
@@ -137,6 +160,6 @@ def film_folders(places: Iterable[Path]) -> Iterator[Path]:
         yield from found
 
 
-def shown(path: Path) -> str:
-    """Return a story's path as people read it."""
-    return "stdin" if path == STDIN else str(path)
+def shown(path: Path, cast: str = "") -> str:
+    """Return a story's path as people read it, with the name of who plays in it where there are several."""
+    return f"{'stdin' if path == STDIN else path}{f' with {cast}' if cast else ''}"

@@ -27,7 +27,7 @@ from storyreel.cli.options import (
     option,
 )
 from storyreel.cli.process import rank
-from storyreel.cli.reading import check_out, missing_weights, raise_all, read, tell, warn, worst
+from storyreel.cli.reading import check_out, missing_weights, played, raise_all, read, tell, warn, worst
 from storyreel.cli.results import failed, faults_of, print_json
 from storyreel.cli.telling import complain, note
 from storyreel.errors import (
@@ -100,7 +100,8 @@ def render(
     warned: Warned = {}
     options.check_name(stories)
     plan = partial(options.plan, warned=None if verify else warned)
-    plans, errors = read(stories, plan, options.film_name, casting=options.casting())
+    casts = options.cast_files()
+    plans, errors = read(stories, plan, options.film_name, casting=options.casting(), casts=casts)
     only = {name: scenes_of(scenes, plan) for name, plan in plans.items()}
     if not keep_going:
         raise_all(errors.values())
@@ -280,7 +281,8 @@ def submit(
     warned: Warned = {}
     options.check_name(stories)
     plan = partial(options.plan, warned=warned)
-    plans, errors = read(stories, plan, options.film_name, casting=options.casting())
+    casts = options.cast_files()
+    plans, errors = read(stories, plan, options.film_name, casting=options.casting(), casts=casts)
     raise_all(errors.values())
     check_out(options.out)
     warn(warned)
@@ -289,9 +291,11 @@ def submit(
         raise UsageError("--overwrite and a job exclude each other", remedy)
     options.signer()
     slurm.check_log_folder(options.out)
-    films = dict(zip(plans, stories, strict=True))
+    pairs = dict(zip(plans, played(stories, casts), strict=True))
+    films = {name: path for name, (path, _) in pairs.items()}
+    own = {name: cast.path for name, (_, cast) in pairs.items() if cast}
     script = slurm.job_script(
-        films.values(), options.arguments(), resources.directives(len(films)), options.environment()
+        films.values(), options.arguments(), resources.directives(len(films)), options.environment(), own
     )
     if dry_run:
         if as_json:

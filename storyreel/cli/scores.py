@@ -15,8 +15,8 @@ from storyreel.cli.options import (
     Cast,
     Device,
     DryRun,
-    FilmOptions,
     Json,
+    ManyOptions,
     Stories,
     Weights,
     check_weights,
@@ -161,7 +161,7 @@ def _show_evaluation(evaluation: Evaluation, page: Path, as_json: bool) -> None:
 
 def ablate(
     stories: Stories,
-    options: FilmOptions,
+    options: ManyOptions,
     seeds: Annotated[int, option("N", "How many, from the seed on.", min=1)] = 3,
     variants: Annotated[
         str,
@@ -190,7 +190,8 @@ def ablate(
         options.plan(story, name, warned)  # all of the story's films are warned of alike
         return ablation.plan_films(story, name, seeds, chosen, options.overrides(story))
 
-    planned, errors = read(stories, plan, film_name, casting=options.casting())
+    casts = options.cast_files()
+    planned, errors = read(stories, plan, film_name, casting=options.casting(), casts=casts)
     raise_all(errors.values())
     check_out(out)
     check_weights(options.weights)

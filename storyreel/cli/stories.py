@@ -64,7 +64,8 @@ def validate(
     """
     warned: dict[str, ScriptError] = {}
     plan_of = partial(options.plan, warned=warned)
-    plans, errors = read(list(stories_in(stories)), plan_of, shown, False, options.casting())
+    casts = options.cast_files()
+    plans, errors = read(list(stories_in(stories)), plan_of, shown, False, options.casting(), casts)
     if as_json:
         results = {path: _valid(plan, warned.get(path)) for path, plan in plans.items()}
         print_json(results | {path: _invalid(error) for path, error in errors.items()})

@@ -51,6 +51,7 @@ Number = Annotated[int, typer.Argument(help="The scene's number, from 1.", metav
 class RetakeOptions(RenderOptions):
     """How a scene is taken again: ``take_seed`` is the take's, ``seed`` that of the film."""
 
+    casts: Path | None = None  # no option: a take is of one film
     take_seed: Annotated[
         int | None,
         typer.Option(

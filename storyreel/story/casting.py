@@ -1,21 +1,58 @@
-"""Who plays: what the command line says of a story's cast."""
+"""Who plays: what the command line says of a story's cast, and folders of casts."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from storyreel.errors import UsageError
+from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.story.schema import CAST_FIELDS, Casting, Character, parse_cast
-from storyreel.story.yaml_source import MAX_BYTES, forbidden_character
+from storyreel.story.yaml_source import MAX_BYTES, forbidden_character, parse
 
 _MEMBER = re.compile(r"([a-z][a-z0-9_]*)(?:\.([a-z]+))?")
 _FORM = (
     "Write MEMBER=NAME, as in first='a red panda', or MEMBER.possessive=his; or name a YAML file with a cast."
 )
+
+
+@dataclass(frozen=True)
+class CastFile:
+    """A cast of a folder. It is for ``stories`` alone, patterns of their files' names without the ending."""
+
+    path: Path
+    casting: Casting
+    stories: tuple[str, ...] = ("*",)
+
+    @property
+    def name(self) -> str:
+        """What it adds to the names of films."""
+        return self.path.stem
+
+    def is_for(self, story: Path) -> bool:
+        """Tell whether it plays in a story."""
+        return any(fnmatchcase(story.stem, pattern) for pattern in self.stories)
+
+
+def read_casts(folder: Path) -> tuple[CastFile, ...]:
+    """Return the casts of a folder in the order of their names, one a YAML file.
+
+    Raises UsageError without any, ScriptError for a file with faults.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"--casts {folder}: it is not a folder", "Of one file, write --cast FILE.")
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    except OSError as error:
+        words = f"--casts {folder}: it cannot be read: {error.strerror}"
+        raise UsageError(words, "Name another folder.") from None
+    if not paths:
+        raise UsageError(f"--casts {folder}: there is no cast in it", "Casts are files that end in .yaml.")
+    return tuple(CastFile(path, Casting(_of_file(path)), _stories_of(path)) for path in paths)
 
 
 def read_casting(words: Sequence[str]) -> Casting:
@@ -72,3 +109,21 @@ def _of_file(path: Path) -> dict[str, dict[str, str]]:
         if member.get("picture"):  # it lies beside this file, not beside the story
             member["picture"] = str((path.parent / member["picture"]).absolute())
     return texts
+
+
+def _stories_of(path: Path) -> tuple[str, ...]:
+    """Return the patterns of the stories that a file is for, whose cast is whole. Raises ScriptError."""
+    source = parse(str(path), path.read_bytes())
+    data = source.data if isinstance(source.data, dict) else {}
+    faults: list[Fault] = []
+    if "scenes" not in data:  # else it is a story, whose cast plays everywhere
+        unknown = [key for key in data if key not in ("cast", "stories")]
+        words = "unknown key {!r}; allowed: cast, stories"
+        faults += [source.fault(words.format(key), (key,), key=True) for key in unknown]
+    found = data.get("stories", ["*"])
+    if not (isinstance(found, list) and found and all(isinstance(one, str) and one for one in found)):
+        words = "a list of names of stories, without .yaml, as in [nyc, '*_human']"
+        faults.append(source.fault(words, ("stories",)))
+    if faults:
+        raise ScriptError(str(path), faults)
+    return tuple(found)

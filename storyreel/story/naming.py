@@ -14,9 +14,10 @@ SEGMENTS = "segments"  # a folder of that name says that what holds it is a film
 INVISIBLE = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # letters and marks that show nothing
 
 
-def film_name(path: Path) -> str:
-    """Return the name of a story's film."""
-    return "stdin" if path == STDIN else slug(path.stem)
+def film_name(path: Path, cast: str = "") -> str:
+    """Return the name of a story's film, with that of the ``cast`` behind it where it is one of several."""
+    stem = "stdin" if path == STDIN else path.stem
+    return slug(f"{stem}-{cast}" if cast else stem)
 
 
 def check_film_name(name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,121 @@ def test_a_name_is_for_one_film(plot: Place, monkeypatch: pytest.MonkeyPatch) ->
     assert "cannot be a film's name" in plot.said("render", "fox.yaml", "--name", "../a", code=2)[1]
     typed(monkeypatch, PLOT)
     assert plot.said("render", "-", *FOX, "--name", "typed")[0] == "out/typed/typed.mp4\n"
+
+
+@pytest.fixture
+def casts(plot: Place) -> Place:
+    """Three casts, of which two are for plot.yaml, and one for all."""
+    Path("casts").mkdir()
+    Path("casts", "fox.yaml").write_text("cast: {first: {name: a fox}}\n")
+    Path("casts", "dog.yaml").write_text("cast: {first: {name: a dog}}\nstories: [pl*]\n")
+    Path("casts", "cat.yaml").write_text("cast: {first: {name: a cat}}\nstories: [other]\n")
+    return plot
+
+
+CASTS = ("--casts", "casts")
+
+
+def test_every_cast_that_is_for_a_story_makes_a_film_of_it(casts: Place, fake_engine: FakeEngine) -> None:
+    out = casts.said("render", "plot.yaml", *CASTS)[0]
+    assert out == "out/plot-dog/plot-dog.mp4\nout/plot-fox/plot-fox.mp4\n"
+    assert [manifest(f"plot-{who}")["segments"][0]["scene"] for who in ("dog", "fox")] == [  # type: ignore[index]
+        "a dog in a park",
+        "a fox in a park",
+    ]
+    # Each is the film of its cast alone.
+    asked = fake_engine.asked
+    casts.said("render", "plot.yaml", *DOG, "--name", "plot-dog")
+    assert fake_engine.asked == asked
+    assert casts.json("batch", "plot.yaml", *CASTS, "--status").keys() == {"plot-dog", "plot-fox"}
+
+
+def test_every_command_that_takes_many_stories_takes_casts(casts: Place) -> None:
+    names = {"plot-dog", "plot-fox"}
+    found = casts.json("validate", "plot.yaml", *CASTS)
+    assert found.keys() == {"plot.yaml with dog", "plot.yaml with fox"}
+    for command in ("render", "batch"):
+        assert casts.json(command, "plot.yaml", *CASTS, "--dry-run").keys() == names
+    films = casts.json("ablate", "plot.yaml", *CASTS, "--dry-run", "--seeds", "1", "--variants", "full")
+    assert {label.partition(",")[0] for label in films} == names
+    for words in (("retake", "plot.yaml", "1"), ("sheet", "plot.yaml"), ("status", "plot.yaml")):
+        assert "No such option" in casts.said(*words, *CASTS, code=2)[1]
+
+
+def test_each_element_of_a_job_has_its_cast(casts: Place) -> None:
+    made = casts.json("submit", "plot.yaml", *CASTS, "--dry-run")
+    assert made["films"] == dict.fromkeys(("plot-dog", "plot-fox"), str(Path("plot.yaml").absolute()))
+    script = made["script"]
+    # The element 1 says what it would run.
+    script = (
+        script[: script.index("\ncd -- ")]
+        + "\n"
+        + next(line.removesuffix(" &") for line in script.splitlines() if line.startswith('"${command'))
+    )
+    script = script.replace('"${command[@]}"', 'printf "%s\\n"')
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("a shell's arrays")
+    environment = {"SLURM_ARRAY_TASK_ID": "1"}
+    done = subprocess.run([bash, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    here = Path().absolute()
+    assert done.stdout.split() == [
+        "--name=plot-fox",
+        f"--cast={here}/casts/fox.yaml",
+        "--",
+        f"{here}/plot.yaml",
+    ]
+    assert "--casts" not in made["script"]
+    assert "names=" not in casts.said("submit", "plot.yaml", *FOX, "--dry-run")[0]
+
+
+def test_a_story_for_which_there_is_no_cast_is_left_out(casts: Place) -> None:
+    Path("casts", "fox.yaml").unlink()
+    text = PLOT.replace("{first}", "a wolf")
+    Path("alone.yaml").write_text(text)
+    out, said = casts.said("validate", "plot.yaml", "alone.yaml", *CASTS)
+    assert out.count("\n") == 1
+    assert "alone.yaml: left out, no cast is for it" in said
+    assert "left out" not in casts.said("validate", "plot.yaml", "alone.yaml", *CASTS, "-q")[1]
+    assert (
+        "none of the casts is for any of the stories" in casts.said("render", "alone.yaml", *CASTS, code=2)[1]
+    )
+
+
+def test_what_is_wrong_with_casts_is_said_before_anything_is_rendered(
+    casts: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*words: str, code: int = 2) -> str:
+        return casts.said("render", "plot.yaml", *words, code=code)[1]
+
+    assert "--casts and --cast exclude each other" in refused(*CASTS, *FOX)
+    assert "--casts and --name exclude each other" in refused(*CASTS, "--name", "x")
+    assert "it is not a folder" in refused("--casts", "casts/fox.yaml")
+    assert "it is not a folder" in refused("--casts", "nowhere")
+    Path("empty").mkdir()
+    assert "there is no cast in it" in refused("--casts", "empty")
+    typed(monkeypatch, PLOT)
+    assert "cannot be with standard input" in casts.said("render", "-", *CASTS, code=2)[1]
+    fox = Path("casts", "fox.yaml")
+    for text, words in {
+        "cast: {first: {name: a fox}}\nstory: [plot]\n": "fox.yaml:2:1: error: unknown key 'story'",
+        "cast: {first: {name: a fox}}\nstories: plot\n": "fox.yaml:2:10: error: a list of names of stories",
+        "cast: {first: {name: a fox}}\nstories: [1]\n": "a list of names of stories",
+        "cast: {first: {name: a fox}}\nstories: []\n": "a list of names of stories",
+        "stories: [plot]\n": "there is no cast in it",
+        "cast: {first: {nam: a fox}}\n": "unknown key 'nam'",
+        "- fox\n": "there is no cast in it",
+    }.items():
+        fox.write_text(text)
+        assert words in refused(*CASTS, code=65), text
+    # A cast that lacks somebody is a fault of that film alone.
+    fox.write_text("cast: {second: {name: a fox}}\n")
+    assert "unknown placeholder {first}" in refused(*CASTS, code=65)
+    assert not Path("out").exists()
+    out = casts.said("render", "plot.yaml", *CASTS, "--keep-going", code=65)[0]
+    assert out == "out/plot-dog/plot-dog.mp4\n"
+
+
+def test_a_story_may_be_a_cast_and_plays_everywhere(casts: Place) -> None:
+    Path("casts", "fox.yaml").write_text("title: t\ncast: {first: {name: a wolf}}\n" + PLOT)
+    assert casts.json("validate", "plot.yaml", *CASTS)["plot.yaml with fox"]["valid"]

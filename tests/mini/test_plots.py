@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 
 def test_every_story_is_shipped() -> None:
-    assert {path.stem for path in (ROOT / "stories").glob("*.yaml")} == set(STORIES)
+    assert {path.stem for path in (ROOT / "stories").glob("*.yaml")} >= set(STORIES)
 
 
 @pytest.mark.parametrize("name", STORIES)
