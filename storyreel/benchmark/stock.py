@@ -40,20 +40,27 @@ class Stock:
     def __init__(self, adapter: PipelineAdapter) -> None:
         self._adapter = adapter
 
-    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
-        """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
-        spec, parts = self._adapter.spec, self._adapter.parts
+    def pipeline(self, shift: float | None = None, **more: Any) -> Any:
+        """Return the pipeline, with the model's components and with ``more`` that it is made of."""
+        parts = self._adapter.parts
         there = replace(parts, experts=self._adapter.experts, text_encoders=self._adapter.text_encoders)
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
-        if settings.shift is not None:
-            scheduler = with_shift(scheduler, settings.shift)
+        if shift is not None:
+            scheduler = with_shift(scheduler, shift)
         components = {**there.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
-        pipeline = self.pipeline_class(**components, **chosen)
+        pipeline = self.pipeline_class(**components, **chosen, **more)
         pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def read(self, prompt: str) -> None:
+        """Have the pipeline read a prompt, as it does before it denoises."""
+        self.pipeline().encode_prompt(prompt, max_sequence_length=self._adapter.spec.text_length)
+
+    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
+        """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
+        spec, pipeline = self._adapter.spec, self._set(settings)
         frames, height, width = noise.shape[2:]
-        guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
-        rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
         with self._own_attention():
             latents: Tensor = pipeline(
                 prompt=prompt,
@@ -62,13 +69,25 @@ class Stock:
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
                 num_inference_steps=settings.steps,
-                **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
-                **rescale,
-                max_sequence_length=spec.text_length,
+                **self._options(settings),
                 output_type="latent",
                 **self._arguments(pipeline, noise),
             ).frames
         return self._unpacked(latents, noise)
+
+    def _set(self, settings: Settings) -> Any:
+        """Return the pipeline for a film's settings."""
+        return self.pipeline(settings.shift)
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        """Return what it is called with for a film's guidance, and for the length of texts."""
+        guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
+        rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
+        return {
+            **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
+            **rescale,
+            "max_sequence_length": self._adapter.spec.text_length,
+        }
 
     def evaluate(self, x: Tensor, counts: Sequence[int]) -> None:
         """Evaluate the transformer at x (1, C, F, H, W) as the pipeline does, for texts of ``counts`` tokens.
@@ -76,15 +95,20 @@ class Stock:
         On tensors without data, to count what that takes.
         """
         adapter = self._adapter
-        (encoder,) = adapter.text_encoders
-        width = encoder.get_input_embeddings().embedding_dim
-        states = x.new_empty(len(counts), adapter.spec.text_length, width, dtype=adapter.dtype)
-        mask = x.new_empty(states.shape[:2], dtype=torch.bool)
+        texts = []
+        for encoder, kind in zip(adapter.text_encoders, adapter.reads_with, strict=True):
+            shape = len(counts), kind.most(adapter.spec)
+            width = encoder.get_input_embeddings().embedding_dim
+            states = x.new_empty(*shape, width, dtype=adapter.dtype)
+            texts += [states, x.new_empty(shape, dtype=torch.bool)]
         with self._own_attention():
-            self._ask(adapter.experts[0], x.to(adapter.dtype), states, mask)
+            self._ask(adapter.experts[0], x.to(adapter.dtype), *texts)
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
-        """Call the transformer as the pipeline does, with states (B, L, D) and the mask (B, L) of texts."""
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
+        """Call the transformer as the pipeline does.
+
+        With the states (B, L, D) and the mask (B, L) of texts by one encoder, and by others if there are any.
+        """
         transformer(
             hidden_states=x.expand(len(states), -1, -1, -1, -1).contiguous(),
             encoder_hidden_states=states,
@@ -96,18 +120,21 @@ class Stock:
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """Let the transformers have diffusers' own attention for a while; compiled blocks stay compiled."""
-        blocks: list[Any] = [
-            block for expert in self._adapter.experts for block in self._adapter.blocks(expert)
-        ]
-        layers = [getattr(block, name) for block in blocks for name in self.attention]
-        ours = [layer.processor for layer in layers]
+        layers = [one for expert in self._adapter.experts for one in self._layers(expert)]
+        ours = [layer.processor for layer, _ in layers]
         try:
-            for layer in layers:
-                layer.processor = type(self).processor()
+            for layer, processor in layers:
+                layer.processor = processor()
             yield
         finally:
-            for layer, processor in zip(layers, ours, strict=True):
+            for (layer, _), processor in zip(layers, ours, strict=True):
                 layer.processor = processor
+
+    def _layers(self, transformer: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+        """Yield the transformer's layers of attention that are ours, each with what made diffusers' own."""
+        for block in self._adapter.blocks(transformer):
+            for name in self.attention:
+                yield getattr(block, name), type(self).processor
 
     def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
         """Return what else the pipeline is called with: at least the noise, in its own form."""
@@ -134,7 +161,7 @@ class WanStock(Stock):
     processor = WanAttnProcessor
     attention = ("attn1", "attn2")
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
         for text in states.split(1):  # guidance is a second call here
             transformer(
                 hidden_states=x, timestep=x.new_empty(1), encoder_hidden_states=text, return_dict=False
@@ -148,7 +175,7 @@ class LTXStock(Stock):
     processor = LTXVideoAttnProcessor
     attention = ("attn1", "attn2")
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
         tokens, adapter = packed(x).expand(len(states), -1, -1).contiguous(), self._adapter
         assert isinstance(adapter, LTXAdapter)
         transformer(

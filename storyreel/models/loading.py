@@ -45,12 +45,20 @@ class TextEncoder:
     """A text encoder of a family: its class in transformers, and the true sizes for its configuration.
 
     ``thin`` are those in which a model with random weights has fewer on a device: texts are encoded once in
-    a film. A tokenizer goes with each.
+    a film. A tokenizer goes with each. Where a chat template stands around prompts, its first ``template``
+    tokens are always the same, and what is made of them is not kept. ``longest`` are the most tokens of a
+    prompt, where they are not the model's ``text_length``.
     """
 
     kind: type[Any]
     sizes: dict[str, Any]
     thin: dict[str, Any]
+    template: int = 0
+    longest: int | None = None
+
+    def most(self, spec: ModelSpec) -> int:
+        """Return the most tokens of a prompt that a model reads with it."""
+        return self.longest or spec.text_length
 
 
 @dataclass
@@ -188,7 +196,7 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     """
     torch.manual_seed(0)
     dtype = getattr(torch, spec.dtype)
-    tokenizer = ByT5Tokenizer()
+    tokenizers = [_bytes(encoder.template) for encoder in family.reads_with]
     boundary = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
     experts = []
     for _ in range(1 + len(boundary)):
@@ -197,13 +205,21 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
         experts.append(stored(spec, family.blocks(expert), expert))
     text_encoders = []
     for encoder in family.reads_with:
-        thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(tokenizer)}
+        thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(ByT5Tokenizer())}
         with device, default_dtype(dtype):
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
     with device, default_dtype(getattr(torch, spec.vae_dtype)):
         vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
     scheduler = family.schedulers[0](**family.schedule)
-    return Parts(experts, vae, text_encoders, [tokenizer] * len(text_encoders), scheduler, boundary)
+    return Parts(experts, vae, text_encoders, tokenizers, scheduler, boundary)
+
+
+def _bytes(template: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that needs no files, with a stand-in for a chat template of so many tokens."""
+    tokenizer: PreTrainedTokenizerBase = ByT5Tokenizer()
+    if template:
+        tokenizer.chat_template = f"{{{{ 'x' * {template} }}}}{{{{ messages[-1].content }}}}"
+    return tokenizer
 
 
 def in_fp32_where_loaded_so(model: Any) -> Any:
