@@ -11,18 +11,29 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
-from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers import (
+    HunyuanVideo15Pipeline,
+    LTXConditionPipeline,
+    LTXPipeline,
+    MochiPipeline,
+    WanPipeline,
+)
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.models.attention_processor import AttnProcessor2_0, MochiAttnProcessor2_0
+from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from storyreel.errors import UsageError
+from storyreel.models.hunyuan import HunyuanAdapter
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter, packed, unpacked
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, with_shift
 from storyreel.models.wan import WanAdapter
 from storyreel.story.plan import Settings
+
+IMAGE_TOKENS = 729  # that HunyuanVideo 1.5's pipeline hands on where there is no image, too
 
 
 class Stock:
@@ -213,11 +224,63 @@ class LaterLTXStock(LTXStock):
         return latents
 
 
+class HunyuanStock(Stock):
+    """`HunyuanVideo15Pipeline`, whose guidance is a component."""
+
+    pipeline_class = HunyuanVideo15Pipeline
+    processor = HunyuanVideo15AttnProcessor2_0
+    attention = ("attn",)
+
+    def pipeline(self, shift: float | None = None, **more: Any) -> Any:
+        """Return the pipeline; without other words, with diffusers' usual guidance."""
+        return super().pipeline(shift, **{"guider": ClassifierFreeGuidance(), **more})
+
+    def read(self, prompt: str) -> None:
+        """Have the pipeline read a prompt, of whose length it has its own opinion."""
+        self.pipeline().encode_prompt(prompt)
+
+    def _set(self, settings: Settings) -> Any:
+        rescale = settings.guidance_rescale
+        guider = ClassifierFreeGuidance(settings.guidance_of(0), guidance_rescale=rescale)
+        return self.pipeline(settings.shift, guider=guider)
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        return {}
+
+    def _layers(self, transformer: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+        yield from super()._layers(transformer)
+        for block in transformer.context_embedder.token_refiner.refiner_blocks:
+            yield block.attn, AttnProcessor2_0
+
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
+        """Call its parts, as its own `forward` does for one text after the other.
+
+        That looks at a mask's content, which is not there. Its text is as long as it can be, with an image's
+        tokens of which none counts.
+        """
+        glyphs, its_mask = others
+        for index in range(len(states)):
+            row, time = slice(index, index + 1), x.new_empty(1)
+            shape = (1, IMAGE_TOKENS, transformer.config.image_embed_dim)
+            image = transformer.image_embedder(x.new_empty(shape))
+            words = transformer.context_embedder(states[row], time, mask[row])
+            text = torch.cat([image, transformer.context_embedder_2(glyphs[row]), words], 1)
+            counted = torch.cat([mask.new_empty(1, IMAGE_TOKENS), its_mask[row], mask[row]], 1)
+            unknown = transformer.config.in_channels - x.shape[1]
+            given = torch.cat([x, x.new_empty(1, unknown, *x.shape[2:])], 1)
+            rotation, modulation = transformer.rope(given), transformer.time_embed(time)
+            video = transformer.x_embedder(given)
+            for block in transformer.transformer_blocks:
+                video, text = block(video, text, modulation, counted, rotation)
+            transformer.proj_out(transformer.norm_out(video, modulation))
+
+
 STOCK: dict[type, type[Stock]] = {
     MochiAdapter: MochiStock,
     WanAdapter: WanStock,
     LTXAdapter: LTXStock,
     LaterLTXAdapter: LaterLTXStock,
+    HunyuanAdapter: HunyuanStock,
 }
 
 

@@ -231,7 +231,7 @@ LATER_LTX_VAE: dict[str, Any] = {
 
 # The revisions are those that others have pinned in public: Wan 2.2's mlcommons/inference
 # (text_to_video), that of LTX 0.9.7 pytorch/pytorch (benchmarks/diffusion), Mochi's pixelrhino-ai/vrhino,
-# that of Wan 2.1 14B ai-decentralized/Difflet; the other two stand alike in the sources of many projects.
+# that of Wan 2.1 14B ai-decentralized/Difflet; the others stand alike in the sources of many projects.
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
@@ -425,6 +425,34 @@ MODELS: dict[str, ModelSpec] = {
             guidance_rescale=0.7,
             levels="linear-quadratic",
             **{**LTX, "text_length": 256},
+        ),
+        ModelSpec(
+            name="hunyuan-1.5",
+            title="HunyuanVideo 1.5, 8.3 B, for 480p",
+            adapter="storyreel.models.hunyuan:HunyuanAdapter",
+            first_alike=False,  # of it, other sums make the code (0.43 to 0.75 apart on a still)
+            hub="hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",
+            revision="286be7ce72277246578a3e3cc2487e95ddae5bcf",
+            components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
+            licence="Tencent Hunyuan Community License (no rights in the EU, the UK and South Korea)",
+            fps=24,
+            frames_per_latent=4,
+            pixels_per_latent=16,
+            latent_channels=32,
+            size=(848, 480),
+            size_multiple=16,
+            min_size=(256, 256),
+            max_size=(848, 848),
+            seconds=4.0,
+            max_latents=31,  # 121 frames
+            decoded_at_once=1,
+            overlap=1,
+            text_length=1000,
+            steps=50,
+            guidance=6.0,
+            shifts=((848 * 480, 5.0),),
+            vae_dtype="float16",
+            architecture={"task_type": "t2v"},
         ),
     )
 }

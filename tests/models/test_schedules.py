@@ -65,6 +65,7 @@ LTX = {
 }
 
 
+HUNYUAN = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0}
 MOCHI = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
 LATER_LTX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": False}
 # Of each model: its scheduler's configuration, its family, and from the public formulas, by hand, the levels
@@ -79,6 +80,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
     # 13 x 22 x 15 tokens: s = exp(0.95 + 1.1 (4290 - 1024) / 3072), then stretched to 0.1
     "ltx-2b": (LTX, "ltx", (0.99742563, 0.88710474, 0.1)),
     "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
+    # s t / (1 + (s - 1) t) at t = 1 - i / steps
+    "hunyuan-1.5": (HUNYUAN, "hunyuan", (0.99593496, 0.83333333, 0.09259259)),
 }
 
 
@@ -156,7 +159,7 @@ def test_planned_levels_are_the_schedulers_for_any_number_of_steps(
 ) -> None:
     config, family, _ = DEFAULTS[name]
     adapter = adapter_with(config, family, tmp_path)
-    shift = None if config is not WAN else 8.0
+    shift = 8.0 if MODELS[name].shifts else None
     levels = adapter.sigmas(steps, (1, 16, 9, 10, 20), *(() if shift is None else (shift,)))
     assert levels == pytest.approx(levels_of(MODELS[name].levels, steps, shift, 1800), abs=2e-6)
 
