@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from diffusers import HunyuanVideo15Transformer3DModel
 from torch import Tensor
 
 from storyreel.benchmark.run import stock_latents
-from storyreel.errors import DamagedError, PromptError
+from storyreel.benchmark.stock import stock_of
+from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.models.attention import attend, joined, keys_of, masked
 from storyreel.models.base import Text, side_by_side
+from storyreel.models.hub import needed
+from storyreel.models.inventory import check_inventory, weight_files
 from storyreel.models.kernels import lse_kernel
 from storyreel.models.loading import load_adapter
 from storyreel.models.specs import MODELS
@@ -120,7 +124,7 @@ def test_a_prompt_that_is_too_long_for_either_encoder_is_refused() -> None:
     with pytest.raises(PromptError, match=f"the model reads {HUNYUAN.text_length}"):
         adapter.prepare([" ".join(["sleeps"] * (room + 1))])
     adapter.spec = replace(HUNYUAN, text_length=1000)
-    with pytest.raises(PromptError, match=r"has 308 tokens, the model reads 256"):
+    with pytest.raises(PromptError, match=r"has 309 tokens, the model reads 256"):
         adapter.prepare([f'"{"x" * 299}"'])
 
 
@@ -153,6 +157,29 @@ def test_asked_with_masks_the_transformer_is_diffusers_own() -> None:
         "image_embeds": torch.randn(2, 3, 8),
     }
     assert torch.equal(ours(**asked, return_dict=False)[0], theirs(**asked, return_dict=False)[0])
+
+
+@torch.no_grad()
+def test_a_folder_with_shards_and_a_guider_loads_as_the_pipeline_has_written_it(tmp_path: Path) -> None:
+    """All that is read of it is fetched, and missed where it is not there."""
+    adapter = hunyuan()
+    stock_of(adapter).pipeline().save_pretrained(tmp_path, max_shard_size="40KB")
+    config = tmp_path / "transformer" / "config.json"
+    config.write_text(config.read_text().replace("TextTransformer", "HunyuanVideo15Transformer3DModel"))
+    assert len(list((tmp_path / "transformer").glob("*-of-*.safetensors"))) > 1
+    spec = replace(HUNYUAN, weights=tmp_path)
+    check_inventory(spec)
+    assert tmp_path / "tokenizer" / "chat_template.jinja" in weight_files(spec)  # which the key is made of
+    loaded: Any = load_adapter(spec, CPU)
+    x = latents(adapter)
+    (mine,), (other,) = (velocities(a, x, 0.5, [a.encode(QUOTING)]) for a in (adapter, loaded))
+    assert difference(other, mine) <= 1e-6
+    files = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+    read = set(needed(sorted(files), None, spec.components))
+    assert {file.partition("/")[0] for file in files - read} == {"guider"}  # guidance is a setting here
+    (tmp_path / "tokenizer_2").rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingError, match="no tokenizer_2"):
+        check_inventory(spec)
 
 
 def test_of_a_longer_clip_only_keys_and_values_take_more_memory() -> None:
