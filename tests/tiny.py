@@ -248,7 +248,8 @@ def hunyuan_transformer() -> TextTransformer:
         image_embed_dim=8,
         rope_axes_dim=(4, 6, 6),
     )
-    return model.eval()
+    model.eval()
+    return model
 
 
 def hunyuan_vae() -> AutoencoderKLHunyuanVideo15:
