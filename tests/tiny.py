@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
@@ -23,8 +24,11 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
 from torch import Tensor
 from transformers import (
+    ByT5Tokenizer,
     Gemma4UnifiedConfig,
     Gemma4UnifiedForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -33,12 +37,13 @@ from transformers import (
 
 from storyreel.mini.nets import build_tokenizer
 from storyreel.models.base import Adapter, Request, Text
+from storyreel.models.hunyuan import HunyuanAdapter, TextTransformer
 from storyreel.models.loading import Parts
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter
 from storyreel.models.ltx2 import LTX2Adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter
-from storyreel.models.specs import MODELS, ModelSpec, SoundSpec
+from storyreel.models.specs import COMPONENTS, MODELS, ModelSpec, SoundSpec
 from storyreel.models.wan import WanAdapter
 
 CPU = torch.device("cpu")
@@ -93,6 +98,19 @@ LTX = replace(
     text_length=32,
     decoded_at_once=2,
     negative="a dog sleeps",
+)
+
+HUNYUAN = replace(
+    TINY,
+    name="tiny-hunyuan",
+    adapter="storyreel.models.hunyuan:HunyuanAdapter",
+    components=(*COMPONENTS, "text_encoder_2", "tokenizer_2"),
+    frames_per_latent=4,
+    latent_channels=4,
+    text_length=64,
+    decoded_at_once=1,
+    first_alike=False,
+    shifts=((64 * 64, 7.0),),  # not that of its scheduler
 )
 
 
@@ -382,6 +400,56 @@ def ltx_2() -> LTX2Adapter:
     return LTX2Adapter(LTX_2, CPU, parts)
 
 
+def hunyuan_transformer() -> TextTransformer:
+    torch.manual_seed(1)
+    model = TextTransformer(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_refiner_layers=2,
+        mlp_ratio=2.0,
+        text_embed_dim=32,
+        text_embed_2_dim=24,
+        image_embed_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    model.eval()
+    return model
+
+
+def hunyuan_vae() -> AutoencoderKLHunyuanVideo15:
+    torch.manual_seed(2)
+    return AutoencoderKLHunyuanVideo15(
+        latent_channels=4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+    ).eval()
+
+
+def hunyuan() -> HunyuanAdapter:
+    """With a chat template of as many tokens as the true one has before a prompt."""
+    tokenizer, letters = build_tokenizer(TEXTS), ByT5Tokenizer()
+    tokenizer.chat_template = "{{ 'a ' * 108 }}{{ messages[-1].content }} there"
+    torch.manual_seed(3)
+    reader = Qwen2_5_VLTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    )
+    glyphs = T5Config(vocab_size=len(letters), **{**TEXT, "d_model": 24})
+    encoders = [Qwen2_5_VLTextModel(reader).eval(), T5EncoderModel(glyphs).eval()]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    parts = Parts([hunyuan_transformer()], hunyuan_vae(), encoders, [tokenizer, letters], scheduler)
+    return HunyuanAdapter(HUNYUAN, CPU, parts)
+
+
 FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "mochi": mochi,
     "wan": wan,
@@ -390,4 +458,5 @@ FAMILIES: dict[str, Callable[[], PipelineAdapter]] = {
     "later ltx": later_ltx,
     "wan ti2v": wan_of_a_timestep_a_token,
     "ltx 2": ltx_2,
+    "hunyuan": hunyuan,
 }

@@ -11,20 +11,32 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import LTX2Pipeline, LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
-from diffusers.models.attention_processor import MochiAttnProcessor2_0
+from diffusers import (
+    HunyuanVideo15Pipeline,
+    LTX2Pipeline,
+    LTXConditionPipeline,
+    LTXPipeline,
+    MochiPipeline,
+    WanPipeline,
+)
+from diffusers.guiders import ClassifierFreeGuidance
+from diffusers.models.attention_processor import AttnProcessor2_0, MochiAttnProcessor2_0
+from diffusers.models.transformers.transformer_hunyuan_video15 import HunyuanVideo15AttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 
 from storyreel.errors import UsageError
+from storyreel.models.hunyuan import HunyuanAdapter
 from storyreel.models.ltx import LaterLTXAdapter, LTXAdapter, packed, unpacked
 from storyreel.models.ltx2 import LTX2Adapter, sound_packed, sound_unpacked
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, with_shift
 from storyreel.models.wan import WanAdapter
 from storyreel.story.plan import Settings
+
+IMAGE_TOKENS = 729  # that HunyuanVideo 1.5's pipeline hands on where there is no image, too
 
 
 class Stock:
@@ -42,22 +54,29 @@ class Stock:
     def __init__(self, adapter: PipelineAdapter) -> None:
         self._adapter = adapter
 
-    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
-        """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
-        spec, parts = self._adapter.spec, self._adapter.parts
+    def pipeline(self, shift: float | None = None, **more: Any) -> Any:
+        """Return the pipeline, with the model's components and with ``more`` that it is made of."""
+        parts = self._adapter.parts
         there = replace(parts, experts=self._adapter.experts, text_encoders=self._adapter.text_encoders)
         if parts.connectors is not None:
             there = replace(there, connectors=self._adapter.connectors)
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
-        if settings.shift is not None:
-            scheduler = with_shift(scheduler, settings.shift)
+        if shift is not None:
+            scheduler = with_shift(scheduler, shift)
         components = {**there.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
-        pipeline = self.pipeline_class(**components, **chosen)
+        pipeline = self.pipeline_class(**components, **chosen, **more)
         pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def read(self, prompt: str) -> None:
+        """Have the pipeline read a prompt, as it does before it denoises."""
+        self.pipeline().encode_prompt(prompt, max_sequence_length=self._adapter.spec.text_length)
+
+    def latents(self, prompt: str, noise: Tensor, settings: Settings) -> Tensor:
+        """Return the latents that noise (1, C, F, H, W) becomes with a film's settings."""
+        spec, pipeline = self._adapter.spec, self._set(settings)
         frames, height, width = noise.shape[2:]
-        guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
-        rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
         with self._own_attention():
             output = pipeline(
                 prompt=prompt,
@@ -66,9 +85,7 @@ class Stock:
                 width=width * spec.pixels_per_latent,
                 num_frames=spec.frames_per_latent * (frames - 1) + 1,
                 num_inference_steps=settings.steps,
-                **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
-                **rescale,
-                max_sequence_length=spec.text_length,
+                **self._options(settings),
                 output_type="latent",
                 **self._arguments(pipeline, noise),
             )
@@ -78,21 +95,40 @@ class Stock:
         """Return what a pipeline gave in the shape of the noise."""
         return self._unpacked(output.frames, noise)
 
+    def _set(self, settings: Settings) -> Any:
+        """Return the pipeline for a film's settings."""
+        return self.pipeline(settings.shift)
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        """Return what it is called with for a film's guidance, and for the length of texts."""
+        guidance = [settings.guidance_of(expert) for expert, _ in enumerate(self._adapter.experts)]
+        rescale = {"guidance_rescale": settings.guidance_rescale} if settings.guidance_rescale else {}
+        return {
+            **dict(zip(("guidance_scale", "guidance_scale_2"), guidance, strict=False)),
+            **rescale,
+            "max_sequence_length": self._adapter.spec.text_length,
+        }
+
     def evaluate(self, x: Tensor, counts: Sequence[int]) -> None:
         """Evaluate the transformer at x (1, C, F, H, W) as the pipeline does, for texts of ``counts`` tokens.
 
         On tensors without data, to count what that takes.
         """
         adapter = self._adapter
-        (encoder,) = adapter.text_encoders
-        width = encoder.get_input_embeddings().embedding_dim
-        states = x.new_empty(len(counts), adapter.spec.text_length, width, dtype=adapter.dtype)
-        mask = x.new_empty(states.shape[:2], dtype=torch.bool)
+        texts = []
+        for encoder, kind in zip(adapter.text_encoders, adapter.reads_with, strict=True):
+            shape = len(counts), kind.most(adapter.spec)
+            width = encoder.get_input_embeddings().embedding_dim
+            states = x.new_empty(*shape, width, dtype=adapter.dtype)
+            texts += [states, x.new_empty(shape, dtype=torch.bool)]
         with self._own_attention():
-            self._ask(adapter.experts[0], x.to(adapter.dtype), states, mask)
+            self._ask(adapter.experts[0], x.to(adapter.dtype), *texts)
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
-        """Call the transformer as the pipeline does, with states (B, L, D) and the mask (B, L) of texts."""
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
+        """Call the transformer as the pipeline does.
+
+        With the states (B, L, D) and the mask (B, L) of texts by one encoder, and by others if there are any.
+        """
         transformer(
             hidden_states=x.expand(len(states), -1, -1, -1, -1).contiguous(),
             encoder_hidden_states=states,
@@ -104,18 +140,21 @@ class Stock:
     @contextmanager
     def _own_attention(self) -> Iterator[None]:
         """Let the transformers have diffusers' own attention for a while; compiled blocks stay compiled."""
-        blocks: list[Any] = [
-            block for expert in self._adapter.experts for block in self._adapter.blocks(expert)
-        ]
-        layers = [getattr(block, name) for block in blocks for name in self.attention]
-        ours = [layer.processor for layer in layers]
+        layers = [one for expert in self._adapter.experts for one in self._layers(expert)]
+        ours = [layer.processor for layer, _ in layers]
         try:
-            for layer in layers:
-                layer.processor = type(self).processor()
+            for layer, processor in layers:
+                layer.processor = processor()
             yield
         finally:
-            for layer, processor in zip(layers, ours, strict=True):
+            for (layer, _), processor in zip(layers, ours, strict=True):
                 layer.processor = processor
+
+    def _layers(self, transformer: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+        """Yield the transformer's layers of attention that are ours, each with what made diffusers' own."""
+        for block in self._adapter.blocks(transformer):
+            for name in self.attention:
+                yield getattr(block, name), type(self).processor
 
     def _arguments(self, pipeline: Any, noise: Tensor) -> dict[str, Any]:
         """Return what else the pipeline is called with: at least the noise, in its own form."""
@@ -142,7 +181,7 @@ class WanStock(Stock):
     processor = WanAttnProcessor
     attention = ("attn1", "attn2")
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
         tokens = x[0, 0, :, ::2, ::2].numel()
         shape = (1, tokens) if self._adapter.spec.pictures else (1,)
         for text in states.split(1):  # guidance is a second call here
@@ -158,7 +197,7 @@ class LTXStock(Stock):
     processor = LTXVideoAttnProcessor
     attention = ("attn1", "attn2")
 
-    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor) -> None:
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
         tokens, adapter = packed(x).expand(len(states), -1, -1).contiguous(), self._adapter
         assert isinstance(adapter, LTXAdapter)
         transformer(
@@ -278,12 +317,64 @@ class LTX2Stock(LTXStock):
         return pipeline.audio_vae.latents_mean, pipeline.audio_vae.latents_std
 
 
+class HunyuanStock(Stock):
+    """`HunyuanVideo15Pipeline`, whose guidance is a component."""
+
+    pipeline_class = HunyuanVideo15Pipeline
+    processor = HunyuanVideo15AttnProcessor2_0
+    attention = ("attn",)
+
+    def pipeline(self, shift: float | None = None, **more: Any) -> Any:
+        """Return the pipeline; without other words, with diffusers' usual guidance."""
+        return super().pipeline(shift, **{"guider": ClassifierFreeGuidance(), **more})
+
+    def read(self, prompt: str) -> None:
+        """Have the pipeline read a prompt, of whose length it has its own opinion."""
+        self.pipeline().encode_prompt(prompt)
+
+    def _set(self, settings: Settings) -> Any:
+        rescale = settings.guidance_rescale
+        guider = ClassifierFreeGuidance(settings.guidance_of(0), guidance_rescale=rescale)
+        return self.pipeline(settings.shift, guider=guider)
+
+    def _options(self, settings: Settings) -> dict[str, Any]:
+        return {}
+
+    def _layers(self, transformer: Any) -> Iterator[tuple[Any, Callable[[], Any]]]:
+        yield from super()._layers(transformer)
+        for block in transformer.context_embedder.token_refiner.refiner_blocks:
+            yield block.attn, AttnProcessor2_0
+
+    def _ask(self, transformer: Any, x: Tensor, states: Tensor, mask: Tensor, *others: Tensor) -> None:
+        """Call its parts, as its own `forward` does for one text after the other.
+
+        That looks at a mask's content, which is not there. Its text is as long as it can be, with an image's
+        tokens of which none counts.
+        """
+        glyphs, its_mask = others
+        for index in range(len(states)):
+            row, time = slice(index, index + 1), x.new_empty(1)
+            shape = (1, IMAGE_TOKENS, transformer.config.image_embed_dim)
+            image = transformer.image_embedder(x.new_empty(shape))
+            words = transformer.context_embedder(states[row], time, mask[row])
+            text = torch.cat([image, transformer.context_embedder_2(glyphs[row]), words], 1)
+            counted = torch.cat([mask.new_empty(1, IMAGE_TOKENS), its_mask[row], mask[row]], 1)
+            unknown = transformer.config.in_channels - x.shape[1]
+            given = torch.cat([x, x.new_empty(1, unknown, *x.shape[2:])], 1)
+            rotation, modulation = transformer.rope(given), transformer.time_embed(time)
+            video = transformer.x_embedder(given)
+            for block in transformer.transformer_blocks:
+                video, text = block(video, text, modulation, counted, rotation)
+            transformer.proj_out(transformer.norm_out(video, modulation))
+
+
 STOCK: dict[type, type[Stock]] = {
     MochiAdapter: MochiStock,
     WanAdapter: WanStock,
     LTXAdapter: LTXStock,
     LaterLTXAdapter: LaterLTXStock,
     LTX2Adapter: LTX2Stock,
+    HunyuanAdapter: HunyuanStock,
 }
 
 

@@ -78,4 +78,6 @@ def levels_of(kind: str, steps: int, shift: float | None, tokens: int) -> list[f
         return linear_quadratic(steps)
     if kind == "distilled":
         return distilled(steps)
-    return shifted_by_tokens(steps, tokens) if kind == "by tokens" else even(steps)
+    if kind == "by tokens":
+        return shifted_by_tokens(steps, tokens)
+    return [shifted(level, 1.0 if shift is None else shift) for level in even(steps)]

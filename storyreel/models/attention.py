@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from storyreel.models.base import Text, stacked
+from storyreel.models.base import Text, padded, stacked
 from storyreel.models.kernels import Kernel
 
 
@@ -62,6 +62,29 @@ def keys_of(texts: Sequence[Text], kernel: Kernel | None, encoder: int = 0) -> t
         of_all = torch.cat([torch.ones_like(firsts[0]), *firsts]) if firsts else None
         rows.append(Row(plain, groups, of_all))
     return states, Keys(tuple(rows), weights, kernel)
+
+
+def joined(parts: Sequence[tuple[Tensor, Keys]]) -> tuple[Tensor, Keys]:
+    """Return the tokens of several encoders, (B, L, D) each with how they count, as those of one text."""
+    tokens, weights, rows = [], [], []
+    for index, each in enumerate(zip(*(keys.rows for _, keys in parts), strict=True)):
+        sizes = [(row.plain, *row.groups) for row in each]
+        states, shares = (
+            [x[index : index + 1, : sum(of)].split(of, 1) for x, of in zip(whole, sizes, strict=True)]
+            for whole in ([x for x, _ in parts], [keys.weights for _, keys in parts])
+        )
+        # All that count once stand first.
+        ours, ones = (
+            torch.cat([x[0] for x in found] + [group for x in found for group in x[1:]], 1)
+            for found in (states, shares)
+        )
+        grouped = [row.weights for row in each if row.weights is not None]
+        of_all = torch.cat([grouped[0][:1], *(found[1:] for found in grouped)]) if grouped else None
+        groups = tuple(size for row in each for size in row.groups)
+        rows.append(Row(sum(row.plain for row in each), groups, of_all))
+        tokens.append(ours)
+        weights.append(ones)
+    return padded(tokens), Keys(tuple(rows), padded(weights), parts[0][1].kernel)
 
 
 def attend(

@@ -82,10 +82,10 @@ def side_by_side(texts: Sequence[Text], weights: Sequence[float]) -> Text:
 def stacked(texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Tensor]:
     """Return one encoder's states (B, L, D) and weights (B, L) of several texts, padded with zeros."""
     states = [text.states[encoder] for text in texts]
-    return _padded(states), _padded([text.weights_by_encoder()[encoder] for text in texts])
+    return padded(states), padded([text.weights_by_encoder()[encoder] for text in texts])
 
 
-def _padded(rows: Sequence[Tensor]) -> Tensor:
+def padded(rows: Sequence[Tensor]) -> Tensor:
     """Stack rows (1, L, …) of different lengths, with zeros at their ends."""
     longest = max(row.shape[1] for row in rows)
     blank = [row.new_zeros(1, longest - row.shape[1], *row.shape[2:]) for row in rows]

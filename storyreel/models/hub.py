@@ -26,7 +26,8 @@ from storyreel.files import file_hash, write_atomically, writing
 from storyreel.lock import Lock
 from storyreel.models.specs import COMPONENTS, PULLED, ModelSpec, pulled_folder
 
-KINDS = (".json", ".model", ".safetensors", ".txt")  # no pickle, no code
+# No pickle, no code; of chat templates (.jinja) transformers makes text in a sandbox.
+KINDS = (".jinja", ".json", ".model", ".safetensors", ".txt")
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 SPARE = 1 << 30  # bytes that stay free on the disk
 

@@ -11,7 +11,7 @@ from storyreel.models.specs import ModelSpec
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
 INDEX = ".safetensors.index.json"
 _NEEDED = (".safetensors", ".json")
-_TOKENIZERS = (".model", ".txt")
+_TOKENIZERS = (".jinja", ".model", ".txt")
 
 
 def check_inventory(spec: ModelSpec) -> None:

@@ -46,13 +46,21 @@ class TextEncoder:
     """A text encoder of a family: its class in transformers, and the true sizes for its configuration.
 
     ``thin`` are those in which a model with random weights has fewer on a device: texts are encoded once in
-    a film. A tokenizer goes with each. What connects text encoders to a transformer, in a class of
-    diffusers, is described likewise.
+    a film. A tokenizer goes with each. Where a chat template stands around prompts, its first ``template``
+    tokens are always the same, and what is made of them is not kept. ``longest`` are the most tokens of a
+    prompt, where they are not the model's ``text_length``. What connects text encoders to a transformer, in a
+    class of diffusers, is described likewise.
     """
 
     kind: type[Any]
     sizes: dict[str, Any]
     thin: dict[str, Any]
+    template: int = 0
+    longest: int | None = None
+
+    def most(self, spec: ModelSpec) -> int:
+        """Return the most tokens of a prompt that a model reads with it."""
+        return self.longest or spec.text_length
 
 
 @dataclass
@@ -210,7 +218,7 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     """
     torch.manual_seed(0)
     dtype = getattr(torch, spec.dtype)
-    tokenizer = ByT5Tokenizer()
+    tokenizers = [_bytes(encoder.template) for encoder in family.reads_with]
     options: dict[str, Any] = {} if spec.boundary_ratio is None else {"boundary_ratio": spec.boundary_ratio}
     experts = []
     for _ in range(1 + len(options)):
@@ -219,7 +227,7 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
         experts.append(stored(spec, family.blocks(expert), expert))
     text_encoders = []
     for encoder in family.reads_with:
-        thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(tokenizer)}
+        thin = {} if device.type == "meta" else {**encoder.thin, "vocab_size": len(ByT5Tokenizer())}
         with device, default_dtype(dtype):
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
     with device, default_dtype(codec_dtype(spec, device)):
@@ -233,10 +241,17 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
     scheduler = family.schedulers[0](**family.schedule)
     if spec.pictures:
         options["expand_timesteps"] = True
-    tokenizers = [tokenizer] * len(text_encoders)
     return Parts(
         experts, vae, text_encoders, tokenizers, scheduler, options, connectors=connectors, sound=sound
     )
+
+
+def _bytes(template: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that needs no files, with a stand-in for a chat template of so many tokens."""
+    tokenizer: PreTrainedTokenizerBase = ByT5Tokenizer()
+    if template:
+        tokenizer.chat_template = f"{{{{ 'x' * {template} }}}}{{{{ messages[-1].content }}}}"
+    return tokenizer
 
 
 def in_fp32_where_loaded_so(model: Any) -> Any:

@@ -210,7 +210,9 @@ class PipelineAdapter(ABC):
         """Return the states (1, L, D) and weights (1, L) of a prompt by an encoder. Raises PromptError."""
         tokens = self._checked_tokens(index, prompt)
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        return self._encoded(self.text_encoders[index], ids, mask)
+        states, weights = self._encoded(self.text_encoders[index], ids, mask)
+        first = self.reads_with[index].template
+        return states[:, first:], weights[:, first:]
 
     def blank_text(self, tokens: int) -> Text:
         """Return a text of so many tokens without any meaning, for calculations."""
@@ -228,16 +230,26 @@ class PipelineAdapter(ABC):
 
     def _checked_tokens(self, index: int, prompt: str) -> Any:
         """Return a prompt's tokens for an encoder. Raises PromptError if they are too many."""
-        tokens, longest = self._tokens(index, prompt), self.spec.text_length
-        if (count := int(tokens.attention_mask.sum())) > longest:
+        tokens, encoder = self._tokens(index, prompt), self.reads_with[index]
+        count, longest = int(tokens.attention_mask.sum()) - encoder.template, encoder.most(self.spec)
+        if count > longest:
             raise PromptError(prompt, count, longest)
         return tokens
 
     def _tokens(self, index: int, prompt: str) -> Any:
         """Return a prompt's tokens for an encoder, with ``input_ids`` and ``attention_mask`` (1, L)."""
         tokenizer: Any = self.parts.tokenizers[index]
+        longest = self.reads_with[index].most(self.spec)
         prompt = self.clean(prompt)
-        return tokenizer(prompt, padding="max_length", max_length=self.spec.text_length, return_tensors="pt")
+        return tokenizer(prompt, padding="max_length", max_length=longest, return_tensors="pt")
+
+    def _offsets(self, index: int, prompt: str) -> Sequence[tuple[int, int]]:
+        """Return where the tokens that an encoder reads stand in a cleaned prompt, each [begin, end).
+
+        None do for a tokenizer that does not say so.
+        """
+        tokenizer: Any = self.parts.tokenizers[index]
+        return tokenizer(prompt, return_offsets_mapping=True).offset_mapping if tokenizer.is_fast else ()
 
     def clean(self, prompt: str) -> str:
         """Return a prompt as the family's pipeline hands it to its tokenizer: most do as it is."""
@@ -258,11 +270,9 @@ class PipelineAdapter(ABC):
         clean = self.clean(prompt)
         if clean != prompt:
             spans = [(len(self.clean(prompt[:begin])), len(self.clean(prompt[:end]))) for begin, end in spans]
-        for states, tokenizer in zip(self.encode(prompt).states, self.parts.tokenizers, strict=True):
+        for index, states in enumerate(self.encode(prompt).states):
             inside = torch.zeros(states.shape[1], dtype=torch.bool)
-            reader: Any = tokenizer
-            offsets = reader(clean, return_offsets_mapping=True).offset_mapping if reader.is_fast else ()
-            for place, (begin, end) in enumerate(offsets):
+            for place, (begin, end) in enumerate(self._offsets(index, clean)):
                 inside[place] = any(begin < last and first < end for first, last in spans)
             parts.append(inside)
         return torch.cat(parts)

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storyreel.errors import UsageError
-from storyreel.method.noise_levels import even, evenly_shifted, linear_quadratic, shifted_by_tokens
+from storyreel.method.noise_levels import (
+    even,
+    evenly_shifted,
+    levels_of,
+    linear_quadratic,
+    shifted_by_tokens,
+)
 from storyreel.method.step_skipping import SPEEDS, Pace, continued, find_speed
 
 LEVELS = {  # of the models' defaults
@@ -17,6 +23,7 @@ LEVELS = {  # of the models' defaults
     "wan-2.2-a14b": evenly_shifted(40, 12.0),
     "ltx-2b": shifted_by_tokens(50, 13 * 330),
     "ltx-13b": linear_quadratic(30),
+    "hunyuan-1.5": levels_of("even", 50, 5.0, 0),
 }
 BOUNDARIES = {"wan-2.2-a14b": 0.875}
 falling = st.one_of(
@@ -72,6 +79,7 @@ def test_of_even_levels_the_steps_are_those_by_number() -> None:
         ("wan-2.2-a14b", (33, 0.82), (19, 0.47)),
         ("ltx-2b", (33, 0.66), (22, 0.42)),
         ("ltx-13b", (25, 0.83), (17, 0.55)),
+        ("hunyuan-1.5", (32, 0.64), (22, 0.42)),
     ],
 )
 def test_what_the_presets_cost(model: str, balanced: tuple[int, float], fast: tuple[int, float]) -> None:

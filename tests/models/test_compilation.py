@@ -21,7 +21,8 @@ from tests.tiny import CPU, FAMILIES, ltx, velocities, wan
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_:DeprecationWarning")  # of torch's own
 
 # Graphs of one block for all kinds of requests: lengths, texts, guidance. Mochi's last block is another one.
-GRAPHS = {"mochi": 24, "wan": 16, "wan of two experts": 16, "ltx": 12, "later ltx": 12, "wan ti2v": 16}
+GRAPHS = {"mochi": 24, "ltx": 12, "later ltx": 12}
+GRAPHS |= dict.fromkeys(("wan", "wan of two experts", "wan ti2v", "hunyuan"), 16)
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +32,10 @@ def nothing_compiled() -> None:
 
 
 def text(adapter: PipelineAdapter, tokens: int, weight: float = 1.0) -> Text:
-    width = adapter.encode("a fox").states[0].shape[2]
     generator = torch.Generator().manual_seed(tokens)
-    return Text((torch.randn(1, tokens, width, generator=generator),), torch.full((1, tokens), weight))
+    first, *others = adapter.encode("a fox").states
+    words = torch.randn(1, tokens, first.shape[2], generator=generator)
+    return Text((words, *(states[:, :0] for states in others)), torch.full((1, tokens), weight))
 
 
 def kinds(adapter: PipelineAdapter) -> list[tuple[Tensor, list[Text]]]:

@@ -65,6 +65,7 @@ LTX = {
 }
 
 
+HUNYUAN = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0}
 MOCHI = {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}
 LATER_LTX = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": False}
 # Of each model: its scheduler's configuration, its family, and from the public formulas, by hand, the levels
@@ -81,6 +82,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], str, tuple[float, float, float]]] = {
     "ltx-13b": (LATER_LTX, "later ltx", (0.99833333, 0.975, 0.12411111)),
     "wan-2.2-5b": (WAN | {"flow_shift": 5.0}, "wan ti2v", (0.99593909, 0.83361093, 0.09677836)),
     "ltx-2.5": (LATER_LTX, "ltx 2", (0.99375, 0.975, 0.421875)),
+    # s t / (1 + (s - 1) t) at t = 1 - i / steps
+    "hunyuan-1.5": (HUNYUAN, "hunyuan", (0.99593496, 0.83333333, 0.09259259)),
 }
 
 

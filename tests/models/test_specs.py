@@ -27,6 +27,7 @@ AUTHORS: dict[str, tuple[object, ...]] = {
     "ltx-13b": (30, 5.0, None, 0.7, None, LTX_WORDS, 24),
     "wan-2.2-5b": (50, 5.0, None, 0.0, 5.0, WAN_NEGATIVE, 24),
     "ltx-2.5": (8, 1.0, None, 0.0, None, "", 24),
+    "hunyuan-1.5": (50, 6.0, None, 0.0, 5.0, "", 24),
 }
 
 
@@ -74,7 +75,8 @@ def test_wans_shift_is_that_of_the_nearest_size_that_its_authors_name(
     assert plan_of(STORY, model=model, size=size, shift=7.0).settings.shift == 7.0
 
 
-# As scripts/convert_{wan,ltx,mochi}_to_diffusers.py of huggingface/diffusers have it: they made the folders
+# As scripts/convert_{wan,ltx,mochi,hunyuan_video1_5}_to_diffusers.py of huggingface/diffusers have it: they
+# made the folders
 WAN_14B = {
     "attention_head_dim": 128,
     "cross_attn_norm": True,
@@ -116,6 +118,26 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "ltx-13b": LTX_2B | {"attention_head_dim": 128, "cross_attention_dim": 4096, "num_layers": 48},
     "wan-2.2-5b": WAN_14B
     | {"ffn_dim": 14336, "num_attention_heads": 24, "num_layers": 30, "in_channels": 48, "out_channels": 48},
+    "hunyuan-1.5": {
+        "in_channels": 65,
+        "out_channels": 32,
+        "num_attention_heads": 16,
+        "attention_head_dim": 128,
+        "num_layers": 54,
+        "num_refiner_layers": 2,
+        "mlp_ratio": 4.0,
+        "patch_size": 1,
+        "patch_size_t": 1,
+        "qk_norm": "rms_norm",
+        "text_embed_dim": 3584,
+        "text_embed_2_dim": 1472,
+        "image_embed_dim": 1152,
+        "rope_theta": 256.0,
+        "rope_axes_dim": (16, 56, 56),
+        "use_meanflow": False,
+        "target_size": 640,
+        "task_type": "t2v",
+    },
 }
 WAN_2_1_CODEC = {
     "base_dim": 96,
@@ -185,6 +207,12 @@ CODECS: dict[str, dict[str, Any]] = {
         "spatial_compression_ratio": 32,
         "temporal_compression_ratio": 8,
     },
+    "hunyuan-1.5": {
+        "latent_channels": 32,
+        "block_out_channels": (128, 256, 512, 1024, 1024),
+        "spatial_compression_ratio": 16,
+        "temporal_compression_ratio": 4,
+    },
 }
 
 
@@ -208,12 +236,19 @@ def test_random_weights_have_the_true_architecture(name: str) -> None:
 
 
 def test_random_weights_read_with_the_true_text_encoders() -> None:
-    """google/t5-v1_1-xxl and google/umt5-xxl: their config.json."""
+    """google/t5-v1_1-xxl, google/umt5-xxl and HunyuanVideo 1.5's two: their config.json."""
     known = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     assert known.items() <= T5_XXL.items()
-    sizes = {name: adapter_class(MODELS[name]).reads_with[0].sizes["vocab_size"] for name in TRANSFORMERS}
+    read = {name: adapter_class(MODELS[name]).reads_with for name in TRANSFORMERS}
+    language, letters = read.pop("hunyuan-1.5")
+    sizes = {name: encoder.sizes["vocab_size"] for name, (encoder,) in read.items()}
     assert set(sizes.values()) == {32128, 256384}
     assert {name for name, size in sizes.items() if size == 256384} == {n for n in sizes if "wan" in n}
+    # Qwen/Qwen2.5-VL-7B-Instruct's text, and google/byt5-small with Glyph-SDXL-v2's tokens
+    assert (language.sizes["hidden_size"], language.sizes["num_hidden_layers"]) == (3584, 28)
+    assert (letters.sizes["d_model"], letters.sizes["vocab_size"]) == (1472, 1510)
+    assert [encoder.most(MODELS["hunyuan-1.5"]) for encoder in (language, letters)] == [1000, 256]
+    assert language.template == 108
 
 
 def test_quantizing_changes_no_setting() -> None:
