@@ -167,6 +167,7 @@ def plan(
     without: str | Iterable[str] | None = None,
     speed: str | None = None,
     quantize: str | None = None,
+    lora: PathLike | Sequence[PathLike] | None = None,
     weights: PathLike | None = None,
 ) -> Plan:
     """Return all that decides a film, before anything is computed: segments, seams, settings.
@@ -174,8 +175,9 @@ def plan(
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
     length of scenes that name none, ``negative`` what guidance leads away from, "" for nothing, ``shift`` how
     far Wan's noise levels are shifted, ``method`` has settings of the method by name, ``without`` parts of it
-    to leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
-    ScriptError for what a story cannot have, UsageError for what the arguments cannot.
+    to leave out: dipw, twb, sar, all, with commas between or one by one; ``lora`` are files of LoRAs, each as
+    "FILE" or "FILE=WEIGHT"; ``weights`` is a folder. Raises ScriptError for what a story cannot have,
+    UsageError for what the arguments cannot.
     """
     _check_types(
         story=(story, Story | str | os.PathLike),
@@ -189,6 +191,7 @@ def plan(
         without=(without, str | Iterable),
         speed=(speed, str),
         quantize=(quantize, str),
+        lora=(lora, str | os.PathLike | Sequence),
         weights=(weights, str | os.PathLike),
     )
     if weights is not None and not Path(weights).is_dir():
@@ -196,6 +199,7 @@ def plan(
     if not isinstance(story, Story):
         path = Path(story)
         story, name = read_story(path), name or film_name(path)
+    files = [lora] if isinstance(lora, str | os.PathLike) else lora or ()
     parts = without.split(",") if isinstance(without, str) else without or ()
     overrides = Overrides(
         model=model,
@@ -211,6 +215,7 @@ def plan(
         speed=speed,
         quantize=quantize,
         weights=None if weights is None else Path(weights),
+        lora=tuple(map(Path, files)) or None,
     )
     return make_plan(story, name or "film", overrides, hear(story))
 

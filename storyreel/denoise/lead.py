@@ -14,6 +14,7 @@ from torch import Tensor
 from storyreel.method.blending import name_matters
 from storyreel.method.similarity import without_names
 from storyreel.models.base import Adapter, Request
+from storyreel.models.lora import Lora
 from storyreel.story.plan import LOOKS, Given, Plan, Segment, derived_seed
 
 LOOKED_AT = 0.6  # the noise level at which a name decides most
@@ -39,7 +40,7 @@ class Leads:
 
     def __init__(self, adapter: Adapter, plan: Plan, recall: Callable[[int], Tensor]) -> None:
         self._adapter, self._plan, self._recall = adapter, plan, recall
-        self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._portraits: dict[tuple[int, str, tuple[Lora, ...]], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
         """Return what is given of a segment; None where nothing is. Its sources are finished."""
@@ -49,7 +50,7 @@ class Leads:
         reach = max(segment.lead, *(part.at + part.count for part in parts))
         latents = weights = None
         for part in parts:
-            given, cells = self._whole(part) if part.name is None else self._portrait(part, part.name)
+            given, cells = self._whole(part) if part.name is None else self._portrait(segment, part, part.name)
             if latents is None or weights is None:
                 latents = given.new_zeros(*given.shape[:2], reach, *given.shape[3:])
                 weights = given.new_zeros(1, 1, *latents.shape[2:])
@@ -66,10 +67,14 @@ class Leads:
         latents = self._recall(part.source)[:, :, part.first : part.first + part.count]
         return latents, torch.ones_like(latents[:, :1])
 
-    def _portrait(self, part: Given, name: str) -> tuple[Tensor, Tensor]:
-        """Return the first frame of a segment, and which of its cells show a character. Both are kept."""
-        key = part.source, name
+    def _portrait(self, segment: Segment, part: Given, name: str) -> tuple[Tensor, Tensor]:
+        """Return the first frame of a source, and which of its cells show a character. Both are kept.
+
+        The character is looked for with the LoRAs of the segment that begins, which are merged then.
+        """
+        key = part.source, name, segment.loras
         if key not in self._portraits:
+            self._adapter.merge_loras(segment.loras)
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
             self._portraits[key] = latents, self._shows(latents, self._plan.first_takes[part.source], name)
         return self._portraits[key]

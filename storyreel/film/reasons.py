@@ -24,6 +24,7 @@ CHANGES = {
     "seed": "its seed has changed",
     "cast": "who is in it has changed",
     "blended": "it begins otherwise",
+    "loras": "its LoRAs have changed",
 }
 TEXTS = ("scene", "action")
 
@@ -46,7 +47,7 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
     if recorded is None:
         return "it is new"
     facts = _plain(own_facts(segment))
-    if changed := [words for name, words in CHANGES.items() if recorded.get(name) != facts[name]]:
+    if changed := [words for name, words in CHANGES.items() if recorded.get(name) != facts.get(name)]:
         return changed[0]
     again = {
         source for source in plan.sources(segment) if plan.first_takes[source].slot not in inventory.latents

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 Experts = Literal["all", "high", "low"]
-EXPERTS: tuple[Experts, ...] = get_args(Experts)
 STRONGEST = 10.0  # the largest weight, either way
 
 
@@ -34,8 +33,8 @@ class Lora:
         return {"file": self.path.name, "weight": self.weight, "experts": self.experts}
 
     def __str__(self) -> str:
-        expert = "" if self.experts == "all" else f" for {self.experts} noise levels"
-        return f"{self.path.name} = {self.weight:g}{expert}"
+        expert = "" if self.experts == "all" else f" at {self.experts} noise levels"
+        return f"{self.path.name}={self.weight:g}{expert}"
 
 
 def named_experts(path: Path) -> Experts:
@@ -45,17 +44,15 @@ def named_experts(path: Path) -> Experts:
     return "all" if high == low else "high" if high else "low"
 
 
-def parse_lora(text: str) -> tuple[str, float]:
+def parse_lora(text: str) -> tuple[Path, float]:
     """Read FILE or FILE=WEIGHT. Raises ValueError, saying what is wrong."""
-    if Path(text).is_file():  # whatever its name
-        return text, 1.0
     name, equals, number = text.rpartition("=")
-    if not equals:
-        return text, 1.0
+    if not equals or Path(text).is_file():  # a name may have that sign
+        return Path(text), 1.0
     try:
         weight = float(number)
     except ValueError:
         raise ValueError(f"{number!r:.40} is no weight; write FILE=WEIGHT, as in style.safetensors=0.8") from None
     if not (math.isfinite(weight) and abs(weight) <= STRONGEST):
         raise ValueError(f"weight {number} is not valid; use a number from -{STRONGEST:g} to {STRONGEST:g}")
-    return name, weight
+    return Path(name), weight

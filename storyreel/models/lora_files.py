@@ -69,18 +69,21 @@ def lora_problem(lora: Lora, spec: ModelSpec) -> str | None:
     """
     try:
         if not lora.path.exists():
-            return f"there is no file {lora.path}"
+            return f"there is no LoRA {lora.path}"
         header(lora.path)
         if lora.experts != "all" and spec.boundary_ratio is None:
-            return f"model {spec.name} has one transformer for all noise levels; leave experts out"
+            return (
+                f"model {spec.name} has one transformer for all noise levels; leave out that {lora.path.name} "
+                f"is for {lora.experts} ones"
+            )
         folders = [spec.weights / name for name in ("transformer", "transformer_2")]
         for expert, folder in enumerate(folders):
             if folder.is_dir() and lora.changes(expert):
                 changes_of(lora.path, shapes_of(folder, spec.variant), spec.authors_names)
     except UnfitError as error:
-        return f"{lora.path.name} does not fit model {spec.name}: {error}"
+        return f"the LoRA {lora.path.name} does not fit model {spec.name}: {error}"
     except OSError as error:
-        return f"{lora.path} cannot be read: {error.strerror or error}"
+        return f"the LoRA {lora.path} cannot be read: {error.strerror or error}"
     return None
 
 
