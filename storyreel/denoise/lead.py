@@ -50,7 +50,9 @@ class Leads:
         reach = max(segment.lead, *(part.at + part.count for part in parts))
         latents = weights = None
         for part in parts:
-            given, cells = self._whole(part) if part.name is None else self._portrait(segment, part, part.name)
+            given, cells = (
+                self._whole(part) if part.name is None else self._portrait(segment, part, part.name)
+            )
             if latents is None or weights is None:
                 latents = given.new_zeros(*given.shape[:2], reach, *given.shape[3:])
                 weights = given.new_zeros(1, 1, *latents.shape[2:])

@@ -179,7 +179,7 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
         return digest([shared, _segment_digest(plan, segment), sources, *([loras] if loras else [])])
 
     for segment in plan.first_takes:
-        first_takes.append(key(segment))  # noqa: PERF401  # the next one's key may need it
+        first_takes.append(key(segment))  # the next one's key may need it
     latents = [first_takes[s.index] if s.take == 1 else key(s) for s in plan.segments]
     of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])

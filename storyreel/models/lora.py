@@ -52,7 +52,9 @@ def parse_lora(text: str) -> tuple[Path, float]:
     try:
         weight = float(number)
     except ValueError:
-        raise ValueError(f"{number!r:.40} is no weight; write FILE=WEIGHT, as in style.safetensors=0.8") from None
+        raise ValueError(
+            f"{number!r:.40} is no weight; write FILE=WEIGHT, as in style.safetensors=0.8"
+        ) from None
     if not (math.isfinite(weight) and abs(weight) <= STRONGEST):
         raise ValueError(f"weight {number} is not valid; use a number from -{STRONGEST:g} to {STRONGEST:g}")
     return Path(name), weight

@@ -38,7 +38,13 @@ ENDS = {
     ".diff_m": "modulation",
 }
 # What is no LoRA, though files of it are called one; by parts of their keys.
-OTHERS = {"dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "lokr_": "LoKr", "hada_": "LoHa", "oft_": "OFT"}
+OTHERS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lokr_": "LoKr",
+    "hada_": "LoHa",
+    "oft_": "OFT",
+}
 
 
 class UnfitError(ValueError):
@@ -121,7 +127,9 @@ def changes_of(
             if change.target not in model:
                 unknown += [key for key in (change.down, change.up, change.difference) if key]
             elif not _fits(shape, model[change.target]):
-                unfit.append(f"{change.target} is {_words(model[change.target])}, in the file {_words(shape)}")
+                unfit.append(
+                    f"{change.target} is {_words(model[change.target])}, in the file {_words(shape)}"
+                )
             else:
                 found.append(change)
     unknown += [key for key in shapes if not _end(key)]
@@ -205,7 +213,9 @@ def _rank(up: str, down: str, shapes: Mapping[str, Shape]) -> int:
     """Return the rank of two matrices. Raises UnfitError if they have none in common."""
     (out, *inner), (rank, *wide) = shapes[up] or (0,), shapes[down] or (0,)
     if not (out and rank and inner and wide and math.prod(inner) == rank):
-        raise UnfitError(f"the ranks of {up}, {_words(shapes[up])}, and {down}, {_words(shapes[down])}, differ")
+        raise UnfitError(
+            f"the ranks of {up}, {_words(shapes[up])}, and {down}, {_words(shapes[down])}, differ"
+        )
     return rank
 
 

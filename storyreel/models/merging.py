@@ -40,7 +40,9 @@ def merge(
             for lora, change in changes:
                 difference = lora.weight * _difference(files[lora.path], change)
                 merged = merged + difference.view(merged.shape).to(merged.device)
-            parameter.data = merged.to(parameter.dtype)  # and not into the old one, which may be a mapped file
+            parameter.data = merged.to(
+                parameter.dtype
+            )  # and not into the old one, which may be a mapped file
 
 
 def _changes(

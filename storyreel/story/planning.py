@@ -250,14 +250,18 @@ def _loras(
     def checked(lora: Lora, from_command_line: bool, *place: str | int) -> Lora:
         problem = None
         if (other := seen.setdefault(lora.path.name, lora)).path != lora.path:
-            problem = f"two LoRAs of the film are called {lora.path.name}; rename one, so that records tell them"
+            problem = (
+                f"two LoRAs of the film are called {lora.path.name}; rename one, so that records tell them"
+            )
         elif (other is lora or other.experts != lora.experts) and (from_command_line or story.is_from_file):
             problem = lora_problem(lora, spec)
         refusals.add(problem, from_command_line, *place)
         return lora
 
     of_film: list[Lora] = []
-    of_scenes: dict[int, list[Lora]] = {i: [] for i, scene in enumerate(story.scenes) if scene.lora is not None}
+    of_scenes: dict[int, list[Lora]] = {
+        i: [] for i, scene in enumerate(story.scenes) if scene.lora is not None
+    }
     for scene, file, place in story.loras():
         if scene is None and overrides.lora is not None:
             continue
