@@ -116,7 +116,7 @@ def ingredients(spec: ModelSpec) -> dict[str, Any]:
     own = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
     known = {name: value for name, value in own.items() if name not in LATER or value != LATER[name]}
     facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
+    model: dict[str, Any] = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
     if spec.loras:
         hashes = lora_hashes(spec.loras)
         model["loras"] = [lora.facts | {"sha256": hashes[lora.path.name]} for lora in spec.loras]

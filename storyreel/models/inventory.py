@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import safe_open
-
 from storyreel.errors import DamagedError, MissingError
 from storyreel.files import read_json
 from storyreel.models.specs import ModelSpec
@@ -51,6 +49,8 @@ def shapes_of(folder: Path, variant: str | None = None) -> dict[str, tuple[int, 
         variant = None
     index = INDEX if variant is None else INDEX.replace(".json", f".{variant}.json")
     files = sorted(folder.glob("*.safetensors" if variant is None else f"*.{variant}.safetensors"))
+    from safetensors import safe_open  # not for the first answers of a command
+
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         for path in folder.glob(f"*{index}"):

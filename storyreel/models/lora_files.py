@@ -11,18 +11,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from storyreel.models.inventory import shapes_of
 from storyreel.models.lora import Lora
 from storyreel.models.specs import ModelSpec
 
 Shape = tuple[int, ...]
+ScaleOf = Callable[[str, int], float]  # of a layer and a rank
 
 NAMED = 3  # of what does not fit, so many are named
 METADATA = "lora_adapter_metadata"  # peft's configuration, in files that diffusers has saved
@@ -78,10 +76,8 @@ def lora_problem(lora: Lora, spec: ModelSpec) -> str | None:
             return f"there is no LoRA {lora.path}"
         header(lora.path)
         if lora.experts != "all" and spec.boundary_ratio is None:
-            return (
-                f"model {spec.name} has one transformer for all noise levels; leave out that {lora.path.name} "
-                f"is for {lora.experts} ones"
-            )
+            words = f"model {spec.name} has one transformer for all noise levels"
+            return f"{words}; leave out that {lora.path.name} is for {lora.experts} ones"
         folders = [spec.weights / name for name in ("transformer", "transformer_2")]
         for expert, folder in enumerate(folders):
             if folder.is_dir() and lora.changes(expert):
@@ -95,6 +91,8 @@ def lora_problem(lora: Lora, spec: ModelSpec) -> str | None:
 
 def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     """Return the shapes of a LoRA's tensors, and what else its header says. Raises UnfitError or OSError."""
+    from safetensors import SafetensorError, safe_open  # not for stories without
+
     with path.open("rb"):  # it says why, where that fails
         pass
     try:
@@ -173,7 +171,7 @@ def _changes(
     keys: Mapping[str, str],
     shapes: Mapping[str, Shape],
     targets: Mapping[str, str],
-    scale_of: Any,
+    scale_of: ScaleOf,
 ) -> Iterator[tuple[Change, Shape]]:
     """Yield the changes of a layer, each with the shape that it has; a target may be unknown.
 
@@ -190,10 +188,11 @@ def _changes(
         raise UnfitError(f"{alpha} is no single number")
     if up:
         rank = _rank(up, down, shapes)
-        how = {"alpha": alpha, "rank": rank, "scale": 1.0 if alpha else scale_of(layer, rank)}
-        yield Change(weight, up, down, **how), (shapes[up][0], *shapes[down][1:])
+        scale = 1.0 if alpha else scale_of(layer, rank)
+        product = Change(weight, up, down, alpha=alpha, rank=rank, scale=scale)
+        yield product, (shapes[up][0], *shapes[down][1:])
         if bias := keys.get("bias of up"):  # the matrices' scale counts for it too
-            yield Change(f"{layer}.bias", difference=bias, **how), shapes[bias]
+            yield replace(product, target=f"{layer}.bias", up="", down="", difference=bias), shapes[bias]
     for part, target in (
         ("weight", weight),
         ("bias", f"{layer}.bias"),
@@ -224,7 +223,7 @@ def _fits(shape: Shape, wanted: Shape) -> bool:
     return shape[:1] == wanted[:1] and math.prod(shape[1:]) == math.prod(wanted[1:])
 
 
-def _scale_of(metadata: Mapping[str, str]) -> Any:
+def _scale_of(metadata: Mapping[str, str]) -> ScaleOf:
     """Return a function (layer, rank) that returns the scale of matrices without an alpha of their own.
 
     That is 1, unless the file has peft's configuration, as diffusers saves it.

@@ -1,4 +1,4 @@
-"""LoRAs merged into a transformer's weights: they cost nothing while it works, whatever else is done to it."""
+"""LoRAs merged into a transformer's weights, where they cost nothing while it works."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ def _difference(file: Any, change: Change) -> Tensor:
     """Return what a change adds at weight 1, in fp32, on the CPU."""
     scale = float(file.get_tensor(change.alpha)) / change.rank if change.alpha else change.scale
     if change.difference:
-        return scale * file.get_tensor(change.difference).float()
-    up, down = (file.get_tensor(key).float().flatten(1) for key in (change.up, change.down))
-    return scale * (up @ down)
+        difference: Tensor = file.get_tensor(change.difference).float()
+    else:
+        up, down = (file.get_tensor(key).float().flatten(1) for key in (change.up, change.down))
+        difference = up @ down
+    return scale * difference
