@@ -172,6 +172,7 @@ def plan(
     without: str | Iterable[str] | None = None,
     speed: str | None = None,
     quantize: str | None = None,
+    lora: PathLike | Sequence[PathLike] | None = None,
     weights: PathLike | None = None,
 ) -> Plan:
     """Return all that decides a film, before anything is computed: segments, seams, settings.
@@ -179,8 +180,9 @@ def plan(
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
     length of scenes that name none, ``negative`` what guidance leads away from, "" for nothing, ``shift`` how
     far Wan's noise levels are shifted, ``method`` has settings of the method by name, ``without`` parts of it
-    to leave out: dipw, twb, sar, all, with commas between or one by one; ``weights`` is a folder. Raises
-    ScriptError for what a story cannot have, UsageError for what the arguments cannot.
+    to leave out: dipw, twb, sar, all, with commas between or one by one; ``lora`` are files of LoRAs, each as
+    "FILE" or "FILE=WEIGHT"; ``weights`` is a folder. Raises ScriptError for what a story cannot have,
+    UsageError for what the arguments cannot.
     """
     _check_types(
         story=(story, Story | str | os.PathLike),
@@ -194,6 +196,7 @@ def plan(
         without=(without, str | Iterable),
         speed=(speed, str),
         quantize=(quantize, str),
+        lora=(lora, str | os.PathLike | Sequence),
         weights=(weights, str | os.PathLike),
     )
     if weights is not None and not Path(weights).is_dir():
@@ -201,6 +204,7 @@ def plan(
     if not isinstance(story, Story):
         path = Path(story)
         story, name = read_story(path), name or film_name(path)
+    files = [lora] if isinstance(lora, str | os.PathLike) else lora or ()
     parts = without.split(",") if isinstance(without, str) else without or ()
     overrides = Overrides(
         model=model,
@@ -216,6 +220,7 @@ def plan(
         speed=speed,
         quantize=quantize,
         weights=None if weights is None else Path(weights),
+        lora=tuple(map(Path, files)) or None,
     )
     return make_plan(story, name or "film", overrides, hear(story))
 

@@ -32,6 +32,7 @@ from storyreel.film import keys, provenance, reader, writer
 from storyreel.film.recipe import Recipe, recipe_of
 from storyreel.models.base import MemoryMode, Request, Text
 from storyreel.models.loading import TextEncoder
+from storyreel.models.lora import Lora
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import Engine
@@ -176,6 +177,8 @@ class FakeAdapter:
         self.predicted: list[tuple[float, str]] = []
         self.on_predict: Callable[[int], None] = lambda count: None
         self.modes: list[MemoryMode] = ["balanced", "low"]
+        self.loras: tuple[Lora, ...] = ()
+        self.merged: list[tuple[Lora, ...]] = []
         self.chosen_for: tuple[tuple[int, int], int] | None = None
 
     def compile(self, said: Callable[[str], None] = lambda words: None) -> None:
@@ -183,6 +186,11 @@ class FakeAdapter:
 
     def attend_by(self, backend: str) -> None:
         """Have no attention."""
+
+    def merge_loras(self, loras: Sequence[Lora]) -> None:
+        if tuple(loras) != self.loras:
+            self.loras = tuple(loras)
+            self.merged.append(self.loras)
 
     def prepare(self, prompts: Iterable[str]) -> None:
         for prompt in prompts:
@@ -228,9 +236,9 @@ class FakeAdapter:
         each = x.expand(len(texts), -1, -1, -1, -1).split(1)
         return [(x - self._wanted(text, x)) / sigma for x, text in zip(each, texts, strict=True)]
 
-    @staticmethod
-    def _wanted(text: Text, x: Tensor) -> Tensor:
+    def _wanted(self, text: Text, x: Tensor) -> Tensor:
         value = (float(text.states[0].sum() % 101) / 50 - 1) * 2 / (1 + float(text.weights.mean()))
+        value += sum(lora.weight for lora in self.loras) / 10
         return (value + x[:, :, :2].mean().clamp(-1, 1)) / 2
 
     def decode(self, latents: Tensor) -> Tensor:

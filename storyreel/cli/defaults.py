@@ -15,10 +15,11 @@ from storyreel.errors import UsageError
 FILE = "storyreel.toml"
 PREFIX = "STORYREEL_"  # of the environment's variables, with the option's name in capitals
 # Read from the file's folder, wherever the command is run.
-PATHS = ("out", "weights", "sign_cert", "sign_key")
+PATHS = ("out", "weights", "sign_cert", "sign_key", "lora")
+SEVERAL = ("lora",)  # which may be a list
 KEYS = (
     *("model", "seed", "size", "seconds", "steps", "guidance", "negative", "shift", "speed", "quantize"),
-    *("weights", "device", "memory", "out", "sign_cert", "sign_key"),
+    *("weights", "device", "memory", "out", "sign_cert", "sign_key", "lora"),
 )
 
 
@@ -102,8 +103,10 @@ def read_defaults(path: Path) -> dict[str, Any]:
             near = get_close_matches(key, KEYS, 1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise UsageError(f"{path}: unknown key {key!r}", f"{hint}Known keys: {', '.join(KEYS)}")
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        items = value if key in SEVERAL and isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
             raise UsageError(f"{path}: {key} must be text or a number", 'As in model = "mini", steps = 8.')
         if key in PATHS:
-            values[key] = str(path.parent / Path(str(value)).expanduser())
+            items = [str(path.parent / Path(str(item)).expanduser()) for item in items]
+        values[key] = items if key in SEVERAL else items[0]
     return values

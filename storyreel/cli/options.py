@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -108,6 +109,15 @@ Cast = Annotated[
 Casts = Annotated[
     Path | None,
     option("DIR", "Each story once with each cast of a folder that is for it, as STORY-CAST.", FILM),
+]
+LoraFiles = Annotated[
+    list[Path] | None,
+    option(
+        "FILE[=WEIGHT]",
+        "A LoRA, merged into the model's weights, in all scenes that name none; may be repeated.",
+        FILM,
+        "LORA",
+    ),
 ]
 Weights = Annotated[
     Path | None,
@@ -258,6 +268,7 @@ class FilmOptions:
     ] = None
     quantize: Quantize = None
     cast: Cast = None
+    lora: LoraFiles = None
     weights: Weights = None
     device: Device = "auto"
     strict: bool = False  # an option of those commands that name it, and so is the next
@@ -277,6 +288,7 @@ class FilmOptions:
         for name in self.sources or ():
             if getattr(said, name, None) is not None:
                 values[name] = None
+        values["lora"] = tuple(values["lora"]) if values["lora"] else None
         return Overrides(**values | {"method": tuple(self.method or ()), "without": self.parts()})
 
     def casting(self) -> Casting:
@@ -424,7 +436,10 @@ class RenderOptions(OutOptions):
         variables = {name: source for name, source in (self.sources or {}).items() if source.isidentifier()}
         words = {name: getattr(self, name) for name in variables}
         return {
-            variables[name]: str(value.absolute() if isinstance(value, Path) else value)
+            variables[name]: os.pathsep.join(
+                str(one.absolute() if isinstance(one, Path) else one)
+                for one in (value if isinstance(value, list) else [value])
+            )
             for name, value in words.items()
         }
 

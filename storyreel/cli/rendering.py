@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -355,6 +356,7 @@ def print_plans(
     for name, plan in plans.items() if not as_json else ():
         print(f"{name}: {plan.title}")
         why, asked = there[name].why, wanted.get(name)
+        common = Counter(segment.loras for segment in plan.segments).most_common(1)[0][0]
         for segment in plan.segments:
             before = plan.seam(segment)
             cards = [card for card in plan.cards if card.before == segment.index]
@@ -372,6 +374,8 @@ def print_plans(
                 print(f"      {words}")
             if segment.take > 1:
                 print(f"      take:   {segment.take}")
+            if segment.loras != common:
+                print(printable(f"      LoRAs:  {', '.join(map(str, segment.loras)) or 'none'}"))
             if why is not None and segment.index in why:
                 print(f"      to render: {why[segment.index]}")
             elif there[name].exists and (asked is None or segment.index in asked):
@@ -383,6 +387,8 @@ def print_plans(
             f"{settings.steps} steps, guidance {settings.guidance_words}"
             f"{'' if settings.shift is None else f', shift {settings.shift:g}'}"
         )
+        if common:
+            print(printable(f"  LoRAs: {', '.join(map(str, common))}"))
         if settings.negative:
             print(printable(f"  negative prompt: {settings.negative}"))
         print(

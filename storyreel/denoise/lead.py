@@ -19,6 +19,7 @@ from storyreel.errors import StoryreelError
 from storyreel.method.blending import name_matters
 from storyreel.method.similarity import without_names
 from storyreel.models.base import Adapter, Request
+from storyreel.models.lora import Lora
 from storyreel.story.plan import LOOKS, Given, Plan, Segment, derived_seed
 
 LOOKED_AT = 0.6  # the noise level at which a name decides most
@@ -55,7 +56,7 @@ class Leads:
         recall_sound: Callable[[int], Tensor] | None = None,
     ) -> None:
         self._adapter, self._plan, self._recall, self._recall_sound = adapter, plan, recall, recall_sound
-        self._portraits: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._portraits: dict[tuple[int, str, tuple[Lora, ...]], tuple[Tensor, Tensor]] = {}
 
     def of(self, segment: Segment) -> Lead | None:
         """Return what is given of a segment; None where nothing is. Its sources are finished."""
@@ -65,7 +66,9 @@ class Leads:
         reach = max(segment.lead, *(part.at + part.count for part in parts))
         latents = weights = None
         for part in parts:
-            given, cells = self._whole(part) if part.name is None else self._portrait(part, part.name)
+            given, cells = (
+                self._whole(part) if part.name is None else self._portrait(segment, part, part.name)
+            )
             if latents is None or weights is None:
                 latents = given.new_zeros(*given.shape[:2], reach, *given.shape[3:])
                 weights = given.new_zeros(1, 1, *latents.shape[2:])
@@ -129,10 +132,14 @@ class Leads:
         shown = self._adapter.decode(self._recall(part.source))[: plan.unseen(source) + source.frames]
         return shown[-1 - plan.spec.frames_per_latent * (part.count - 1) :]
 
-    def _portrait(self, part: Given, name: str) -> tuple[Tensor, Tensor]:
-        """Return the first frame of a segment, and which of its cells show a character. Both are kept."""
-        key = part.source, name
+    def _portrait(self, segment: Segment, part: Given, name: str) -> tuple[Tensor, Tensor]:
+        """Return the first frame of a source, and which of its cells show a character. Both are kept.
+
+        The character is looked for with the LoRAs of the segment that begins, which are merged then.
+        """
+        key = part.source, name, segment.loras
         if key not in self._portraits:
+            self._adapter.merge_loras(segment.loras)
             latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
             self._portraits[key] = latents, self._shows(latents, self._plan.first_takes[part.source], name)
         return self._portraits[key]

@@ -92,6 +92,8 @@ def denoise(
     waiting = list(segments)
     while window or waiting:
         while waiting and len(window) < adapter.at_once:
+            if window and waiting[0].loras != window[0].segment.loras:
+                break  # which is another model, as it were
             begun = start(waiting[0])
             if begun is None:
                 break
@@ -114,7 +116,9 @@ def _step(
     writer: PromptWriter,
     on_forward: Callable[[], None],
 ) -> None:
-    """Take every segment one step further."""
+    """Take every segment one step further. All have the same LoRAs."""
+    if window:
+        adapter.merge_loras(window[0].segment.loras)
     levels = [begun.sigma for begun in window]
     velocities = next_velocities(adapter, window, writer.negative, settings, on_forward)
     for begun, sigma, of_streams in zip(window, levels, velocities, strict=True):

@@ -26,6 +26,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
         *(["the cards"] if any(old.get(name) != new.get(name) for name in ("cards", "drawn_by")) else []),
         *_model(_part(old, "model"), _part(new, "model")),
         *_settings(_part(old, "settings"), _part(new, "settings")),
+        *_loras(_part(old, "loras"), _part(new, "loras")),
         *_sounds(_part(old, "sound"), _part(new, "sound")),
         *_values(old, new, ("device",)),
         *_values(_part(old, "versions"), _part(new, "versions")),
@@ -85,6 +86,11 @@ def _model(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     yield from _values(_part(old, "facts"), _part(new, "facts"), prefix="the model's ")
     if changed := _changed(_part(old, "weights"), _part(new, "weights")):
         yield f"the model's weights: {_listed(changed)}"
+
+
+def _loras(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    if changed := _changed(old, new):
+        yield f"LoRAs: {_listed(changed)}"
 
 
 def _recipe(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
@@ -156,6 +162,8 @@ def _scene(number: int, old: dict[str, Any], new: dict[str, Any], same_seed: boo
         yield f"scene {number}'s seed"
     if old.get("frames") != new.get("frames"):
         yield f"scene {number}'s length"
+    if old.get("loras") != new.get("loras"):
+        yield f"scene {number}'s LoRAs"
     # The transition of a film's first scene means nothing.
     if old.get("index") and new.get("index") and old.get("blended") != new.get("blended"):
         yield f"scene {number}'s transition"

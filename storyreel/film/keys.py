@@ -8,13 +8,13 @@ what else only decorates the film are no part of it; nor is storyreel's version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
 from storyreel import __version__
-from storyreel.errors import DamagedError
+from storyreel.errors import DamagedError, MissingError
 from storyreel.files import digest
 from storyreel.film import ffmpeg
 from storyreel.film.cards import drawn_by
@@ -25,6 +25,7 @@ from storyreel.film.recipe import fingerprints, recipe_of
 from storyreel.film.sound import track_facts
 from storyreel.film.writer import Chapter
 from storyreel.models.inventory import weight_files
+from storyreel.models.lora import Lora
 from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Card, Plan, Segment
 from storyreel.story.sounds import Soundtrack
@@ -33,6 +34,7 @@ from storyreel.story.sounds import Soundtrack
 NO_FACTS = {
     *("name", "title", "licence", "weights", "hub", "revision", "judge", "strangeness"),
     *("vocabulary", "gallery"),
+    *("loras", "authors_names"),  # of LoRAs the files are hashed
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("guidance_rescale", "negative", "shifts", "further"),
@@ -99,12 +101,26 @@ def further_versions(spec: ModelSpec) -> dict[str, str]:
     return found
 
 
+def lora_hashes(loras: Iterable[Lora]) -> dict[str, str]:
+    """Return the SHA-256 of each file of some LoRAs, by its name. Raises MissingError."""
+    paths = {lora.path.name: lora.path for lora in loras}
+    try:
+        hashes = RememberedHashes().of(paths.values())
+    except OSError as error:
+        remedy = "Name the file of a LoRA, or leave it out."
+        raise MissingError(f"{error.filename} cannot be read: {error.strerror}", remedy) from error
+    return {name: hashes[path] for name, path in paths.items()}
+
+
 def ingredients(spec: ModelSpec) -> dict[str, Any]:
     """Return what all films of a model are made from, as plain data. Raises MissingError."""
     own = {name: value for name, value in asdict(spec).items() if name not in NO_FACTS}
     known = {name: value for name, value in own.items() if name not in LATER or value != LATER[name]}
     facts = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
-    model = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
+    model: dict[str, Any] = {"name": spec.name, "facts": facts, "weights": weight_hashes(spec)}
+    if spec.loras:
+        hashes = lora_hashes(spec.loras)
+        model["loras"] = [lora.facts | {"sha256": hashes[lora.path.name]} for lora in spec.loras]
     made_by = versions() | further_versions(spec)
     return {"model": model, "versions": made_by, "recipe": asdict(recipe_of(spec.adapter))}
 
@@ -133,6 +149,7 @@ def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str
     if any(segment.picture for segment in plan.segments):  # which is scaled, and has its colours converted
         drawn["pictures_by"] = f"pillow {metadata.version('pillow')}"
     facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn
+    facts |= {"loras": lora_hashes(plan.loras)} if plan.loras else {}
     return facts | {"sound": sound_facts(plan.sound)} if plan.sound else facts
 
 
@@ -144,14 +161,9 @@ def sound_facts(track: Soundtrack) -> dict[str, Any]:
 def scene_facts(plan: Plan) -> list[dict[str, Any]]:
     """Return every segment's plan as plain data; what a render decides is in the segments' records."""
     return [
-        {"number": s.number, **{key: value for key, value in _said(s).items() if key != "lead"}}
+        {"number": s.number, **{key: value for key, value in _plain(s).items() if key != "lead"}}
         for s in plan.segments
     ]
-
-
-def _said(segment: Segment) -> dict[str, Any]:
-    """Return a segment's plan as plain data, without a picture that it has not."""
-    return {name: value for name, value in asdict(segment).items() if name != "picture" or value is not None}
 
 
 def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
@@ -162,15 +174,16 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     common["recipe"] = facts["recipe"]["latents"]
     common["versions"] = {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)}
     shared = digest(common)
-    first_takes: list[str] = []
+    hashes, first_takes = facts.get("loras", {}), list[str]()
 
     def key(segment: Segment) -> str:
         sources = [first_takes[source] for source in plan.sources(segment)]
-        pictured = [facts["pictures_by"]] if segment.picture else []
-        return digest([shared, _segment_digest(plan, segment), sources, *pictured])
+        loras = [[lora.weight, lora.experts, hashes[lora.path.name]] for lora in segment.loras]
+        used = [*([facts["pictures_by"]] if segment.picture else []), *([loras] if loras else [])]
+        return digest([shared, _segment_digest(plan, segment), sources, *used])
 
     for segment in plan.first_takes:
-        first_takes.append(key(segment))  # noqa: PERF401  # the next one's key may need it
+        first_takes.append(key(segment))  # the next one's key may need it
     latents = [first_takes[s.index] if s.take == 1 else key(s) for s in plan.segments]
     of_pictures = {name: facts["settings"][name] for name in OF_PICTURES}
     pictures = digest([of_pictures, facts["recipe"]["pictures"], facts["versions"].get(ENCODER)])
@@ -193,14 +206,20 @@ def _segment_digest(plan: Plan, segment: Segment) -> str:
 
     What the seam before it decides alone, its lead, is left out, and so is its place in the film.
     """
-    own = own_facts(segment)
+    own = {name: value for name, value in own_facts(segment).items() if name != "loras"}
     seam = plan.seam(segment) if segment.blended else None
     return digest([own, {k: v for k, v in asdict(seam).items() if k != "after"} if seam else None])
 
 
 def own_facts(segment: Segment) -> dict[str, Any]:
     """Return what is planned of a segment, but for its place in the film and for its lead."""
-    return {name: value for name, value in _said(segment).items() if name not in ("index", "start", "lead")}
+    return {name: value for name, value in _plain(segment).items() if name not in ("index", "start", "lead")}
+
+
+def _plain(segment: Segment) -> dict[str, Any]:
+    """Return a segment as plain data; what came later is there where it is used alone."""
+    facts = asdict(segment) | {"loras": [lora.facts for lora in segment.loras]}
+    return {name: value for name, value in facts.items() if value or name not in ("loras", "picture")}
 
 
 def film_chapters(plan: Plan) -> list[Chapter]:

@@ -25,6 +25,7 @@ CHANGES = {
     "cast": "who is in it has changed",
     "picture": "the picture that it begins with has changed",
     "blended": "it begins otherwise",
+    "loras": "its LoRAs have changed",
 }
 TEXTS = ("scene", "action")
 

@@ -23,7 +23,7 @@ from storyreel.film.store import Store
 from storyreel.method.settings import Method
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
-from storyreel.story.schema import RenderSettings, Story
+from storyreel.story.schema import LoraFile, RenderSettings, Story
 
 
 def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
@@ -36,7 +36,12 @@ def recorded_plan(manifest: Manifest, name: str) -> Plan | None:
         settings: dict[str, Any] = facts["settings"]
         story = Story.model_validate(facts["story"])
         scenes = [
-            scene.model_copy(update={"seconds": segment["frames"] / settings["fps"]})
+            scene.model_copy(
+                update={
+                    "seconds": segment["frames"] / settings["fps"],
+                    "lora": [LoraFile.model_validate(lora) for lora in segment.get("loras", ())],
+                }
+            )
             for scene, segment in zip(story.scenes, manifest.segments, strict=True)
         ]
         method = RenderSettings(method=Method.model_validate(settings["method"]))

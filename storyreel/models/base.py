@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from storyreel.models.lora import Lora
 from storyreel.models.memory import MemoryMode as MemoryMode
 from storyreel.models.specs import ModelSpec
 
@@ -139,6 +140,18 @@ class Adapter(Protocol):
 
     def attend_by(self, backend: str) -> None:
         """Compute attention by one of diffusers' backends, which is known to work."""
+        ...
+
+    @property
+    def loras(self) -> Sequence[Lora]:
+        """The LoRAs that are merged into the transformers, without those that the model names itself."""
+        ...
+
+    def merge_loras(self, loras: Sequence[Lora]) -> None:
+        """Have some LoRAs, and no others, merged into the transformers, which may be read again for that.
+
+        Raises MissingError or DamagedError for files that do not fit.
+        """
         ...
 
     def prepare(self, prompts: Iterable[str]) -> None:

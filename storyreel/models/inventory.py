@@ -39,6 +39,31 @@ def weight_files(spec: ModelSpec) -> list[Path]:
     return files
 
 
+def shapes_of(folder: Path, variant: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a component's weights, by the headers of its files alone.
+
+    Nothing where they cannot be read, whatever it is: who reads the component will tell. A ``variant`` counts
+    where there is one.
+    """
+    if variant is not None and not any(folder.glob(f"*.{variant}*.safetensors")):
+        variant = None
+    index = INDEX if variant is None else INDEX.replace(".json", f".{variant}.json")
+    files = sorted(folder.glob("*.safetensors" if variant is None else f"*.{variant}.safetensors"))
+    from safetensors import safe_open  # not for the first answers of a command
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in folder.glob(f"*{index}"):
+            files = sorted({folder / name for name in read_json(path)["weight_map"].values()})
+        for path in files:
+            with safe_open(path, "np") as content:  # which refuses files that are cut short
+                names = content.keys()
+                shapes |= {name: tuple(content.get_slice(name).get_shape()) for name in names}
+    except Exception:
+        return {}
+    return shapes
+
+
 def _has_class(kind: object) -> bool:
     """Tell whether an entry of model_index.json is [library, class]; without such a part, both are null."""
     return isinstance(kind, list) and any(kind)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import diffusers.utils.logging
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
@@ -26,7 +25,7 @@ from storyreel.files import read_json
 from storyreel.models.base import Adapter
 from storyreel.models.checksums import check_checksums, how_to_restore
 from storyreel.models.device_errors import lacks_memory
-from storyreel.models.inventory import INDEX
+from storyreel.models.inventory import shapes_of
 from storyreel.models.memory import MemoryMode
 from storyreel.models.offload import Component
 from storyreel.models.quantized import quantize
@@ -191,22 +190,12 @@ def _skeleton(kind: type[Any], dtype: torch.dtype, folder: Path) -> nn.Module:
 
 def _fits(skeleton: nn.Module, folder: Path, variant: str | None) -> bool:
     """Tell whether the weights in a folder are those of a network, by the headers of its files alone."""
-    index = INDEX if variant is None else INDEX.replace(".json", f".{variant}.json")
-    files = sorted(folder.glob("*.safetensors" if variant is None else f"*.{variant}.safetensors"))
-    shapes: dict[str, list[int]] = {}
-    try:
-        for path in folder.glob(f"*{index}"):
-            files = sorted({folder / name for name in read_json(path)["weight_map"].values()})
-        for path in files:
-            with safe_open(path, "pt") as content:  # which refuses files that are cut short
-                shapes |= {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
-    except Exception:  # whatever it is: reading the component will tell
-        return False
+    shapes = shapes_of(folder, variant)
     tensors = skeleton.state_dict(keep_vars=True)
     shared: dict[int, set[str]] = {}
     for name, tensor in tensors.items():  # of tied weights, files have some or all
         shared.setdefault(id(tensor), set()).add(name)
-    known = all(name in tensors and list(tensors[name].shape) == shape for name, shape in shapes.items())
+    known = all(name in tensors and tensors[name].shape == shape for name, shape in shapes.items())
     return known and all(names & shapes.keys() for names in shared.values())
 
 

@@ -129,6 +129,13 @@ class Offload:
             self._become(chosen)
         return self.mode
 
+    def read_experts_again(self) -> None:
+        """Free the transformers that are there, so that they are read anew. Raises RuntimeError if given."""
+        if any(expert.given for expert in self._experts):
+            raise RuntimeError("networks that were given cannot be read again")
+        self._loaded_experts.clear()
+        give_back(self._device)
+
     def lower(self) -> MemoryMode | None:
         """Go to the next lower mode, since memory was short, and return it; None if there is none."""
         if self.mode == "low":

@@ -27,7 +27,9 @@ from storyreel.models.loading import (
     read_component,
     stored,
 )
+from storyreel.models.lora import Lora
 from storyreel.models.memory import MemoryMode, Working
+from storyreel.models.merging import merge
 from storyreel.models.offload import Component, Offload
 from storyreel.models.quantized import multiplies_float8, multiply_in_float8
 from storyreel.models.specs import ModelSpec
@@ -80,7 +82,10 @@ class PipelineAdapter(ABC):
         self._texts: dict[str, Text] = {}
         self._attention: Any = None  # the backend that was chosen, if any
         self._compilation: Compilation | None = None
-        experts = [Component.of(part).then(self._expert) for part in parts.experts]
+        self.loras: tuple[Lora, ...] = ()
+        experts = [
+            Component.of(part).then(partial(self._expert, index)) for index, part in enumerate(parts.experts)
+        ]
         reading = [*parts.text_encoders, *([] if parts.connectors is None else [parts.connectors])]
         encoders = [Component.of(part).then(nn.Module.eval) for part in reading]
         decoders = self.vae
@@ -161,9 +166,23 @@ class PipelineAdapter(ABC):
         """Return what is needed beside the weights; None where nobody has calculated it."""
         return None if self.spec.needs is None else self.spec.needs.working(size, latents)
 
-    def _expert(self, transformer: nn.Module) -> nn.Module:
-        """Make a transformer, as it was read, one of ours."""
+    def merge_loras(self, loras: Sequence[Lora]) -> None:
+        """Have some LoRAs, and no others, merged into the transformers, beside those that the model names.
+
+        Where they are others than before, the transformers are read again: to take something away from
+        rounded weights is not exact. Raises MissingError or DamagedError for files that do not fit.
+        """
+        if (wanted := tuple(loras)) == self.loras:
+            return
+        self.loras = wanted
+        self.offload.read_experts_again()
+
+    def _expert(self, index: int, transformer: nn.Module) -> nn.Module:
+        """Make a transformer, as it was read, one of ours; ``index`` says which."""
         spec = self.spec
+        loras = [lora for lora in (*spec.loras, *self.loras) if lora.changes(index)]
+        if loras and not next(transformer.parameters()).is_meta:
+            merge(transformer, loras, spec.authors_names)  # before fewer bits are left of the weights
         expert = stored(spec, self.blocks(transformer), transformer.eval())
         if spec.quantize == "fp8" and spec.dtype == "bfloat16" and multiplies_float8(self.device):
             multiply_in_float8(expert, getattr(expert, "_skip_layerwise_casting_patterns", ["norm"]))

@@ -84,6 +84,10 @@ class ModelSpec:
     whether anybody can tell what some pictures show (`mini.verdicts.strangeness`): where not, nobody is found
     in them. Both are for measuring alone. ``vocabulary`` is a file of all that such a model can draw, and
     ``gallery`` "module:function": what makes a page with pictures of that (`mini.gallery.gallery_page`).
+
+    ``loras`` are merged into its transformers always. ``authors_names`` are parts of the names that diffusers
+    has given its layers, each with what its authors wrote there, in the order in which they are replaced: in
+    files of LoRAs layers may have either name.
     """
 
     name: str
@@ -140,6 +144,7 @@ class ModelSpec:
     gallery: str | None = None
     loras: tuple[Lora, ...] = ()
     sound: SoundSpec | None = None
+    authors_names: tuple[tuple[str, str], ...] = ()
 
     @property
     def usual_latents(self) -> int:
@@ -205,6 +210,33 @@ WAN_NEGATIVE = (
 LTX_NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 P480, P720 = 832 * 480, 1280 * 720
 
+# What diffusers calls its layers, and what the authors' own code does: the tables of its converters of
+# checkpoints (loaders/single_file_utils.py) the other way round.
+WAN_NAMES = (
+    ("attn1.to_out.0", "self_attn.o"),
+    ("attn2.to_out.0", "cross_attn.o"),
+    ("attn1.to_", "self_attn."),
+    ("attn2.to_", "cross_attn."),
+    ("attn1.", "self_attn."),
+    ("attn2.", "cross_attn."),
+    ("ffn.net.0.proj", "ffn.0"),
+    ("ffn.net.2", "ffn.2"),
+    (".norm2", ".norm3"),
+    (".scale_shift_table", ".modulation"),
+    ("scale_shift_table", "head.modulation"),
+    ("proj_out", "head.head"),
+    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"),
+)
+LTX_NAMES = (
+    ("proj_in", "patchify_proj"),
+    ("time_embed", "adaln_single"),
+    ("norm_q", "q_norm"),
+    ("norm_k", "k_norm"),
+)
 WAN: dict[str, Any] = {
     "fps": 16,
     "frames_per_latent": 4,
@@ -221,6 +253,7 @@ WAN: dict[str, Any] = {
     "levels": "shifted",
     "further": ("ftfy",),  # which cleans its prompts
     "vae_dtype": "float32",
+    "authors_names": WAN_NAMES,
 }
 WAN_2_1: dict[str, Any] = {**WAN, "steps": 50, "guidance": 5.0, "shifts": ((P480, 3.0), (P720, 5.0))}
 # The codec of Wan 2.2's small model, without its mean and spread, which change no time and no memory.
@@ -251,6 +284,7 @@ LTX: dict[str, Any] = {
     "overlap": 1,
     "text_length": 128,
     "negative": LTX_NEGATIVE,
+    "authors_names": LTX_NAMES,
 }
 
 # That of 0.9.5 and later.

@@ -21,6 +21,7 @@ from torch import Tensor
 from storyreel.errors import MissingError
 from storyreel.models.base import Adapter, Request
 from storyreel.models.devices import pick_device
+from storyreel.models.lora import Lora
 from storyreel.models.memory import MODES, MemoryMode
 
 PATIENCE = timedelta(days=30)  # a process without a request waits as long as the film takes
@@ -99,16 +100,21 @@ def serve(adapter_of: Callable[[str], Adapter]) -> None:
 
 
 def _answer(
-    adapter_of: Callable[[str], Adapter], name: str, mode: MemoryMode, request: Request
+    adapter_of: Callable[[str], Adapter],
+    name: str,
+    mode: MemoryMode,
+    loras: Sequence[Lora],
+    request: Request,
 ) -> list[Tensor] | Exception:
     """Return the velocities for a request, or an error, which is raised in the first process.
 
-    The memory mode is lowered as far as the first process has lowered its own.
+    The memory mode is lowered as far as the first process has lowered its own, and LoRAs are merged as there.
     """
     try:
         adapter = adapter_of(name)
         while MODES.index(adapter.memory) < MODES.index(mode):
             adapter.lower_memory_mode()
+        adapter.merge_loras(loras)
         with torch.inference_mode():
             (velocities,) = adapter.predict([request.to(adapter.device)])
         return [velocity.cpu() for velocity in velocities]
@@ -128,11 +134,11 @@ class Workers:
 
     def predict(self, requests: Sequence[Request]) -> Iterator[list[Tensor]]:
         """Answer requests, dealt out in turn; the first process takes the first of every round."""
-        name, mode = self._adapter.spec.label, self._adapter.memory
+        name, mode, loras = self._adapter.spec.label, self._adapter.memory, self._adapter.loras
         for begin in range(0, len(requests), members()):
             first, *others = requests[begin : begin + members()]
             for worker, request in enumerate(others, 1):
-                _send((name, mode, request.to("cpu")), worker)
+                _send((name, mode, loras, request.to("cpu")), worker)
             answers: list[Any] = []
             try:
                 answers += self._adapter.predict([first])

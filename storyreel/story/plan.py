@@ -17,6 +17,7 @@ from storyreel.method.noise_levels import levels_of
 from storyreel.method.settings import Method
 from storyreel.method.similarity import seam_overlap
 from storyreel.method.step_skipping import SPEEDS, Pace
+from storyreel.models.lora import Lora
 from storyreel.models.specs import ModelSpec
 from storyreel.story.schema import Transition
 
@@ -80,7 +81,8 @@ class Segment:
     ``scene`` and ``action`` are its prompts, ``cast`` the names in them, ``phrase`` is what of its action is
     compared with others', ``seed`` makes its noise. ``blended`` says whether it is to begin otherwise than
     with a cut. ``picture`` is the SHA-256 of a file with the picture that it begins with. ``take`` is 1 for
-    the first take, which its neighbours are made with; another one is made to fit between them.
+    the first take, which its neighbours are made with; another one is made to fit between them. ``loras``
+    are merged into the model while it is denoised.
     """
 
     index: int
@@ -96,6 +98,7 @@ class Segment:
     blended: bool
     take: int = 1
     picture: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def slot(self) -> Slot:
@@ -260,6 +263,11 @@ class Plan:
         """Return the seam before a segment; None for the first."""
         return self.seams[segment.index - 1] if segment.index else None
 
+    @property
+    def loras(self) -> tuple[Lora, ...]:
+        """All LoRAs of its scenes, each once."""
+        return tuple(dict.fromkeys(lora for segment in self.segments for lora in segment.loras))
+
     def parts(self) -> list[Segment | Card]:
         """Return all that the film shows, segments and cards, in order."""
         parts: list[Segment | Card] = [*self.segments, *self.cards]
@@ -309,8 +317,13 @@ class Plan:
 
     def looks(self, segments: Iterable[Segment]) -> int:
         """Return how many model evaluations find the characters in some segments' leads, each once."""
-        parts = (part for segment in segments for part in self.given(segment))
-        return LOOKS * len({(part.source, part.name) for part in parts if part.name is not None})
+        found = {
+            (part.source, part.name, segment.loras)
+            for segment in segments
+            for part in self.given(segment)
+            if part.name is not None
+        }
+        return LOOKS * len(found)
 
     def sources(self, segment: Segment) -> tuple[int, ...]:
         """Return the scenes, by index, without whose first takes a segment cannot begin."""

@@ -22,6 +22,8 @@ from storyreel.errors import Fault, FormatError, ScriptError, UsageError
 from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
+from storyreel.models.lora import Experts, Lora, named_experts, parse_lora
+from storyreel.models.lora_files import lora_problem
 from storyreel.models.specs import MODELS, ModelSpec, find_model
 from storyreel.story.cards import card_lines, card_problem
 from storyreel.story.plan import Card, Plan, Seam, Segment, Settings, derived_seed, joined_prompt
@@ -54,7 +56,7 @@ class Overrides:
 
     ``size`` is WIDTHxHEIGHT in the model's pixels, ``seconds`` the length of scenes that name none;
     ``method`` are settings KEY=VALUE, ``without`` are names of the method's parts, or "all". ``weights`` is
-    a folder to be used instead of what was pulled.
+    a folder to be used instead of what was pulled. ``lora`` are files of LoRAs, each maybe with =WEIGHT.
     """
 
     model: str | None = None
@@ -70,6 +72,7 @@ class Overrides:
     speed: str | None = None
     quantize: str | None = None
     weights: Path | None = None
+    lora: tuple[Path, ...] | None = None
 
 
 def make_plan(
@@ -212,6 +215,7 @@ def _segments(
     refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
     texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
     names, seeds = _names(story), _seeds(story, settings.seed)
+    loras = _loras(story, spec, overrides, refusals)
     count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
     start = 0
@@ -237,10 +241,55 @@ def _segments(
                 start=start,
                 seed=seeds[index],
                 blended=index > 0 and scene.transition not in APART and settings.method.blending != "none",
+                loras=loras[index],
             )
         )
         start += frames
     return tuple(segments)
+
+
+def _loras(
+    story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Refusals
+) -> list[tuple[Lora, ...]]:
+    """Return the LoRAs of every scene: its own, else the command line's, else the film's.
+
+    Each file is looked into, by its header alone.
+    """
+    seen: dict[str, Lora] = {}
+
+    def checked(lora: Lora, from_command_line: bool, *place: str | int) -> Lora:
+        problem = None
+        if (other := seen.setdefault(lora.path.name, lora)).path != lora.path:
+            problem = (
+                f"two LoRAs of the film are called {lora.path.name}; rename one, so that records tell them"
+            )
+        elif (other is lora or other.experts != lora.experts) and (from_command_line or story.is_from_file):
+            problem = lora_problem(lora, spec)
+        refusals.add(problem, from_command_line, *place)
+        return lora
+
+    of_film: list[Lora] = []
+    of_scenes: dict[int, list[Lora]] = {
+        i: [] for i, scene in enumerate(story.scenes) if scene.lora is not None
+    }
+    for scene, file, place in story.loras():
+        if scene is None and overrides.lora is not None:
+            continue
+        path = Path(story.path).parent / file.file
+        lora = Lora(path, file.weight, file.experts or _experts_of(path, spec))
+        (of_film if scene is None else of_scenes[scene]).append(checked(lora, False, *place))
+    for text in overrides.lora or ():
+        try:
+            path, weight = parse_lora(str(text))
+        except ValueError as error:
+            raise UsageError(f"--lora {text}: {error}") from None
+        of_film.append(checked(Lora(path, weight, _experts_of(path, spec)), True))
+    return [tuple(of_scenes.get(index, of_film)) for index in range(len(story.scenes))]
+
+
+def _experts_of(path: Path, spec: ModelSpec) -> Experts:
+    """Return which of a model's transformers a LoRA is for that does not say so."""
+    return "all" if spec.boundary_ratio is None else named_experts(path)
 
 
 def _names(story: Story) -> tuple[str, ...]:

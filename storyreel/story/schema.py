@@ -31,6 +31,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from storyreel.errors import Fault, ScriptError, UsageError
 from storyreel.method.settings import Method, legal_values
+from storyreel.models.lora import STRONGEST
 from storyreel.story.cards import card_lines
 from storyreel.story.quoting import ODD_BLANKS
 from storyreel.story.yaml_source import MAX_BYTES, Source, character, parse
@@ -39,6 +40,7 @@ MAX_PROMPT = 2000  # characters, with the names filled in
 MAX_SCENES = 1000
 SIZE_PATTERN = r"[1-9][0-9]{1,4}x[1-9][0-9]{1,4}"
 MAX_SECONDS = 600.0
+MAX_LORAS = 20  # that are merged at a time
 MAX_SOUND = 4 * 3600.0  # seconds of a file that is heard
 MAX_ERRORS = 200  # of pydantic's that are reported of one file
 HANGUL_FILLER = "\u3164"  # a letter that shows nothing
@@ -51,7 +53,7 @@ _CARDS = ("opening", "ending")
 # Keys of free texts.
 _TEXTS = (
     *("title", "scene", "action", *_CARDS, "card", *CAST_FIELDS, "say", "text", "audio", "file"),
-    *("negative", "picture"),
+    *("negative", "picture", "lora"),
 )
 # What `say` takes for a file's name instead of words: it ends like sound, or like a film that has some.
 SOUND_FILE = re.compile(
@@ -251,6 +253,54 @@ def _say_form(value: object) -> object:
     return value
 
 
+class LoraFile(_Strict):
+    """A LoRA: a file of low-rank changes that are merged into the model's weights. Short: the file's name."""
+
+    file: FileName = Field(description="Of safetensors; relative to the story's file.")
+    weight: Annotated[float, Field(ge=-STRONGEST, le=STRONGEST, allow_inf_nan=False)] = Field(
+        default=1.0, description="How strongly it counts."
+    )
+    experts: Literal["all", "high", "low"] | None = Field(
+        default=None,
+        description="Of a model with two transformers, that which it is for: for high noise levels, or low "
+        "ones. By default what the file's name says with high_noise or low_noise, else all.",
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        short = {"type": "string", "minLength": 1, "maxLength": 1000, "description": "Short form: a file."}
+        return {"anyOf": [short, handler(schema)]}
+
+
+def _lora_form(value: object) -> object:
+    """Turn the short form of a LoRA, a file's name, into the long one."""
+    if isinstance(value, str):
+        return {"file": value}
+    if not isinstance(value, dict):
+        raise PydanticCustomError("lora", "a LoRA is the name of a file, or has the key file")
+    return value
+
+
+class _OneOrSeveral:
+    """Lets an editor accept one item in place of a list."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+Loras = Annotated[
+    list[Annotated[LoraFile, BeforeValidator(_lora_form)]],
+    Field(max_length=MAX_LORAS),
+    BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+    _OneOrSeveral(),
+]
+
+
 class Retake(_Strict):
     """Another take of a scene, which the film shows instead of the first one.
 
@@ -284,7 +334,7 @@ def _numbered(value: object) -> object:
 class Scene(_Strict):
     """One scene: the setting, and what the character does there. One prompt alone is both."""
 
-    LATER = frozenset({"card", "say", "audio", "seed", "retake", "picture"})
+    LATER = frozenset({"card", "say", "audio", "seed", "retake", "picture", "lora"})
 
     scene: Prompt = Field(description="The setting, with who is there.")
     action: Prompt = Field(description="What the character does; by default the scene prompt says it too.")
@@ -315,6 +365,9 @@ class Scene(_Strict):
         default=None,
         description="A picture file that the scene begins with, relative to the story's file; scaled, and "
         "cut at its centre, to the film's size.",
+    )
+    lora: Loras | None = Field(
+        default=None, description="LoRAs of this scene, instead of the film's; [] is none."
     )
 
     @classmethod
@@ -363,7 +416,7 @@ def _long_form(value: object) -> object:
 class RenderSettings(_Strict):
     """How to render the story; the command line takes precedence."""
 
-    LATER = frozenset({"negative", "shift"})
+    LATER = frozenset({"negative", "shift", "lora"})
 
     model: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     seed: Seed | None = None
@@ -386,6 +439,9 @@ class RenderSettings(_Strict):
     )
     quantize: Literal["none", "fp8"] | None = Field(
         default=None, description="fp8 stores the model's weights in less memory, at some cost in quality."
+    )
+    lora: Loras | None = Field(
+        default=None, description="LoRAs of all scenes that name none of their own: a file, or several."
     )
     method: Method = Field(default=Method(), description="How segments become one film.")
 
@@ -470,6 +526,14 @@ class Story(_Strict):
     def font_path(self) -> Path | None:
         """The file of the cards' font."""
         return Path(self.path).parent / self.font if self.font else None
+
+    def loras(self) -> Iterator[tuple[int | None, LoraFile, tuple[str | int, ...]]]:
+        """Yield all LoRAs with their places; each with the index of its scene, None for the film's."""
+        of_scenes = ((index, scene.lora) for index, scene in enumerate(self.scenes))
+        for scene, files in ((None, self.render.lora), *of_scenes):
+            place: tuple[str | int, ...] = ("render",) if scene is None else ("scenes", scene)
+            for index, file in enumerate(files or ()):
+                yield scene, file, (*place, "lora", index)
 
     @property
     def is_from_file(self) -> bool:
@@ -762,6 +826,8 @@ def _allowed_keys(location: list[str | int]) -> str:
         fields = Character.model_fields if len(location) > 2 else {"first": None}
     elif (location[0:1] + location[2:3])[-1:] == ["card"] or (location and location[0] in _CARDS):
         fields = Card.model_fields
+    elif "lora" in location[:-1]:
+        fields = LoraFile.model_fields
     elif location[:1] == ["scenes"]:
         parts = {"say": Say.model_fields, "audio": SceneSound.model_fields, "retake": Retake.model_fields}
         fields = parts.get(str(location[2]), Scene.model_fields) if len(location) > 3 else Scene.model_fields

@@ -99,7 +99,8 @@ def test_what_shapes_pictures_is_known() -> None:
         "film/segments.py",
         *("method/blending.py", "method/noise_levels.py", "method/settings.py", "method/similarity.py"),
         *("method/step_skipping.py", "method/weighting.py", "models/attention.py", "models/base.py"),
-        *("models/compilation.py", "models/kernels.py", "models/loading.py", "models/mochi.py"),
+        *("models/compilation.py", "models/kernels.py", "models/loading.py"),
+        *("models/lora.py", "models/lora_files.py", "models/merging.py", "models/mochi.py"),
         *(
             "models/mochi_attention.py",
             "models/offload.py",
