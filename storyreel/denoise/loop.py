@@ -100,7 +100,10 @@ def _step(
     for begun, sigma, velocity in zip(window, levels, velocities, strict=True):
         estimate = denoised(begun.x, velocity, sigma)
         lower = begun.sigmas[begun.step + 1]
-        begun.x = euler(begun.x, velocity, sigma, lower)
+        if adapter.spec.renoises and lower > 0:
+            begun.x = torch.lerp(estimate, fresh_noise(begun), lower)
+        else:
+            begun.x = euler(begun.x, velocity, sigma, lower)
         begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
         begun.step += 1
         begun.broken = torch.where(begun.x.isfinite().all(), begun.broken, begun.broken.clamp(max=begun.step))
@@ -120,7 +123,9 @@ def begin(
     """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
-    sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
+    sigmas = [*plan.spec.sigmas, 0.0]
+    if not plan.spec.sigmas:
+        sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
     of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
     return SegmentState(segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending)
@@ -176,6 +181,12 @@ def segment_noise(plan: Plan, segment: Segment) -> Tensor:
     lead = draw(derived_seed(segment.seed, -1), segment.lead)
     noise = torch.cat([lead, draw(segment.seed, segment.latents)])
     return noise.transpose(0, 1)[None].contiguous()
+
+
+def fresh_noise(begun: SegmentState) -> Tensor:
+    """Return noise of x's shape, on its device, which its segment and the present step alone decide."""
+    generator = torch.Generator().manual_seed(derived_seed(begun.segment.seed, f"step {begun.step}"))
+    return torch.randn(begun.x.shape, generator=generator).to(begun.x)
 
 
 def next_velocities(
