@@ -11,7 +11,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from diffusers import LTXConditionPipeline, LTXPipeline, MochiPipeline, WanPipeline
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    LTXPipeline,
+    MochiPipeline,
+    WanPipeline,
+)
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
@@ -23,6 +29,28 @@ from storyreel.models.mochi import MochiAdapter
 from storyreel.models.pipeline import PipelineAdapter, with_shift
 from storyreel.models.wan import WanAdapter
 from storyreel.story.plan import Settings
+
+
+class FixedLevels(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Euler steps at given noise levels, whatever a pipeline asks for; or with fresh noise after each."""
+
+    @classmethod
+    def of(cls, sigmas: Sequence[float], renoises: bool) -> FixedLevels:
+        """Return a scheduler for noise levels from 1 down, without the 0 at the end."""
+        scheduler = cls(stochastic_sampling=renoises)
+        scheduler.levels = list(sigmas)
+        return scheduler
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Take the given levels."""
+        super().set_timesteps(sigmas=self.levels, device=device)
 
 
 class Stock:
@@ -47,6 +75,8 @@ class Stock:
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
         if settings.shift is not None:
             scheduler = with_shift(scheduler, settings.shift)
+        if spec.sigmas:
+            scheduler = FixedLevels.of(spec.sigmas, spec.renoises)
         components = {**there.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
         pipeline = self.pipeline_class(**components, **chosen)

@@ -101,7 +101,7 @@ def _step(
         estimate = denoised(begun.x, velocity, sigma)
         lower = begun.sigmas[begun.step + 1]
         if adapter.spec.renoises and lower > 0:
-            begun.x = torch.lerp(estimate, fresh_noise(begun), lower)
+            begun.x = torch.lerp(estimate, fresh_noise(begun.segment, begun.step, begun.x), lower)
         else:
             begun.x = euler(begun.x, velocity, sigma, lower)
         begun.x = begun.at(lower)  # the lead goes its own way, from its noise to what it is
@@ -183,10 +183,10 @@ def segment_noise(plan: Plan, segment: Segment) -> Tensor:
     return noise.transpose(0, 1)[None].contiguous()
 
 
-def fresh_noise(begun: SegmentState) -> Tensor:
-    """Return noise of x's shape, on its device, which its segment and the present step alone decide."""
-    generator = torch.Generator().manual_seed(derived_seed(begun.segment.seed, f"step {begun.step}"))
-    return torch.randn(begun.x.shape, generator=generator).to(begun.x)
+def fresh_noise(segment: Segment, step: int, like: Tensor) -> Tensor:
+    """Return noise of a tensor's shape, on its device, which a segment and a step alone decide."""
+    generator = torch.Generator().manual_seed(derived_seed(segment.seed, f"step {step}"))
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 def next_velocities(

@@ -81,7 +81,8 @@ def pull(
     for hub, added in groupby(spec.added, lambda one: one.hub):
         several = list(added)
         found.append(_find(hub, _named([one.file for one in several]), update, endpoint, several[0].revision))
-    _check_licence(spec, found, tell, accepts)
+    page = f"{huggingface_hub.HfApi(endpoint=endpoint).endpoint}/{spec.hub}"
+    _check_licence(spec, found, page, tell, accepts)
     for one in found:
         _take(spec.name, one, tell, endpoint)
     return pulled_folder(spec.hub)
@@ -144,10 +145,13 @@ def _find(
 
 
 def _check_licence(
-    spec: ModelSpec, found: Sequence[Found], tell: Callable[[str], None], accepts: Callable[[str], bool]
+    spec: ModelSpec,
+    found: Sequence[Found],
+    page: str,
+    tell: Callable[[str], None],
+    accepts: Callable[[str], bool],
 ) -> None:
     """Tell what a model's licence and size are. Raises LicenceError if it is not accepted and must be."""
-    page = f"https://huggingface.co/{spec.hub}"
     territory = f"; it gives no rights in {spec.territory}" if spec.territory else ""
     terms = f"{spec.licence}{territory}"
     size = sum(file.size for one in found for file in one.files) / 1e9

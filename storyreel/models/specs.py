@@ -562,9 +562,8 @@ def find_model(name: str) -> ModelSpec:
         known = ", ".join(MODELS)
         raise UsageError(f"unknown model {name!r}", f"Known models: {known}. See: storyreel models")
     spec = MODELS[name]
-    if spec.hub is None:
-        return spec
-    return replace(spec, weights=pulled_folder(spec.hub), loras=tuple(one.lora for one in spec.added))
+    spec = replace(spec, loras=tuple(one.lora for one in spec.added)) if spec.added else spec
+    return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
 
 
 def hub_cache() -> Path:
