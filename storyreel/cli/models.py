@@ -217,8 +217,10 @@ def pull(
 
     try:
         with stopping(KEPT):
-            for spec in specs:
-                done(spec.name, hub.pull(spec, say, update, None, accepts))
+            # All licences before the first file: of several models, a later one costs no work.
+            found = [hub.find(spec, say, update, None, accepts) for spec in specs]
+            for spec, files in zip(specs, found, strict=True):
+                done(spec.name, hub.take(spec, files, say))
             for judge in WEIGHTS.values() if "eval" in models else ():
                 if judge.hub is not None:
                     done(judge.name, hub.fetch(judge.name, judge.hub, hub.at_the_top, say, update))

@@ -64,18 +64,28 @@ def pull(
     endpoint: str | None = None,
     accepts: Callable[[str], bool] = lambda licence: False,
 ) -> Path:
-    """Fetch what is missing of a model, verify all of it, and return its folder.
+    """Fetch what is missing of a model, verify all of it, and return its folder: `find`, then `take`."""
+    return take(spec, find(spec, tell, update, endpoint, accepts), tell, endpoint)
+
+
+def find(
+    spec: ModelSpec,
+    tell: Callable[[str], None],
+    update: bool = False,
+    endpoint: str | None = None,
+    accepts: Callable[[str], bool] = lambda licence: False,
+) -> list[Found]:
+    """Return a model's files at the hub, once its licence is accepted; nothing is fetched.
 
     The commit is the one of the last pull, the first time the table's, or with ``update`` and without
-    either the newest. Of a variant, the files that are added to the model's are fetched too.
+    either the newest. Of a variant, there are the files that are added to the model's too.
 
-    ``tell`` is told licence, territory and size before anything is fetched, and a licence that has conditions
-    is to be accepted first: once for each repository, by ``accepts``, which is called with what it is. Raises
-    LicenceError if it is not, MissingError if the hub cannot be reached or refuses, DamagedError if a file
-    is not what the hub says, OutputError if the disk has no room.
+    ``tell`` is told licence, territory and size. A licence that has conditions is to be accepted: once for
+    each repository, by ``accepts``, which is called with what it is. Raises LicenceError if it is not,
+    MissingError if the hub cannot be reached or refuses, DamagedError if it names no hashes.
     """
     if spec.hub is None:
-        return spec.weights
+        return []
     choose = partial(needed, variant=spec.variant, components=spec.components)
     found = [_find(spec.hub, choose, update, endpoint, spec.revision)]
     for hub, added in groupby(spec.added, lambda one: one.hub):
@@ -83,9 +93,20 @@ def pull(
         found.append(_find(hub, _named([one.file for one in several]), update, endpoint, several[0].revision))
     page = f"{huggingface_hub.HfApi(endpoint=endpoint).endpoint}/{spec.hub}"
     _check_licence(spec, found, page, tell, accepts)
+    return found
+
+
+def take(
+    spec: ModelSpec, found: Sequence[Found], tell: Callable[[str], None], endpoint: str | None = None
+) -> Path:
+    """Fetch what is missing of a model's files, verify all of them, hold to their commits, return its folder.
+
+    Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file is not what the hub
+    says, OutputError if the disk has no room.
+    """
     for one in found:
         _take(spec.name, one, tell, endpoint)
-    return pulled_folder(spec.hub)
+    return pulled_folder(spec.hub) if spec.hub else spec.weights
 
 
 def fetch(

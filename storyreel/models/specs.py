@@ -493,7 +493,8 @@ MODELS: dict[str, ModelSpec] = {
 # Weights for few steps, of the models above. Nothing is guided, so that a step is one evaluation of one text.
 # README.md has the source of each level and of each way to go from one to the next. The commits are pinned in
 # public: both FastWan's in hao-ai-lab/FastVideo itself, the others in projects that name them in their lists
-# of downloads. LightX2V's levels are 5u / (1 + 4u) for u = 1, 3/4, 1/2 and 1/4.
+# of downloads. LightX2V's levels are 5u / (1 + 4u) for u = 1, 3/4, 1/2 and 1/4. A variant of a model that is
+# not in the table waits for it.
 LIGHTX2V = (1.0, 0.9375, 0.8333333, 0.625)
 FASTWAN: dict[str, Any] = {"sigmas": (1.0, 0.757, 0.522), "renoises": True, "licence": "Apache-2.0"}
 WAN_2_2_DISTILLED = "lightx2v/Wan2.2-Distill-Loras", "570044187a5219776ef30a5c60c6f76428a3a10a"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -445,7 +446,8 @@ def test_other_json(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.json("render", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
     assert place.json("batch", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
     assert set(place.json("models")) == set(MODELS)
-    monkeypatch.setattr("storyreel.models.hub.pull", lambda spec, *_: f"folder of {spec.name}")
+    monkeypatch.setattr("storyreel.models.hub.find", lambda *_: [])
+    monkeypatch.setattr("storyreel.models.hub.take", lambda spec, *_: f"folder of {spec.name}")
     assert place.json("pull", "mochi") == {"mochi": {"folder": "folder of mochi"}}
     report = {"model": "mini", "size": "96x64", "frames": 24, "steps": 4, "variants": []}
     monkeypatch.setattr("storyreel.benchmark.run.bench", lambda *_: report)
@@ -472,9 +474,9 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
     found: list[bool] = []
     asked: list[str] = []
 
-    def pull(spec: ModelSpec, *options: Any) -> str:
+    def find(spec: ModelSpec, *options: Any) -> list[object]:
         found.append(options[-1]("Some Community License"))
-        return "folder"
+        return []
 
     def confirm(question: str, err: bool) -> bool:
         asked.append(question)
@@ -482,7 +484,7 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
         assert answers is not None
         return answers
 
-    monkeypatch.setattr("storyreel.models.hub.pull", pull)
+    monkeypatch.setattr("storyreel.models.hub.find", find)
     monkeypatch.setattr("typer.confirm", confirm)
     if answers is not None:
         terminal = SimpleNamespace(isatty=lambda: True)
@@ -496,12 +498,20 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
         assert asked == ["Do you accept the licence? Some Community License"]
 
 
-def test_a_licence_that_is_not_accepted_is_77(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def pull(spec: ModelSpec, *options: Any) -> str:
-        raise LicenceError(f"the licence of {spec.name} is not accepted", "Accept it.")
+def test_a_licence_that_is_not_accepted_is_77_before_anything_is_fetched(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
 
-    monkeypatch.setattr("storyreel.models.hub.pull", pull)
-    out, err = place.said("pull", "ltx-2b", code=77)
+    def find(spec: ModelSpec, *options: Any) -> list[object]:
+        if spec.name == "ltx-2b":
+            raise LicenceError(f"the licence of {spec.name} is not accepted", "Accept it.")
+        return []
+
+    monkeypatch.setattr("storyreel.models.hub.find", find)
+    monkeypatch.setattr("storyreel.models.hub.take", lambda spec, *_: taken.append(spec.name))
+    out, err = place.said("pull", "mochi", "ltx-2b", code=77)
+    assert taken == []
     assert (out, err) == ("", "error: the licence of ltx-2b is not accepted\nAccept it.\n")
 
 
@@ -554,6 +564,23 @@ def test_a_speed_that_changes_nothing_is_said(place: Place) -> None:
     assert words in place.said("render", "wan.yaml", "--dry-run", "--speed", "fast")[1]
     (noted,) = place.json("validate", "wan.yaml", "--speed", "fast")["wan.yaml"]["notes"]
     assert noted in place.said("validate", "wan.yaml", "--speed", "fast")[1]
+
+
+def test_a_variant_renders_the_same_film_at_every_speed(
+    place: Place, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = (1.0, 0.757, 0.522)
+    few = replace(MODELS["fake"], name="fake:few", sigmas=levels, renoises=True, guidance=1.0)
+    monkeypatch.setitem(MODELS, "fake:few", few)
+    words = ("render", "fox.yaml", "--model", "fake:few")
+    said = place.said(*words, "--speed", "fast")[1]
+    assert "fox: speed fast changes nothing: model fake:few takes 3 steps" in said
+    assert "2 of 2 scenes rendered" in said
+    again = place.said(*words)[1]
+    assert "changes nothing" not in again
+    assert "0 of 2 scenes rendered" in again
+    facts = json.loads((place.folder / "out" / "fox" / "manifest.json").read_text())["model"]["facts"]
+    assert (facts["sigmas"], facts["renoises"]) == (list(levels), True)
 
 
 def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> None:
