@@ -109,6 +109,12 @@ class DamagedError(MissingError):
     """A weight file is there but is not what it should be."""
 
 
+class LicenceError(StoryreelError):
+    """The licence of a model has conditions, and nobody has accepted them."""
+
+    exit_code = 77
+
+
 class OutputError(StoryreelError):
     """Something cannot be written."""
 

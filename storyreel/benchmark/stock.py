@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15Pipeline,
     LTX2Pipeline,
     LTXConditionPipeline,
@@ -39,6 +40,28 @@ from storyreel.story.plan import Settings
 IMAGE_TOKENS = 729  # that HunyuanVideo 1.5's pipeline hands on where there is no image, too
 
 
+class FixedLevels(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Euler steps at given noise levels, whatever a pipeline asks for; or with fresh noise after each."""
+
+    @classmethod
+    def of(cls, sigmas: Sequence[float], renoises: bool) -> FixedLevels:
+        """Return a scheduler for noise levels from 1 down, without the 0 at the end."""
+        scheduler = cls(stochastic_sampling=renoises)
+        scheduler.levels = list(sigmas)
+        return scheduler
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Take the given levels."""
+        super().set_timesteps(sigmas=self.levels, device=device)
+
+
 class Stock:
     """A family's pipeline in diffusers: what it is, and what it is called with.
 
@@ -63,6 +86,8 @@ class Stock:
         scheduler = type(parts.scheduler).from_config(parts.scheduler.config)
         if shift is not None:
             scheduler = with_shift(scheduler, shift)
+        if self._adapter.spec.sigmas:
+            scheduler = FixedLevels.of(self._adapter.spec.sigmas, self._adapter.spec.renoises)
         components = {**there.by_name(), "scheduler": scheduler}
         chosen = {name: value for name, value in parts.options.items() if name in self.options}
         pipeline = self.pipeline_class(**components, **chosen, **more)

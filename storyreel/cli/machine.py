@@ -199,7 +199,7 @@ def _memory() -> Checked:
 
 
 def _models() -> Checked:
-    there = [name for name in MODELS if (find_model(name).weights / "transformer").is_dir()]
+    there = [name for name in MODELS if find_model(name).is_there]
     if "mini" not in there:
         return _fault("the model that comes with storyreel is not there", find_model("mini").remedy)
     return _good(f"{', '.join(there)} of {', '.join(MODELS)}", "More: storyreel pull MODEL")

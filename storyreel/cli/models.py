@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +26,12 @@ from storyreel.cli.options import (
     option,
 )
 from storyreel.cli.rendering import gpu_memory, machine_memory
-from storyreel.cli.results import print_json
+from storyreel.cli.results import Fit, Fits, print_json
 from storyreel.engine import Engine
 from storyreel.errors import UsageError
 from storyreel.models.device_errors import check_device
-from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.models.memory import fitting_mode
+from storyreel.models.specs import MODELS, QUANTIZATIONS, ModelSpec, find_model
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
@@ -54,21 +57,40 @@ def models(
             autocompletion=_models,
         ),
     ] = None,
+    fits: Annotated[
+        float | None,
+        option("GB", "Only what runs on a GPU of so much memory, and in which memory mode."),
+    ] = None,
     page: Annotated[Path | None, option("FILE", "Write a page with pictures of what MODEL draws.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that can be used, what each needs, and which are there."""
-    specs = [find_model(name) for name in ([model] if model else MODELS)]
-    vocabulary = load_vocabulary(specs[0]) if model else None
+    """List the models that can be used, what each needs, and which are there.
+
+    Under each are its variants, MODEL:VARIANT, which take few steps.
+    """
+    exclude("--fits", fits is not None, {"--page": page is not None})
+    if fits is not None and not 0 < fits < math.inf:
+        raise UsageError(f"--fits {fits:g} is no size of a memory", "Write a card's gigabytes: --fits 24")
+    one = find_model(model) if model else None
+    specs = [find_model(name) for name, spec in MODELS.items() if model in (None, name, spec.base)]
+    vocabulary = load_vocabulary(one) if one else None
     if page is not None:
-        _write_gallery(page, specs[0] if model else None)
+        _write_gallery(page, one)
+    if fits is not None:
+        _print_fitting(specs, fits, as_json)
+        return
     if as_json:
         draws = {"draws": asdict(vocabulary)} if vocabulary else {}
         print_json({spec.name: asdict(spec) | draws for spec in specs})
         return
     for spec in specs:
-        there = "there" if (spec.weights / "transformer").is_dir() else f"not there ({spec.remedy})"
-        print(f"{spec.name}: {spec.title}, weights {there}, {spec.licence}")
+        there = "there" if spec.is_there else f"not there ({spec.remedy})"
+        words = f"{spec.name}: {spec.title}, weights {there}, {spec.licence}"
+        print(f"  {words}" if spec.name != spec.base and one is None else words)
+        if spec.territory:
+            print(f"  no rights in {spec.territory}")
+        if spec.name != spec.base and one is None:
+            continue  # all else is the model's
         print(
             f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
             f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
@@ -85,6 +107,52 @@ def models(
             print(f"    {entry}")
     if vocabulary:
         print("  What a scene leaves open is drawn at random. Wearing nothing cannot be asked for.")
+
+
+def _print_fitting(specs: Sequence[ModelSpec], gigabytes: float, as_json: bool) -> None:
+    """Print which models run on a GPU of so much memory, and how."""
+    from storyreel.cli.display import say
+
+    found = {spec.name: _fits(spec, gigabytes) for spec in specs}
+    running = [spec for spec in specs if found[spec.name]["storage"] or not spec.gpu_gb]
+    if as_json:
+        print_json({spec.name: asdict(spec) | {"fits": found[spec.name]} for spec in running})
+        return
+    for spec in running:
+        ways = [
+            f"--memory {fit['mode']}{'' if how == 'none' else f' --quantize {how}'}: "
+            f"{fit['gpu_gb']:g} GB of the GPU's memory, {fit['machine_gb']:g} GB of the machine's"
+            for how, fit in found[spec.name]["storage"].items()
+        ]
+        print(f"{spec.name}: {spec.title}")
+        for way in ways or ["needs no GPU"]:
+            print(f"  {way}")
+        print(f"  {scene_time(spec)}")
+    say("memory is calculated, at the default size and length; that of a film: render STORY --dry-run")
+    if left := [spec.name for spec in specs if spec not in running]:
+        say(f"too large for {gigabytes:g} GB: {', '.join(left)}")
+
+
+def _fits(spec: ModelSpec, gigabytes: float) -> Fits:
+    """Return how a model runs on a GPU of so much memory."""
+    storage: dict[str, Fit] = {}
+    for how in QUANTIZATIONS if spec.needs else ("none",):
+        stored = spec.quantized(how)
+        if (mode := fitting_mode(stored.gpu_gb, gigabytes)) is not None:
+            own = machine_memory(stored).get(mode, 0.0)
+            storage[how] = {"mode": mode, "gpu_gb": stored.gpu_gb[mode], "machine_gb": own}
+    return {
+        "storage": storage,
+        "seconds_per_scene": spec.seconds_per_scene,
+        "measured_on": spec.measured_on,
+    }
+
+
+def scene_time(spec: ModelSpec) -> str:
+    """Say how long a scene of the default size and length takes, where somebody has measured it."""
+    if spec.seconds_per_scene is None:
+        return f"{spec.steps} steps; time not measured yet"
+    return f"{spec.steps} steps; a scene takes about {spec.seconds_per_scene:.1f} s on {spec.measured_on}"
 
 
 def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
@@ -115,15 +183,32 @@ def pull(
         ),
     ],
     update: Annotated[bool, flag("--update", "Take the newest commit, and hold to it.")] = False,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept-licence",
+            "--accept-license",
+            help="You accept the licences of these models, where they have conditions.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Fetch and verify the weights of models: the only command that ever contacts a hub."""
+    """Fetch and verify the weights of models: the only command that ever contacts a hub.
+
+    Licence and size are said first. A licence that has conditions must be accepted, once for each model.
+    """
     from storyreel.cli.display import say
     from storyreel.evaluation.weights import WEIGHTS
     from storyreel.models import hub
 
     specs = [find_model(name) for name in models if name != "eval"]
     results: dict[str, Mapping[str, str]] = {}
+
+    def accepts(licence: str) -> bool:
+        # Only somebody who can read the question is asked.
+        if accept or as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return accept
+        return typer.confirm(f"Do you accept the licence? {licence}", err=True)
 
     def done(name: str, folder: object) -> None:
         results[name] = {"folder": str(folder)}
@@ -132,8 +217,10 @@ def pull(
 
     try:
         with stopping(KEPT):
-            for spec in specs:
-                done(spec.name, hub.pull(spec, say, update))
+            # All licences before the first file: of several models, a later one costs no work.
+            found = [hub.find(spec, say, update, None, accepts) for spec in specs]
+            for spec, files in zip(specs, found, strict=True):
+                done(spec.name, hub.take(spec, files, say))
             for judge in WEIGHTS.values() if "eval" in models else ():
                 if judge.hub is not None:
                     done(judge.name, hub.fetch(judge.name, judge.hub, hub.at_the_top, say, update))

@@ -44,7 +44,7 @@ from storyreel.models.host import available_memory, total_memory
 from storyreel.models.memory import GB
 from storyreel.stopping import KEPT, deferred, stopping
 from storyreel.story.plan import Card, Plan
-from storyreel.story.planning import uncounted_prompts
+from storyreel.story.planning import notes_of
 from storyreel.story.schema import STDIN
 from storyreel.story.sounds import Sound, Soundtrack
 
@@ -119,6 +119,9 @@ def render(
     errors |= missing_weights(plans.items())
     if not keep_going:
         raise_all(errors.values())
+    for name, planned in plans.items():
+        for words in planned.notes:
+            note(printable(f"{name}: {words}"))
     _render_all(plans, errors, warned, options, signer, only, keep_going, as_json)
 
 
@@ -348,7 +351,7 @@ def print_plans(
     wanted = only or {}
     there = {name: _looked_up(plan, out, name, wanted.get(name)) for name, plan in plans.items()}
     for name, plan in plans.items():
-        for words in uncounted_prompts(plan):
+        for words in notes_of(plan):
             note(printable(f"{name}: {words}"))
     if as_json:
         facts = {name: _plan_facts(plan, there[name], warned.get(name)) for name, plan in plans.items()}

@@ -211,11 +211,32 @@ class Imported(TypedDict):
     problems: list[Fault]
 
 
+@with_config(CLOSED)
+class Fit(TypedDict):
+    """The highest memory mode that a card allows, and the GB that it takes of the card and of the machine."""
+
+    mode: str
+    gpu_gb: float
+    machine_gb: float
+
+
+@with_config(CLOSED)
+class Fits(TypedDict):
+    """How a model runs on a card, by how its weights are stored: calculated, at its default size and length.
+
+    A model that needs no GPU has no ``storage``. ``seconds_per_scene`` were measured on ``measured_on``.
+    """
+
+    storage: dict[str, Fit]
+    seconds_per_scene: float | None
+    measured_on: str | None
+
+
 @with_config(OPEN)
 class Model(TypedDict):
-    """A model's entry in the table, with the folder of its weights.
+    """A model's entry in the table, or a variant's, with the folder of its weights.
 
-    ``draws`` is there if one model is asked for, and all that it can draw is known.
+    ``draws`` is there if one model is asked for, and all that it can draw is known; ``fits`` with --fits.
     """
 
     name: str
@@ -226,6 +247,7 @@ class Model(TypedDict):
     steps: int
     memory_gb: dict[str, float]
     draws: NotRequired[dict[str, Any]]
+    fits: NotRequired[Fits]
 
 
 @with_config(CLOSED)

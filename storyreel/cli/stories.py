@@ -14,7 +14,7 @@ from storyreel.cli.results import Validated, faults_of, print_json, result_schem
 from storyreel.cli.telling import complain
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError, counted, printable
 from storyreel.story.plan import Plan
-from storyreel.story.planning import uncounted_prompts
+from storyreel.story.planning import notes_of
 from storyreel.story.schema import story_schema
 
 STARTER = """\
@@ -71,7 +71,7 @@ def validate(
         print_json(results | {path: _invalid(error) for path, error in errors.items()})
     for path, plan in plans.items() if not as_json else ():
         print(printable(f"{path}: {counted(len(plan.segments), 'scene')}, {plan.seconds:g} s of film"))
-        for note in uncounted_prompts(plan):
+        for note in notes_of(plan):
             complain(printable(f"{path}: {note}"))
     warn(warned)
     raise_all(errors.values())
@@ -85,7 +85,7 @@ def _valid(plan: Plan, warned: ScriptError | None) -> Validated:
         "faults": [],
         "warnings": faults_of(warned),
         "error": "",
-        "notes": list(uncounted_prompts(plan)),
+        "notes": list(notes_of(plan)),
     }
 
 

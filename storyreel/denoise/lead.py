@@ -149,11 +149,13 @@ class Leads:
         """Return which cells of a segment's frame show a character: where the model needs the name."""
         prompts = segment.prompt, without_names(segment.prompt, (name,))
         texts = [self._adapter.encode(prompt) for prompt in prompts]
+        # Weights for few steps know no other noise levels than theirs.
+        level = min(self._plan.spec.sigmas or (LOOKED_AT,), key=lambda sigma: abs(sigma - LOOKED_AT))
         requests = []
         for look in range(LOOKS):
             generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))
             noise = torch.randn(latents.shape, generator=generator).to(latents)
-            requests.append(Request(torch.lerp(latents, noise, LOOKED_AT), LOOKED_AT, texts))
+            requests.append(Request(torch.lerp(latents, noise, level), level, texts))
         answers = list(self._adapter.predict(requests))
         named, without = (torch.cat([answer[k] for answer in answers]) for k in (0, 1))
         return name_matters(named, without, SHARE).to(latents)

@@ -37,9 +37,15 @@ class Stream:
             return self.x
         return with_lead(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
 
-    def go(self, velocity: Tensor, sigma: float, lower: float) -> None:
-        """Go down from σ to ``lower``; the lead goes its own way, from its noise to what it is."""
-        self.x = euler(self.x, velocity, sigma, lower)
+    def go(self, velocity: Tensor, sigma: float, lower: float, fresh: Tensor | None) -> None:
+        """Go down from σ to ``lower``, by an Euler step, or by the estimate with ``fresh`` noise.
+
+        The lead goes its own way, from its noise to what it is.
+        """
+        if fresh is None:
+            self.x = euler(self.x, velocity, sigma, lower)
+        else:
+            self.x = torch.lerp(denoised(self.x, velocity, sigma), fresh, lower)
         self.x = self.at(lower)
 
 
@@ -124,9 +130,12 @@ def _step(
     for begun, sigma, of_streams in zip(window, levels, velocities, strict=True):
         estimate = denoised(begun.x, of_streams[0], sigma)
         lower = begun.sigmas[begun.step + 1]
+        for index, (stream, velocity) in enumerate(zip(begun.streams, of_streams, strict=True)):
+            renoises = adapter.spec.renoises and lower > 0
+            fresh = fresh_noise(begun.segment, begun.step, stream.x, index) if renoises else None
+            stream.go(velocity, sigma, lower, fresh)
         begun.step += 1
-        for stream, velocity in zip(begun.streams, of_streams, strict=True):
-            stream.go(velocity, sigma, lower)
+        for stream in begun.streams:
             whole = stream.x.isfinite().all()
             begun.broken = torch.where(whole, begun.broken, begun.broken.clamp(max=begun.step))
         own = estimate[:, :, begun.segment.lead :]
@@ -145,7 +154,9 @@ def begin(
     """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
-    sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
+    sigmas = [*plan.spec.sigmas, 0.0]
+    if not plan.spec.sigmas:
+        sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
     sound = None
     if plan.spec.sound is not None:
@@ -243,6 +254,12 @@ def sound_noise(plan: Plan, segment: Segment) -> Tensor:
 
     noise = torch.cat([draw("sound before", lead), draw("sound", whole - lead)])
     return noise.transpose(0, 1)[None].contiguous()
+
+
+def fresh_noise(segment: Segment, step: int, like: Tensor, stream: int = 0) -> Tensor:
+    """Return noise of a tensor's shape, on its device, which a segment, a step and a stream alone decide."""
+    generator = torch.Generator().manual_seed(derived_seed(segment.seed, f"step {step} of {stream}"))
+    return torch.randn(like.shape, generator=generator).to(like)
 
 
 def next_velocities(

@@ -41,9 +41,10 @@ NO_FACTS = {
     *("quantize", "weighting", "emphasis", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
+    *("territory", "added"),  # what is added are files, and counts as those do
 }
 # Facts that came later: films of models without them are what they were.
-LATER = {"levels": "even", "pictures": False, "sound": None}
+LATER = {"levels": "even", "pictures": False, "sound": None, "sigmas": (), "renoises": False, "unread": ()}
 OF_PICTURES = ("fps", "upscale")  # settings that no latents depend on
 ENCODER = "ffmpeg"
 AI_GENERATED = "https://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -11,9 +11,11 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
@@ -21,15 +23,16 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
-from storyreel.errors import DamagedError, MissingError, OutputError, StoryreelError, counted
+from storyreel.errors import DamagedError, LicenceError, MissingError, OutputError, StoryreelError, counted
 from storyreel.files import file_hash, write_atomically, writing
 from storyreel.lock import Lock
-from storyreel.models.specs import COMPONENTS, PULLED, ModelSpec, pulled_folder
+from storyreel.models.specs import COMPONENTS, FREE, PULLED, ModelSpec, pulled_folder
 
 # No pickle, no code; of chat templates (.jinja) transformers makes text in a sandbox.
 KINDS = (".jinja", ".json", ".model", ".safetensors", ".txt")
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 SPARE = 1 << 30  # bytes that stay free on the disk
+ACCEPTED = ".storyreel-licence"  # in a repository's folder; its own refs are commits, and nothing else
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,55 @@ class Remote:
 
 
 def pull(
-    spec: ModelSpec, tell: Callable[[str], None], update: bool = False, endpoint: str | None = None
+    spec: ModelSpec,
+    tell: Callable[[str], None],
+    update: bool = False,
+    endpoint: str | None = None,
+    accepts: Callable[[str], bool] = lambda licence: False,
 ) -> Path:
-    """Fetch what is missing of a model, verify all of it, and return its folder.
+    """Fetch what is missing of a model, verify all of it, and return its folder: `find`, then `take`."""
+    return take(spec, find(spec, tell, update, endpoint, accepts), tell, endpoint)
+
+
+def find(
+    spec: ModelSpec,
+    tell: Callable[[str], None],
+    update: bool = False,
+    endpoint: str | None = None,
+    accepts: Callable[[str], bool] = lambda licence: False,
+) -> list[Found]:
+    """Return a model's files at the hub, once its licence is accepted; nothing is fetched.
 
     The commit is the one of the last pull, the first time the table's, or with ``update`` and without
-    either the newest. Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file
-    is not what the hub says, OutputError if the disk has no room.
+    either the newest. Of a variant, there are the files that are added to the model's too.
+
+    ``tell`` is told licence, territory and size. A licence that has conditions is to be accepted: once for
+    each repository, by ``accepts``, which is called with what it is. Raises LicenceError if it is not,
+    MissingError if the hub cannot be reached or refuses, DamagedError if it names no hashes.
     """
     if spec.hub is None:
-        return spec.weights
+        return []
     choose = partial(needed, variant=spec.variant, components=spec.components)
-    return fetch(spec.name, spec.hub, choose, tell, update, endpoint, spec.revision)
+    found = [_find(spec.hub, choose, update, endpoint, spec.revision)]
+    for hub, added in groupby(spec.added, lambda one: one.hub):
+        several = list(added)
+        found.append(_find(hub, _named([one.file for one in several]), update, endpoint, several[0].revision))
+    page = f"{huggingface_hub.HfApi(endpoint=endpoint).endpoint}/{spec.hub}"
+    _check_licence(spec, found, page, tell, accepts)
+    return found
+
+
+def take(
+    spec: ModelSpec, found: Sequence[Found], tell: Callable[[str], None], endpoint: str | None = None
+) -> Path:
+    """Fetch what is missing of a model's files, verify all of them, hold to their commits, return its folder.
+
+    Raises MissingError if the hub cannot be reached or refuses, DamagedError if a file is not what the hub
+    says, OutputError if the disk has no room.
+    """
+    for one in found:
+        _take(spec.name, one, tell, endpoint)
+    return pulled_folder(spec.hub) if spec.hub else spec.weights
 
 
 def fetch(
@@ -80,14 +120,86 @@ def fetch(
     revision: str | None = None,
 ) -> Path:
     """Fetch the files of a repository that ``choose`` picks by their names; see `pull`."""
+    return _take(name, _find(hub, choose, update, endpoint, revision), tell, endpoint)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a repository that are wanted, at a commit."""
+
+    hub: str
+    commit: str
+    files: list[Remote]
+
+    @property
+    def repository(self) -> Path:
+        """Its folder in the cache."""
+        return pulled_folder(self.hub).parent.parent
+
+
+def _named(wanted: Sequence[str]) -> Callable[[Sequence[str]], list[str]]:
+    """Return what chooses these files; it raises MissingError if one is not there."""
+
+    def choose(names: Sequence[str]) -> list[str]:
+        if gone := [name for name in wanted if name not in names]:
+            raise MissingError(f"the hub has no {gone[0]} at that commit", "Try: --update")
+        return list(wanted)
+
+    return choose
+
+
+def _find(
+    hub: str,
+    choose: Callable[[Sequence[str]], list[str]],
+    update: bool,
+    endpoint: str | None,
+    revision: str | None,
+) -> Found:
+    """Ask the hub for a repository's files. Raises MissingError or DamagedError."""
     held = pulled_folder(hub)
-    repository = held.parent.parent
     wanted = None if update else revision if held.name == "not pulled" else held.name
-    try:
+    with _told(hub):
         commit, files = listing(hub, wanted, choose, endpoint)
-        if not any(file.name.endswith(".safetensors") for file in files):
-            remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
-            raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
+    if not any(file.name.endswith(".safetensors") for file in files):
+        remedy = "Convert them elsewhere, and name the folder: --weights or --weights-dir."
+        raise MissingError(f"{hub} has no safetensors at {commit}", remedy)
+    return Found(hub, commit, files)
+
+
+def _check_licence(
+    spec: ModelSpec,
+    found: Sequence[Found],
+    page: str,
+    tell: Callable[[str], None],
+    accepts: Callable[[str], bool],
+) -> None:
+    """Tell what a model's licence and size are. Raises LicenceError if it is not accepted and must be."""
+    territory = f"; it gives no rights in {spec.territory}" if spec.territory else ""
+    terms = f"{spec.licence}{territory}"
+    size = sum(file.size for one in found for file in one.files) / 1e9
+    missing = sum(_missing(one.repository, one.files) for one in found) / 1e9
+    tell(f"{spec.name}: licence {terms} ({page}); {size:.1f} GB, {missing:.1f} GB of them to be fetched")
+    accepted = found[0].repository / ACCEPTED
+    if spec.licence in FREE and not spec.territory:
+        return
+    try:
+        before = accepted.read_text(errors="replace")
+    except OSError:
+        before = ""
+    if before == terms:
+        return
+    if not accepts(terms):
+        remedy = f"Read it at {page}; if you accept it: storyreel pull {spec.name} --accept-licence"
+        raise LicenceError(f"the licence of {spec.name} is not accepted: {terms}", remedy)
+    with writing(accepted):
+        accepted.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(accepted, terms)
+
+
+def _take(name: str, found: Found, tell: Callable[[str], None], endpoint: str | None) -> Path:
+    """Fetch what is missing of some files, verify all, and hold to their commit; see `pull`."""
+    hub, commit, files, repository = found.hub, found.commit, found.files, found.repository
+    with _told(hub):
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
         with Lock(repository / "blobs" / ".storyreel.lock").waited_for():  # of two at once, one waits
             _check_room(repository, files)
@@ -97,13 +209,25 @@ def fetch(
                 url = huggingface_hub.hf_hub_url(hub, file.name, revision=commit, endpoint=endpoint)
                 _fetch(repository, commit, file, url)
                 tell(f"{file.name}: {file.size / 1e6:.1f} MB")
+    reference = repository / "refs" / PULLED
+    with writing(reference):
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(reference, commit)
+    return pulled_folder(hub)
+
+
+@contextmanager
+def _told(hub: str) -> Iterator[None]:
+    """Turn whatever the library raises for a repository into errors of ours."""
+    try:
+        yield
     except HfHubHTTPError as error:
         raise _refused(hub, error) from error
     except StoryreelError:
         raise
     except Exception as error:
         if isinstance(error, OSError) and (error.filename is not None or error.errno in OF_THE_DISK):
-            where = error.filename or repository
+            where = error.filename or pulled_folder(hub).parent.parent
             remedy = "Make room, or set HF_HOME to another disk; what is there is kept."
             raise OutputError(f"cannot write {where}: {error.strerror}", remedy) from error
         if not isinstance(error, OSError | ValueError) and not type(error).__module__.startswith("http"):
@@ -111,11 +235,6 @@ def fetch(
         # The library hands on what its own library for HTTP, of one name or another, raises.
         remedy = "Check the network, or pull on another machine and copy its cache. What is there is kept."
         raise MissingError(f"the hub cannot be reached: {_first_line(error)}", remedy) from error
-    reference = repository / "refs" / PULLED
-    with writing(reference):
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(reference, commit)
-    return pulled_folder(hub)
 
 
 def listing(
@@ -178,15 +297,19 @@ def _of_another_variant(name: str) -> bool:
 
 
 def _check_room(repository: Path, files: Sequence[Remote]) -> None:
-    blobs = repository / "blobs"
-    missing = 0
-    for file in files:
-        found = [path.stat().st_size for path in (blobs / file.digest, _part(blobs, file)) if path.exists()]
-        missing += max(0, file.size - max(found, default=0))
-    free = shutil.disk_usage(repository).free
+    missing, free = _missing(repository, files), shutil.disk_usage(repository).free
     if missing and missing + SPARE > free:
         message = f"{missing / 1e9:.1f} GB are to be fetched, {free / 1e9:.1f} GB are free in {repository}"
         raise OutputError(message, "Make room, or set HF_HOME to a larger disk.")
+
+
+def _missing(repository: Path, files: Sequence[Remote]) -> int:
+    """Return the bytes of some files that are still to be fetched."""
+    blobs, missing = repository / "blobs", 0
+    for file in files:
+        found = [path.stat().st_size for path in (blobs / file.digest, _part(blobs, file)) if path.exists()]
+        missing += max(0, file.size - max(found, default=0))
+    return missing
 
 
 def _part(blobs: Path, file: Remote) -> Path:

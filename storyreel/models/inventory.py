@@ -26,6 +26,10 @@ def check_inventory(spec: ModelSpec) -> None:
             raise MissingError(f"there is no {part.name} in {folder}", spec.remedy)
         if not part.name.startswith(_WITHOUT_WEIGHTS):
             _check_weights(spec, part)
+    for added in spec.added:
+        if not added.lora.path.is_file():
+            words = f"{added.file}, which makes {spec.name} of {spec.base}, is not here"
+            raise MissingError(words, f"Run: storyreel pull {spec.name}")
 
 
 def weight_files(spec: ModelSpec) -> list[Path]:

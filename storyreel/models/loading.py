@@ -6,7 +6,7 @@ Everything is checked on the CPU, before a device is touched.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,11 +139,11 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.dev
     def component(kind: type[Any], name: str, **options: Any) -> Any:
         if variant := _variant(spec, folder / name):
             options["variant"] = variant
-        return load_component(partial(kind.from_pretrained, **options), folder / name, kind)
+        return load_component(partial(kind.from_pretrained, **options), folder / name, kind, spec.unread)
 
     def later(kind: type[Any], name: str, **options: Any) -> Component:
         skeleton = read_component(partial(_skeleton, kind, dtype), folder / name)
-        if not _fits(skeleton, folder / name, _variant(spec, folder / name)):
+        if not _fits(skeleton, folder / name, _variant(spec, folder / name), spec.unread):
             component(kind, name, **options)  # the library says what is wrong, or takes it all the same
         return Component(partial(component, kind, name, **options), skeleton)
 
@@ -188,9 +188,13 @@ def _skeleton(kind: type[Any], dtype: torch.dtype, folder: Path) -> nn.Module:
     return made
 
 
-def _fits(skeleton: nn.Module, folder: Path, variant: str | None) -> bool:
-    """Tell whether the weights in a folder are those of a network, by the headers of its files alone."""
-    shapes = shapes_of(folder, variant)
+def _fits(skeleton: nn.Module, folder: Path, variant: str | None, unread: Sequence[str]) -> bool:
+    """Tell whether the weights in a folder are those of a network, by the headers of its files alone.
+
+    Those with a part of ``unread`` in their names may be there.
+    """
+    found = shapes_of(folder, variant)
+    shapes = {name: shape for name, shape in found.items() if not _is_unread(name, unread)}
     tensors = skeleton.state_dict(keep_vars=True)
     shared: dict[int, set[str]] = {}
     for name, tensor in tensors.items():  # of tied weights, files have some or all
@@ -284,15 +288,24 @@ def read_component(load: Callable[[Path], Loaded], folder: Path) -> Loaded:
         raise DamagedError(f"{folder} cannot be read: {reason}", how_to_restore(folder)) from error
 
 
-def load_component(load: Callable[..., object], folder: Path, wanted: type[Loaded]) -> Loaded:
+def _is_unread(name: str, unread: Sequence[str]) -> bool:
+    return any(part in name for part in unread)
+
+
+def load_component(
+    load: Callable[..., object], folder: Path, wanted: type[Loaded], unread: Sequence[str] = ()
+) -> Loaded:
     """Load one component from safetensors, refusing anything missing, unexpected or damaged.
 
+    Unexpected weights with a part of ``unread`` in their names are left out.
     ``load`` is its ``from_pretrained``. A checkpoint with missing keys would otherwise load
     with random weights and without an exception.
     """
     remedy = how_to_restore(folder)
     safely = partial(load, use_safetensors=True, local_files_only=True, output_loading_info=True)
     model, info = cast("tuple[object, dict[str, object]]", read_component(safely, folder))
+    unexpected = cast("Iterable[str]", info.get("unexpected_keys") or ())
+    info["unexpected_keys"] = [name for name in unexpected if not _is_unread(name, unread)]
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = [f"{kind} {_named(info[kind])}" for kind in kinds if info.get(kind)]
     if wrong:

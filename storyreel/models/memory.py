@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,6 +100,11 @@ class Needs:
         return Weights((expert,) * self.experts, as_read, *others, parts, self.matrix * GB)
 
 
+def fitting_mode(needed: Mapping[str, float], there: float) -> MemoryMode | None:
+    """Return the highest memory mode that needs no more than is ``there``; None if none does."""
+    return next((mode for mode in MODES if mode in needed and needed[mode] <= there), None)
+
+
 def highest_mode(needed: dict[str, float], free: float) -> MemoryMode:
     """Return the highest memory mode that ``free`` bytes of a device allow; low where none does."""
-    return next((mode for mode in MODES if needed[mode] <= free), "low")
+    return fitting_mode(needed, free) or "low"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from storyreel import origin
 from storyreel.errors import UsageError
-from storyreel.models.lora import Lora
-from storyreel.models.memory import Needs
+from storyreel.models.lora import Experts, Lora
+from storyreel.models.memory import GB, Needs
 
 Levels = Literal["even", "linear-quadratic", "shifted", "by tokens", "distilled"]
 
@@ -21,6 +22,26 @@ QUANTIZATIONS = ("none", "fp8")
 # The folders of a pipeline that are read, where they are there.
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "transformer_2", "vae")
 MINI_WEIGHTS = Path(__file__).parent.parent / "mini" / "weights"
+FREE = ("Apache-2.0", "MIT")  # licences that `storyreel pull` asks nobody to accept
+
+
+@dataclass(frozen=True)
+class Addition:
+    """A file of low-rank changes that a variant's weights are made with, in a repository of its own.
+
+    ``revision`` is the commit; ``weight`` and ``experts`` are those of `Lora`.
+    """
+
+    hub: str
+    file: str
+    revision: str | None
+    weight: float = 1.0
+    experts: Experts = "all"
+
+    @property
+    def lora(self) -> Lora:
+        """The file where `storyreel pull` keeps it, whether it is there or not."""
+        return Lora(pulled_folder(self.hub) / self.file, self.weight, self.experts)
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,13 @@ class ModelSpec:
     ``loras`` are merged into its transformers always. ``authors_names`` are parts of the names that diffusers
     has given its layers, each with what its authors wrote there, in the order in which they are replaced: in
     files of LoRAs layers may have either name.
+    ``territory`` says where the licence gives no rights, "" where it names no such place.
+
+    A variant is named MODEL:VARIANT. ``added`` are files that its weights are made with beside the folder,
+    which `find_model` puts into ``loras``. ``sigmas`` are the noise levels at which weights for few steps
+    were trained, from 1 down, without the 0 at the end: there are exactly these steps. ``renoises`` says
+    whether they were trained to be shown each estimate with fresh noise, instead of what an Euler step
+    makes of it. ``unread`` are parts of names: such weights of its transformer are left out.
     """
 
     name: str
@@ -145,6 +173,21 @@ class ModelSpec:
     loras: tuple[Lora, ...] = ()
     sound: SoundSpec | None = None
     authors_names: tuple[tuple[str, str], ...] = ()
+    territory: str = ""
+    added: tuple[Addition, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    renoises: bool = False
+    unread: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The name of the model that it is a variant of; of a model, its own."""
+        return self.name.partition(":")[0]
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its weights seem to be here."""
+        return (self.weights / "transformer").is_dir() and all(one.lora.path.is_file() for one in self.added)
 
     @property
     def usual_latents(self) -> int:
@@ -160,6 +203,22 @@ class ModelSpec:
         if self.sound is None:
             return 0
         return round(self.frames_in(latents) / self.fps * self.sound.latents_per_second)
+
+    @property
+    def gpu_gb(self) -> dict[str, float]:
+        """The GB that a GPU must have free in each memory mode at the default size and length, calculated."""
+        if self.needs is None:
+            return dict(self.memory_gb)
+        working = self.needs.working(self.size, self.usual_latents)
+        needed = self.needs.weights(self.quantize).on_device(working)
+        return {mode: round(size / GB, 1) for mode, size in needed.items()}
+
+    @property
+    def seconds_per_scene(self) -> float | None:
+        """Rendering time of a scene of the default size and length on ``measured_on``; None if unmeasured."""
+        if self.seconds_per_forward is None:
+            return None
+        return self.seconds_per_forward * self.steps * (1.0 if self.guidance > 1 else 0.5)
 
     @property
     def label(self) -> str:
@@ -619,7 +678,8 @@ MODELS: dict[str, ModelSpec] = {
                 denoising=(0.0034, 0.3885),
                 decoding=(0.0006, 9.8276, 0.0163),
             ),
-            licence="Tencent Hunyuan Community License (no rights in the EU, the UK and South Korea)",
+            licence="Tencent Hunyuan Community License",
+            territory="the EU, the UK and South Korea",
             fps=24,
             frames_per_latent=4,
             pixels_per_latent=16,
@@ -643,12 +703,80 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
+# Weights for few steps, of the models above. Nothing is guided, so that a step is one evaluation of one text.
+# README.md has the source of each level and of each way to go from one to the next. The commits are pinned in
+# public: both FastWan's in hao-ai-lab/FastVideo itself, the others in projects that name them in their lists
+# of downloads. LightX2V's levels are 5u / (1 + 4u) for u = 1, 3/4, 1/2 and 1/4. A variant of a model that is
+# not in the table waits for it.
+LIGHTX2V = (1.0, 0.9375, 0.8333333, 0.625)
+FASTWAN: dict[str, Any] = {"sigmas": (1.0, 0.757, 0.522), "renoises": True, "licence": "Apache-2.0"}
+WAN_2_2_DISTILLED = "lightx2v/Wan2.2-Distill-Loras", "570044187a5219776ef30a5c60c6f76428a3a10a"
+
+
+def _wan_2_2_distilled(expert: Literal["high", "low"]) -> Addition:
+    hub, revision = WAN_2_2_DISTILLED
+    file = f"wan2.2_t2v_A14b_{expert}_noise_lora_rank64_lightx2v_4step_1217.safetensors"
+    return Addition(hub, file, revision, experts=expert)
+
+
+FEW_STEPS: dict[str, dict[str, Any]] = {
+    "wan-1.3b:3-step": {
+        "title": "FastWan 2.1, 1.3 B, for 3 steps",
+        "hub": "FastVideo/FastWan2.1-T2V-1.3B-Diffusers",
+        "revision": "25e7ed7f41fd8ce2fdd108688c65e8caf0ce3aef",
+        "unread": (".to_gate_compress.",),  # of an attention that leaves out most keys; here all are there
+        **FASTWAN,
+    },
+    "wan-14b:4-step": {
+        "title": "Wan 2.1, 14 B, with LightX2V's LoRA for 4 steps",
+        "added": (
+            Addition(
+                "lightx2v/Wan2.1-Distill-Loras",
+                "wan2.1_t2v_14b_lora_rank64_lightx2v_4step.safetensors",
+                "27ae38da91014b947dd39cc3fa78b97cd7b386dd",
+            ),
+        ),
+        "sigmas": LIGHTX2V,
+    },
+    "wan-2.2-a14b:4-step": {
+        "title": "Wan 2.2, two experts of 14 B, with LightX2V's LoRAs for 4 steps",
+        "added": (_wan_2_2_distilled("high"), _wan_2_2_distilled("low")),
+        "sigmas": LIGHTX2V,
+    },
+    "wan-2.2-5b:3-step": {
+        "title": "FastWan 2.2, 5 B, for 3 steps",
+        "hub": "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers",
+        "revision": "3e187042a324f6f5fb68fd22110a78725253de8f",
+        **FASTWAN,
+    },
+    "ltx-13b:distilled": {
+        "title": "LTX-Video 0.9.7 distilled, 13 B, for 8 steps",
+        "hub": "Lightricks/LTX-Video-0.9.7-distilled",
+        "revision": "057509edea1493cae5e62e9d8f780ebda3fb4333",
+        "sigmas": (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219),
+    },
+}
+
+
+def _variants(spec: ModelSpec) -> Iterator[ModelSpec]:
+    """Yield a model's variants."""
+    for name, facts in FEW_STEPS.items():
+        if name.partition(":")[0] == spec.name:
+            steps = len(facts["sigmas"])
+            unguided: dict[str, Any] = {"guidance": 1.0, "guidance_2": None, "guidance_rescale": 0.0}
+            yield replace(spec, name=name, steps=steps, shifts=(), **unguided, **facts)
+
+
+MODELS = {one.name: one for spec in MODELS.values() for one in (spec, *_variants(spec))}
+
+
 def find_model(name: str) -> ModelSpec:
-    """Return a model's facts, with the folder where its weights are or will be. Raises UsageError."""
+    """Return a model's facts, with the files where its weights are or will be. Raises UsageError."""
     if name not in MODELS:
         known = ", ".join(MODELS)
         raise UsageError(f"unknown model {name!r}", f"Known models: {known}. See: storyreel models")
     spec = MODELS[name]
+    spec = replace(spec, loras=tuple(one.lora for one in spec.added)) if spec.added else spec
     return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
 
 

@@ -174,7 +174,8 @@ class Plan:
     that are no first takes, ``replaced`` has the first takes. A plan is settled once every seam's overlap
     follows the similarity of its actions, and every segment's lead that overlap. ``sound`` is what is heard,
     None where nothing is; ``font`` is a file that its cards are drawn with, None for the usual one.
-    ``pictures`` are the files of pictures on this machine, by their SHA-256.
+    ``pictures`` are the files of pictures on this machine, by their SHA-256. ``notes`` are for people: what
+    was asked for and changes nothing.
     """
 
     title: str
@@ -188,6 +189,7 @@ class Plan:
     cards: tuple[Card, ...] = ()
     font: Path | None = None
     pictures: Mapping[str, Path] = field(default_factory=dict, compare=False, repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def first_takes(self) -> tuple[Segment, ...]:
@@ -376,7 +378,7 @@ def pace_of(spec: ModelSpec, steps: int, speed: str, area: int, shift: float | N
     """
     latents = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
     tokens = latents * area // spec.pixels_per_latent**2
-    levels = levels_of(spec.levels, steps, shift, tokens)
+    levels = [*spec.sigmas, 0.0] if spec.sigmas else levels_of(spec.levels, steps, shift, tokens)
     return SPEEDS[speed].pace(levels[:-1], spec.boundary_ratio)
 
 

@@ -110,7 +110,9 @@ def make_plan(
     shown = tuple(retakes.get(segment.index, segment) for segment in segments)
     replaced = tuple(segment for segment in segments if segment.index in retakes)
     data, font = story.model_dump(mode="json"), story.font_path
-    plan = Plan(story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font, files)
+    notes = tuple(_settings_notes(story, spec, overrides))
+    of_film = story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font
+    plan = Plan(*of_film, pictures=files, notes=notes)
     return plan.settled([None] * len(seams))
 
 
@@ -160,6 +162,8 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         raise UsageError(f"guidance {guidance} is not valid", "Use a number from 1, which means none.")
     speed = _first(overrides.speed, wished.speed, "exact")
     find_speed(speed)
+    steps = _first(overrides.steps, wished.steps, spec.steps)
+    refusals.add(steps_problem(spec, steps), overrides.steps is not None, "render", "steps")
     shift = wished.shift if overrides.shift is None else overrides.shift
     if shift is not None:
         refusals.add(shift_problem(spec), overrides.shift is not None, "render", "shift")
@@ -180,15 +184,25 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         seed=_first(overrides.seed, wished.seed, 0),
         width=width,
         height=height,
-        steps=_first(overrides.steps, wished.steps, spec.steps),
+        steps=steps,
         guidance=guidances[0],
         method=method,
-        speed=speed,
+        speed="exact" if spec.sigmas else speed,
         guidance_2=guidances[1],
         guidance_rescale=spec.guidance_rescale if guided else 0.0,
         negative=negative if guided else "",
         shift=spec.shift_at(width, height) if shift is None else shift,
     )
+
+
+def _settings_notes(story: Story, spec: ModelSpec, overrides: Overrides) -> Iterator[str]:
+    """Yield a note for every setting that changes nothing with this model."""
+    speed = _first(overrides.speed, story.render.speed, "exact")
+    if speed != "exact" and spec.sigmas:
+        yield (
+            f"speed {speed} changes nothing: model {spec.name} takes {spec.steps} steps without guidance, "
+            "and all are computed"
+        )
 
 
 def _check_numbers(overrides: Overrides) -> None:
@@ -596,11 +610,27 @@ def negative_problem(spec: ModelSpec, negative: str) -> str | None:
     )
 
 
+def steps_problem(spec: ModelSpec, steps: int) -> str | None:
+    """Return why a model cannot take so many steps; None if it can."""
+    if not spec.sigmas or steps == spec.steps:
+        return None
+    return (
+        f"model {spec.name} was trained for {spec.steps} steps at fixed noise levels, and cannot take "
+        f"{steps}; leave the steps out, or take {spec.base}"
+    )
+
+
 def shift_problem(spec: ModelSpec) -> str | None:
     """Return why a model takes no shift; None if it does."""
     if spec.shifts:
         return None
     return f"model {spec.name} takes no shift, its noise levels are fixed; leave it out"
+
+
+def notes_of(plan: Plan) -> Iterator[str]:
+    """Yield what is good to know of a plan before it is rendered."""
+    yield from plan.notes
+    yield from uncounted_prompts(plan)
 
 
 def uncounted_prompts(plan: Plan) -> Iterator[str]:

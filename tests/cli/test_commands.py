@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from storyreel.cli import machine
 from storyreel.cli.app import app, run
 from storyreel.cli.results import SHAPES, result_schema
-from storyreel.errors import NumericsError
+from storyreel.errors import LicenceError, NumericsError
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.schema import load_story
@@ -444,13 +446,141 @@ def test_other_json(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.json("render", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
     assert place.json("batch", "fox.yaml", "--dry-run")["fox"]["steps"] == 3
     assert set(place.json("models")) == set(MODELS)
-    monkeypatch.setattr("storyreel.models.hub.pull", lambda spec, *_: f"folder of {spec.name}")
+    monkeypatch.setattr("storyreel.models.hub.find", lambda *_: [])
+    monkeypatch.setattr("storyreel.models.hub.take", lambda spec, *_: f"folder of {spec.name}")
     assert place.json("pull", "mochi") == {"mochi": {"folder": "folder of mochi"}}
     report = {"model": "mini", "size": "96x64", "frames": 24, "steps": 4, "variants": []}
     monkeypatch.setattr("storyreel.benchmark.run.bench", lambda *_: report)
     assert place.json("bench") == report
     (label, *_) = place.json("ablate", "fox.yaml", "--dry-run")
     assert label == "fox, full, seed 0"
+
+
+@pytest.mark.parametrize(
+    ("words", "answers", "accepted"),
+    [
+        ([], None, False),
+        (["--accept-licence"], None, True),
+        (["--accept-license"], None, True),
+        ([], True, True),
+        ([], False, False),
+        (["--json"], True, False),  # whose output a program reads
+    ],
+)
+def test_a_licence_is_asked_for_on_a_terminal_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch, words: list[str], answers: bool | None, accepted: bool
+) -> None:
+    """``answers`` is what somebody types there, None where there is no terminal."""
+    found: list[bool] = []
+    asked: list[str] = []
+
+    def find(spec: ModelSpec, *options: Any) -> list[object]:
+        found.append(options[-1]("Some Community License"))
+        return []
+
+    def confirm(question: str, err: bool) -> bool:
+        asked.append(question)
+        assert err
+        assert answers is not None
+        return answers
+
+    monkeypatch.setattr("storyreel.models.hub.find", find)
+    monkeypatch.setattr("typer.confirm", confirm)
+    if answers is not None:
+        terminal = SimpleNamespace(isatty=lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    place.said("pull", "ltx-2b", *words)
+    assert found == [accepted]
+    if "--json" in words or answers is None:
+        assert asked == []
+    else:
+        assert asked == ["Do you accept the licence? Some Community License"]
+
+
+def test_a_licence_that_is_not_accepted_is_77_before_anything_is_fetched(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+
+    def find(spec: ModelSpec, *options: Any) -> list[object]:
+        if spec.name == "ltx-2b":
+            raise LicenceError(f"the licence of {spec.name} is not accepted", "Accept it.")
+        return []
+
+    monkeypatch.setattr("storyreel.models.hub.find", find)
+    monkeypatch.setattr("storyreel.models.hub.take", lambda spec, *_: taken.append(spec.name))
+    out, err = place.said("pull", "mochi", "ltx-2b", code=77)
+    assert taken == []
+    assert (out, err) == ("", "error: the licence of ltx-2b is not accepted\nAccept it.\n")
+
+
+def test_what_fits_a_card_is_listed_by_the_highest_mode(place: Place) -> None:
+    out, err = place.said("models", "--fits", "24")
+    listed = re.findall(r"^(\S+): ", out, re.MULTILINE)
+    assert [name for name in MODELS if name in listed] == listed  # variants under their model
+    assert {"mini", "wan-14b", "wan-14b:4-step", "ltx-2b"} <= set(listed)
+    assert "  --memory low: 9 GB of the GPU's memory, 29.1 GB of the machine's\n" in out
+    assert "  --memory balanced --quantize fp8: 21.7 GB" in out
+    assert "  needs no GPU\n  16 steps; a scene takes about 3.7 s on two CPU cores\n" in out
+    assert "4 steps; time not measured yet" in out
+    assert "calculated" in err
+    small, left = place.said("models", "--fits", "2")
+    assert re.findall(r"^(\S+): ", small, re.MULTILINE)[:1] == ["mini"]
+    assert "wan-14b" not in small
+    assert re.search(r"too large for 2 GB: .*wan-14b, wan-14b:4-step", left)
+    one, _ = place.said("models", "wan-14b", "--fits", "48")
+    assert re.findall(r"^(\S+): ", one, re.MULTILINE) == ["wan-14b", "wan-14b:4-step"]
+    assert "--memory high: 47.6 GB" in one
+
+
+@pytest.mark.parametrize("given", ["0", "-3", "nan", "inf", "much"])
+def test_a_card_of_no_size_is_refused(place: Place, given: str) -> None:
+    assert place.said("models", f"--fits={given}", code=2)[0] == ""
+
+
+def test_what_fits_is_json_too(place: Place) -> None:
+    found = place.json("models", "--fits", "24")
+    fits = found["wan-14b"]["fits"]
+    assert fits["storage"]["none"] == {"mode": "low", "gpu_gb": 9.0, "machine_gb": 29.1}
+    assert fits["storage"]["fp8"]["mode"] == "balanced"
+    assert (fits["seconds_per_scene"], fits["measured_on"]) == (None, None)
+    assert found["mini"]["fits"]["storage"] == {}
+    assert found["mini"]["fits"]["seconds_per_scene"] == pytest.approx(16 * 0.23)
+    assert set(place.json("models", "--fits", "2")) < set(found)
+
+
+def test_variants_are_listed_under_their_model(place: Place) -> None:
+    out, _ = place.said("models")
+    assert re.search(r"^wan-14b: .*(\n  .*)+\n  wan-14b:4-step: .*pull wan-14b:4-step", out, re.MULTILINE)
+    assert set(place.json("models", "wan-14b")) == {"wan-14b", "wan-14b:4-step"}
+    assert set(place.json("models", "wan-14b:4-step")) == {"wan-14b:4-step"}
+    assert place.said("models", "wan-14b:4-step")[0].startswith("wan-14b:4-step: ")
+
+
+def test_a_speed_that_changes_nothing_is_said(place: Place) -> None:
+    (place.folder / "wan.yaml").write_text(STORY.replace("fake", "'wan-14b:4-step'"))
+    words = "wan: speed fast changes nothing: model wan-14b:4-step takes 4 steps"
+    assert words in place.said("render", "wan.yaml", "--dry-run", "--speed", "fast")[1]
+    (noted,) = place.json("validate", "wan.yaml", "--speed", "fast")["wan.yaml"]["notes"]
+    assert noted in place.said("validate", "wan.yaml", "--speed", "fast")[1]
+
+
+def test_a_variant_renders_the_same_film_at_every_speed(
+    place: Place, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = (1.0, 0.757, 0.522)
+    few = replace(MODELS["fake"], name="fake:few", sigmas=levels, renoises=True, guidance=1.0)
+    monkeypatch.setitem(MODELS, "fake:few", few)
+    words = ("render", "fox.yaml", "--model", "fake:few")
+    said = place.said(*words, "--speed", "fast")[1]
+    assert "fox: speed fast changes nothing: model fake:few takes 3 steps" in said
+    assert "2 of 2 scenes rendered" in said
+    again = place.said(*words)[1]
+    assert "changes nothing" not in again
+    assert "0 of 2 scenes rendered" in again
+    facts = json.loads((place.folder / "out" / "fox" / "manifest.json").read_text())["model"]["facts"]
+    assert (facts["sigmas"], facts["renoises"]) == (list(levels), True)
 
 
 def test_every_command_that_prints_json_publishes_its_shape(place: Place) -> None:

@@ -77,6 +77,23 @@ def test_where_nothing_is_given_there_is_no_lead(plan: Plan) -> None:
     assert painter.requests == []
 
 
+@pytest.mark.parametrize(
+    ("sigmas", "level"),
+    [((), LOOKED_AT), ((1.0, 0.757, 0.522), 0.522), ((1.0, 0.9375, 0.8333, 0.625), 0.625)],
+)
+def test_a_character_is_looked_for_at_a_noise_level_that_the_weights_know(
+    sigmas: tuple[float, ...], level: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", replace(TINY, sigmas=sigmas, steps=len(sigmas) or 3))
+    plan, painter = plan_of(STORY), Painter()
+    latents = finished(plan)
+    Leads(painter, plan, latents.__getitem__).of(plan.segments[3])
+    assert {request.sigma for request in painter.requests} == {level}
+    clean = latents[0][:, :, :1]
+    noises = [(request.x - (1 - level) * clean) / level for request in painter.requests[:LOOKS]]
+    assert all(0.8 < float(noise.std()) < 1.2 for noise in noises)
+
+
 def test_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
     latents, painter = finished(plan), Painter()
     lead = Leads(painter, plan, latents.__getitem__).of(plan.segments[1])

@@ -25,6 +25,7 @@ from storyreel.denoise.loop import (
     denoised,
     euler,
     first_noise,
+    fresh_noise,
     next_velocities,
     rescaled,
     sample,
@@ -193,6 +194,73 @@ def test_euler_equals_the_scheduler() -> None:
         theirs = scheduler.step(velocity, timestep, theirs, return_dict=False)[0]
         ours = euler(ours, velocity, sigmas[i], sigmas[i + 1])
     assert relative(ours, theirs) <= 1e-6
+
+
+@pytest.fixture
+def renoising(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A film of weights that were trained for three steps, each from an estimate with fresh noise."""
+    changes: dict[str, Any] = {"weighting": False, "renoises": True, "guidance": 1.0}
+    spec = replace(TINY, name="few", sigmas=(1.0, 0.757, 0.522), **changes)
+    monkeypatch.setitem(MODELS, "few", spec)
+    return plan_of(CAST, model="few")
+
+
+def test_fresh_noise_is_added_to_each_estimate_but_the_last(renoising: Plan) -> None:
+    """The sampler of distribution matching distillation, step by step."""
+    segment = renoising.segments[0]
+    adapter = FakeAdapter(renoising.spec)
+    (made, *_) = film(adapter, renoising)
+    assert [sigma for sigma, _ in adapter.predicted[:3]] == [1.0, 0.757, 0.522]
+    (text, x) = adapter.encode(segment.prompt), segment_noise(renoising, segment)
+    for step, (sigma, lower) in enumerate([(1.0, 0.757), (0.757, 0.522), (0.522, 0.0)]):
+        (velocity,) = adapter.answer(Request(x, sigma, [text]))
+        noise = fresh_noise(segment, step, x)
+        x = (1 - lower) * denoised(x, velocity, sigma) + lower * noise
+        assert abs(float(noise.mean())) < 0.1
+        assert 0.9 < float(noise.std()) < 1.1
+    assert relative(made, x) <= 1e-5
+    other = [fresh_noise(renoising.segments[1], 0, x), fresh_noise(segment, 1, x)]
+    assert not any(torch.equal(fresh_noise(segment, 0, x), noise) for noise in other)
+
+
+def test_a_lead_stands_in_every_step_whatever_noise_is_added(renoising: Plan) -> None:
+    whole = Film(FakeAdapter(renoising.spec), renoising).made()
+    leads = {index: lead for index, lead in whole.leads.items() if lead is not None}
+    assert len(leads) == 2
+    for index, lead in leads.items():
+        given = lead.weights.expand_as(lead.latents) == 1
+        assert bool(given.any())
+        shown = whole.latents[index][:, :, : lead.latents.shape[2]]
+        assert torch.equal(shown[given], lead.latents[given])
+
+
+def test_fresh_noise_is_the_same_after_a_break(renoising: Plan, tmp_path: Path) -> None:
+    """It is kept nowhere, and depends on nothing but the segment and the step."""
+    (segment, *_) = renoising.segments
+    whole = film(FakeAdapter(renoising.spec), renoising)[0]
+    half = Film(FakeAdapter(renoising.spec), renoising)
+    stored = Stored(tmp_path / "half")
+
+    class LeftError(Exception):
+        pass
+
+    def leave(window: Sequence[SegmentState]) -> None:
+        if window[0].step == 2:
+            stored.save_state(window[0])
+            raise LeftError
+
+    with suppress(LeftError):
+        for _ in denoise(half.adapter, renoising.settings, [segment], half.writer, half.start, leave):
+            pass
+    again = Film(FakeAdapter(renoising.spec), renoising)
+
+    def go_on(segment: Segment) -> SegmentState | None:
+        begun = again.start(segment)
+        if begun is not None and segment.index == 0:
+            stored.restore(begun, 2)
+        return begun
+
+    assert torch.equal(again.made(go_on).latents[0], whole)
 
 
 def test_a_model_that_knows_the_answer_is_taken_at_its_word() -> None:

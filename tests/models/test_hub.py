@@ -22,13 +22,20 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub.file_download import http_get
 
-from storyreel.errors import DamagedError, MissingError, OutputError, StoppedError, StoryreelError
+from storyreel.errors import (
+    DamagedError,
+    LicenceError,
+    MissingError,
+    OutputError,
+    StoppedError,
+    StoryreelError,
+)
 from storyreel.files import content_hash
 from storyreel.models import hub
-from storyreel.models.specs import MODELS, ModelSpec, find_model, pulled_folder
+from storyreel.models.specs import MODELS, Addition, ModelSpec, find_model, pulled_folder
 from storyreel.stopping import stopping
 
-REPOSITORY = "someone/tiny-model"
+REPOSITORY, ADDED = "someone/tiny-model", "someone/few-steps"
 FIRST, SECOND = "1" * 40, "2" * 40
 
 
@@ -39,6 +46,7 @@ class StandIn(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.newer: dict[str, bytes] = {}  # what the second commit changes
+        self.added: dict[str, bytes] = {}  # the files of `ADDED`
         self.commit = FIRST
         self.refusal = 0
         self.answers: dict[str, bytes] = {}  # by the end of a path: what somebody else answers instead
@@ -56,7 +64,8 @@ class StandIn(ThreadingHTTPServer):
         return self.files | (self.newer if commit == SECOND else {})
 
     def sha256(self, name: str) -> str:
-        return self.claimed.get(name, hashlib.sha256(self.files[name]).hexdigest())
+        data = (self.files | self.added)[name]
+        return self.claimed.get(name, hashlib.sha256(data).hexdigest())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,36 +96,39 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if path.startswith(f"/api/models/{REPOSITORY}"):
+        repository = ADDED if ADDED in path else REPOSITORY
+        if path.startswith(f"/api/models/{repository}"):
             _, _, revision = path.partition("/revision/")
             if revision and revision not in (FIRST, SECOND, "main"):
                 self.send_error(404)
                 return
-            self._send(json.dumps(self._facts(revision)).encode(), body, {"Content-Type": "application/json"})
+            facts = self._facts(revision, repository)
+            self._send(json.dumps(facts).encode(), body, {"Content-Type": "application/json"})
             return
-        prefix = f"/{REPOSITORY}/resolve/"
+        prefix = f"/{repository}/resolve/"
         commit, _, name = path.removeprefix(prefix).partition("/")
-        if not path.startswith(prefix) or name not in hub.files:
+        there = hub.added if repository == ADDED else hub.at(commit)
+        if not path.startswith(prefix) or name not in there:
             self.send_error(404)
             return
-        data = hub.at(commit)[name]
+        data = there[name]
         tag = hub.sha256(name) if name.endswith(".safetensors") else hashlib.sha1(data).hexdigest()
         headers = {"ETag": f'"{tag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if body:
             hub.served.append(name)
         self._send(data, body, headers, name)
 
-    def _facts(self, revision: str) -> dict[str, object]:
+    def _facts(self, revision: str, repository: str) -> dict[str, object]:
         hub = self.server
         siblings: list[dict[str, object]] = []
         commit = revision if revision in (FIRST, SECOND) else hub.commit
-        for name, data in hub.at(commit).items():
+        for name, data in (hub.added if repository == ADDED else hub.at(commit)).items():
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             entry: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": blob}
             if name.endswith(".safetensors"):
                 entry["lfs"] = {"sha256": hub.sha256(name), "size": len(data), "pointerSize": 130}
             siblings.append(entry)
-        return {"id": REPOSITORY, "sha": commit, "siblings": siblings}
+        return {"id": repository, "sha": commit, "siblings": siblings}
 
     def _send(self, data: bytes, body: bool, headers: dict[str, str], name: str = "") -> None:
         wanted = self.headers.get("Range") if body else None
@@ -224,6 +236,110 @@ def test_the_first_pull_takes_the_tables_commit(stand_in: StandIn, spec: ModelSp
     assert pull(pinned, stand_in, update=True).name == SECOND
     assert pull(pinned, stand_in).name == SECOND  # what was chosen last is held to
     assert pulled_folder(REPOSITORY).name == SECOND
+
+
+@pytest.fixture
+def variant(stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """The same model with two files more, from another repository, which has others too."""
+    files = {f"few/{expert}.safetensors": expert for expert in ("high", "low")}
+    stand_in.added = {name: name.encode() * 300 for name in (*files, "others.safetensors")}
+    added = tuple(Addition(ADDED, name, FIRST, experts=expert) for name, expert in files.items())  # type: ignore[arg-type]
+    variant = replace(spec, name="remote:few", added=added)
+    monkeypatch.setitem(MODELS, "remote:few", variant)
+    return variant
+
+
+def test_of_a_variant_the_models_files_and_those_that_are_added_are_fetched(
+    stand_in: StandIn, variant: ModelSpec
+) -> None:
+    assert not find_model("remote:few").is_there
+    stand_in.commit = SECOND
+    told: list[str] = []
+    folder = hub.pull(variant, told.append, False, stand_in.url)
+    found = find_model("remote:few")
+    assert found.is_there
+    assert found.weights == folder
+    assert [(lora.path.read_bytes(), lora.experts) for lora in found.loras] == [
+        (stand_in.added["few/high.safetensors"], "high"),
+        (stand_in.added["few/low.safetensors"], "low"),
+    ]
+    assert pulled_folder(ADDED).name == FIRST  # the table's commit, and held to
+    assert "others.safetensors" not in stand_in.served
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size += sum(lora.path.stat().st_size for lora in found.loras)
+    assert told[0].endswith(f"{size / 1e9:.1f} GB, {size / 1e9:.1f} GB of them to be fetched")
+    served = len(stand_in.served)
+    pull(variant, stand_in)
+    pull(MODELS["remote"], stand_in)  # whose files are the same
+    assert len(stand_in.served) == served
+    blob = found.loras[0].path.resolve()
+    blob.write_bytes(b"x" * blob.stat().st_size)
+    pull(variant, stand_in)
+    assert stand_in.served[served:] == ["few/high.safetensors"]
+    assert find_model("remote:few").loras[0].path.read_bytes() == stand_in.added["few/high.safetensors"]
+
+
+def test_an_added_file_that_is_wrong_or_not_there_is_said(stand_in: StandIn, variant: ModelSpec) -> None:
+    stand_in.claimed["few/low.safetensors"] = "0" * 64
+    with pytest.raises(DamagedError, match=r"few/low\.safetensors is not what the hub says"):
+        pull(variant, stand_in)
+    assert not find_model("remote:few").is_there
+    del stand_in.added["few/high.safetensors"]
+    served = len(stand_in.served)
+    with pytest.raises(MissingError, match=r"no few/high\.safetensors at that commit"):
+        pull(variant, stand_in)
+    assert len(stand_in.served) == served
+
+
+STRICT = "Some Community License"
+
+
+@pytest.mark.parametrize("territory", ["", "Atlantis"])
+def test_nothing_is_fetched_before_a_licence_with_conditions_is_accepted(
+    stand_in: StandIn, spec: ModelSpec, territory: str
+) -> None:
+    strict, told = replace(spec, licence=STRICT, territory=territory), list[str]()
+    terms = STRICT + (f"; it gives no rights in {territory}" if territory else "")
+    for _ in range(2):
+        with pytest.raises(LicenceError, match=f"the licence of remote is not accepted: {terms}") as caught:
+            hub.pull(strict, told.append, False, stand_in.url)
+    assert caught.value.exit_code == 77
+    page = f"{stand_in.url}/{REPOSITORY}"
+    assert caught.value.remedy == (
+        f"Read it at {page}; if you accept it: storyreel pull remote --accept-licence"
+    )
+    assert told[0].startswith(f"remote: licence {terms} ({page}); 0.0 GB, ")
+    assert stand_in.served == []
+    assert not pulled_folder(REPOSITORY).parent.parent.exists()
+
+
+def test_a_licence_is_accepted_once_for_a_repository(stand_in: StandIn, spec: ModelSpec) -> None:
+    strict, asked = replace(spec, licence=STRICT), list[str]()
+
+    def yes(terms: str) -> bool:
+        asked.append(terms)
+        return True
+
+    folder = hub.pull(strict, lambda line: None, False, stand_in.url, yes)
+    assert hub.pull(strict, lambda line: None, False, stand_in.url, yes) == folder
+    assert asked == [STRICT]
+    assert pull(strict, stand_in) == folder  # nobody has to say it again
+    with pytest.raises(LicenceError):  # but of another licence
+        pull(replace(strict, licence="Another"), stand_in)
+    # Other tools read this cache too.
+    assert not huggingface_hub.scan_cache_dir(folder.parents[2]).warnings
+
+
+@pytest.mark.parametrize(("licence", "territory"), [("MIT", ""), ("Apache-2.0", ""), ("MIT", "Atlantis")])
+def test_a_licence_without_conditions_is_said_and_asked_of_nobody(
+    stand_in: StandIn, spec: ModelSpec, licence: str, territory: str
+) -> None:
+    free = replace(spec, licence=licence, territory=territory)
+    if territory:
+        with pytest.raises(LicenceError):
+            pull(free, stand_in)
+    else:
+        assert pull(free, stand_in).is_dir()
 
 
 def test_every_model_of_a_hub_names_its_commit() -> None:

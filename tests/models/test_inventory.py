@@ -13,7 +13,7 @@ import pytest
 from storyreel.errors import DamagedError, MissingError
 from storyreel.film.keys import weight_hashes
 from storyreel.models.inventory import check_inventory
-from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.models.specs import MODELS, Addition, ModelSpec
 
 
 @pytest.fixture
@@ -44,6 +44,22 @@ def test_what_is_whole_is_taken(spec: ModelSpec) -> None:
     check_inventory(MODELS["mini"])
     (spec.weights / "model_index.json").unlink()  # what it names is not known then; loading says it
     check_inventory(spec)
+
+
+def test_what_is_added_to_a_model_must_be_there_too(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    added = Addition("someone/few-steps", "few.safetensors", None)
+    spec = replace(spec, name="mochi:few", added=(added,))
+    assert not spec.is_there
+    with pytest.raises(MissingError, match=r"few\.safetensors, which makes mochi:few of mochi") as caught:
+        check_inventory(spec)
+    assert caught.value.remedy == "Run: storyreel pull mochi:few"
+    added.lora.path.parent.mkdir(parents=True)
+    added.lora.path.write_bytes(b"")
+    check_inventory(spec)
+    assert spec.is_there
 
 
 SHARD = "transformer_2/m-00002-of-2.safetensors"

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from storyreel.errors import DamagedError
+from storyreel.denoise.loop import begin
+from storyreel.denoise.prompts import PromptWriter
+from storyreel.errors import DamagedError, ScriptError, UsageError
 from storyreel.method.noise_levels import levels_of
+from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.loading import load_adapter, load_scheduler
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS
-from tests.conftest import plan_of
+from storyreel.story.planning import notes_of
+from tests.conftest import FakeAdapter, plan_of
 from tests.models.test_families import save
 from tests.tiny import CPU, FAMILIES
 
@@ -151,6 +155,74 @@ def test_a_models_own_levels_are_those_of_the_public_formulas(name: str, tmp_pat
     assert levels[-1] == 0
     planned = levels_of(spec.levels, settings.steps, settings.shift, frames * rows * columns)
     assert levels == pytest.approx(planned, abs=2e-6)
+
+
+# By the authors' own settings: of LightX2V (configs/distill) denoising_step_list and sample_shift; of
+# FastVideo (configs/pipelines/wan.py) dmd_denoising_steps, timesteps of a schedule with shift 8; of LTX-Video
+# (configs/ltxv-13b-0.9.7-distilled.yaml) the timesteps of both passes.
+LIGHTX2V = [5 * u / (1 + 4 * u) for u in (1.0, 0.75, 0.5, 0.25)]
+FASTWAN = [t / 1000 for t in (1000, 757, 522)]
+FIRST_PASS, SECOND_PASS = [1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725], [0.9094, 0.725, 0.4219]
+FEW = {
+    "wan-1.3b:3-step": FASTWAN,
+    "wan-2.2-5b:3-step": FASTWAN,
+    "wan-14b:4-step": LIGHTX2V,
+    "wan-2.2-a14b:4-step": LIGHTX2V,
+    "ltx-13b:distilled": sorted({*FIRST_PASS, *SECOND_PASS}, reverse=True),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_variant_is_denoised_at_the_levels_that_its_weights_were_trained_at(name: str) -> None:
+    plan = plan_of("scenes: [[a, b], [a, c]]", model=name)
+    adapter = FakeAdapter(plan.spec)
+    begun = begin(
+        adapter, plan, plan.segments[0], PromptWriter(adapter, plan, None).prompts(plan.segments[0])
+    )
+    assert begun.sigmas == pytest.approx([*FEW[name], 0], abs=1e-6)
+    assert plan.pace.forwards == plan.settings.steps == len(FEW[name])
+    assert not any(plan.pace.guided[step] and plan.settings.guidance != 1 for step in range(len(FEW[name])))
+
+
+def test_fastwans_timesteps_lie_on_its_schedule() -> None:
+    """Timesteps are whole there: at 280 and 120 of a thousand, shifted by 8, less than half of one away."""
+    for level, u in zip(FASTWAN, (1.0, 0.28, 0.12), strict=True):
+        assert 1000 * level == pytest.approx(8000 * u / (1 + 7 * u), abs=0.5)
+
+
+def test_the_second_expert_begins_where_the_levels_fall_below_its_boundary() -> None:
+    """Two steps each (``boundary_step_index`` 2), by the noise level alone."""
+    spec = MODELS["wan-2.2-a14b:4-step"]
+    assert spec.boundary_ratio is not None
+    assert [level >= spec.boundary_ratio for level in spec.sigmas] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("name", FEW)
+def test_no_step_of_few_is_skipped_and_that_is_said(name: str, speed: str) -> None:
+    """So that the film is that of every other speed, and no scene of it is rendered again."""
+    plan, usual = (plan_of("scenes: [[a, b], [a, c]]", model=name, speed=s) for s in (speed, None))
+    assert all(plan.pace.computed)
+    assert plan.settings == usual.settings
+    assert usual.notes == ()
+    steps = plan.settings.steps
+    said = f"speed {speed} changes nothing: model {name} takes {steps} steps without guidance, and all are"
+    assert plan.notes == (() if speed == "exact" else (f"{said} computed",))
+    assert list(notes_of(plan))[: len(plan.notes)] == list(plan.notes)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_fixed_levels_take_no_other_steps_and_no_shift(name: str) -> None:
+    base, steps = MODELS[name].base, MODELS[name].steps
+    words = f"model {name} was trained for {steps} steps at fixed noise levels, and cannot take 20"
+    with pytest.raises(UsageError, match=f"{words}; leave the steps out, or take {base}"):
+        plan_of("scenes: [[a, b]]", model=name, steps=20)
+    with pytest.raises(ScriptError, match=words) as caught:
+        plan_of(f"scenes: [[a, b]]\nrender: {{model: '{name}', steps: 20}}\n")
+    assert [fault.line for fault in caught.value.faults] == [2]
+    with pytest.raises(UsageError, match="takes no shift"):
+        plan_of("scenes: [[a, b]]", model=name, shift=5.0)
+    plan_of("scenes: [[a, b]]", model=name, steps=steps)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers

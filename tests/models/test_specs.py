@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
+from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from storyreel.models.loading import adapter_class
 from storyreel.models.pipeline import T5_XXL
-from storyreel.models.specs import MODELS, QUANTIZATIONS, WAN_NEGATIVE
+from storyreel.models.specs import MODELS, QUANTIZATIONS, WAN_NEGATIVE, ModelSpec, find_model
 from storyreel.story.plan import Settings
 from tests.conftest import plan_of
 
@@ -28,6 +31,12 @@ AUTHORS: dict[str, tuple[object, ...]] = {
     "wan-2.2-5b": (50, 5.0, None, 0.0, 5.0, WAN_NEGATIVE, 24),
     "ltx-2.5": (8, 1.0, None, 0.0, None, "", 24),
     "hunyuan-1.5": (50, 6.0, None, 0.0, 5.0, "", 24),
+    # Variants: nothing is guided, and noise levels are fixed.
+    "wan-1.3b:3-step": (3, 1.0, None, 0.0, None, "", 16),
+    "wan-2.2-5b:3-step": (3, 1.0, None, 0.0, None, "", 24),
+    "wan-14b:4-step": (4, 1.0, None, 0.0, None, "", 16),
+    "wan-2.2-a14b:4-step": (4, 1.0, None, 0.0, None, "", 16),
+    "ltx-13b:distilled": (8, 1.0, None, 0.0, None, "", 24),
 }
 
 
@@ -40,6 +49,41 @@ def test_a_story_that_asks_for_nothing_has_the_authors_settings(name: str) -> No
     found = of_defaults(name)
     guidance = (found.guidance, found.guidance_2, found.guidance_rescale)
     assert (found.steps, *guidance, found.shift, found.negative, MODELS[name].fps) == AUTHORS[name]
+
+
+@pytest.mark.parametrize("name", [name for name, spec in MODELS.items() if name != spec.base])
+def test_a_variant_is_its_model_but_for_what_makes_it_one(name: str) -> None:
+    variant = MODELS[name]
+    facts = {
+        *("name", "title", "hub", "revision", "licence", "added", "sigmas", "renoises", "unread"),
+        *("steps", "guidance", "guidance_2", "guidance_rescale", "shifts"),
+    }
+    base = asdict(MODELS[variant.base])
+    differing = {key for key, value in asdict(variant).items() if value != base[key]}
+    assert differing <= facts
+    assert variant.hub != MODELS[variant.base].hub or variant.added  # other weights, or some more
+    assert len(variant.sigmas) == variant.steps
+    assert variant.sigmas[0] == 1.0
+    assert all(0 < lower < level for level, lower in pairwise(variant.sigmas))
+    pinned = [variant.revision, *(one.revision for one in variant.added)]
+    assert all(revision and re.fullmatch("[0-9a-f]{40}", revision) for revision in pinned)
+    assert list(MODELS).index(name) > list(MODELS).index(variant.base)
+    assert not any(spec.base != variant.base for spec in between(variant.base, name))
+
+
+def between(first: str, last: str) -> list[ModelSpec]:
+    names = list(MODELS)
+    return [MODELS[name] for name in names[names.index(first) : names.index(last)]]
+
+
+def test_each_expert_has_a_lora_of_its_own() -> None:
+    high, low = MODELS["wan-2.2-a14b:4-step"].added
+    assert (high.experts, low.experts) == ("high", "low")
+    assert ("high_noise" in high.file, "low_noise" in low.file) == (True, True)
+    assert [one.lora.experts for one in (high, low)] == ["high", "low"]
+    found = find_model("wan-2.2-a14b:4-step").loras
+    assert [lora.path.name for lora in found] == [high.file, low.file]
+    assert find_model("wan-2.2-a14b").loras == ()
 
 
 def test_wans_negative_prompt_keeps_it_from_still_pictures() -> None:
