@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from storyreel import origin
 from storyreel.errors import UsageError
+from storyreel.models.lora import Lora
 from storyreel.models.memory import Needs
 
 Levels = Literal["even", "linear-quadratic", "shifted", "by tokens"]
@@ -119,6 +120,7 @@ class ModelSpec:
     strangeness: str | None = None
     vocabulary: Path | None = None
     gallery: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     @property
     def usual_latents(self) -> int:
