@@ -14,6 +14,7 @@ from storyreel.cli.options import (
     Device,
     Json,
     Model,
+    Plugins,
     Quantize,
     Size,
     Steps,
@@ -28,7 +29,7 @@ from storyreel.cli.results import print_json
 from storyreel.engine import Engine
 from storyreel.errors import UsageError
 from storyreel.models.device_errors import check_device
-from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.models.specs import MODELS, ModelSpec, find_model, model_names
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
@@ -38,7 +39,7 @@ LENT = "A lent GPU, and true sizes without a download"  # a group of options
 
 
 def _models() -> list[str]:
-    return list(MODELS)
+    return list(model_names())
 
 
 def _names() -> list[str]:
@@ -55,10 +56,11 @@ def models(
         ),
     ] = None,
     page: Annotated[Path | None, option("FILE", "Write a page with pictures of what MODEL draws.")] = None,
+    plugin: Plugins = None,  # which `as_command` minds
     as_json: Json = False,
 ) -> None:
     """List the models that can be used, what each needs, and which are there."""
-    specs = [find_model(name) for name in ([model] if model else MODELS)]
+    specs = [find_model(name) for name in ([model] if model else model_names())]
     vocabulary = load_vocabulary(specs[0]) if model else None
     if page is not None:
         _write_gallery(page, specs[0] if model else None)

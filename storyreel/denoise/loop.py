@@ -11,11 +11,15 @@ from torch import Tensor
 
 from storyreel.denoise.lead import Lead
 from storyreel.denoise.prompts import Prompts, PromptWriter
-from storyreel.errors import NumericsError
+from storyreel.errors import NumericsError, UsageError
 from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import Pace, continued
 from storyreel.models.base import Adapter, Request, Text
+from storyreel.models.device_errors import device_error, lacks_memory
+from storyreel.plugins import Plugin
 from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
+
+Blend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]  # as `with_lead`
 
 
 @dataclass
@@ -26,6 +30,7 @@ class SegmentState:
     (1, C, L, H, W) is that of its lead, ``ending`` (D,) a scorer's vector of how the segment that it goes on
     from ends, ``known`` the last velocities that were computed, each with its σ, if steps are to be skipped.
     ``broken`` () is the step in which x first held NaN or infinity, infinite without; on the device.
+    ``blend`` puts the lead into x.
     """
 
     segment: Segment
@@ -39,6 +44,7 @@ class SegmentState:
     noise: Tensor | None = None
     ending: Tensor | None = None
     known: tuple[tuple[float, Tensor], ...] = ()
+    blend: Blend = with_lead
 
     @property
     def sigma(self) -> float:
@@ -49,7 +55,7 @@ class SegmentState:
         """Return x with its lead at a noise level."""
         if self.lead is None or self.noise is None:
             return self.x
-        return with_lead(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
+        return self.blend(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
 
 
 @torch.inference_mode()
@@ -120,10 +126,37 @@ def begin(
     """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
-    sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
+    sigmas = plan.plugged_levels(math.prod(noise.shape[2:]))
+    if sigmas is None:
+        sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
     of_lead = None if lead is None else noise[:, :, : lead.latents.shape[2]].clone()
-    return SegmentState(segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending)
+    plugin = plan.settings.method.plugged.get("blending")
+    blend = with_lead if plugin is None else plugged_blend(plugin)
+    return SegmentState(
+        segment, noise, 0, prompts, sigmas, never, plan.pace, lead, of_lead, ending, blend=blend
+    )
+
+
+def plugged_blend(plugin: Plugin) -> Blend:
+    """Return a plugin's formula, which is held to latents of x's shape. Raises UsageError."""
+    formula = plugin.function()
+
+    def blend(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        try:
+            blended = formula(x, lead, weights, noise, sigma)
+        except Exception as error:
+            if lacks_memory(error) or device_error(error) is not None:
+                raise
+            words = f"{plugin.words} fails: {type(error).__name__}: {error}"
+            raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
+        if not isinstance(blended, Tensor) or blended.shape != x.shape:
+            found = tuple(blended.shape) if isinstance(blended, Tensor) else type(blended).__name__
+            words = f"{plugin.words} gives {found} for latents {tuple(x.shape)}"
+            raise UsageError(words, "Have it return latents of the shape of x.")
+        return blended.to(x)
+
+    return blend
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from storyreel import origin
+from storyreel import origin, plugins
 from storyreel.errors import UsageError
 from storyreel.models.lora import Lora
 from storyreel.models.memory import Needs
@@ -432,11 +432,31 @@ MODELS: dict[str, ModelSpec] = {
 
 def find_model(name: str) -> ModelSpec:
     """Return a model's facts, with the folder where its weights are or will be. Raises UsageError."""
-    if name not in MODELS:
-        known = ", ".join(MODELS)
+    spec = known_model(name)
+    if spec is None:
+        known = ", ".join(model_names())
         raise UsageError(f"unknown model {name!r}", f"Known models: {known}. See: storyreel models")
-    spec = MODELS[name]
     return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all models, plugins' last. Raises UsageError if two have one name."""
+    return (*MODELS, *plugins.offered("models", MODELS))
+
+
+def known_model(name: str) -> ModelSpec | None:
+    """Return the table's facts of a model, or a plugin's; None if there is none of that name.
+
+    Raises UsageError or MissingError for a plugin that is no model.
+    """
+    plugged = plugins.offered("models", MODELS)
+    if name not in plugged:
+        return MODELS.get(name)
+    spec = plugged[name].load()
+    if not isinstance(spec, ModelSpec) or spec.name != name:
+        words = f"{plugged[name].words} ({plugged[name].place}) is not a ModelSpec of that name"
+        raise UsageError(words, "storyreel/models/README.md says what a model of your own is.")
+    return spec
 
 
 def hub_cache() -> Path:
