@@ -1,9 +1,10 @@
 """An example of a plugin: a blending formula, noise levels, a scorer and two metrics, in a few lines each."""
 
 import torch
+from torch.nn import functional as F
+
 from ramps.curves import quadratic
 from storyreel.evaluation.metrics import Measure
-from torch.nn import functional as F
 
 
 def ramp(x, lead, weights, noise, sigma):
