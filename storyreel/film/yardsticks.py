@@ -118,12 +118,10 @@ def _vistory_script(timeline: Timeline, script: Script) -> tuple[str, Any]:
     shots = []
     for clip, (_, number) in zip(timeline.scenes, script.shots, strict=True):
         told, action = _prompts(clip)
-        shot = {
-            "index": number,
-            "Setting Description": {"en": told},
-            "Static Shot Description": {"en": action},
-        }
-        shots.append({**shot, "Characters Appearing": {"en": []}})
+        prompts = {"Setting Description": {"en": told}, "Static Shot Description": {"en": action}}
+        # Its loader leaves out shots that lack any of these.
+        rest = {"Characters Appearing": {"en": []}, "Plot Correspondence": {"en": ""}}
+        shots.append({"index": number, **prompts, **rest, "Shot Perspective Design": {"en": ""}})
     return f"ViStory/{_number(script)}/story.json", {"Characters": {}, "Shots": shots}
 
 
