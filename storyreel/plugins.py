@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -153,9 +153,12 @@ def _of_module(name: str) -> Iterator[Plugin]:
         raise UsageError(words, f"Known: {', '.join(KINDS)}")
     for kind, objects in table.items():
         for own, value in objects.items():
-            yield Plugin(
-                kind, str(own), module.__name__, f"{module.__name__}:{own}", option, lambda value=value: value
-            )
+            place = f"{module.__name__}:{own}"
+            yield Plugin(kind, str(own), module.__name__, place, option, partial(_itself, value))
+
+
+def _itself(value: Any) -> Any:
+    return value
 
 
 def _from_file(path: Path) -> ModuleType:
