@@ -1,4 +1,4 @@
-"""A film of another kind has the numbers of the film that it was made of: rate, size, turn, sound and so on."""
+"""A film of another kind has the numbers of the film that it was made of, within stated tolerances."""
 
 from __future__ import annotations
 
