@@ -61,6 +61,7 @@ class Engine:
         self._adapters: dict[str, Adapter] = {}
         self._said: Callable[[str], None] = lambda words: None
         self._scorers: dict[Path, Scorer] = {}
+        self._plugged: dict[str, Any] = {}
         self._ingredients: dict[tuple[str, Path], dict[str, Any]] = {}
 
     def ingredients(self, spec: ModelSpec, said: Callable[[str], None]) -> dict[str, Any]:
@@ -194,6 +195,25 @@ class Engine:
                 clear_frames(error.__traceback__)
             torch.cuda.empty_cache()  # of what was half loaded
         raise AssertionError("there is always a mode to try")
+
+    def scorer_for(self, plan: Plan) -> Any:
+        """Return the text-image encoder for a film, loaded: a plugin's if the film asks for that.
+
+        Raises UsageError for one that is none.
+        """
+        plugin = plan.settings.method.plugged.get("scorer")
+        if plugin is None:
+            return self.scorer(plan.spec)
+        if plugin.place not in self._plugged:
+            from storyreel.models.devices import pick_device
+
+            scorer = plugin.function()(pick_device(self.device))
+            for name in ("embed_texts", "embed_pictures"):
+                if not callable(getattr(scorer, name, None)):
+                    words = f"{plugin.words} gives a {type(scorer).__name__} without {name}"
+                    raise UsageError(words, "storyreel/README.md (Plugins) says what a scorer can.")
+            self._plugged[plugin.place] = scorer
+        return self._plugged[plugin.place]
 
     def scorer(self, spec: ModelSpec) -> Scorer | None:
         """Return the loaded text-image encoder in the folder of a model's weights; None if there is none."""

@@ -203,7 +203,10 @@ def _render_missing(
     from storyreel.denoise.prompts import all_prompts
 
     spec = inventory.plan.spec
-    adapter, scorer = engine.adapter_for(inventory.plan, progress.said), engine.scorer(spec)
+    if inventory.plan.settings.method.scorer is not None:
+        engine.scorer_for(inventory.plan)  # first: a plugin may be none
+    adapter = engine.adapter_for(inventory.plan, progress.said)
+    scorer = engine.scorer_for(inventory.plan)
     if adapter.device.type == "cuda" and engine.memory == "auto":
         progress.said(f"memory mode: {memory_words(adapter.memory, spec)}")
     for message in device_messages(inventory, engine.device_words(adapter)):

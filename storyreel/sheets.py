@@ -124,7 +124,6 @@ def _pictures(
     from storyreel.denoise.prompts import all_prompts
     from storyreel.film.drafts import Drafts
 
-    spec = wanted.draft.spec
     inventory = take_inventory(wanted.draft, wanted.facts, store.find)
     missing = [
         one.number for one in wanted.shown if store.find("latents", f"{one.number:02d}", one.key) is None
@@ -132,7 +131,7 @@ def _pictures(
     scenes = len(wanted.draft.segments)
     forwards_to_come = len(missing) * wanted.draft.settings.steps
     progress.started(wanted.draft, scenes, scenes - len(set(missing)), forwards_to_come)
-    adapter, scorer = engine.adapter_for(wanted.draft, progress.said), engine.scorer(spec)
+    adapter, scorer = engine.adapter_for(wanted.draft, progress.said), engine.scorer_for(wanted.draft)
     pictures: list[Image.Image] = []
     forwards = 0
 

@@ -198,6 +198,7 @@ def export(
             "--as",
             metavar="FORMATS",
             help="Some of film, clips, stills, gif, webp, avif, vtt, srt, edl, otio, with commas; or all. "
+            "For benchmarks: entitybench, storymem, msvbench, vistorybench, vbench. "
             "Default: film with --size; else clips, stills, vtt, srt, edl and otio, as for an editor.",
         ),
     ] = None,
@@ -210,10 +211,14 @@ def export(
         Fit, option(Fit, "How pictures get into another shape: with bars, cut, or out of shape.")
     ] = ("pad"),
     still: Annotated[Still, option(Still, "Which picture of a scene a still is.")] = "middle",
+    script: Annotated[
+        Path | None,
+        option("FILE", "The benchmark's script that the film tells, which names its shots' files."),
+    ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace also what no export wrote.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a finished film for other programs: clips, pictures, captions, edit lists, another size.
+    """Write a finished film for other programs: clips, pictures, captions, edit lists, for benchmarks.
 
     Each file is named as it is finished. The film itself stays as it is, and what an export wrote before
     is replaced.
@@ -223,7 +228,7 @@ def export(
     from storyreel.film.timeline import timeline_of
 
     names = parse_formats(formats) if formats is not None else ("film",) if size else TO_AN_EDITOR
-    wanted = Wanted(parse_size(size) if size is not None else None, fit, still)
+    wanted = Wanted(parse_size(size) if size is not None else None, fit, still, script)
     timeline = timeline_of(_folder_of(film))
     if film.is_file() and film.resolve() != timeline.path.resolve():
         raise UsageError(f"{film} is not the film in {film.parent}", f"Name that: {timeline.path}")

@@ -16,6 +16,7 @@ from storyreel.cli.options import (
     Device,
     Json,
     Model,
+    Plugins,
     Quantize,
     Size,
     Steps,
@@ -31,7 +32,7 @@ from storyreel.engine import Engine
 from storyreel.errors import UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.models.memory import fitting_mode
-from storyreel.models.specs import MODELS, QUANTIZATIONS, ModelSpec, find_model
+from storyreel.models.specs import MODELS, QUANTIZATIONS, ModelSpec, find_model, model_names
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
@@ -41,7 +42,7 @@ LENT = "A lent GPU, and true sizes without a download"  # a group of options
 
 
 def _models() -> list[str]:
-    return list(MODELS)
+    return list(model_names())
 
 
 def _names() -> list[str]:
@@ -62,6 +63,7 @@ def models(
         option("GB", "Only what runs on a GPU of so much memory, and in which memory mode."),
     ] = None,
     page: Annotated[Path | None, option("FILE", "Write a page with pictures of what MODEL draws.")] = None,
+    plugin: Plugins = None,  # which `as_command` minds
     as_json: Json = False,
 ) -> None:
     """List the models that can be used, what each needs, and which are there.
@@ -72,7 +74,8 @@ def models(
     if fits is not None and not 0 < fits < math.inf:
         raise UsageError(f"--fits {fits:g} is no size of a memory", "Write a card's gigabytes: --fits 24")
     one = find_model(model) if model else None
-    specs = [find_model(name) for name, spec in MODELS.items() if model in (None, name, spec.base)]
+    names = [name for name in model_names() if model in (None, name, name.partition(":")[0])]
+    specs = [find_model(name) for name in names]
     vocabulary = load_vocabulary(one) if one else None
     if page is not None:
         _write_gallery(page, one)

@@ -18,7 +18,8 @@ from storyreel.cli.defaults import PREFIX, source_of, unknown_variables
 from storyreel.cli.help import LAST
 from storyreel.errors import ScriptError, UsageError
 from storyreel.models.device_errors import check_device
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import model_names
+from storyreel.plugins import using
 from storyreel.story.casting import CastFile, read_casting, read_casts
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
@@ -53,13 +54,22 @@ def flag(name: str, words: str, group: str = "") -> Any:
 
 
 def _models() -> list[str]:
-    return list(MODELS)
+    return list(model_names())
 
 
 def _devices() -> list[str]:
     return list(DEVICES)
 
 
+Plugins = Annotated[
+    list[str] | None,
+    option(
+        "MODULE",
+        "Have what a module, or a FILE.py, adds: formulas, noise levels, scorers, metrics, models; may be "
+        "repeated.",
+        WORK,
+    ),
+]
 Stories = Annotated[
     list[Path],
     typer.Argument(help="YAML stories; - is standard input.", metavar="STORY…", is_eager=True),
@@ -183,6 +193,7 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
             if any(getattr(param, "envvar", None) for param in context.command.params):
                 for name, remedy in unknown_variables():
                     telling.note(f"{name} is no variable of storyreel. {remedy}")
+            plugged = given.get("plugin")
             sources = {name: source_of(context, name) for name in given}
             for name, source in sources.items():
                 if source:
@@ -192,7 +203,8 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
                 if "sources" in kind.__dataclass_fields__:
                     values["sources"] = {key: sources[key] for key in options[name] if sources[key]}
                 given[name] = kind(**values)
-            return command(**given)
+            with using(plugged or ()):
+                return command(**given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     flat.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -271,6 +283,7 @@ class FilmOptions:
     lora: LoraFiles = None
     weights: Weights = None
     device: Device = "auto"
+    plugin: Plugins = None
     strict: bool = False  # an option of those commands that name it, and so is the next
     casts: Path | None = None
     sources: dict[str, str] | None = None
@@ -427,6 +440,7 @@ class RenderOptions(OutOptions):
                 continue
             for one in value if isinstance(value, list) else [value]:
                 is_path = isinstance(one, Path) or (name == "cast" and "=" not in one)
+                is_path = is_path or (name == "plugin" and one.endswith(".py"))
                 word = Path(one).absolute() if is_path else one
                 option = f"--{name.replace('_', '-')}"
                 yield option if one is True else f"{option}={word}"

@@ -17,6 +17,7 @@ from storyreel.cli.options import (
     DryRun,
     Json,
     ManyOptions,
+    Plugins,
     Stories,
     Weights,
     check_weights,
@@ -76,6 +77,7 @@ def evaluate(
     ] = None,
     weights: Weights = None,
     device: Device = "auto",
+    plugin: Plugins = None,  # which `as_command` minds
     report: Annotated[
         Path | None, option("FILE", "The HTML report. Default: eval.html in the first OUT.")
     ] = None,
@@ -87,7 +89,7 @@ def evaluate(
     """
     check_device(device)
     from storyreel.evaluation.films import collect, foreign_film
-    from storyreel.evaluation.metrics import METRICS as KNOWN
+    from storyreel.evaluation.metrics import known_metrics
 
     stories, videos = story or [], video or []
     folders = [film_folder(path) or path for path in out or ()]
@@ -101,8 +103,8 @@ def evaluate(
             raise UsageError(f"{path} does not lie in the folder of a render", remedy)
     if fps is not None and not math.isfinite(fps):
         raise UsageError(f"--fps {fps} is not a frame rate", "Give the frames of a second, as in 23.976.")
-    if unknown := set(require or ()) - set(KNOWN):
-        raise UsageError(f"unknown metric {min(unknown)!r}", f"Known: {', '.join(KNOWN)}")
+    if unknown := set(require or ()) - set(known := known_metrics()):
+        raise UsageError(f"unknown metric {min(unknown)!r}", f"Known: {', '.join(known)}")
     if weights_dir is not None and not weights_dir.is_dir():
         raise UsageError(f"{weights_dir} is not a folder", "Name the folder that holds the models' folders.")
     check_weights(weights)
@@ -181,8 +183,10 @@ def ablate(
     only what is missing. `storyreel eval OUT` gives the same numbers, and says what is wrong with each film.
     """
     from storyreel.evaluation import ablation
+    from storyreel.evaluation.metrics import known_metrics
 
     chosen = ablation.pick_variants(variants)
+    known_metrics()  # a plugin's metric that is none is refused before films are made
 
     warned: dict[str, ScriptError] = {}
 

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from storyreel.denoise.lead import Lead
 from storyreel.denoise.prompts import Prompts, PromptWriter
-from storyreel.errors import NumericsError
+from storyreel.errors import NumericsError, UsageError
 from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import Pace, continued
 from storyreel.models.base import Adapter, Request, Text
+from storyreel.models.device_errors import device_error, lacks_memory
+from storyreel.plugins import Plugin
 from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
+
+Blend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]  # as `with_lead`
 
 
 @dataclass
@@ -23,19 +27,20 @@ class Stream:
     """What is denoised of a segment, its picture or its sound: x_σ (1, C, lead + own, H, W) and its lead.
 
     ``noise`` (1, C, L, H, W) is that of the lead, ``known`` are the last velocities that were computed, each
-    with its σ, if steps are to be skipped.
+    with its σ, if steps are to be skipped. ``blend`` puts the lead into x.
     """
 
     x: Tensor
     lead: Lead | None = None
     noise: Tensor | None = None
     known: tuple[tuple[float, Tensor], ...] = ()
+    blend: Blend = with_lead
 
     def at(self, sigma: float) -> Tensor:
         """Return x with its lead at a noise level."""
         if self.lead is None or self.noise is None:
             return self.x
-        return with_lead(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
+        return self.blend(self.x, self.lead.latents, self.lead.weights, self.noise, sigma)
 
     def go(self, velocity: Tensor, sigma: float, lower: float, fresh: Tensor | None) -> None:
         """Go down from σ to ``lower``, by an Euler step, or by the estimate with ``fresh`` noise.
@@ -154,16 +159,20 @@ def begin(
     """Return a segment as pure noise, ``before`` being the latents of the one before it."""
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
-    sigmas = [*plan.spec.sigmas, 0.0]
-    if not plan.spec.sigmas:
+    sigmas = plan.plugged_levels(math.prod(noise.shape[2:]))
+    if sigmas is None and plan.spec.sigmas:
+        sigmas = [*plan.spec.sigmas, 0.0]
+    if sigmas is None:
         sigmas = adapter.sigmas(plan.settings.steps, noise.shape, *(() if shift is None else (shift,)))
     never = torch.full((), math.inf, device=adapter.device)
+    plugin = plan.settings.method.plugged.get("blending")
+    blend = with_lead if plugin is None else plugged_blend(plugin)
     sound = None
     if plan.spec.sound is not None:
         heard = sound_noise(plan, segment).to(adapter.device)
-        sound = _stream(heard, None if lead is None else lead.sound)
+        sound = _stream(heard, None if lead is None else lead.sound, blend)
     return SegmentState(
-        **vars(_stream(noise, lead)),
+        **vars(_stream(noise, lead, blend)),
         segment=segment,
         step=0,
         prompts=prompts,
@@ -175,13 +184,34 @@ def begin(
     )
 
 
-def _stream(noise: Tensor, lead: Lead | None) -> Stream:
+def _stream(noise: Tensor, lead: Lead | None, blend: Blend) -> Stream:
     if lead is None:
         return Stream(noise)
     of_lead = noise[:, :, : lead.latents.shape[2]].clone()
     # What is given clean is so at every level: its own noise.
     of_lead[:, :, : lead.clean] = lead.latents[:, :, : lead.clean]
-    return Stream(noise, lead, of_lead)
+    return Stream(noise, lead, of_lead, blend=blend)
+
+
+def plugged_blend(plugin: Plugin) -> Blend:
+    """Return a plugin's formula, which is held to latents of x's shape. Raises UsageError."""
+    formula = plugin.function()
+
+    def blend(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        try:
+            blended = formula(x, lead, weights, noise, sigma)
+        except Exception as error:
+            if lacks_memory(error) or device_error(error) is not None:
+                raise
+            words = f"{plugin.words} fails: {type(error).__name__}: {error}"
+            raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
+        if not isinstance(blended, Tensor) or blended.shape != x.shape:
+            found = tuple(blended.shape) if isinstance(blended, Tensor) else type(blended).__name__
+            words = f"{plugin.words} gives {found} for latents {tuple(x.shape)}"
+            raise UsageError(words, "Have it return latents of the shape of x.")
+        return blended.to(x)
+
+    return blend
 
 
 def sample(adapter: Adapter, plan: Plan, segment: Segment, text: Text) -> Tensor:

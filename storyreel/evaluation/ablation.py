@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from storyreel import plugins
 from storyreel.errors import StoryreelError, UsageError, counted
 from storyreel.evaluation.films import Film, collect, rendered_film
 from storyreel.film.hearing import hear
+from storyreel.method.settings import BLENDINGS
 from storyreel.rendering import Engine, Progress, render
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -72,12 +74,21 @@ class PlannedFilm:
 
 
 def pick_variants(names: str) -> tuple[Variant, ...]:
-    """Return the variants of a comma list, each once, in our order; "" means all. Raises UsageError."""
-    asked = {" ".join(name.replace("-", " ").split()) for name in names.split(",")} - {""}
-    if unknown := asked - {variant.name for variant in VARIANTS}:
-        known = ", ".join(variant.slug for variant in VARIANTS)
-        raise UsageError(f"unknown variant {min(unknown)!r}", f"Known variants: {known}")
-    return tuple(variant for variant in VARIANTS if not asked or variant.name in asked)
+    """Return the variants of a comma list, each once, in our order; "" means all that are in the table.
+
+    A plugin's blending is a variant too, by its name: the whole method with its formula. Raises UsageError.
+    """
+    asked = {_spaced(name) for name in names.split(",")} - {""}
+    formulas = plugins.offered("blendings", BLENDINGS)
+    known = (*VARIANTS, *(Variant(name, method=(f"blending={name}",)) for name in formulas))
+    if unknown := asked - {_spaced(variant.name) for variant in known}:
+        words = ", ".join(variant.slug for variant in known)
+        raise UsageError(f"unknown variant {min(unknown)!r}", f"Known variants: {words}")
+    return tuple(variant for variant in known if _spaced(variant.name) in asked) if asked else VARIANTS
+
+
+def _spaced(name: str) -> str:
+    return " ".join(name.replace("-", " ").split())
 
 
 def plan_films(
@@ -128,6 +139,7 @@ def render_films(
             done = render(film.plan, film.story, folder, engine, progress)
         scenes = f"{done.rendered} of {counted(done.segments, 'scene')}"
         say(f"{film.label}: {scenes} rendered in {done.seconds:.1f} s")
-    ordered = sorted(planned, key=lambda film: (VARIANTS.index(film.variant), film.name.split("/")))
+    variants = list(dict.fromkeys(film.variant for film in planned))
+    ordered = sorted(planned, key=lambda film: (variants.index(film.variant), film.name.split("/")))
     runs = [(str(out / film.variant.slug), film.name, film.story) for film in ordered]
     return collect((), [partial(rendered_film, *run, Path(run[0], run[1])) for run in runs])

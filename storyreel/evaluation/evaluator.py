@@ -14,14 +14,14 @@ from typing import Any
 import torch
 import transformers
 
-from storyreel import __version__
+from storyreel import __version__, plugins
 from storyreel.errors import MissingError, StoryreelError
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import findings
 from storyreel.evaluation.frames import Pictures, look_at
 from storyreel.evaluation.kept_scores import keep_scores, read_scores, scores_key
-from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.metrics import METRICS, known_metrics, plugged_measures
 from storyreel.evaluation.result import Evaluation, Scored
 from storyreel.evaluation.scores import film_scores
 from storyreel.evaluation.statistics import Row, compare
@@ -29,8 +29,9 @@ from storyreel.evaluation.verdicts import asked, film_verdict
 from storyreel.evaluation.weights import BLIP, CLIP, OWN, WEIGHTS
 from storyreel.film import ffmpeg
 from storyreel.film.hashes import RememberedHashes
+from storyreel.film.recipe import plugin_sources
 from storyreel.models.scorer import Scorer
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import known_model
 
 SCORER = "scorer"  # the folder of a text-image encoder among a model's weights
 
@@ -56,12 +57,13 @@ class Evaluator:
         self._own = own
         self._weights = weights
         self._scorers: dict[Path, Scorer] = {}
+        self._measures = plugged_measures()
         self.names = {name for name in WEIGHTS if self._encoders.folder(name) is not None}
 
     def require(self, metrics: Iterable[str]) -> None:
         """Raise MissingError if any of ``metrics`` has no weights, and DamagedError if they do not fit."""
         for name in metrics:
-            needs = METRICS[name].needs
+            needs = known_metrics()[name].needs
             if needs in WEIGHTS:
                 if needs not in self.names:
                     weights = WEIGHTS[needs]
@@ -72,7 +74,7 @@ class Evaluator:
         """Return why metrics have no value, with the command that helps."""
         return {
             metric.name: f"{metric.needs} is not here: {WEIGHTS[metric.needs].remedy}"
-            for metric in METRICS.values()
+            for metric in known_metrics().values()
             if metric.needs in WEIGHTS and metric.needs not in self.names
         }
 
@@ -96,8 +98,10 @@ class Evaluator:
     ) -> tuple[dict[str, Any], list[Pictures]]:
         """Return a film's scores and each scene's pictures; ``folder`` is where its model's encoder lies."""
         own = self._scorer(folder) if folder else None
-        strangeness = asked(MODELS[film.model].strangeness) if own is not None and film.model else None
-        look = look_at(film, self._encoders, self.names, own, strangeness, tell)
+        spec = known_model(film.model or "")
+        strangeness = asked(spec.strangeness) if own is not None and spec is not None else None
+        measures = self._measures
+        look = look_at(film, self._encoders, self.names, own, strangeness, tell, measures)
         texts = {CLIP: self._encoders.get(CLIP)} if CLIP in self.names else {}
         if own is not None:
             texts[OWN] = own
@@ -110,7 +114,7 @@ class Evaluator:
 
         Of a film that storyreel did not make, nothing is known but its model's name.
         """
-        spec = MODELS.get(film.model or "")
+        spec = known_model(film.model or "")
         if spec is None or not self._own:
             return None
         made_with = _of_scorer(film)
@@ -135,7 +139,13 @@ class Evaluator:
             | {"ffmpeg": ffmpeg.version()},
             "device": str(self._device),
             "weights": {name: self._encoders.about(name) for name in sorted(self.names)},
-        }
+        } | self._plugged()
+
+    def _plugged(self) -> dict[str, Any]:
+        """Return the plugins that make numbers, each with its source; nothing without any."""
+        found = plugins.offered("metrics", METRICS).items()
+        said = {name: {"place": one.place, "sources": plugin_sources(one.module)} for name, one in found}
+        return {"plugins": said} if said else {}
 
 
 def _of_scorer(film: Film) -> dict[str, str]:
@@ -172,5 +182,5 @@ def evaluate(
     rows = [
         Row(f.run, (f.name, f.told), f.story or f.name, s.scores["film"]) for s in scored for f in [s.film]
     ]
-    comparison = compare(rows, METRICS, rows[0].run if rows else None)
+    comparison = compare(rows, known_metrics(), rows[0].run if rows else None)
     return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat), errors

@@ -26,7 +26,7 @@ from storyreel.film import reader
 from storyreel.film.dissolve import FADED, GREY
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import MODELS, known_model
 from storyreel.story.plan import pace_of
 from storyreel.story.planning import DEFAULT_MODEL
 from storyreel.story.schema import APART, NOBODY_ELSE, Casting, Character, Story, load_story
@@ -398,8 +398,12 @@ def _cost(manifest: _Manifest) -> dict[str, float]:
     latents = [s.decided.lead + s.latents for s in segments if s.decided and s.latents is not None]
     if len(latents) == len(segments):
         cost["latents"] = sum(latents)
-    if settings.steps is not None and settings.speed in SPEEDS:
-        spec = MODELS.get(manifest.model.name, MODELS[DEFAULT_MODEL])
+    method = (settings.model_extra or {}).get("method")
+    plugged = isinstance(method, dict) and method.get("levels") is not None
+    # Which steps were skipped at a plugin's noise levels is not known.
+    known = settings.speed in SPEEDS and (settings.speed == "exact" or not plugged)
+    if settings.steps is not None and known:
+        spec = known_model(manifest.model.name) or MODELS[DEFAULT_MODEL]
         area = settings.width * settings.height
         pace = pace_of(spec, settings.steps, settings.speed, area, settings.shift)
         cost["forwards"] = len(segments) * pace.forwards

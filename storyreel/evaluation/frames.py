@@ -7,21 +7,22 @@ So memory does not grow with the frames of a scene, nor with the size of the fil
 from __future__ import annotations
 
 import io
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyreel.errors import StoryreelError
+from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.double_exposure import Doubles
 from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
 from storyreel.evaluation.films import Film, Span
-from storyreel.evaluation.metrics import SAMPLES
+from storyreel.evaluation.metrics import SAMPLES, Measure
 from storyreel.evaluation.picture_measures import grey, ssim
 from storyreel.evaluation.seams import frame_steps
 from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SHOTS
@@ -112,13 +113,14 @@ class SceneLook:
     """What encoders saw of a scene: unit vectors (n, D) by encoder, and BLIP-2's numbers by name.
 
     ``strangeness`` says how little its pictures can be read, above 1 by nobody; None where the film's model
-    has no judge.
+    has no judge. ``plugged`` are plugins' numbers by name.
     """
 
     vectors: Mapping[str, Tensor]
     blip: Mapping[str, float]
     pictures: Pictures
     strangeness: float | None = None
+    plugged: Mapping[str, float | None] = field(default_factory=dict)
 
 
 class Scenes:
@@ -131,6 +133,7 @@ class Scenes:
         encoders: Encoders,
         names: set[str],
         strangeness: Callable[[Tensor], float] | None = None,
+        measures: Mapping[str, Measure] | None = None,
     ) -> None:
         self._spans, self._pickers, self._device = spans, pickers, encoders.device
         self._strangeness = strangeness
@@ -139,6 +142,9 @@ class Scenes:
         self._position = 0
         self._found: list[Tensor] = []
         self._before: Tensor | None = None
+        self._measures = measures or {}
+        self._frames_before: Tensor | None = None  # uint8, for plugins
+        self.plugged_seams: list[dict[str, float | None]] = []
         self.looks: list[SceneLook] = []
         self.distances: list[tuple[float, float] | None] = []  # of a seam: between neighbours, and across
 
@@ -176,15 +182,37 @@ class Scenes:
         elif self.looks:
             self.distances.append(None)
         strange = self._strangeness(frames[1:-1]) if self._strangeness is not None else None
+        plugged = self._plugged("scene", frames[1:-1], span.scene, span.action)
+        if self.looks:
+            self.plugged_seams.append(self._plugged("seam", self._frames_before, frames))
+        self._frames_before = frames if self._measures else None
         shown = Pictures(*map(jpeg, (frames[len(frames) // 2], frames[0], frames[-1])))
-        self.looks.append(SceneLook(vectors, blip, shown, strange))
+        self.looks.append(SceneLook(vectors, blip, shown, strange, plugged))
+
+    def _plugged(self, scope: str, *given: Any) -> dict[str, float | None]:
+        """Return the numbers of plugins' metrics of a scope. Raises UsageError for what is no number."""
+        found: dict[str, float | None] = {}
+        for name, measure in self._measures.items():
+            if measure.scope != scope:
+                continue
+            try:
+                value = measure.function(*given)
+                found[name] = None if value is None else float(value)
+            except Exception as error:
+                words = f"the plugin's metric {name!r} fails: {type(error).__name__}: {error}"
+                raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
+            if not math.isfinite(found[name] or 0.0):
+                words = f"the plugin's metric {name!r} gives {value}, which is no number"
+                raise UsageError(words, "Have it return a number, or None where there is none.")
+        return found
 
 
 @dataclass(frozen=True)
 class Look:
     """All of a film: ``distances`` are LPIPS of every border, ``shots`` a score a frame; None without.
 
-    ``doubles`` are the shares of every border's surroundings that are two pictures at once.
+    ``doubles`` are the shares of every border's surroundings that are two pictures at once, ``plugged_seams``
+    plugins' numbers of every border, by name.
     """
 
     frames: FrameNumbers
@@ -192,6 +220,7 @@ class Look:
     distances: Sequence[tuple[float, float] | None]
     shots: Sequence[float] | None
     doubles: Sequence[float | None]
+    plugged_seams: Sequence[Mapping[str, float | None]] = ()
 
 
 @torch.inference_mode()
@@ -202,18 +231,20 @@ def look_at(
     own: PictureEncoder | None,
     strangeness: Callable[[Tensor], float] | None,
     tell: Callable[[int], None],
+    measures: Mapping[str, Measure] | None = None,
 ) -> Look:
     """Look at a whole film with the models in ``names``; ``tell`` hears how many frames went by.
 
     ``own`` is the text-image encoder of the film's model, ``strangeness`` tells how little some
-    pictures uint8 (N, H, W, 3) of it can be read. Raises StoryreelError if the film is damaged, or not as
+    pictures uint8 (N, H, W, 3) of it can be read, ``measures`` are plugins' metrics. Raises
+    StoryreelError if the film is damaged, or not as
     long as it was.
     """
     pickers: dict[str, PictureEncoder] = {n: encoders.get(n) for n in PICTURE_ENCODERS if n in names}
     if own is not None:
         pickers[OWN] = own
     clear = [span.clear(film.fps) for span in film.spans]
-    numbers, scenes = FrameNumbers(), Scenes(clear, pickers, encoders, names, strangeness)
+    numbers, scenes = FrameNumbers(), Scenes(clear, pickers, encoders, names, strangeness, measures)
     shots = Shots(encoders.get(SHOTS)) if SHOTS in names else None
     doubles = Doubles([span.start for span in film.spans], film.frames, film.fps)
     seen = 0
@@ -233,7 +264,7 @@ def look_at(
     if shots is not None:
         shots.finish()
     scores = shots.scores if shots is not None else None
-    return Look(numbers, scenes.looks, scenes.distances, scores, doubles.shares)
+    return Look(numbers, scenes.looks, scenes.distances, scores, doubles.shares, scenes.plugged_seams)
 
 
 def film_frames(film: Film, upscale: int | None = None) -> Iterator[Tensor]:

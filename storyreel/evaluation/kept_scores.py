@@ -15,7 +15,7 @@ from typing import Any
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.frames import Pictures
 from storyreel.files import digest, file_hash, read_json, write_atomically
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import known_model
 
 FILE = "scores.json"
 MEANS = ("*.py", "*.toml", "*.json", "*.safetensors")  # what a package measures by
@@ -26,7 +26,7 @@ def scores_key(film: Film, means: object) -> str:
 
     ``means`` is what the evaluator measures with, as plain data.
     """
-    spec = MODELS.get(film.model or "")
+    spec = known_model(film.model or "")
     of_model = [_code_beside(place) for place in (spec.judge, spec.strangeness) if place] if spec else []
     seen = [film.sha256, film.fps, film.picks, film.hdr, film.model, film.cost]
     return digest([_own_code(), of_model, means, seen, [asdict(span) for span in film.spans]])

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from storyreel.errors import printable
-from storyreel.evaluation.metrics import METRICS, Metric, with_values
+from storyreel.evaluation.metrics import Metric, known_metrics, with_values
 from storyreel.evaluation.result import NOTE, Evaluation, Scored
 from storyreel.evaluation.statistics import difference_cell, films_words, interval_words, spread_cell
 from storyreel.pages import address, filled
@@ -46,7 +46,7 @@ def report_page(evaluation: Evaluation, place: Path | None = None) -> str:
                 "sampling": metric.sampling,
                 "missing": evaluation.missing.get(metric.name, ""),
             }
-            for metric in METRICS.values()
+            for metric in known_metrics().values()
         ],
     )
 
@@ -128,7 +128,7 @@ def _film(scored: Scored) -> dict[str, Any]:
         f"looked at {film.fps:g} times a second.",
         "notes": [printable(note) for note in scored.notes],
         "findings": [
-            {"when": clock(f.seconds), "words": f.words, "metric": METRICS[f.metric].title}
+            {"when": clock(f.seconds), "words": f.words, "metric": known_metrics()[f.metric].title}
             for f in scored.found
         ],
         "worst_scenes": [
@@ -172,7 +172,7 @@ def worst_places(scope: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple
     Far is counted in median absolute deviations, towards the worse end. Cuts that are meant are no seams.
     """
     found: dict[int, tuple[float, Metric]] = {}
-    for metric in METRICS.values():
+    for metric in known_metrics().values():
         if metric.scope != scope or metric.better is None:
             continue
         values = {
@@ -207,8 +207,8 @@ def _beside(metric: Metric, entries: Sequence[Mapping[str, Any]], index: int) ->
 def _strip(scored: Scored) -> list[dict[str, Any]]:
     """Return every scene, or of a long film those with findings."""
     flags: dict[int, list[str]] = {}
-    for finding in (f for f in scored.found if METRICS[f.metric].scope == "scene"):
-        flags.setdefault(finding.scene, []).append(METRICS[finding.metric].title)
+    for finding in (f for f in scored.found if known_metrics()[f.metric].scope == "scene"):
+        flags.setdefault(finding.scene, []).append(known_metrics()[finding.metric].title)
     count = len(scored.film.spans)
     shown = range(1, count + 1) if count <= LONG_STRIP else sorted(flags)
     return [{**_scene(scored, n - 1), "flags": "; ".join(flags.get(n, []))} for n in shown]
@@ -219,7 +219,7 @@ def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) ->
     first = 1 if scope == "scene" else 2  # a seam is before its scene
     wrong = {(finding.metric, finding.scene - first) for finding in scored.found}
     charts = []
-    for metric in METRICS.values():
+    for metric in known_metrics().values():
         values = {
             i: entry[metric.name] for i, entry in enumerate(entries) if entry.get(metric.name) is not None
         }

@@ -9,7 +9,7 @@ from typing import Any
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.frames import Pictures
-from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.metrics import known_metrics
 from storyreel.evaluation.weights import OWN
 
 NOTE = (
@@ -55,7 +55,7 @@ class Evaluation:
         return {
             "note": NOTE,
             **self.repeat,
-            "metrics": {name: asdict(metric) for name, metric in METRICS.items()},
+            "metrics": {name: asdict(metric) for name, metric in known_metrics().items()},
             "missing": self.missing,
             **self.comparison,
             "films": [

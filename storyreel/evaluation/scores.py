@@ -14,7 +14,7 @@ from torch import Tensor
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.frames import Look
 from storyreel.evaluation.kept import looks_by_distance, looks_kept, places_kept
-from storyreel.evaluation.metrics import METRICS
+from storyreel.evaluation.metrics import known_metrics
 from storyreel.evaluation.picture_measures import lab
 from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transition, usual_step
 from storyreel.evaluation.tints import drifts
@@ -86,6 +86,8 @@ def film_scores(
             seam["sides"] = span.sides
         if distances is not None:
             seam |= dict(zip(("lpips", "lpips_seam"), distances, strict=True))
+    for seam, plugged in zip(seams, look.plugged_seams, strict=False):
+        seam |= plugged
     for seam, share in zip(seams, look.doubles, strict=True):
         if share is not None:
             seam["double_exposure"] = 100 * share
@@ -179,6 +181,7 @@ def _from_vectors(
                 scene[metric] = value
     for scene, seen in zip(scenes, look.scenes, strict=True):
         scene |= {f"blip_{key}": value for key, value in seen.blip.items()}
+        scene |= seen.plugged
     if CLIP in texts:
         _from_texts(film, look, texts[CLIP], CLIP, scenes)
     if OWN in texts:
@@ -298,7 +301,7 @@ def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapp
         **film.cost,
     }
     found: Scores = {}
-    for name, metric in METRICS.items():
+    for name, metric in known_metrics().items():
         if metric.scope == "scene":
             found[name] = mean(values(scenes, name))
         elif metric.scope == "seam":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from storyreel.evaluation.kept import SceneSeen
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import known_model
 
 if TYPE_CHECKING:
     from storyreel.evaluation.films import Film
@@ -82,7 +82,7 @@ def film_verdict(film: Film) -> FilmVerdict | None:
     from storyreel.evaluation.frames import film_frames
     from storyreel.film import reader
 
-    spec = MODELS.get(film.model or "")
+    spec = known_model(film.model or "")
     judge_film = asked(spec.judge) if spec else None
     if spec is None or judge_film is None or film.fps != spec.fps:
         return None

@@ -31,6 +31,7 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
         *_values(old, new, ("device",)),
         *_values(_part(old, "versions"), _part(new, "versions")),
         *_recipe(_part(old, "recipe"), _part(new, "recipe")),
+        *(f"the plugin {name}" for name in _changed(_part(old, "plugins"), _part(new, "plugins"))),
     ]
     if len(found) > MOST_TOLD:
         found[MOST_TOLD:] = [f"and {len(found) - MOST_TOLD} more"]

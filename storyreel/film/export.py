@@ -26,6 +26,7 @@ from storyreel.film.mp4 import check_length, disable_subtitles
 from storyreel.film.provenance import add_xmp, xmp_packet
 from storyreel.film.timeline import Clip, Timeline
 from storyreel.film.writer import TIMESCALE
+from storyreel.film.yardsticks import YARDSTICKS, as_json, script_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -74,12 +75,14 @@ class Exported:
 class Wanted:
     """How pictures are to be: of a ``size``, None for the film's own; ``fit`` says how they get into another.
 
-    ``still`` is which picture of a scene stands for it.
+    ``still`` is which picture of a scene stands for it. ``script`` is that of a benchmark, which the film
+    tells.
     """
 
     size: tuple[int, int] | None = None
     fit: Fit = "pad"
     still: Still = "middle"
+    script: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,24 @@ class _File:
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Read names of formats with commas between, or "all", in the order of `FORMATS`. Raises UsageError."""
+    """Read names of formats with commas between, or "all", in the order of `FORMATS`. Raises UsageError.
+
+    "all" has none of the `YARDSTICKS`.
+    """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    known = f"Known: {', '.join(FORMATS)}, or all."
-    if unknown := [name for name in names if name not in (*FORMATS, "all")]:
+    known = f"Known: {', '.join((*FORMATS, *YARDSTICKS))}, or all, which leaves out benchmarks."
+    if unknown := [name for name in names if name not in (*FORMATS, *YARDSTICKS, "all")]:
         raise UsageError(f"--as: {unknown[0]!r} is no format", known)
     if not names:
         raise UsageError("--as names no format", known)
-    return FORMATS if "all" in names else tuple(name for name in FORMATS if name in names)
+    wanted = {*names, *(FORMATS if "all" in names else ())}
+    return tuple(name for name in (*FORMATS, *YARDSTICKS) if name in wanted)
 
 
 def export(
     timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted = Wanted(), overwrite: bool = False
 ) -> Iterator[Exported]:
-    """Write a film in some of `FORMATS` into the folder ``to``, and yield every file once it is whole.
+    """Write a film in some of `FORMATS` and `YARDSTICKS` into the folder ``to``; yield each once it is whole.
 
     What an export wrote here before is replaced; anything else is, only with ``overwrite``. Raises UsageError
     before anything is written, OutputError, MissingError where ffmpeg lacks an encoder, or StoryreelError.
@@ -118,6 +125,8 @@ def export(
         to.mkdir(parents=True, exist_ok=True)
     for file in files:
         path = to / file.name
+        with writing(path.parent, ELSEWHERE, AGAIN):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path, ELSEWHERE, AGAIN), replacing(path) as part:
             file.write(part)
         with writing(to / RECORD, ELSEWHERE, AGAIN):
@@ -128,7 +137,7 @@ def export(
 
 def _refuse(timeline: Timeline, files: Sequence[_File], to: Path, wanted: Wanted, overwrite: bool) -> None:
     """Raise for what is not to be written, before anything is."""
-    movies = {"film", "clips"} & {file.format for file in files}
+    movies = any(file.name.endswith(".mp4") for file in files)
     if wanted.size and movies and any(side % 2 for side in wanted.size):
         width, height = (side + side % 2 for side in wanted.size)
         words = f"{wanted.size[0]}x{wanted.size[1]} is no size of an MP4, whose sides are even"
@@ -210,6 +219,22 @@ def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted)
             f"{name}.{kind}",
             partial(_write, texts[kind]),
         )
+    script = script_of(timeline, wanted.script) if wanted.script or {*formats} & {*YARDSTICKS} else None
+    for kind in (kind for kind in YARDSTICKS if kind in formats):
+        assert script is not None
+        yardstick = YARDSTICKS[kind]
+        pictures = _stills(timeline, wanted)
+        for index, clip in enumerate(timeline.scenes):
+            write = (
+                partial(_clip, timeline, clip, wanted)
+                if yardstick.reads == "clips"
+                else partial(_save, pictures, timeline, clip)
+            )
+            shown = f"{kind}/{yardstick.name(timeline, script, index)}"
+            yield _File(kind, shown, write, clip.number, clip.frames if yardstick.reads == "clips" else 1)
+        if yardstick.script is not None and wanted.script is None:
+            told, data = yardstick.script(timeline, script)
+            yield _File(kind, f"{kind}/{told}", partial(_write, partial(as_json, data)))
 
 
 def _write(text: Callable[[], str], part: Path) -> None:

@@ -21,7 +21,7 @@ from storyreel.film.cards import drawn_by
 from storyreel.film.dissolve import GREY, begins_with
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.provenance import xmp_packet
-from storyreel.film.recipe import fingerprints, recipe_of
+from storyreel.film.recipe import fingerprints, plugin_sources, recipe_of
 from storyreel.film.sound import track_facts
 from storyreel.film.writer import Chapter
 from storyreel.models.inventory import weight_files
@@ -149,9 +149,19 @@ def film_facts(plan: Plan, of_model: Mapping[str, Any], device: str) -> dict[str
     drawn: dict[str, Any] = {"drawn_by": drawn_by(plan)} if plan.cards else {}
     if any(segment.picture for segment in plan.segments):  # which is scaled, and has its colours converted
         drawn["pictures_by"] = f"pillow {metadata.version('pillow')}"
-    facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn
+    facts = plan_facts(plan) | dict(of_model) | {"device": device} | drawn | plugin_facts(plan)
     facts |= {"loras": lora_hashes(plan.loras)} if plan.loras else {}
     return facts | {"sound": sound_facts(plan.sound)} if plan.sound else facts
+
+
+def plugin_facts(plan: Plan) -> dict[str, Any]:
+    """Return the plugins that shape a film, each with its source, as plain data; nothing without any."""
+    used = plan.settings.method.plugged.values()
+    named = {
+        f"{plugin.kind}.{plugin.name}": {"place": plugin.place, "sources": plugin_sources(plugin.module)}
+        for plugin in used
+    }
+    return {"plugins": named} if named else {}
 
 
 def sound_facts(track: Soundtrack) -> dict[str, Any]:
@@ -173,6 +183,7 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     elsewhere = (*OF_PICTURES, "seed")  # the film's seed is in every segment's own
     common["settings"] = {k: v for k, v in facts["settings"].items() if k not in elsewhere}
     common["recipe"] = facts["recipe"]["latents"]
+    common |= {"plugins": facts["plugins"]} if "plugins" in facts else {}
     common["versions"] = {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)}
     shared = digest(common)
     hashes, first_takes = facts.get("loras", {}), list[str]()

@@ -91,7 +91,8 @@ def _plain(facts: dict[str, Any]) -> dict[str, Any]:
 
 def alone_messages(inventory: Inventory, before: Manifest, story: str = "STORY") -> Iterator[str]:
     """Yield how a scene could be changed alone, where a change of its text makes others be rendered too."""
-    if any(before.facts.get(part) != inventory.facts[part] for part in ("settings", "model", "recipe")):
+    shared = ("settings", "model", "recipe", "plugins")
+    if any(before.facts.get(part) != inventory.facts.get(part) for part in shared):
         return  # all is rendered for other reasons
     why = reasons(inventory, before)
     changed = [index for index, words in why.items() if words in (CHANGES["scene"], CHANGES["action"])]

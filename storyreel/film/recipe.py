@@ -24,6 +24,7 @@ NO_PART: dict[str, str] = {
     "storyreel": "the version: a release that changes no picture renders nothing again",
     "storyreel.errors": "words",
     "storyreel.models.device_errors": "which error is a lack of memory",
+    "storyreel.plugins": "which plugins there are; the source of those that a film uses is in its keys",
     "storyreel.origin": "words: where this program comes from",
     "storyreel.stopping": "when to stop",
     "storyreel.models.specs": "facts; those of a film's model are in its keys",
@@ -91,6 +92,14 @@ def recipe_of(adapter: str, read: Callable[[str], str | None] | None = None) -> 
     return Recipe(_by_file(latents), _by_file(pictures))
 
 
+def plugin_sources(module: str) -> dict[str, str]:
+    """Return the fingerprints of a plugin's module, and of what that imports of its own package, by file.
+
+    Raises MissingError if its source is not there.
+    """
+    return _by_file(closure([module], (), source))
+
+
 def fingerprints(modules: Collection[str]) -> dict[str, str]:
     """Return the fingerprints of some of storyreel's own modules, by file, without what they import."""
     texts = {module: source(module) for module in modules}
@@ -128,7 +137,7 @@ def closure(
             continue
         text = read(module)
         if text is None and module in roots:
-            remedy = "Install storyreel, and the model's adapter, with their sources."
+            remedy = "Install storyreel, the model's adapter and plugins with their sources."
             raise MissingError(f"the source of {module} is not here, and it shapes pictures", remedy)
         if text is None:  # a name inside a module
             continue

@@ -7,6 +7,10 @@ are equal for every model of the table. Here, as there, σ is 1 for noise and 0 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+
+from storyreel.errors import StoryreelError, UsageError
+from storyreel.plugins import Plugin
 
 KEPT = 0.001  # the last of a thousand levels of training: Wan's steps begin to fall towards it
 LINEAR_TO = 0.025  # how far the linear half of linear-quadratic levels comes down
@@ -81,3 +85,23 @@ def levels_of(kind: str, steps: int, shift: float | None, tokens: int) -> list[f
     if kind == "by tokens":
         return shifted_by_tokens(steps, tokens)
     return [shifted(level, 1.0 if shift is None else shift) for level in even(steps)]
+
+
+def plugged_levels(plugin: Plugin, steps: int, tokens: int) -> list[float]:
+    """Return a plugin's levels (steps + 1) of clips with so many ``tokens``, which are latent cells.
+
+    Raises UsageError if they do not fall from 1 to 0.
+    """
+    words = f"{plugin.words} gives no noise levels for {steps} steps"
+    try:
+        levels = [float(level) for level in plugin.function()(steps, tokens)]
+    except StoryreelError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{words}: {type(error).__name__}: {error}", "Correct that.") from error
+    falling = all(lower < level for level, lower in pairwise(levels))
+    if len(levels) != steps + 1 or not falling or abs(levels[0] - 1) > 1e-5 or levels[-1] != 0:
+        shown = ", ".join(f"{level:.4g}" for level in levels[:6]) + (", …" if len(levels) > 6 else "")
+        remedy = f"Have it return {steps + 1} numbers that fall from 1 to 0."
+        raise UsageError(f"{words}, but {len(levels)} numbers: {shown}", remedy)
+    return levels

@@ -4,10 +4,50 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-Blending = Literal["lead", "continuation", "crossfade", "published", "none"]
+from storyreel import plugins
+from storyreel.errors import StoryreelError
+
+BLENDINGS = ("lead", "continuation", "crossfade", "published", "none")
+PLUGGED = {"blending": "blendings", "levels": "schedulers", "scorer": "scorers"}  # settings, with their kinds
+
+
+def _known(name: str, info: ValidationInfo) -> str:
+    """Return a name that storyreel or a plugin has for a setting, the plugin's object tried out."""
+    kind, own = PLUGGED[str(info.field_name)], OWN[str(info.field_name)]
+    try:
+        plugin = plugins.offered(kind, own).get(name)
+        if plugin is not None:
+            plugin.function()
+    except StoryreelError as error:
+        words = f"{error.message}. {error.remedy}".rstrip(". ")
+        raise PydanticCustomError("plugin", "{words}", {"words": words}) from None
+    if plugin is None and name not in own:
+        raise PydanticCustomError("unknown", "unknown name {name}", {"name": name})
+    return name
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+OWN: dict[str, tuple[str, ...]] = {"blending": BLENDINGS, "levels": (), "scorer": ()}
+Blending = Annotated[
+    str,
+    AfterValidator(_known),
+    WithJsonSchema({"anyOf": [{"enum": list(BLENDINGS)}, {"type": "string", "minLength": 1}]}),
+]
+Plugged = Annotated[str, AfterValidator(_known)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PARTS = ("dipw", "twb", "identity", "sar")
 OLD_BLENDING = {"joint": "lead"}  # what stories and commands may still call it
@@ -35,7 +75,8 @@ class Method(BaseModel):
         default="lead",
         description="TWB: lead begins a segment with what it shares with earlier ones, continuation with all "
         "of the one before whatever the place, crossfade is an editor's over segments that know nothing of "
-        "each other, published is the paper's one-shot form, none leaves the segments to themselves.",
+        "each other, published is the paper's one-shot form, none leaves the segments to themselves. A "
+        "plugin's name is lead with its formula.",
     )
     prompt: Literal["joined", "scene"] = Field(
         default="joined", description="What is told: both prompts in one text, or the scene's alone."
@@ -73,6 +114,15 @@ class Method(BaseModel):
     beta: Share = Field(default=0.8, description="β, the decay of the published blending, per frame.")
     gamma: Annotated[float, Field(ge=0, le=0.5)] = Field(
         default=0.1, description="γ of the published blending."
+    )
+    # What came later is written where it is used alone: films of before keep their keys.
+    levels: Plugged | None = Field(
+        default=None, exclude_if=_is_none, description="A plugin's noise levels. Default: the model's."
+    )
+    scorer: Plugged | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="A plugin's text-image encoder. Default: that in the model's folder.",
     )
 
     @model_validator(mode="before")
@@ -114,7 +164,17 @@ class Method(BaseModel):
     @property
     def leads(self) -> bool:
         """Whether segments begin with what others have finished."""
-        return self.blending in ("lead", "continuation") and self.strength > 0
+        return self.blending not in ("crossfade", "published", "none") and self.strength > 0
+
+    @property
+    def plugged(self) -> dict[str, plugins.Plugin]:
+        """The plugins that it uses, by the names of settings."""
+        named = {setting: getattr(self, setting) for setting in PLUGGED}
+        return {
+            setting: plugins.offered(PLUGGED[setting], OWN[setting])[name]
+            for setting, name in named.items()
+            if name is not None and name not in OWN[setting]
+        }
 
     @property
     def lambdas(self) -> tuple[float, float, float]:
@@ -125,6 +185,9 @@ class Method(BaseModel):
 def legal_values(key: str) -> str:
     """Say what a setting may be, as in "a number from 0 to 1"."""
     field = Method.model_fields[key]
+    if key in PLUGGED:
+        names = (*OWN[key], *plugins.offered(PLUGGED[key], OWN[key]))
+        return f"one of {', '.join(names)}" if names else "the name of a plugin, and none is installed"
     kinds = get_args(field.annotation) or (field.annotation,)
     if bool in kinds:
         words = [value for kind in kinds for value in get_args(kind)]

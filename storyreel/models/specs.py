@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from storyreel import origin
+from storyreel import origin, plugins
 from storyreel.errors import UsageError
 from storyreel.models.lora import Experts, Lora
 from storyreel.models.memory import GB, Needs
@@ -772,12 +772,32 @@ MODELS = {one.name: one for spec in MODELS.values() for one in (spec, *_variants
 
 def find_model(name: str) -> ModelSpec:
     """Return a model's facts, with the files where its weights are or will be. Raises UsageError."""
-    if name not in MODELS:
-        known = ", ".join(MODELS)
+    spec = known_model(name)
+    if spec is None:
+        known = ", ".join(model_names())
         raise UsageError(f"unknown model {name!r}", f"Known models: {known}. See: storyreel models")
-    spec = MODELS[name]
     spec = replace(spec, loras=tuple(one.lora for one in spec.added)) if spec.added else spec
     return replace(spec, weights=pulled_folder(spec.hub)) if spec.hub else spec
+
+
+def model_names() -> tuple[str, ...]:
+    """Return the names of all models, plugins' last. Raises UsageError if two have one name."""
+    return (*MODELS, *plugins.offered("models", MODELS))
+
+
+def known_model(name: str) -> ModelSpec | None:
+    """Return the table's facts of a model, or a plugin's; None if there is none of that name.
+
+    Raises UsageError or MissingError for a plugin that is no model.
+    """
+    plugged = plugins.offered("models", MODELS)
+    if name not in plugged:
+        return MODELS.get(name)
+    spec = plugged[name].load()
+    if not isinstance(spec, ModelSpec) or spec.name != name:
+        words = f"{plugged[name].words} ({plugged[name].place}) is not a ModelSpec of that name"
+        raise UsageError(words, "storyreel/models/README.md says what a model of your own is.")
+    return spec
 
 
 def hub_cache() -> Path:

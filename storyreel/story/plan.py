@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from storyreel.method.noise_levels import levels_of
+from storyreel.method.noise_levels import levels_of, plugged_levels
 from storyreel.method.settings import Method
 from storyreel.method.similarity import seam_overlap
 from storyreel.method.step_skipping import SPEEDS, Pace
@@ -236,7 +236,16 @@ class Plan:
         """What is done in each step: for all segments the same, at the levels of a usual one."""
         settings = self.settings
         area = settings.width * settings.height
-        return pace_of(self.spec, settings.steps, settings.speed, area, settings.shift)
+        levels = self.plugged_levels(usual_tokens(self.spec, area))
+        return pace_of(self.spec, settings.steps, settings.speed, area, settings.shift, levels)
+
+    def plugged_levels(self, tokens: int) -> list[float] | None:
+        """Return the noise levels that a plugin has for clips with so many tokens; None if none is asked.
+
+        Raises UsageError for levels that do not fall from 1 to 0.
+        """
+        plugin = self.settings.method.plugged.get("levels")
+        return None if plugin is None else plugged_levels(plugin, self.settings.steps, tokens)
 
     @property
     def latents(self) -> int:
@@ -371,14 +380,28 @@ class Plan:
         return max(1, seam.overlap) + int(free)
 
 
-def pace_of(spec: ModelSpec, steps: int, speed: str, area: int, shift: float | None) -> Pace:
+def usual_tokens(spec: ModelSpec, area: int) -> int:
+    """Return how many latent cells a scene of the usual length has, of pictures of an ``area`` in pixels."""
+    latents = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
+    return latents * area // spec.pixels_per_latent**2
+
+
+def pace_of(
+    spec: ModelSpec,
+    steps: int,
+    speed: str,
+    area: int,
+    shift: float | None,
+    levels: list[float] | None = None,
+) -> Pace:
     """Return what is done in each step at a model's noise levels, for pictures of an ``area`` in pixels.
 
-    They are those of a scene of the usual length: which steps are computed depends on no scene.
+    They are those of a scene of the usual length: which steps are computed depends on no scene. ``levels``
+    are others, in their place.
     """
-    latents = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
-    tokens = latents * area // spec.pixels_per_latent**2
-    levels = [*spec.sigmas, 0.0] if spec.sigmas else levels_of(spec.levels, steps, shift, tokens)
+    if levels is None and spec.sigmas:
+        levels = [*spec.sigmas, 0.0]
+    levels = levels or levels_of(spec.levels, steps, shift, usual_tokens(spec, area))
     return SPEEDS[speed].pace(levels[:-1], spec.boundary_ratio)
 
 

@@ -24,7 +24,7 @@ from storyreel.method.similarity import is_named, same_place, shared_start, verb
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.lora import Experts, Lora, named_experts, parse_lora
 from storyreel.models.lora_files import lora_problem
-from storyreel.models.specs import MODELS, ModelSpec, find_model
+from storyreel.models.specs import MODELS, ModelSpec, find_model, model_names
 from storyreel.story.cards import card_lines, card_problem
 from storyreel.story.plan import Card, Plan, Seam, Segment, Settings, derived_seed, joined_prompt
 from storyreel.story.schema import (
@@ -113,7 +113,10 @@ def make_plan(
     notes = tuple(_settings_notes(story, spec, overrides))
     of_film = story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font
     plan = Plan(*of_film, pictures=files, notes=notes)
-    return plan.settled([None] * len(seams))
+    plan = plan.settled([None] * len(seams))
+    if settings.method.plugged:
+        assert plan.pace  # what a plugin's noise levels lack is said now
+    return plan
 
 
 class _Refusals:
@@ -139,8 +142,8 @@ class _Refusals:
 def _model(story: Story, overrides: Overrides) -> ModelSpec:
     """Return the model with the weights and the precision that are asked for."""
     wished = story.render
-    if overrides.model is None and wished.model is not None and wished.model not in MODELS:
-        words = f"unknown model {wished.model!r}; known: {', '.join(MODELS)}"
+    if overrides.model is None and wished.model is not None and wished.model not in model_names():
+        words = f"unknown model {wished.model!r}; known: {', '.join(model_names())}"
         raise ScriptError(story.path, [story.fault(words, "render", "model")])
     spec = find_model(_first(overrides.model, wished.model, DEFAULT_MODEL))
     if overrides.weights is not None:
@@ -551,6 +554,8 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
             remedies = {"lambdas": "Set all of them.", "gone": "Leave it out."}
             raise UsageError(f"--method: {fault['msg']}", remedies.get(fault["type"], "")) from None
         key = str(fault["loc"][0])
+        if fault["type"] == "plugin":
+            raise UsageError(f"--method {key}: {fault['msg']}") from None
         message = f"--method {key} must be {legal_values(key)}, not {fault['input']!r:.60}"
         raise UsageError(message, Method.model_fields[key].description or "") from None
     return method.without(set(PARTS) if "all" in overrides.without else set(overrides.without))

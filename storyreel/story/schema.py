@@ -790,6 +790,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"unknown key {name!r}; allowed: {_allowed_keys(location)}{hint}{_odd_blank(name)}"
         case "missing":
             return f"the key {name!r} is missing"
+        case "plugin":
+            return f"{setting}: {error['msg']}"
         case _ if setting in Method.model_fields:  # of a setting of several kinds, the kind is named too
             return f"{setting} must be {legal_values(setting)}, not {shown}"
         case "string_type":

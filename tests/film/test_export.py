@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from fractions import Fraction
 from html import unescape
 from pathlib import Path
@@ -30,6 +31,7 @@ from storyreel.film.export import FORMATS, Wanted, parse_formats
 from storyreel.film.timeline import Timeline, timeline_of
 from storyreel.models.specs import MODELS
 from storyreel.rendering import render
+from storyreel.story.importing import convert
 from tests.conftest import FAKE_SIZE, FakeAdapter, FakeEngine, Silent, known_recipe, made_once, plan_of
 
 FRAMES = 7, 11, 13, 12  # of the scenes: at 24 a second, few of them begin at a whole millisecond
@@ -188,6 +190,94 @@ def test_clips_are_the_films_very_pictures(timeline: Timeline, shown: list[Pictu
             assert "trainedAlgorithmicMedia" in container.metadata["comment"]
             assert not container.chapters()
             assert not container.streams.audio
+
+
+SHOTS = {
+    "entitybench": [f"foxes/001_00{n}.mp4" for n in (1, 2, 3, 4)],
+    "storymem": [f"foxes/01_0{n}.mp4" for n in (1, 2, 3, 4)],
+    "msvbench": [f"Evaluation/data/videos/foxes/00{n}.mp4" for n in (1, 2, 3, 4)],
+    "vbench": [f"foxes/foxes-0{n}.mp4" for n in (1, 2, 3, 4)],
+}
+
+
+@pytest.mark.parametrize("name", SHOTS)
+def test_benchmarks_find_every_shot_cut_at_its_frame(
+    name: str, timeline: Timeline, shown: list[Picture], tmp_path: Path
+) -> None:
+    files = [file for file in exported(timeline, name, tmp_path) if file.scene is not None]
+    assert [file.file.relative_to(tmp_path / name).as_posix() for file in files] == SHOTS[name]
+    for file, start, frames in zip(files, STARTS, FRAMES, strict=False):
+        assert all(map(np.array_equal, pictures_of(file.file), shown[start : start + frames]))
+        assert file.frames == frames
+    again = [file.file for file in exported(timeline, name, tmp_path)]  # replaces its own
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / export.RECORD} == {*again}
+
+
+def test_vistorybench_finds_the_middle_picture_of_every_shot(
+    timeline: Timeline, shown: list[Picture], tmp_path: Path
+) -> None:
+    *stills, script = exported(timeline, "vistorybench", tmp_path)
+    (method,) = (tmp_path / "vistorybench").glob("storyreel/base/en/*/01/shots")
+    assert datetime.strptime(method.parents[1].name, "%Y%m%d-%H%M%S").year >= 2026
+    assert [file.file for file in stills] == [method / f"shot_0{n}.png" for n in (1, 2, 3, 4)]
+    for file, start, frames in zip(stills, STARTS, FRAMES, strict=False):
+        assert apart(np.asarray(Image.open(file.file)), shown[start + frames // 2]) < 2
+    assert script.file == tmp_path / "vistorybench" / "ViStory" / "01" / "story.json"
+
+
+@pytest.mark.parametrize("name", ["entitybench", "storymem", "vistorybench"])
+def test_what_is_written_as_a_script_is_the_story_again(
+    name: str, timeline: Timeline, tmp_path: Path
+) -> None:
+    (script,) = (file.file for file in exported(timeline, name, tmp_path) if file.scene is None)
+    done = convert(script.name, script.read_bytes(), MODELS["mini"])
+    told = [f"{scene.scene}\n{scene.action}" for scene in done.story.scenes]
+    assert [text.replace("{{", "{").replace("}}", "}") for text in told] == PROMPTS
+    assert not done.left_out
+    if name != "vistorybench":
+        assert [scene.transition for scene in done.story.scenes[1:]] == ["cut"] * 3  # no shot goes on
+    of_script = exported(timeline, name, tmp_path / "again", script=script)
+    assert len(of_script) == len(FRAMES)  # no script beside the benchmark's own
+
+
+@pytest.mark.parametrize("name", ["entitybench", "storymem", "vistorybench", "vbench"])
+def test_shots_are_numbered_as_the_benchmarks_own_script_has_them(
+    name: str, timeline: Timeline, tmp_path: Path
+) -> None:
+    of_two = [{"scene_num": n, "video_prompts": ["a", "b"], "cut": [True, False]} for n in (3, 7)]
+    (tmp_path / "00ab__run1.json").write_text(json.dumps({"scenes": of_two}))
+    folder = tmp_path / "ViStory" / "16"
+    folder.mkdir(parents=True)
+    (folder / "story.json").write_text(json.dumps({"Shots": [{"index": n} for n in (2, 3, 5, 8)]}))
+    script = folder / "story.json" if name == "vistorybench" else tmp_path / "00ab__run1.json"
+    found = [file.file for file in exported(timeline, name, tmp_path / "out", script=script)]
+    names = {
+        "entitybench": [f"00ab__run1/{n}.mp4" for n in ("003_001", "003_002", "007_001", "007_002")],
+        "storymem": [f"00ab__run1/{n}.mp4" for n in ("03_01", "03_02", "07_01", "07_02")],
+        "vistorybench": [f"16/shots/shot_0{n}.png" for n in (2, 3, 5, 8)],
+        "vbench": [f"00ab__run1/foxes-0{n}.mp4" for n in (1, 2, 3, 4)],
+    }
+    assert all(path.as_posix().endswith(end) for path, end in zip(found, names[name], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[", "is no script of"),
+        ("[1]", "is no script of"),
+        ('{"scenes": [{"video_prompts": 3}]}', "is no script of"),
+        ('{"Shots": [{"index": "one"}]}', "is no script of"),
+        ('{"Shots": [{"index": 1}]}', "has 1 shot, the film 4 scenes"),
+        ('{"Shots": [{"index": 1}, {"index": 1}, {"index": 2}, {"index": 3}]}', "two of its shots alike"),
+    ],
+)
+def test_a_script_that_is_not_the_films(text: str, words: str, timeline: Timeline, tmp_path: Path) -> None:
+    (tmp_path / "script.json").write_text(text)
+    with pytest.raises(StoryreelError, match=words):
+        exported(timeline, "storymem", tmp_path / "out", script=tmp_path / "script.json")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="cannot be read"):
+        exported(timeline, "storymem", tmp_path / "out", script=tmp_path / "gone.json")
 
 
 @pytest.mark.parametrize("size", [None, (96, 96)])
@@ -468,6 +558,7 @@ def test_formats_that_there_are_not(text: str) -> None:
 
 def test_formats_by_name() -> None:
     assert parse_formats("all") == FORMATS
+    assert parse_formats("vbench,all") == (*FORMATS, "vbench")
     assert parse_formats("otio, GIF ,clips") == ("clips", "gif", "otio")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from storyreel.errors import FormatError
@@ -57,6 +59,34 @@ def read_storymem(source: Source, fps: float | None) -> Draft:
         draft.guess("a scene prompt is the place of the shot and its things, as entity_schedule has them")
     one_prompt(draft)
     return draft
+
+
+def shot_numbers(path: Path) -> list[tuple[int, int]]:
+    """Return (scene, shot) of every shot of StoryMem's, EntityBench's or ViStoryBench's JSON, in its order.
+
+    ViStoryBench knows shots alone; all are of scene 1. Raises FormatError for what is neither, or OSError.
+    """
+    wrong = FormatError(
+        f"{path} is no script of StoryMem, EntityBench or ViStoryBench", "Name one of their JSON files."
+    )
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        raise wrong from None
+    if not isinstance(data, Mapping):
+        raise wrong
+    found: list[tuple[Any, Any]] = []
+    scenes, shots = data.get("scenes"), data.get("Shots")
+    if _are_mappings(scenes) and any("video_prompts" in scene for scene in scenes):
+        for index, scene in enumerate(scenes):
+            prompts = scene.get("video_prompts")
+            count = len(prompts) if isinstance(prompts, list) else 0
+            found += [(scene.get("scene_num", index + 1), at + 1) for at in range(count)]
+    elif _are_mappings(shots):
+        found = [(1, shot.get("index", at + 1)) for at, shot in enumerate(shots)]
+    if not found or not all(isinstance(number, int) and number >= 0 for pair in found for number in pair):
+        raise wrong
+    return found
 
 
 def _entities(data: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
