@@ -189,6 +189,8 @@ def test_eval_and_ablate_give_the_same_numbers(
         kept.unlink()
     assert run(["eval", str(out), "--report", page, "--json"]) == 0
     theirs = json.loads(capsys.readouterr().out)
+    assert ours.pop("command")[:2] == ["storyreel ablate", str(story)]
+    assert theirs.pop("command") == ["storyreel eval", str(out), "--report", page, "--json"]
     assert ours == theirs
     numbers = ours["films"][0]["scores"]["film"]
     assert min(numbers[name] for name in ("seam_ratio", "largest_step", "motion")) > 0
