@@ -128,9 +128,9 @@ class Table:
         }
 
 
-def _of_metric(name: str, title: str, digits: int | None = None) -> Column:
+def _of_metric(name: str, title: str, digits: int | None = None, unit: str = "") -> Column:
     metric = METRICS[name]
-    return Column(name, title, metric.digits if digits is None else digits, metric.better)
+    return Column(name, title, metric.digits if digits is None else digits, metric.better, unit)
 
 
 QUALITY = (
@@ -150,17 +150,17 @@ QUALITY = (
     Panel(
         "What scenes show, by the judge of the film's model",
         (
-            _of_metric("characters", "character, %"),
-            _of_metric("place", "place, %"),
-            _of_metric("action", "action, %"),
-            _of_metric("look_kept", "same look, %"),
+            _of_metric("characters", "character", unit="%"),
+            _of_metric("place", "place", unit="%"),
+            _of_metric("action", "action", unit="%"),
+            _of_metric("look_kept", "same look", unit="%"),
         ),
     ),
     Panel(
         "Identity by the model's encoder, seams, and how much moves",
         (
             _of_metric("identity", "identity"),
-            _of_metric("double_exposure", "double exposure, %"),
+            _of_metric("double_exposure", "double exposure", unit="%"),
             _of_metric("sides", "sides apart", 2),
             _of_metric("motion", "motion"),
         ),
@@ -170,7 +170,7 @@ COST = (
     Panel(
         "Memory and time of a film",
         (
-            Column("memory_gb", "memory, GB", 4, "lower"),
+            Column("memory_gb", "memory", 4, "lower", "GB"),
             Column("seconds", "seconds", 1, "lower"),
             Column("forwards", "model evaluations", 0, "lower"),
             Column("latents", "latent frames", 0, "lower"),
@@ -329,7 +329,7 @@ def _statistics_words(panels: Sequence[Panel], lines: Sequence[Line], stories: i
             if _p(line, column.key) is not None
         ]
         if found:
-            limits.append(f"{column.title} {median(found):.{column.digits}f}")
+            limits.append(f"{column.title} {median(found):.{column.digits}f} {column.unit}".strip())
     if limits:
         words.append(
             f"With {stories} stories, differences below these cannot be seen (a paired t test at 5 %, not "
