@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor
 
 from storyreel.benchmark.whole_films import Cost
 from storyreel.cli.app import run
+from storyreel.cli.results import result_schema
 from storyreel.errors import UsageError
 from storyreel.evaluation.ablation import VARIANTS, PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
@@ -62,6 +64,7 @@ def engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine
 def ablated(story: Path, out: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
     assert run(["ablate", str(story), "--out", str(out), "--json", *options]) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, result_schema("ablate"))
     return report
 
 
@@ -337,6 +340,7 @@ def test_table_2_counts_every_film_of_every_row(
     command = ["ablate", str(story), "--out", str(tmp_path / "out"), "--table", "2", "--device", "cpu"]
     assert run([*command, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, result_schema("ablate"))
     rows = {row["name"]: row["cells"] for row in report["table"]["rows"]}
     parts = ["full", "without-dipw", "without-twb", "without-identity", "without-sar", "without-all"]
     assert list(rows) == [*parts, "stock"]
