@@ -95,7 +95,7 @@ def pick_variants(
 
 def own_rows(rows: Sequence[str], taken: Collection[str]) -> tuple[Variant, ...]:
     """Return variants of the user's own, each NAME:KEY=VALUE,… of the method. Raises UsageError."""
-    found = []
+    found: list[Variant] = []
     for row in rows:
         name, colon, settings = row.partition(":")
         method = tuple(setting.strip() for setting in settings.split(",") if setting.strip())
