@@ -147,13 +147,14 @@ def detectable_difference(means: Sequence[float]) -> float | None:
     """Return how large a difference has to be to be found, with as many stories that spread as these do.
 
     ``means`` holds one difference a story. It is found by a paired t test at 5 %, two-sided and not
-    corrected, in `POWER` of all cases: (t₁₋α/₂ + t_power)·s/√n. None of a single story.
+    corrected, in `POWER` of all cases: (t₁₋α/₂ + t_power)·s/√n. None of a single story, and where all differ
+    alike, which tells nothing of how others would.
     """
-    if len(means) < 2:
+    if len(means) < 2 or not (std := _std(means)):
         return None
     freedom = len(means) - 1
     reach = student_quantile(1 - (1 - CONFIDENCE) / 2, freedom) + student_quantile(POWER, freedom)
-    return reach * (_std(means) or 0.0) / math.sqrt(len(means))
+    return reach * std / math.sqrt(len(means))
 
 
 def student_quantile(probability: float, freedom: int) -> float:

@@ -326,7 +326,7 @@ def _statistics_words(panels: Sequence[Panel], lines: Sequence[Line], stories: i
         found = [
             line.cells[column.key].difference["detectable"]  # type: ignore[index]
             for line in others
-            if _p(line, column.key) is not None
+            if (line.cells[column.key].difference or {}).get("detectable") is not None
         ]
         if found:
             limits.append(f"{column.title} {median(found):.{column.digits}f} {column.unit}".strip())
