@@ -28,6 +28,7 @@ from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
     from storyreel.evaluation.result import Evaluation
+    from storyreel.evaluation.tables import Table as PaperTable
 
 PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 PLAIN_WIDTH = 140  # of tables there, in cells: all five variants side by side
@@ -255,6 +256,17 @@ def print_comparison(evaluation: Evaluation) -> None:
         for why in dict.fromkeys(evaluation.missing.values()):
             names = ", ".join(name for name, reason in evaluation.missing.items() if reason == why)
             say(f"  {names}: {why}")
+
+
+def print_paper_table(table: PaperTable) -> None:
+    """Print one of the paper's tables on stdout, block by block, and its notes."""
+    from storyreel.evaluation.tables import blocks
+
+    for block in blocks(table):
+        title = f"Table {table.number}. {table.title}: {block.title}"
+        print_table(title, block.heads, [*block.measured, *block.published])
+    for note in table.notes:
+        results().print(note)
 
 
 def print_findings(evaluation: Evaluation) -> None:

@@ -25,6 +25,7 @@ class Command(TyperCommand):
         """Read the command line; what it leaves open is looked up in the environment, then in the file."""
         keys = {param.name for param in self.params if getattr(param, "envvar", None)}
         ctx.default_map = FileDefaults(ctx.params, keys)
+        ctx.obj = [ctx.command_path, *args]
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:

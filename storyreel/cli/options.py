@@ -170,6 +170,8 @@ Verbose = Annotated[
 def as_command(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command the fields of each dataclass that it takes as options of its own, and -q and -v.
 
+    A command that takes the ``context`` gets it; its ``obj`` are the words that were typed.
+
     typer reads a function's signature; this one names the fields where the command names the dataclass.
     """
     hints = get_type_hints(command, include_extras=True)
@@ -203,6 +205,8 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
                 if "sources" in kind.__dataclass_fields__:
                     values["sources"] = {key: sources[key] for key in options[name] if sources[key]}
                 given[name] = kind(**values)
+            if "context" in hints:
+                given["context"] = context
             with using(plugged or ()):
                 return command(**given)
 

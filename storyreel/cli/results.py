@@ -304,15 +304,47 @@ class Scored(TypedDict):
     findings: list[dict[str, Any]]
 
 
+@with_config(CLOSED)
+class Tabled(TypedDict):
+    """One of the paper's tables: what stands in its columns, row by row, and what is to be said of it.
+
+    Of every row ``cells`` has each column by its key: ``mean``, ``std`` and ``count`` over stories, the
+    ``difference`` to the first row, and ``why`` there is no number.
+    """
+
+    number: Literal[2, 3]
+    title: str
+    panels: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
 @with_config(OPEN)
 class Evaluated(TypedDict):
-    """All films, their runs side by side, and which metrics have no value, and why."""
+    """All films, their runs side by side, and which metrics have no value, and why.
 
+    ``command`` is what was typed; ``table`` is there if one was asked for.
+    """
+
+    command: list[str]
+    table: NotRequired[Tabled]
     metrics: dict[str, dict[str, Any]]
     missing: dict[str, str]
     summary: dict[str, dict[str, Any]]
     differences: dict[str, dict[str, Any]]
     films: list[Scored]
+
+
+@with_config(CLOSED)
+class Costed(TypedDict):
+    """What films took, each in a process of its own, and with what versions and weights they were made."""
+
+    command: list[str]
+    storyreel: str
+    versions: dict[str, str]
+    models: dict[str, dict[str, Any]]
+    films: list[dict[str, Any]]
+    table: Tabled
 
 
 @with_config(CLOSED)
@@ -423,7 +455,7 @@ SHAPES: dict[str, Any] = {
     "import": Imported,
     "validate": dict[str, Validated],
     "eval": Evaluated,
-    "ablate": Evaluated | dict[str, Planned],
+    "ablate": Evaluated | Costed | dict[str, Planned],
     "models": dict[str, Model],
     "pull": dict[str, Pulled],
     "bench": Benched | Measured | MadeFolder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -22,9 +23,9 @@ from storyreel.evaluation.findings import findings
 from storyreel.evaluation.frames import Pictures, look_at
 from storyreel.evaluation.kept_scores import keep_scores, read_scores, scores_key
 from storyreel.evaluation.metrics import METRICS, known_metrics, plugged_measures
-from storyreel.evaluation.result import Evaluation, Scored
+from storyreel.evaluation.result import Evaluation, Scored, rows_of
 from storyreel.evaluation.scores import film_scores
-from storyreel.evaluation.statistics import Row, compare
+from storyreel.evaluation.statistics import compare
 from storyreel.evaluation.verdicts import asked, film_verdict
 from storyreel.evaluation.weights import BLIP, CLIP, OWN, WEIGHTS
 from storyreel.film import ffmpeg
@@ -136,7 +137,7 @@ class Evaluator:
         return {
             "storyreel": __version__,
             "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-            | {"ffmpeg": ffmpeg.version()},
+            | {"ffmpeg": ffmpeg.version(), "python": platform.python_version()},
             "device": str(self._device),
             "weights": {name: self._encoders.about(name) for name in sorted(self.names)},
         } | self._plugged()
@@ -178,9 +179,6 @@ def evaluate(
             errors.append(error)
             continue
         say(f"{film.label}: scored in {time.monotonic() - began:.1f} s")
-    # A pair tells one story in the same words; seeds of a story lie in one group.
-    rows = [
-        Row(f.run, (f.name, f.told), f.story or f.name, s.scores["film"]) for s in scored for f in [s.film]
-    ]
+    rows = rows_of(scored)
     comparison = compare(rows, known_metrics(), rows[0].run if rows else None)
     return Evaluation(scored, comparison, evaluator.missing(), evaluator.repeat), errors

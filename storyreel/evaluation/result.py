@@ -10,7 +10,9 @@ from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.frames import Pictures
 from storyreel.evaluation.metrics import known_metrics
+from storyreel.evaluation.statistics import Row
 from storyreel.evaluation.weights import OWN
+from storyreel.files import digest
 
 NOTE = (
     "The metrics of the paper (arXiv 2503.06310) are implemented anew, and not comparable with its table "
@@ -65,6 +67,10 @@ class Evaluation:
                     "file": str(scored.film.path),
                     "sha256": scored.film.sha256,
                     "story": scored.film.story,
+                    "story_sha256": digest(scored.film.told),
+                    "model": scored.film.model,
+                    "model_sha256": digest(scored.film.weights) if scored.film.weights else None,
+                    "made_with": dict(scored.film.kind),
                     "fps": scored.film.fps,
                     "notes": scored.notes,
                     "scores": scored.scores,
@@ -73,3 +79,19 @@ class Evaluation:
                 for scored in self.films
             ],
         }
+
+
+def rows_of(scored: Sequence[Scored]) -> list[Row]:
+    """Return films as rows to be compared: a pair tells one story in the same words, with one seed."""
+    return [
+        Row(
+            film.run,
+            (film.name, film.told),
+            film.story or film.name,
+            one.scores["film"],
+            told=film.told,
+            is_alone=film.name == film.story,
+        )
+        for one in scored
+        for film in [one.film]
+    ]

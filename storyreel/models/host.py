@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +27,20 @@ def available_memory() -> int:
     """
     free = _machine("MemAvailable", "SC_AVPHYS_PAGES")
     return min([free, *(max(0, limit - used) for limit, used in _limits())])
+
+
+def peak_resident() -> int:
+    """Return the bytes that this process had resident at its peak.
+
+    By Linux's own account where there is one: what getrusage says there begins with the peak of whatever
+    started the process.
+    """
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", (PROC / "self" / "status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 def _machine(name: str, page_count: str) -> int:

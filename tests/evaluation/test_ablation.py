@@ -8,16 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from torch import Tensor
 
+from storyreel.benchmark.whole_films import Cost
 from storyreel.cli.app import run
+from storyreel.cli.results import result_schema
 from storyreel.errors import UsageError
 from storyreel.evaluation.ablation import VARIANTS, PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
 from storyreel.method.settings import PARTS
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
+from storyreel.stopping import Stop
+from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 from storyreel.story.schema import parse_story
 from tests.conftest import FakeAdapter, FakeEngine
@@ -59,6 +64,7 @@ def engine(fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> FakeEngine
 def ablated(story: Path, out: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
     assert run(["ablate", str(story), "--out", str(out), "--json", *options]) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, result_schema("ablate"))
     return report
 
 
@@ -189,6 +195,8 @@ def test_eval_and_ablate_give_the_same_numbers(
         kept.unlink()
     assert run(["eval", str(out), "--report", page, "--json"]) == 0
     theirs = json.loads(capsys.readouterr().out)
+    assert ours.pop("command")[:2] == ["storyreel ablate", str(story)]
+    assert theirs.pop("command") == ["storyreel eval", str(out), "--report", page, "--json"]
     assert ours == theirs
     numbers = ours["films"][0]["scores"]["film"]
     assert min(numbers[name] for name in ("seam_ratio", "largest_step", "motion")) > 0
@@ -206,6 +214,26 @@ def test_eval_and_ablate_give_the_same_numbers(
         (["bad.yaml"], 65, "bad.yaml:1"),
         (["elsewhere/foxes.yaml"], 2, "Rename one"),
         (["--out", "foxes.yaml"], 73, "not a folder"),
+        (["--published"], 2, "Add --table 3"),
+        (["--format", "latex"], 2, "Add --table 3"),
+        (["--table", "4"], 2, "'2', '3'"),
+        (["--table", "3", "--format", "latex", "--json"], 2, "exclude each other"),
+        (["--table", "3", "--columns", "motion,nope"], 2, "unknown metric 'nope'"),
+        (["--table", "2", "--columns", "motion"], 2, "is of --table 3"),
+        (["--table", "3", "--to", "table.doc"], 2, ".csv, .json, .md, .tex"),
+        (["--table", "3", "--to", "nowhere/table.tex"], 2, "Make it"),
+        (["--table", "3", "--to", "paper.tex"], 2, "no table of storyreel's"),
+        (["--table", "2", "--video", "vlogger=elsewhere"], 2, "exclude each other"),
+        (["--variants", "full,stock"], 2, "unknown variant 'stock'"),
+        (["--row", "mine"], 2, "--row mine:overlap=4"),
+        (["--row", "mine:bogus=1"], 2, "bogus"),
+        (["--row", "full:overlap=1"], 2, "there is a row 'full' already"),
+        (["--row", "a/b:overlap=1"], 2, "cannot be a film's name"),
+        (["--video", "vlogger"], 2, "--video NAME=FOLDER"),
+        (["--video", "vlogger=nowhere"], 2, "nowhere is not a folder"),
+        (["--video", "full=elsewhere"], 2, "there is a row 'full' already"),
+        (["--video", "vlogger=elsewhere"], 2, "Name the files as the stories are: foxes"),
+        (["--weights-dir", "nowhere"], 2, "nowhere is not a folder"),
     ],
     ids=str,
 )
@@ -221,9 +249,113 @@ def test_mistakes_cost_no_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_text("scenes: 1\n")
+    (tmp_path / "paper.tex").write_text("\\documentclass{article}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "foxes.yaml").write_text(TEXT)
     assert run(["ablate", "foxes.yaml", *more]) == code
     assert words in capsys.readouterr().err
     assert engine.asked == 0
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / "paper.tex").read_text() == "\\documentclass{article}"
+
+
+def test_table_3_is_printed_and_written_in_every_format(
+    story: Path, tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = story.with_name("dogs.yaml")
+    again.write_text(TEXT.replace("fox", "dog"))
+    out, files = tmp_path / "out", [tmp_path / f"table{end}" for end in (".csv", ".json", ".md", ".tex")]
+    command = ["ablate", str(story), str(again), "--seeds", "1", "--out", str(out), "--table", "3"]
+    command += ["--variants", "full,without-twb", "--row", "mine:blending=continuation,identity=false"]
+    command += ["--published", "--columns", "latents"]
+    assert run([*command, *(f"--to={path}" for path in files)]) == 0
+    printed = capsys.readouterr()
+    assert "Table 3. Quality: The paper's measures" in printed.out
+    assert "Mean ± sample standard deviation over 2 stories." in printed.out
+    for words in ("no weights", "no judge", "without TWB", "mine", "0.2889 ± 0.0133", "arXiv 2503.06310"):
+        assert words in printed.out
+    assert (out / "mine" / "seed-5" / "dogs" / "dogs.mp4").is_file()
+    result = json.loads(files[1].read_text())
+    assert result["command"] == ["storyreel ablate", *command[1:], *(f"--to={path}" for path in files)]
+    assert {"storyreel", "versions", "device", "weights", "metrics", "summary", "films"} <= {*result}
+    assert all(len(film["sha256"]) == len(film["story_sha256"]) == 64 for film in result["films"])
+    cells = {row["name"]: row["cells"] for row in result["table"]["rows"] if not row["published"]}
+    assert list(cells) == ["full", "without-twb", "mine"]
+    for name, of in cells.items():
+        summary, difference = result["summary"][str(out / name)], result["differences"].get(str(out / name))
+        for key in ("motion", "latents", "double_exposure"):
+            assert (of[key]["mean"], of[key]["std"]) == (summary[key]["mean"], summary[key]["std"])
+            assert of[key]["difference"] == (difference and difference[key])
+    assert cells["full"]["latents"]["mean"] > cells["without-twb"]["latents"]["mean"]
+    texts = [path.read_text() for path in files]
+    for kind, text in (("csv", texts[0]), ("markdown", texts[2]), ("latex", texts[3])):
+        assert run([*command, "--format", kind]) == 0  # nothing is rendered anew
+        assert capsys.readouterr().out == text
+    assert run([*command, "--json", f"--to={files[3]}"]) == 0  # a table of ours is replaced
+    assert json.loads(capsys.readouterr().out)["table"] == result["table"]
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_films_that_something_else_made_stand_beside_ours(
+    story: Path, tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Our own film under another name has its numbers, but for what only a render measures."""
+    out, folder = tmp_path / "out", tmp_path / "vlogger"
+    variants = ["--seeds", "1", "--variants", "full"]
+    ours = ablated(story, out, capsys, *variants)
+    folder.mkdir()
+    shutil.copy(out / "full" / "seed-5" / "foxes" / "foxes.mp4", folder / "foxes.mp4")
+    (folder / "notes.txt").write_text("what else lies there")
+    asked = engine.asked
+    report = ablated(story, out, capsys, *variants, "--video", f"vlogger={folder}", "--table", "3")
+    assert engine.asked == asked
+    assert {run: report["summary"][run] for run in ours["summary"]} == ours["summary"]
+    rows = {row["name"]: row["cells"] for row in report["table"]["rows"]}
+    assert list(rows) == ["full", "vlogger"]
+    for key in ("double_exposure", "motion"):
+        assert rows["vlogger"][key]["mean"] == rows["full"][key]["mean"] is not None
+        assert rows["vlogger"][key]["difference"]["pairs"] == 1
+    assert rows["full"]["sides"]["mean"] is not None
+    assert rows["vlogger"]["sides"]["mean"] is None
+
+    (folder / "foxes.mp4").write_bytes(b"no film")
+    assert run(["ablate", str(story), "--out", str(out / "new"), "--video", f"vlogger={folder}"]) != 0
+    assert not (out / "new").exists()
+
+
+def test_table_2_counts_every_film_of_every_row(
+    story: Path,
+    tmp_path: Path,
+    fake_model: ModelSpec,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[bool, str, int]] = []
+
+    def measured(plan: Plan, stock: bool, device: str, out: Path, stop: Stop) -> Cost:
+        made.append((stock, device, plan.settings.seed))
+        return Cost(10.0 - stock, 0.5, 0.5, plan.forwards, plan.latents, "a card")
+
+    monkeypatch.setattr("storyreel.benchmark.whole_films.measured", measured)
+    command = ["ablate", str(story), "--out", str(tmp_path / "out"), "--table", "2", "--device", "cpu"]
+    assert run([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, result_schema("ablate"))
+    rows = {row["name"]: row["cells"] for row in report["table"]["rows"]}
+    parts = ["full", "without-dipw", "without-twb", "without-identity", "without-sar", "without-all"]
+    assert list(rows) == [*parts, "stock"]
+    assert made == [(name == "stock", "cpu", 5) for name in rows]  # of one seed
+    assert rows["stock"]["seconds"]["difference"]["mean"] == -1
+    assert rows["full"]["latents"]["mean"] > rows["without-all"]["latents"]["mean"]
+    assert report["command"] == ["storyreel ablate", *command[1:], "--json"]
+    assert {"torch", "diffusers", "ffmpeg", "python"} <= {*report["versions"]}
+    assert report["models"]["fake"]["weights"]
+    assert [film["name"] for film in report["films"]] == ["seed-5/foxes"] * len(rows)
+
+    made.clear()
+    assert run([*command, "--seeds", "2", "--variants", "stock,full,crossfade", "--published"]) == 0
+    printed = capsys.readouterr()
+    assert [seed for _, _, seed in made] == [5, 5, 5, 6, 6, 6]
+    assert "without SAR (published)" in printed.out
+    assert "a card" in printed.out
+    assert "foxes, stock, seed 6: 9.0 s, 0.500 GB" in printed.err
