@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKLLTX2Video,
     FlowMatchEulerDiscreteScheduler,
     LTX2VideoTransformer3DModel,
+    attention_backend,
 )
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.utils import DISTILLED_SIGMA_VALUES
@@ -120,7 +121,8 @@ class LTX2Adapter(PipelineAdapter):
         (encoder,) = self.text_encoders
         layers = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         states = torch.stack(layers, -1).flatten(2)
-        of_picture, of_sound, counts = self.connectors(states, mask, padding_side="left")
+        with attention_backend("native"):  # they take masks; what is chosen for the transformer may take none
+            of_picture, of_sound, counts = self.connectors(states, mask, padding_side="left")
         return Text((of_picture, of_sound), torch.cat([counts, counts], 1).float())
 
     def blank_text(self, tokens: int) -> Text:

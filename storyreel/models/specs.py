@@ -604,7 +604,7 @@ MODELS: dict[str, ModelSpec] = {
                 "num_layers": 30,
             },
             vae_architecture=WAN_2_2_VAE,
-            memory_gb={"high": 31.7, "balanced": 20.4, "low": 10.4},
+            memory_gb={"high": 31.7, "balanced": 20.3, "low": 10.3},
             needs=Needs(
                 experts=1,
                 encoders=11.362,

@@ -464,7 +464,7 @@ def _pictures(
     files: dict[str, Path] = {}
     for index, (name, place) in sorted(wanted.items()):
         if not spec.pictures:
-            can = ", ".join(other for other, facts in MODELS.items() if facts.pictures)
+            can = ", ".join(name for name, facts in MODELS.items() if facts.pictures and name == facts.base)
             problem = f"model {spec.name} cannot begin a scene with a picture; models that can: {can}"
             refusals.add(problem, False, *place)
             continue

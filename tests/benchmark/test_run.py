@@ -104,9 +104,11 @@ def test_true_sizes_are_what_the_table_says(name: str) -> None:
         vae = family.vae_class(**spec.vae_architecture)
     millions = sum(p.numel() for p in transformer.parameters()) / 1e6
     known = {"mochi": 10_030, "wan-1.3b": 1_419, "wan-14b": 14_289, "wan-2.2-a14b": 14_289, "ltx-2b": 1_923}
+    known |= {"wan-2.2-5b": 5_000, "hunyuan-1.5": 8_327}
     known["ltx-2.5"] = 18_990  # with what denoises sound
     assert millions == pytest.approx(known.get(name, 13_000), rel=0.03)
-    assert transformer.config.in_channels == spec.latent_channels
+    given = spec.latent_channels + 1 if name == "hunyuan-1.5" else 0  # a first picture, and where it is
+    assert transformer.config.in_channels == spec.latent_channels + given
     assert getattr(vae, "spatial_compression_ratio", 8) == spec.pixels_per_latent
 
 

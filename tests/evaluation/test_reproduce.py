@@ -42,7 +42,9 @@ render: {seconds: 0.5, steps: 2}
 def in_small(words: list[str]) -> list[str]:
     """Return a command with what its shell would make of it, and one seed."""
     told = shlex.join(words).replace("--seeds 3", "--seeds 1")
-    return [path for word in shlex.split(told) for path in sorted(glob.glob(word)) or [word]]
+    return [
+        path for word in shlex.split(told) for path in sorted(glob.glob(word)) or [word] * ("*" not in word)
+    ]
 
 
 @pytest.fixture

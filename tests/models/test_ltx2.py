@@ -102,7 +102,7 @@ def test_another_process_is_asked_for_the_sound_too(adapter: LTX2Adapter) -> Non
             torch.randn(1, 8, 3, 4, 4), 0.5, [adapter.encode("a fox")], sound=torch.randn(1, 2, 19, 1, 2)
         )
         (mine,) = adapter.predict([request])
-        theirs = _answer(lambda name: adapter, adapter.spec.label, "high", request.to("cpu"))
+        theirs = _answer(lambda name: adapter, adapter.spec.label, "high", (), request.to("cpu"))
     assert isinstance(theirs, list)
     assert len(theirs) == 2
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))

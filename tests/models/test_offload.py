@@ -42,8 +42,8 @@ class Read:
         gc.collect()
         return [name for name, part in zip(self.names, self._parts, strict=True) if part() is not None]
 
-    def note(self, load: Callable[..., Any], folder: Path, kind: type[Any]) -> Any:
-        part = REAL_LOAD(load, folder, kind)
+    def note(self, load: Callable[..., Any], folder: Path, kind: type[Any], *unread: Any) -> Any:
+        part = REAL_LOAD(load, folder, kind, *unread)
         self.names.append(folder.name)
         self._parts.append(weakref.ref(part))
         return part
