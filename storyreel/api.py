@@ -97,9 +97,7 @@ class Film:
         there = FilmFolder(path, path.name).manifest_path
         manifest = Manifest.read(there)
         if manifest is None and there.is_file():
-            raise DamagedError(
-                f"the manifest of the film in {path} is damaged, or of another version", RENDER
-            )
+            raise DamagedError(f"{there} is damaged, or of another version", RENDER)
         if manifest is None or not manifest.film:
             raise MissingError(f"there is no finished film in {path}", RENDER)
         try:
