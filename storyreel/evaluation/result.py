@@ -20,6 +20,7 @@ NOTE = (
     "digit by digit. Standard deviations are those of samples (ddof 1). Smoothness is to be read beside "
     "motion: a still is smooth."
 )
+NAMED = 12  # scenes in a note
 NAMES = {OWN: "the model's own encoder"}
 
 
@@ -51,9 +52,10 @@ def _of_stills(scores: Mapping[str, Any]) -> list[str]:
         m for m in known_metrics().values() if m.needs and m.still == 1 and found.get(m.name) is not None
     ]
     still = [str(at) for at, scene in enumerate(scores["scenes"], 1) if scene.get("moving") == 0]
+    named = ", ".join(still if len(still) <= NAMED else [*still[:NAMED], "…"])
     if alike and still:
         notes.append(
-            f"{counted(len(still), 'scene')} with hardly any motion, up to 1 of 255 ({', '.join(still)}): "
+            f"{counted(len(still), 'scene')} with hardly any motion, up to 1 of 255 ({named}): "
             "similarity is no merit there, a still has as much"
         )
     similarity, stills = (found.get(name) for name in ("boundary_similarity", "boundary_of_stills"))

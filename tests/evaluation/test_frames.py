@@ -38,16 +38,16 @@ def test_what_is_behind_the_last_pick_is_not_read() -> None:
 
 
 def test_of_a_shot_its_first_middle_and_last_pictures_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two scenes of 20 frames, each of which shows its number."""
+    """Two scenes of 40 frames, each of which shows its number."""
 
     class Eye:
         def embed_prepared(self, frames: Tensor) -> Tensor:
             return frames[:, 0, 0, :1].float()
 
     monkeypatch.setattr(Encoders, "get", lambda self, name: Eye())
-    spans = [Span("a", "b", 0, 20, False), Span("c", "d", 20, 40, True)]
+    spans = [Span("a", "b", 0, 40, False), Span("c", "d", 40, 80, True)]
     scenes = Scenes(spans, {}, Encoders(torch.device("cpu")), {DINO})
-    for chunk in torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).split(7):
+    for chunk in torch.arange(80, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).split(7):
         scenes.see(chunk)
     shots = [look.shot for look in scenes.looks if look.shot is not None]
-    assert [shot.flatten().tolist() for shot in shots] == [[0, 10, 19], [20, 30, 39]]
+    assert [shot.flatten().tolist() for shot in shots] == [[0, 21, 39], [40, 61, 79]]
