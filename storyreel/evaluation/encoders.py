@@ -20,7 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Blip2ForImageTextRetrieval, Blip2Processor, Dinov2Model, ViTModel
+from transformers import (
+    AutoImageProcessor,
+    Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    Dinov2Model,
+    ViTModel,
+)
 
 from storyreel.errors import DamagedError
 from storyreel.evaluation.picture_measures import AlexNetFeatures, lpips
@@ -88,13 +94,29 @@ class Encoders:
 class ClassToken:
     """DINO and DINOv2: the normalised class token of pictures squeezed to 224x224."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model.eval()
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model, self._device = model.eval().to(device), device
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]."""
-        tokens: Tensor = self._model(pixel_values=normalised(pictures)).last_hidden_state
+        return self._tokens(normalised(pictures))
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        tokens: Tensor = self._model(pixel_values=pixels.to(self._device)).last_hidden_state
         return F.normalize(tokens[:, 0].float(), dim=-1)
+
+
+class ShotToken(ClassToken):
+    """DINOv2 that also prepares pictures by the processor that lies with it, as EntityBench does."""
+
+    def __init__(self, model: nn.Module, device: torch.device, processor: Any) -> None:
+        super().__init__(model, device)
+        self._processor = processor
+
+    def embed_prepared(self, frames: Tensor) -> Tensor:
+        """Return unit vectors (N, D) of frames uint8 (N, H, W, 3)."""
+        images = list(frames.permute(0, 3, 1, 2).cpu())
+        return self._tokens(self._processor(images=images, return_tensors="pt")["pixel_values"])
 
 
 class Lite:
@@ -189,7 +211,10 @@ def _clip(folder: Path, device: torch.device) -> Scorer:
 def _class_token(kind: type[Any], folder: Path, device: torch.device) -> ClassToken:
     options = {"add_pooling_layer": False} if kind is ViTModel else {}
     model: Any = load_component(partial(kind.from_pretrained, dtype=torch.float32, **options), folder, kind)
-    return ClassToken(model.to(device))
+    if kind is ViTModel:
+        return ClassToken(model, device)
+    load = partial(AutoImageProcessor.from_pretrained, local_files_only=True)
+    return ShotToken(model, device, read_component(load, folder))
 
 
 def _blip(folder: Path, device: torch.device) -> TextMatcher:

@@ -20,7 +20,14 @@ from torch.nn import functional as F
 
 from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.double_exposure import Doubles
-from storyreel.evaluation.encoders import STEP, WINDOW, Encoders, PictureEncoder, ShotDetector
+from storyreel.evaluation.encoders import (
+    STEP,
+    WINDOW,
+    Encoders,
+    PictureEncoder,
+    ShotDetector,
+    ShotToken,
+)
 from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.metrics import SAMPLES, Measure
 from storyreel.evaluation.picture_measures import grey, ssim
@@ -113,7 +120,8 @@ class SceneLook:
     """What encoders saw of a scene: unit vectors (n, D) by encoder, and BLIP-2's numbers by name.
 
     ``strangeness`` says how little its pictures can be read, above 1 by nobody; None where the film's model
-    has no judge. ``plugged`` are plugins' numbers by name.
+    has no judge. ``plugged`` are plugins' numbers by name, ``shot`` DINOv2's unit vectors (3, D) of its
+    first, middle and last picture, as its own processor prepares them.
     """
 
     vectors: Mapping[str, Tensor]
@@ -121,6 +129,7 @@ class SceneLook:
     pictures: Pictures
     strangeness: float | None = None
     plugged: Mapping[str, float | None] = field(default_factory=dict)
+    shot: Tensor | None = None
 
 
 class Scenes:
@@ -139,6 +148,7 @@ class Scenes:
         self._strangeness = strangeness
         self._matcher = encoders.get(BLIP) if BLIP in names else None
         self._distance = encoders.get(ALEXNET) if ALEXNET in names else None
+        self._shot: ShotToken | None = encoders.get(DINO) if DINO in names else None
         self._position = 0
         self._found: list[Tensor] = []
         self._before: Tensor | None = None
@@ -186,8 +196,11 @@ class Scenes:
         if self.looks:
             self.plugged_seams.append(self._plugged("seam", self._frames_before, frames))
         self._frames_before = frames if self._measures else None
-        shown = Pictures(*map(jpeg, (frames[len(frames) // 2], frames[0], frames[-1])))
-        self.looks.append(SceneLook(vectors, blip, shown, strange, plugged))
+        three = frames[[0, len(frames) // 2, -1]]
+        shot = self._shot.embed_prepared(three).cpu() if self._shot is not None else None
+        first, middle, last = map(jpeg, three)
+        shown = Pictures(middle, first, last)
+        self.looks.append(SceneLook(vectors, blip, shown, strange, plugged, shot))
 
     def _plugged(self, scope: str, *given: Any) -> dict[str, float | None]:
         """Return the numbers of plugins' metrics of a scope. Raises UsageError for what is no number."""

@@ -30,7 +30,9 @@ class Metric:
     borders. A metric of the scope ``film`` is made of those, or of what the film's manifest says.
     ``sampling`` tells which frames are looked at, after what preprocessing; ``needs`` which weights it
     takes. ``chance`` is what a film has of it whose scenes have nothing to do with each other, if all that
-    may be shown is shown equally often.
+    may be shown is shown equally often, ``still`` what one has that shows a single picture all the time:
+    a measure that rewards that is to be read beside motion. ``beside`` is a metric that no table shows it
+    without.
     """
 
     name: str
@@ -38,13 +40,15 @@ class Metric:
     unit: str
     better: Literal["higher", "lower"] | None = None
     scope: Literal["scene", "seam", "film"]
-    status: Literal["paper", "VBench-style", "no weights", "proxy", "judge", "cost", "plugin"]
+    status: Literal["paper", "VBench-style", "yardstick", "no weights", "proxy", "judge", "cost", "plugin"]
     source: str
     sampling: str
     needs: str | None = None
     digits: int = 3
     over_seams: Literal["median", "mean"] = "median"
     chance: float | None = None
+    still: float | None = None
+    beside: str | None = None
 
 
 def _read() -> dict[str, Metric]:

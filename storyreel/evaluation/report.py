@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from storyreel.errors import printable
 from storyreel.evaluation.metrics import Metric, known_metrics, with_values
@@ -151,6 +151,7 @@ def _film(scored: Scored) -> dict[str, Any]:
         "strip": _strip(scored),
         "scene_charts": _charts("scene", scored, scores["scenes"]),
         "distance_charts": _distance_charts(scores.get("looks_by_distance", [])),
+        "similarity_charts": _distance_charts(scores.get("similarity_by_distance", []), SIMILARITY),
         "seam_charts": _charts("seam", scored, scores["seams"]),
     }
 
@@ -256,8 +257,21 @@ def _charts(scope: str, scored: Scored, entries: Sequence[Mapping[str, Any]]) ->
     return charts
 
 
-def _distance_charts(by_distance: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return how often scenes show the same look, one bar for every distance between them."""
+class _Curve(NamedTuple):
+    """How a number by distance is shown: ``whole`` is as much as there can be of it."""
+
+    title: str
+    unit: str
+    whole: float
+    digits: int
+
+
+LOOKS = _Curve("same {}", "% of pairs", 100, 1)
+SIMILARITY = _Curve("{}", "mean cosine of pairs", 1, 3)
+
+
+def _distance_charts(by_distance: Sequence[Mapping[str, Any]], curve: _Curve = LOOKS) -> list[dict[str, Any]]:
+    """Return how alike scenes are, one bar for every distance between them."""
     most = max((entry["distance"] for entry in by_distance), default=0)
     charts = []
     for name in (n for n in (by_distance[0] if by_distance else ()) if n not in ("distance", "pairs")):
@@ -266,17 +280,19 @@ def _distance_charts(by_distance: Sequence[Mapping[str, Any]]) -> list[dict[str,
             {
                 "kind": "",
                 "x": f"{entry['distance'] - 0.9:g}",
-                "y": f"{100 - entry[name]:.1f}",
-                "height": f"{max(entry[name], 0.8):.1f}",
-                "words": f"{entry['distance']} scenes apart: {entry[name]:.1f} of {entry['pairs']} pairs",
+                "y": f"{100 - height:.1f}",
+                "height": f"{max(height, 0.8):.1f}",
+                "words": f"{entry['distance']} scenes apart: {entry[name]:.{curve.digits}f} "
+                f"of {entry['pairs']} pairs",
             }
             for entry in by_distance
+            for height in [100 * max(0.0, entry[name]) / curve.whole]
         ]
         charts.append(
             {
-                "title": f"same {name}",
-                "label": f"same {name} by distance",
-                "range": f"% of pairs, {min(values):.1f} to {max(values):.1f}",
+                "title": curve.title.format(name),
+                "label": f"{curve.title.format(name)} by distance",
+                "range": f"{curve.unit}, {min(values):.{curve.digits}f} to {max(values):.{curve.digits}f}",
                 "places": most,
                 "zero": "100.0",
                 "bars": bars,
@@ -286,9 +302,10 @@ def _distance_charts(by_distance: Sequence[Mapping[str, Any]]) -> list[dict[str,
 
 
 def titled(metric: Metric) -> str:
-    """Return a metric's title with what chance gives and an arrow to what is better."""
+    """Return a metric's title with what chance and a still give, and an arrow to what is better."""
     chance = "" if metric.chance is None else f" (chance {metric.chance:g})"
-    return f"{metric.title}{chance} {ARROWS[metric.better]}".strip()
+    still = "" if metric.still is None else f" (a still: {metric.still:g})"
+    return f"{metric.title}{chance}{still} {ARROWS[metric.better]}".strip()
 
 
 def _encoded(data: bytes) -> str:

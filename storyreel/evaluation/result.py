@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from storyreel.errors import counted
 from storyreel.evaluation.films import Film
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.frames import Pictures
@@ -19,6 +20,7 @@ NOTE = (
     "digit by digit. Standard deviations are those of samples (ddof 1). Smoothness is to be read beside "
     "motion: a still is smooth."
 )
+NAMED = 12  # scenes in a note
 NAMES = {OWN: "the model's own encoder"}
 
 
@@ -40,7 +42,29 @@ class Scored:
             "it was given their beginnings"
             for found in self.scores["prompts_cut"]
         ]
-        return [*self.film.notes, *cut]
+        return [*self.film.notes, *cut, *_of_stills(self.scores)]
+
+
+def _of_stills(scores: Mapping[str, Any]) -> list[str]:
+    """Say where it is no merit that encoders find pictures alike, for those of a still are so too."""
+    found, notes = scores["film"], []
+    alike = [
+        m for m in known_metrics().values() if m.needs and m.still == 1 and found.get(m.name) is not None
+    ]
+    still = [str(at) for at, scene in enumerate(scores["scenes"], 1) if scene.get("moving") == 0]
+    named = ", ".join(still if len(still) <= NAMED else [*still[:NAMED], "…"])
+    if alike and still:
+        notes.append(
+            f"{counted(len(still), 'scene')} with hardly any motion, up to 1 of 255 ({named}): "
+            "similarity is no merit there, a still has as much"
+        )
+    similarity, stills = (found.get(name) for name in ("boundary_similarity", "boundary_of_stills"))
+    if similarity is not None and stills is not None and similarity <= stills:
+        notes.append(
+            f"a film of its stills would have a boundary similarity of {stills:.3f}, and it has "
+            f"{similarity:.3f}: that says nothing for how its shots go on"
+        )
+    return notes
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from storyreel.evaluation.films import Film
-from storyreel.evaluation.frames import Look
+from storyreel.evaluation.frames import Look, wanted_frames
 from storyreel.evaluation.kept import looks_by_distance, looks_kept, places_kept
 from storyreel.evaluation.metrics import known_metrics
 from storyreel.evaluation.picture_measures import lab
@@ -20,6 +20,7 @@ from storyreel.evaluation.seams import FROZEN, quiet_parts, seam_steps, transiti
 from storyreel.evaluation.tints import drifts
 from storyreel.evaluation.verdicts import FilmVerdict
 from storyreel.evaluation.weights import BLIP, CLIP, DINO, DINO1, LITE, OWN
+from storyreel.evaluation.yardsticks import drift_between_ends, similarity_by_distance, to_centroid
 
 BLACK = 10.0  # of 255
 MOVES = 1.0  # of 255
@@ -76,7 +77,14 @@ def film_scores(
     starts = [span.start for span in film.spans]
     inside = quiet_parts(starts, film.frames, film.fps)
     _from_frames(film, look, inside, scenes)
+    yardsticks: Scores = {"drift_motion": drift_between_ends(_quiet_steps(look, inside), film.frames)}
+    if CLIP in texts:
+        yardsticks["drift_semantic"] = drift_between_ends(_semantic(film, look, texts[CLIP]), film.frames)
     _from_vectors(film, look, texts, scenes)
+    shots = [seen.shot for seen in look.scenes if seen.shot is not None]
+    if shots:
+        _from_shots(film, shots, seams)
+        yardsticks["shot_similarity"] = to_centroid(_middles(shots))
     for seam, found in zip(seams, seam_steps(look.frames.steps, starts, film.fps), strict=True):
         seam |= {"seam_ratio": found.ratio, "largest_step": found.largest}
     for seam, distances in zip(seams, look.distances, strict=True):
@@ -103,11 +111,13 @@ def film_scores(
     scores: dict[str, Any] = {
         "scenes": scenes,
         "seams": seams,
-        "film": _whole(film, scenes, seams),
+        "film": _whole(film, scenes, seams, yardsticks),
         "prompts_cut": cut,
     }
     if verdict is not None and (by_distance := looks_by_distance(verdict.seen)):
         scores["looks_by_distance"] = by_distance
+    if len(shots) > 1:
+        scores["similarity_by_distance"] = similarity_by_distance(_middles(shots))
     return scores
 
 
@@ -186,6 +196,35 @@ def _from_vectors(
         _from_texts(film, look, texts[CLIP], CLIP, scenes)
     if OWN in texts:
         _from_texts(film, look, texts[OWN], OWN, scenes)
+
+
+def _from_shots(film: Film, shots: Sequence[Tensor], seams: Sequence[dict[str, Any]]) -> None:
+    """Add how alike the two sides of a border are, where the story lets the shot go on across it.
+
+    ``shots`` are unit vectors (3, D) of each scene's first, middle and last picture.
+    """
+    for seam, before, behind in zip(seams, shots, shots[1:], strict=False):
+        if film.spans[seam["after"]].blended and film.spans[seam["after"]].goes_on:
+            seam["boundary_similarity"] = float(before[2] @ behind[0])
+            seam["boundary_of_stills"] = float(before[0] @ behind[0])
+
+
+def _middles(shots: Sequence[Tensor]) -> Tensor:
+    return torch.stack([shot[1] for shot in shots])
+
+
+def _quiet_steps(look: Look, inside: Sequence[tuple[int, int]]) -> Iterator[tuple[int, float]]:
+    """Yield the steps to the next frame, transitions left out, each with the frame's place."""
+    for start, stop in inside:
+        yield from enumerate(look.frames.steps[start : stop - 1], start)
+
+
+def _semantic(film: Film, look: Look, clip: TextEncoder) -> Iterator[tuple[int, float]]:
+    """Yield how well each sampled picture fits its scene's whole prompt, with its place."""
+    for span, seen in zip(film.spans, look.scenes, strict=True):
+        (text,) = clip.embed_texts([span.prompt])
+        fits = (seen.vectors[CLIP].to(text.device) @ text).tolist()
+        yield from zip(wanted_frames(span.clear(film.fps))[1:-1], fits, strict=False)
 
 
 def _consistency(scenes: Sequence[Tensor]) -> list[float | None]:
@@ -269,10 +308,16 @@ def _from_verdict(
         scene |= looks | place
 
 
-def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapping[str, Any]]) -> Scores:
+def _whole(
+    film: Film,
+    scenes: Sequence[Mapping[str, Any]],
+    seams: Sequence[Mapping[str, Any]],
+    yardsticks: Scores,
+) -> Scores:
     """Return the film's own value of every metric: means over scenes, medians or means over seams.
 
-    Seams are the borders that the story wants smooth; where it wants none, all borders are.
+    Seams are the borders that the story wants smooth; where it wants none, all borders are. ``yardsticks``
+    are made of the whole film already.
     """
 
     def values(entries: Sequence[Mapping[str, Any]], name: str) -> list[float]:
@@ -298,6 +343,7 @@ def _whole(film: Film, scenes: Sequence[Mapping[str, Any]], seams: Sequence[Mapp
         },
         "largest_step_place_change": middle(values(changing, "largest_step")),
         "largest_step_max": max(values(smooth, "largest_step"), default=None),
+        **yardsticks,
         **film.cost,
     }
     found: Scores = {}

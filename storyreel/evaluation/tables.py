@@ -192,11 +192,13 @@ def quality_table(
     further columns.
     """
     there = {column.key for panel in QUALITY for column in panel.columns}
-    asked = tuple(_of_metric(name, known_metrics()[name].title) for name in further if name not in there)
+    known = known_metrics()
+    wanted = dict.fromkeys(one for name in further for one in (name, known[name].beside) if one is not None)
+    asked = tuple(_of_metric(name, known[name].title) for name in wanted if name not in there)
     panels = (*QUALITY, Panel("As asked for", asked)) if asked else QUALITY
     why = dict.fromkeys(missing, "no weights")
     for column in (column for panel in panels for column in panel.columns):
-        why.setdefault(column.key, _absent(known_metrics()[column.key].needs))
+        why.setdefault(column.key, _absent(known[column.key].needs))
     notes = [
         "The paper's measures are made anew, and are not comparable with its table digit by digit. BLIP is "
         "ITM with the softmax taken twice, the likeliest of three readings; the others are in the JSON.",

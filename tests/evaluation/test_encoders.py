@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     BertTokenizerFast,
     Blip2Config,
@@ -36,6 +39,16 @@ from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, JUDGE
 from storyreel.models.specs import MINI_WEIGHTS
 
 CPU = torch.device("cpu")
+# As the processor of facebook/dinov2-base is stated.
+PREPARED = {
+    "image_processor_type": "BitImageProcessor",
+    "size": {"shortest_edge": 256},
+    "crop_size": {"height": 224, "width": 224},
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -49,6 +62,7 @@ def encoders(tmp_path: Path) -> Encoders:
     torch.manual_seed(0)
     (tmp_path / CLIP).symlink_to(MINI_WEIGHTS / "scorer")
     Dinov2Model(Dinov2Config(**SMALL, image_size=224, patch_size=56)).save_pretrained(tmp_path / DINO)
+    (tmp_path / DINO / "preprocessor_config.json").write_text(json.dumps(PREPARED))
     vit = ViTModel(ViTConfig(**SMALL, image_size=224, patch_size=56), add_pooling_layer=False)
     vit.save_pretrained(tmp_path / DINO1)
     features = AlexNetFeatures().features.state_dict()
@@ -86,6 +100,36 @@ def test_class_tokens_are_transformers_own(encoders: Encoders, name: str, kind: 
     assert torch.allclose(found, token / token.norm(dim=1, keepdim=True), atol=1e-5)
     same = encoders.get(name).embed_pictures(pictures(1).expand(2, -1, -1, -1))
     assert float(same[0] @ same[1]) == pytest.approx(1, abs=1e-5)
+
+
+@torch.inference_mode()
+def test_pictures_of_shots_are_prepared_as_the_benchmark_does(encoders: Encoders) -> None:
+    """EntityBench: the processor that lies there, one picture each; the edges of a wide one are cut off."""
+    folder = encoders.folder(DINO)
+    assert folder is not None
+    frames = torch.randint(0, 256, (2, 50, 120, 3), generator=torch.Generator().manual_seed(0))
+    frames = frames.to(torch.uint8)
+    found = encoders.get(DINO).embed_prepared(frames)
+    model, processor = Dinov2Model.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    for vector, frame in zip(found, frames, strict=True):
+        inputs = processor(images=Image.fromarray(frame.numpy()), return_tensors="pt")
+        token = model(**inputs).last_hidden_state[:, 0]
+        assert torch.allclose(vector, (token / token.norm(dim=-1, keepdim=True))[0], atol=1e-5)
+    edges = frames.clone()
+    edges[:, :, :30] = 0  # squeezing keeps them
+    assert torch.allclose(encoders.get(DINO).embed_prepared(edges), found, atol=1e-6)
+    whole, without = (
+        encoders.get(DINO).embed_pictures(f.permute(0, 3, 1, 2) / 127.5 - 1) for f in (frames, edges)
+    )
+    assert not torch.allclose(whole, without, atol=1e-3)
+
+
+def test_a_dino_without_its_processor_is_refused(encoders: Encoders) -> None:
+    folder = encoders.folder(DINO)
+    assert folder is not None
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(DamagedError, match="dinov2-base cannot be read"):
+        encoders.get(DINO)
 
 
 @pytest.fixture

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
-from storyreel.evaluation.frames import picked
+from storyreel.evaluation.encoders import Encoders
+from storyreel.evaluation.films import Span
+from storyreel.evaluation.frames import Scenes, picked
+from storyreel.evaluation.weights import DINO
 
 
 @given(st.lists(st.integers(0, 19), max_size=60).map(sorted), st.lists(st.integers(1, 7), min_size=20))
@@ -30,3 +35,19 @@ def test_what_is_behind_the_last_pick_is_not_read() -> None:
     chunks = iter([torch.zeros(3, 1, 1, 3), torch.zeros(3, 1, 1, 3)])
     assert len(list(picked(chunks, [0, 2]))) == 1
     assert len(list(chunks)) == 1
+
+
+def test_of_a_shot_its_first_middle_and_last_pictures_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two scenes of 40 frames, each of which shows its number."""
+
+    class Eye:
+        def embed_prepared(self, frames: Tensor) -> Tensor:
+            return frames[:, 0, 0, :1].float()
+
+    monkeypatch.setattr(Encoders, "get", lambda self, name: Eye())
+    spans = [Span("a", "b", 0, 40, False), Span("c", "d", 40, 80, True)]
+    scenes = Scenes(spans, {}, Encoders(torch.device("cpu")), {DINO})
+    for chunk in torch.arange(80, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 8, 8, 3).split(7):
+        scenes.see(chunk)
+    shots = [look.shot for look in scenes.looks if look.shot is not None]
+    assert [shot.flatten().tolist() for shot in shots] == [[0, 21, 39], [40, 61, 79]]

@@ -42,3 +42,16 @@ def test_a_slip_in_the_table_is_refused() -> None:
     for slip in ({"status": "proxi"}, {"status": "proxy", "diggits": 2}, {"status": "proxy", "better": "up"}):
         with pytest.raises(ValidationError):
             Metric(**FACTS, **slip)  # type: ignore[arg-type]
+
+
+def test_what_is_shown_beside_a_metric_is_there_and_has_no_direction() -> None:
+    """So it rewards nothing by itself."""
+    beside = {metric.beside for metric in METRICS.values()} - {None}
+    assert beside == {"motion", "boundary_of_stills"}
+    assert all(METRICS[str(name)].better is None for name in beside)
+
+
+def test_similarity_of_pictures_says_what_a_still_has() -> None:
+    alike = {"dino", "subject_consistency", "background_consistency", "features", "flicker", "ssim"}
+    alike |= {"boundary_similarity", "shot_similarity"}
+    assert {name for name, metric in METRICS.items() if metric.still == 1} == alike

@@ -96,6 +96,25 @@ def test_a_report_shows_how_looks_are_kept_over_the_film() -> None:
     assert page.count("% of pairs, ") == 3
 
 
+def test_a_report_shows_similarity_by_distance() -> None:
+    whole = evaluation("out")
+    curve = [{"distance": d, "pairs": 3 - d, "similarity": value} for d, value in ((1, 0.8125), (2, -0.25))]
+    whole.films[0].scores["similarity_by_distance"] = curve
+    page = report_page(whole)
+    assert "Similarity, by distance" in page
+    assert "The same look, by distance" not in page
+    assert "<title>1 scenes apart: 0.812 of 2 pairs</title>" in page
+    assert "mean cosine of pairs, -0.250 to 0.812" in page
+    assert 'y="18.8"' in page  # as high as it is alike
+    assert 'height="0.8"' in page  # none has no bar below the ground
+
+
+def test_what_a_still_has_stands_beside_a_metric() -> None:
+    assert titled(METRICS["boundary_similarity"]) == "boundary similarity, shot goes on (a still: 1) ↑"
+    assert titled(METRICS["drift_motion"]) == "drift of motion (a still: 0) ↓"
+    assert "still" not in titled(METRICS["motion"])
+
+
 def test_what_chance_gives_stands_beside_a_metric() -> None:
     assert titled(METRICS["colour_kept"]) == "same colour of coat or clothes, % of scenes (chance 25) ↑"
     assert "chance" not in titled(METRICS["characters"])

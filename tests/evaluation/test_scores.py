@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,14 +60,17 @@ def film(prompts: Sequence[str] = SCENES, length: int = 24) -> Film:
 
 
 def look(
-    frames: Tensor, vectors: Sequence[dict[str, Tensor]], strangeness: Sequence[float | None] = (None,) * 3
+    frames: Tensor,
+    vectors: Sequence[dict[str, Tensor]],
+    strangeness: Sequence[float | None] = (None,) * 3,
+    shots: Sequence[Tensor | None] = (None,) * 3,
 ) -> Look:
     numbers = FrameNumbers()
     for chunk in frames.split(7):
         numbers.see(chunk)
     scenes = [
-        SceneLook(v, {}, Pictures(b"", b"", b""), strange)
-        for v, strange in zip(vectors, strangeness, strict=False)
+        SceneLook(v, {}, Pictures(b"", b"", b""), strange, shot=shot)
+        for v, strange, shot in zip(vectors, strangeness, shots, strict=False)
     ]
     borders = [None] * (len(vectors) - 1)
     return Look(numbers, scenes, borders, None, borders)
@@ -334,3 +338,82 @@ def test_sides_are_the_renders_own_words() -> None:
     scores = film_scores(replace(film(), spans=tuple(spans)), look(*painted()), {})
     assert [seam["sides"] for seam in scores["seams"]] == [30, 2]
     assert scores["film"]["sides"] == 16
+
+
+def turned(*degrees: float) -> Tensor:
+    """Unit vectors at these angles."""
+    angles = torch.tensor(degrees).deg2rad()
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+
+def cosine(degrees: float) -> Any:
+    return pytest.approx(math.cos(math.radians(degrees)), abs=1e-5)
+
+
+def test_a_boundary_is_compared_where_the_shot_goes_on() -> None:
+    """First, middle and last picture of three scenes; the second goes on 10 degrees from the first's end."""
+    shots = [turned(0, 20, 40), turned(50, 60, 70), turned(70, 80, 90)]
+    seen = look(*painted(), shots=shots)
+    scores = film_scores(film(), seen, {})
+    first, second = scores["seams"]
+    assert (first["boundary_similarity"], first["boundary_of_stills"]) == (cosine(10), cosine(50))
+    assert (second["boundary_similarity"], second["boundary_of_stills"]) == (cosine(0), cosine(20))
+    mean = (math.cos(math.radians(10)) + 1) / 2
+    assert scores["film"]["boundary_similarity"] == pytest.approx(mean, abs=1e-5)
+    last = film().spans[2]
+    for broken in (replace(last, goes_on=False), replace(last, blended=False)):
+        cut = film_scores(replace(film(), spans=(*film().spans[:2], broken)), seen, {})
+        assert "boundary_similarity" not in cut["seams"][1]
+        assert cut["film"]["boundary_similarity"] == cosine(10)
+    spans = tuple(replace(span, blended=False) for span in film().spans)
+    assert film_scores(replace(film(), spans=spans), seen, {})["film"]["boundary_similarity"] is None
+
+
+def test_shots_are_compared_with_their_middle_and_by_distance() -> None:
+    shots = [turned(9, 0, 9), turned(9, 30, 9), turned(9, 60, 9)]
+    scores = film_scores(film(), look(*painted(), shots=shots), {})
+    similarity = (1 + 2 * math.cos(math.radians(30))) / 3
+    assert scores["film"]["shot_similarity"] == pytest.approx(similarity, abs=1e-5)
+    assert scores["similarity_by_distance"] == [
+        {"distance": 1, "pairs": 2, "similarity": cosine(30)},
+        {"distance": 2, "pairs": 1, "similarity": cosine(60)},
+    ]
+    unseen = film_scores(film(), look(*painted()), {})
+    assert unseen["film"]["shot_similarity"] is None
+    assert "similarity_by_distance" not in unseen
+
+
+def test_a_film_drifts_from_its_first_to_its_last_part() -> None:
+    """Of 72 frames, ten at either end: the last ones move by 8, not by 4, and show less of their prompt."""
+    frames, vectors = painted()
+    assert film_scores(film(), look(frames, vectors), {})["film"]["drift_motion"] == pytest.approx(0)
+    wild = frames.clone()
+    wild[60:] = (torch.arange(12) % 2 * 8).to(torch.uint8)[:, None, None, None] + 100
+    scores = film_scores(film(), look(wild, vectors), {})
+    assert scores["film"]["drift_motion"] == pytest.approx(4)
+
+    class Angle(Painter):
+        def embed_texts(self, prompts: Sequence[str]) -> Tensor:
+            return turned(*(0.0 for _ in prompts))
+
+    fits = [turned(*[0] * 7, *[40] * 9), turned(*[80] * 16), turned(*[20] * 9, *[60] * 7)]
+    drifted = film_scores(film(), look(frames, [{CLIP: v} for v in fits]), {CLIP: Angle()})
+    assert drifted["film"]["drift_semantic"] == pytest.approx(0.5, abs=1e-5)  # cosines 1 and 1/2
+
+
+def test_what_a_still_has_too_is_no_merit() -> None:
+    frames, vectors = painted()
+    frames = frames.clone()
+    frames[24:48] = frames[24]
+    shots = [turned(0, 0, 40), turned(20, 20, 20), turned(20, 20, 20)]
+    scores = film_scores(film(), look(frames, vectors, shots=shots), {})
+    assert Scored(film(), scores, [], []).notes == [
+        "1 scene with hardly any motion, up to 1 of 255 (2): similarity is no merit there, "
+        "a still has as much",
+        "a film of its stills would have a boundary similarity of 0.970, and it has 0.970: "
+        "that says nothing for how its shots go on",
+    ]
+    moving = film_scores(film(), look(*painted(), shots=[turned(0, 9, 19), *shots[1:]]), {})
+    assert Scored(film(), moving, [], []).notes == []
+    unseen = film_scores(film(), look(frames, [{}] * 3), {})
+    assert Scored(film(), unseen, [], []).notes == []  # nothing was found alike

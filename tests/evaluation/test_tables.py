@@ -63,6 +63,13 @@ def test_a_cell_is_over_stories_each_the_mean_of_its_seeds() -> None:
     assert table(3).notes[0] == "Mean ± sample standard deviation over 3 stories, each the mean of 2 seeds."
 
 
+def test_similarity_is_not_shown_without_that_of_stills() -> None:
+    found = table(further=("boundary_similarity", "shot_similarity")).panels[-1]
+    keys = [column.key for column in found.columns]
+    assert keys == ["boundary_similarity", "boundary_of_stills", "shot_similarity"]
+    assert "motion" in {column.key for column in table().columns}
+
+
 def test_what_is_not_there_says_why() -> None:
     cells = table().lines[0].cells
     assert cells["clip_add"].why == "no weights"
