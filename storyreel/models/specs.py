@@ -207,7 +207,7 @@ class ModelSpec:
     @property
     def gpu_gb(self) -> dict[str, float]:
         """The GB that a GPU must have free in each memory mode at the default size and length, calculated."""
-        if self.needs is None:
+        if self.needs is None or self.quantize == "none":
             return dict(self.memory_gb)
         working = self.needs.working(self.size, self.usual_latents)
         needed = self.needs.weights(self.quantize).on_device(working)
@@ -604,7 +604,7 @@ MODELS: dict[str, ModelSpec] = {
                 "num_layers": 30,
             },
             vae_architecture=WAN_2_2_VAE,
-            memory_gb={"high": 31.7, "balanced": 20.3, "low": 10.3},
+            memory_gb={"high": 31.7, "balanced": 20.4, "low": 10.4},
             needs=Needs(
                 experts=1,
                 encoders=11.362,

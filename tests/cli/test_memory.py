@@ -39,7 +39,9 @@ def test_the_table_and_the_lines_agree(name: str) -> None:
     assert spec.needs is not None
     working = spec.needs.working(spec.size, spec.usual_latents)
     needed = spec.needs.weights("none").on_device(working)
-    assert {mode: size / 1e9 for mode, size in needed.items()} == pytest.approx(spec.memory_gb, abs=0.1)
+    assert {mode: size / 1e9 for mode, size in needed.items()} == pytest.approx(
+        spec.memory_gb, rel=0.015, abs=0.1
+    )
 
 
 def test_a_dry_run_says_what_is_needed_and_what_is_here(

@@ -21,7 +21,7 @@ from tests.tiny import CPU, FAMILIES, ltx, velocities, wan
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_:DeprecationWarning")  # of torch's own
 
 # Graphs of one block for all kinds of requests: lengths, texts, guidance. Mochi's last block is another one.
-GRAPHS = {"mochi": 24, "ltx": 12, "later ltx": 12}
+GRAPHS = {"mochi": 24, "ltx": 12, "later ltx": 12, "ltx 2": 12}
 GRAPHS |= dict.fromkeys(("wan", "wan of two experts", "wan ti2v", "hunyuan"), 16)
 
 
