@@ -19,7 +19,7 @@ from storyreel.film.keys import film_facts, film_keys
 from storyreel.film.manifest import Manifest
 from storyreel.film.recorded import recorded_plan
 from storyreel.models.lora import Lora
-from storyreel.models.specs import MODELS
+from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import render
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
@@ -221,12 +221,16 @@ FAULTS: dict[str, tuple[object, str]] = {
     "experts": ({"file": "one.safetensors", "experts": "high"}, "one transformer"),
     "no file": ({"weight": 1}, "the key 'file' is missing"),
     "a number": (3, "a LoRA is the name of a file"),
-    "a weight of text": ({"file": "one.safetensors", "weight": "x"}, "expected a number"),
-    "too strong": ({"file": "one.safetensors", "weight": 11}, "less than or equal to 10"),
+    "a weight of text": ({"file": "one.safetensors", "weight": "x"}, "weight: use a number from -10 to 10"),
+    "too strong": ({"file": "one.safetensors", "weight": 11}, "weight: use a number from -10 to 10, not 11"),
+    "a weight in the name": ("no.safetensors=0.5", "write {file: no.safetensors, weight: 0.5}"),
     "an unknown key": ({"file": "one.safetensors", "wieght": 1}, "allowed: file, weight, experts"),
-    "an expert of no kind": ({"file": "one.safetensors", "experts": "both"}, "'all', 'high' or 'low'"),
+    "an expert of no kind": (
+        {"file": "one.safetensors", "experts": "both"},
+        "experts: input should be 'all', 'high' or 'low'",
+    ),
     "two of one name": (["one.safetensors", "far/one.safetensors"], "two LoRAs of the film are called"),
-    "too many": (["one.safetensors"] * 21, "at most"),
+    "too many": (["one.safetensors"] * 21, "at most 20 LoRAs"),
 }
 
 
@@ -243,6 +247,53 @@ def test_a_fault_is_told_at_its_place(case: str, of_film: bool, place: Path) -> 
     assert len(caught.value.faults) == 1
     assert words in caught.value.faults[0].message
     assert caught.value.faults[0].column > story.index("lora" if of_film else "it walks 1")
+
+
+def test_a_fault_of_a_key_points_at_its_value(place: Path) -> None:
+    value = {"file": "one.safetensors", "weight": 11}
+    for story in (text(value), text([value])):
+        with pytest.raises(ScriptError) as caught:
+            planned(story)
+        assert caught.value.faults[0].column == story.index("11") + 1
+
+
+def test_one_file_may_be_written_in_two_ways(place: Path) -> None:
+    (place / "there").mkdir()
+    story = parse_story("there/s.yaml", text(None, (None, "../one.safetensors", None, None)).encode())
+    plan = make_plan(story, "s", Overrides(lora=(Path("one.safetensors"),)))
+    assert len(plan.loras) == 1
+
+
+def test_what_could_not_be_looked_at_is_noted(place: Path, fake_model: ModelSpec) -> None:
+    words = "LoRA one.safetensors: the weights of model fake are not here: whether it fits is not known"
+    assert planned(text("one.safetensors")).notes == (words,)
+    assert planned(text()).notes == ()
+    layer = {"transformer_blocks.0.attn1.to_q.weight": torch.zeros(4, 4)}
+    (fake_model.weights / "transformer").mkdir()
+    save_file(layer, fake_model.weights / "transformer" / "model.safetensors")
+    assert planned(text("one.safetensors")).notes == ()
+
+
+@pytest.mark.parametrize(
+    "given", ["none.safetensors", "one.safetensors,two.safetensors", "one.safetensors=x", "=1"]
+)
+def test_a_fault_of_the_variable_names_it(
+    place: Path, given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "story.yaml").write_text(text())
+    monkeypatch.setenv("STORYREEL_LORA", given)
+    assert run(["validate", "story.yaml"]) == UsageError.exit_code
+    said = capsys.readouterr().err
+    assert "error: STORYREEL_LORA: " in said
+    assert f"{os.pathsep!r} separates files" in said
+    assert "--lora" not in said
+
+
+@pytest.mark.parametrize("given", ["", "=0.5"])
+def test_no_file_on_the_command_line(place: Path, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "story.yaml").write_text(text())
+    assert run(["validate", "story.yaml", "--lora", given]) == UsageError.exit_code
+    assert "names no file; write FILE=WEIGHT" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["render"], ["render", "--dry-run"], ["validate"], ["sheet"]])

@@ -306,6 +306,7 @@ class FilmOptions:
             if getattr(said, name, None) is not None:
                 values[name] = None
         values["lora"] = tuple(values["lora"]) if values["lora"] else None
+        values["lora_source"] = (self.sources or {}).get("lora", "--lora")
         return Overrides(**values | {"method": tuple(self.method or ()), "without": self.parts()})
 
     def casting(self) -> Casting:

@@ -377,6 +377,8 @@ def print_plans(
                 print(f"      {words}")
             if segment.take > 1:
                 print(f"      take:   {segment.take}")
+            if segment.picture is not None and segment.picture in plan.pictures:
+                print(printable(f"      picture: {plan.pictures[segment.picture].name}"))
             if segment.loras != common:
                 print(printable(f"      LoRAs:  {', '.join(map(str, segment.loras)) or 'none'}"))
             if why is not None and segment.index in why:
@@ -532,6 +534,7 @@ def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[s
         "machine_memory_gb": machine_memory(plan.spec),
         "machine_memory_free_gb": round(available_memory() / GB, 1),
         "segments": [asdict(segment) for segment in plan.segments],
+        "pictures": {sha256: path.name for sha256, path in plan.pictures.items()},
         "seams": [asdict(seam) for seam in plan.seams],
         "sounds": [_sound_facts(sound) for sound in plan.sound.sounds] if plan.sound else [],
         "missing": missing,

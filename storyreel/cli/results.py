@@ -59,7 +59,7 @@ class Planned(TypedDict):
     """What ``--dry-run`` knows of a film; times in seconds of the film, estimates in seconds of work.
 
     ``missing`` says why each scene that is not there would be rendered, by its number; null if that is not
-    known.
+    known. ``pictures`` are the names of the files with which scenes begin, by their SHA-256.
     """
 
     title: str
@@ -89,6 +89,7 @@ class Planned(TypedDict):
     machine_memory_gb: dict[str, float]
     machine_memory_free_gb: float
     segments: list[Segment]
+    pictures: dict[str, str]
     seams: list[Seam]
     sounds: list[dict[str, Any]]
     missing: dict[str, str] | None

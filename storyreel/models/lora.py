@@ -47,6 +47,8 @@ def named_experts(path: Path) -> Experts:
 def parse_lora(text: str) -> tuple[Path, float]:
     """Read FILE or FILE=WEIGHT. Raises ValueError, saying what is wrong."""
     name, equals, number = text.rpartition("=")
+    if text in ("", ".") or (equals and not name):  # the command line makes a path of what is empty
+        raise ValueError("it names no file; write FILE=WEIGHT, as in style.safetensors=0.8")
     if not equals or Path(text).is_file():  # a name may have that sign
         return Path(text), 1.0
     try:

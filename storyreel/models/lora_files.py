@@ -43,6 +43,10 @@ OTHERS = {
     "hada_": "LoHa",
     "oft_": "OFT",
 }
+# Of one layer, what its numbers may be; an alpha may be any.
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+# How the layers of text encoders begin, in diffusers' files, kohya's and those of ComfyUI.
+TEXT_ENCODERS = re.compile(r"text_(encoder|model)|lora_te|te\d?[._]|(cond_stage_model|conditioner)\.")
 
 
 class UnfitError(ValueError):
@@ -69,24 +73,48 @@ class Change:
 def lora_problem(lora: Lora, spec: ModelSpec) -> str | None:
     """Return why a LoRA cannot be merged into a model; None if it can.
 
-    Without the model's weights only what the file itself shows is found.
+    Without the model's weights only what the file itself shows is found (`is_fit_known`).
     """
     try:
         if not lora.path.exists():
             return f"there is no LoRA {lora.path}"
-        header(lora.path)
+        check_file(lora.path)
         if lora.experts != "all" and spec.boundary_ratio is None:
             words = f"model {spec.name} has one transformer for all noise levels"
             return f"{words}; leave out that {lora.path.name} is for {lora.experts} ones"
-        folders = [spec.weights / name for name in ("transformer", "transformer_2")]
-        for expert, folder in enumerate(folders):
-            if folder.is_dir() and lora.changes(expert):
-                changes_of(lora.path, shapes_of(folder, spec.variant), spec.authors_names)
+        for model in _models(lora, spec):
+            if model:
+                changes_of(lora.path, model, spec.authors_names)
     except UnfitError as error:
         return f"the LoRA {lora.path.name} does not fit model {spec.name}: {error}"
     except OSError as error:
         return f"the LoRA {lora.path} cannot be read: {error.strerror or error}"
     return None
+
+
+def is_fit_known(lora: Lora, spec: ModelSpec) -> bool:
+    """Tell whether the weights that a LoRA changes are here, so that its fit could be looked at."""
+    return all(_models(lora, spec))
+
+
+def _models(lora: Lora, spec: ModelSpec) -> Iterator[Mapping[str, Shape]]:
+    """Yield the shapes of each transformer that a LoRA changes; none for one that is not here."""
+    folders = ("transformer",) if spec.boundary_ratio is None else ("transformer", "transformer_2")
+    for expert, name in enumerate(folders):
+        if lora.changes(expert):
+            folder = spec.weights / name
+            yield shapes_of(folder, spec.variant) if folder.is_dir() else {}
+
+
+def check_file(path: Path) -> None:
+    """Raise UnfitError for what is wrong with a file, whatever the model; OSError if it cannot be read."""
+    shapes, metadata = header(path)
+    scale = _scale_of(metadata)
+    for name, keys in _by_layer(shapes).items():
+        for _ in _changes(name, keys, shapes, {}, scale):
+            pass
+    if odd := [key for key in shapes if not _end(key)]:
+        raise UnfitError(f"beside layers, it has what is of no LoRA: {_named(odd)}")
 
 
 def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
@@ -97,7 +125,9 @@ def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         pass
     try:
         with safe_open(path, "np") as content:
-            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            kinds = {name: str(part.get_dtype()) for name, part in slices.items()}
             metadata = dict(content.metadata() or {})
     except (SafetensorError, ValueError) as error:
         raise UnfitError(f"it cannot be read as safetensors, and nothing else is read ({error})") from None
@@ -107,6 +137,13 @@ def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
                 raise UnfitError(f"it is a {kind}, of which no merging is known here: {key}")
     if not any(map(_end, shapes)):
         raise UnfitError(f"it is no LoRA: {f'it has {_named(shapes)}' if shapes else 'it is empty'}")
+    if texts := [key for key in shapes if TEXT_ENCODERS.match(key)]:
+        raise UnfitError(f"it changes a text encoder, which is not done here: {_named(texts)}")
+    if whole := [
+        key for key, kind in kinds.items() if kind not in FLOATS and _end(key) not in ("", ".alpha")
+    ]:
+        words = f"its numbers are {kinds[whole[0]]}, not floating point: {_named(whole)}"
+        raise UnfitError(f"{words}; such files need a scale that is not read here")
     return shapes, metadata
 
 
@@ -237,6 +274,8 @@ def _scale_of(metadata: Mapping[str, str]) -> ScaleOf:
         kind = "DoRA" if config.get("use_dora") else ""
     except (ValueError, TypeError, AttributeError) as error:
         raise UnfitError(f"what it says of itself as {METADATA} makes no sense ({error})") from None
+    if not all(map(math.isfinite, [*others.values(), usual or 0.0])):
+        raise UnfitError(f"an alpha in {METADATA} is no finite number")
     if kind:
         raise UnfitError(f"it is a {kind}, of which no merging is known here")
 

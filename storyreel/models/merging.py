@@ -14,6 +14,7 @@ from storyreel.errors import DamagedError, MissingError
 from storyreel.models.lora import Lora
 from storyreel.models.lora_files import Change, UnfitError, changes_of
 
+DAMAGED = "Get the file again; if it is so at its source, the LoRA cannot be used."
 REMEDY = "Name the file of a LoRA that was trained for this model, or leave it out."
 
 
@@ -34,6 +35,8 @@ def merge(
             of_target.setdefault(change.target, []).append((lora, change))
     with ExitStack() as opened:
         files = {path: opened.enter_context(safe_open(path, "pt")) for path in {lora.path for lora in loras}}
+        for lora, change in (pair for pairs in of_target.values() for pair in pairs):
+            _check_finite(lora.path, files[lora.path], change)
         for target, changes in of_target.items():
             parameter = parameters[target]
             merged = parameter.data.float()
@@ -56,6 +59,13 @@ def _changes(
         raise MissingError(f"there is no file {path}", REMEDY) from None
     except OSError as error:
         raise DamagedError(f"{path} cannot be read: {error.strerror}", REMEDY) from None
+
+
+def _check_finite(path: Path, file: Any, change: Change) -> None:
+    """Raise DamagedError for NaN or infinity, of which no step would make a picture."""
+    for key in filter(None, (change.up, change.down, change.difference, change.alpha)):
+        if not file.get_tensor(key).float().isfinite().all():
+            raise DamagedError(f"{path} is damaged: {key} has numbers that are not finite", DAMAGED)
 
 
 def _difference(file: Any, change: Change) -> Tensor:

@@ -52,7 +52,7 @@ def read_casts(folder: Path) -> tuple[CastFile, ...]:
         raise UsageError(words, "Name another folder.") from None
     if not paths:
         raise UsageError(f"--casts {folder}: there is no cast in it", "Casts are files that end in .yaml.")
-    return tuple(CastFile(path, Casting(_of_file(path)), _stories_of(path)) for path in paths)
+    return tuple(CastFile(path, _casting_of(path), _stories_of(path)) for path in paths)
 
 
 def read_casting(words: Sequence[str]) -> Casting:
@@ -63,11 +63,13 @@ def read_casting(words: Sequence[str]) -> Casting:
     """
     texts: dict[str, dict[str, str]] = {}
     singly: set[str] = set()
+    files: dict[str, str] = {}
     for word in words:
         key, equals, text = word.partition("=")
         match = _MEMBER.fullmatch(key.strip())
         if not equals or (match is None and Path(word).is_file()):
-            texts |= _of_file(Path(word))
+            texts |= (found := _of_file(Path(word)))
+            files |= dict.fromkeys(found, word)
             continue
         if match is None:
             raise UsageError(f"--cast {word!r:.80} names no member of a cast", _FORM)
@@ -78,7 +80,12 @@ def read_casting(words: Sequence[str]) -> Casting:
         _check(key, field, text)
         texts[who] = {**texts.get(who, {}), field: text}
         singly.add(who)
-    return Casting(texts, frozenset(singly))
+    return Casting(texts, frozenset(singly), files)
+
+
+def _casting_of(path: Path) -> Casting:
+    texts = _of_file(path)
+    return Casting(texts, files=dict.fromkeys(texts, str(path)))
 
 
 def _check(key: str, field: str, text: str) -> None:

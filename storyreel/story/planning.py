@@ -7,6 +7,7 @@ with the nearest that it can.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from storyreel.method.settings import GONE, PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
 from storyreel.models.lora import Experts, Lora, named_experts, parse_lora
-from storyreel.models.lora_files import lora_problem
+from storyreel.models.lora_files import is_fit_known, lora_problem
 from storyreel.models.specs import MODELS, ModelSpec, find_model, model_names
 from storyreel.story.cards import card_lines, card_problem
 from storyreel.story.plan import Card, Plan, Seam, Segment, Settings, derived_seed, joined_prompt
@@ -56,7 +57,8 @@ class Overrides:
 
     ``size`` is WIDTHxHEIGHT in the model's pixels, ``seconds`` the length of scenes that name none;
     ``method`` are settings KEY=VALUE, ``without`` are names of the method's parts, or "all". ``weights`` is
-    a folder to be used instead of what was pulled. ``lora`` are files of LoRAs, each maybe with =WEIGHT.
+    a folder to be used instead of what was pulled. ``lora`` are files of LoRAs, each maybe with =WEIGHT, and
+    ``lora_source`` is the option, the variable or the file that names them.
     """
 
     model: str | None = None
@@ -73,6 +75,7 @@ class Overrides:
     quantize: str | None = None
     weights: Path | None = None
     lora: tuple[Path, ...] | None = None
+    lora_source: str = "--lora"
 
 
 def make_plan(
@@ -111,6 +114,8 @@ def make_plan(
     replaced = tuple(segment for segment in segments if segment.index in retakes)
     data, font = story.model_dump(mode="json"), story.font_path
     notes = tuple(_settings_notes(story, spec, overrides))
+    if story.is_from_file:
+        notes += tuple(_lora_notes(spec, shown))
     of_film = story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font
     plan = Plan(*of_film, pictures=files, notes=notes)
     plan = plan.settled([None] * len(seams))
@@ -208,6 +213,14 @@ def _settings_notes(story: Story, spec: ModelSpec, overrides: Overrides) -> Iter
         )
 
 
+def _lora_notes(spec: ModelSpec, segments: Sequence[Segment]) -> Iterator[str]:
+    """Yield a note for every LoRA that could not be held against the model."""
+    for lora in dict.fromkeys(lora for segment in segments for lora in segment.loras):
+        if not is_fit_known(lora, spec):
+            words = f"the weights of model {spec.name} are not here"
+            yield f"LoRA {lora.path.name}: {words}: whether it fits is not known"
+
+
 def _check_numbers(overrides: Overrides) -> None:
     """Raise UsageError for a seed, steps, a shift or a negative prompt that no story could have either."""
     given = {name: getattr(overrides, name) for name in ("seed", "steps", "shift", "negative")}
@@ -273,16 +286,28 @@ def _loras(
     Each file is looked into, by its header alone.
     """
     seen: dict[str, Lora] = {}
+    source = overrides.lora_source
+
+    def refused(problem: str) -> UsageError:
+        is_variable = source.isidentifier()
+        return UsageError(f"{source}: {problem}", f"{os.pathsep!r} separates files there." * is_variable)
 
     def checked(lora: Lora, from_command_line: bool, *place: str | int) -> Lora:
         problem = None
-        if (other := seen.setdefault(lora.path.name, lora)).path != lora.path:
+        other = seen.setdefault(lora.path.name, lora)
+        if other is not lora and _is_same(other.path, lora.path):
+            lora = replace(lora, path=other.path)
+        if other.path != lora.path:
             problem = (
                 f"two LoRAs of the film are called {lora.path.name}; rename one, so that records tell them"
             )
         elif (other is lora or other.experts != lora.experts) and (from_command_line or story.is_from_file):
             problem = lora_problem(lora, spec)
-        refusals.add(problem, from_command_line, *place)
+        if problem is not None and from_command_line:
+            raise refused(problem)
+        if problem is not None and not lora.path.exists():
+            problem += _weight_hint(lora.path.name)
+        refusals.add(problem, False, *place)
         return lora
 
     of_film: list[Lora] = []
@@ -299,9 +324,27 @@ def _loras(
         try:
             path, weight = parse_lora(str(text))
         except ValueError as error:
-            raise UsageError(f"--lora {text}: {error}") from None
+            shown = "" if str(text) in ("", ".") else f"{text}: "
+            raise refused(f"{shown}{error}") from None
         of_film.append(checked(Lora(path, weight, _experts_of(path, spec)), True))
     return [tuple(of_scenes.get(index, of_film)) for index in range(len(story.scenes))]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Tell whether two paths are of one file, however they are written."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):  # of a file that is not there, only the path is known
+        return os.path.abspath(one) == os.path.abspath(other)
+
+
+def _weight_hint(name: str) -> str:
+    """Return how a story says the weight that a file's name ends with, as the command line writes it."""
+    try:
+        path, weight = parse_lora(name)
+    except ValueError:
+        return ""
+    return "" if path.name == name else f"; write {{file: {path.name}, weight: {weight:g}}}"
 
 
 def _experts_of(path: Path, spec: ModelSpec) -> Experts:
@@ -444,19 +487,26 @@ def _pictures(
 ) -> tuple[dict[int, str], dict[str, Path]]:
     """Return the SHA-256 of the pictures that scenes begin with, by the scene's index, and their files."""
     wanted: dict[int, tuple[str, tuple[str | int, ...]]] = {}
+
+    def refuse(problem: str | None, *place: str | int) -> None:
+        file = story.cast_files.get(str(place[1])) if place[0] == "cast" else None
+        if problem is not None and file is not None:  # the story has no picture at that place
+            problem = f"{file}, picture of {place[1]}: {problem}"
+        refusals.add(problem, False, *place)
+
     for index, scene in enumerate(story.scenes):
         if scene.picture is None:
             continue
         wanted[index] = (scene.picture, ("scenes", index, "picture"))
         if scene.transition == "continue":
             problem = "a scene that continues the shot begins with its last picture; take out one of the two"
-            refusals.add(problem, False, "scenes", index, "transition")
+            refuse(problem, "scenes", index, "transition")
     for who, member in story.cast.items():
         if member.picture is None:
             continue
         place: tuple[str | int, ...] = ("cast", who, "picture")
         first = next((s.index for s in segments if member.name in s.cast), None)
-        refusals.add(_introduction_problem(story, first, wanted), False, *place)
+        refuse(_introduction_problem(story, first, wanted), *place)
         if first is not None:
             wanted.setdefault(first, (member.picture, place))
     base = Path() if story.path in ("stdin", str(STDIN)) else Path(story.path).parent
@@ -466,14 +516,14 @@ def _pictures(
         if not spec.pictures:
             can = ", ".join(name for name, facts in MODELS.items() if facts.pictures and name == facts.base)
             problem = f"model {spec.name} cannot begin a scene with a picture; models that can: {can}"
-            refusals.add(problem, False, *place)
+            refuse(problem, *place)
             continue
         from storyreel.models.pictures import read_picture
 
         try:
             found, _ = read_picture(base / name, (settings.width, settings.height))
         except FormatError as error:
-            refusals.add(f"{name} {error.message}; {error.remedy}", False, *place)
+            refuse(f"{name} {error.message}; {error.remedy}", *place)
             continue
         hashes[index], files[found] = found, base / name
     return hashes, files

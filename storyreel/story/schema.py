@@ -451,10 +451,12 @@ class Casting:
     """Who plays a story's members instead: texts by member and field. One with a name is somebody new.
 
     ``singly`` are those who were named one by one: a story that knows nobody of that name refuses them.
+    ``files`` has the file of each who is of one.
     """
 
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     singly: frozenset[str] = frozenset()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 NOBODY_ELSE = Casting()
@@ -497,6 +499,7 @@ class Story(_Strict):
     _source: Source | None = PrivateAttr(None)
     _given: frozenset[tuple[str, str]] = PrivateAttr(frozenset())  # texts of the cast that the file lacks
     _doubts: tuple[str, ...] = PrivateAttr(())
+    _cast_files: dict[str, str] = PrivateAttr({})
 
     def fault(self, message: str, *location: str | int) -> Fault:
         """Return a fault at ``location``, keys and indices, for checks of a later stage."""
@@ -557,6 +560,11 @@ class Story(_Strict):
                 elif isinstance(given, dict) and key not in given:
                     location = ("scenes", index, "scene")
         return self._source.where(words, location)
+
+    @property
+    def cast_files(self) -> Mapping[str, str]:
+        """The files of those members who are not the story's own, by the member."""
+        return self._cast_files
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -746,6 +754,7 @@ def _checked(source: Source, casting: Casting) -> Story:
         faults += [_located(source, item) for item in islice(items, MAX_ERRORS)]
     else:
         story._source, story._given, story._doubts = source, given, doubts
+        story._cast_files = {who: file for who, file in casting.files.items() if who in story.cast}
         if not faults and not refused:
             return story
     mended = {fault.line for fault in source.faults if fault.mended}
@@ -772,8 +781,21 @@ def _located(source: Source, error: Any) -> Fault:
         scene = source.data["scenes"][location[1]]
         if isinstance(scene, list):  # the short form has indices where the long one has keys
             location[2] = ("scene", "action").index(location[2])
+    if "lora" in location[:-1]:
+        at = location.index("lora")
+        if not isinstance(_value_at(source.data, location[: at + 1]), list):
+            del location[at + 1]  # one alone is checked as a list of one
     message = _in_words(error, location, names_character)
+    if "lora" in location[:-1] and location[-1] in LoraFile.model_fields and error["type"] != "missing":
+        message = f"{location[-1]}: {message}"
     return source.fault(message, location, key=names_character or error["type"] == "extra_forbidden")
+
+
+def _value_at(data: Any, location: Sequence[str | int]) -> Any:
+    """Return what stands at a location that exists."""
+    for part in location:
+        data = data[part]
+    return data
 
 
 def _in_words(error: Any, location: list[str | int], names_character: bool) -> str:
@@ -794,6 +816,10 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"{setting}: {error['msg']}"
         case _ if setting in Method.model_fields:  # of a setting of several kinds, the kind is named too
             return f"{setting} must be {legal_values(setting)}, not {shown}"
+        case "string_type" if name == "picture" and isinstance(given, dict):
+            return "write the file's name alone, as in picture: fox.png"
+        case _ if name == "weight" and "lora" in location[:-1]:
+            return f"use a number from -{STRONGEST:g} to {STRONGEST:g}, not {shown}"
         case "string_type":
             return f"expected text, not {shown}; quote it if it is text"
         case "string_too_short":
@@ -806,6 +832,8 @@ def _in_words(error: Any, location: list[str | int], names_character: bool) -> s
             return f"expected a list of scenes, not {shown}{_odd_blank(given)}"
         case "too_short":
             return "a story has at least one scene"
+        case "too_long" if name == "lora":
+            return f"at most {MAX_LORAS} LoRAs at a time"
         case "too_long":
             return f"a story has at most {MAX_SCENES} scenes"
         case "int_type" | "float_type" | "int_from_float":

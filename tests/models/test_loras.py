@@ -19,7 +19,7 @@ from storyreel.errors import DamagedError, MissingError
 from storyreel.models.inventory import shapes_of
 from storyreel.models.loading import load_adapter
 from storyreel.models.lora import Lora, named_experts, parse_lora
-from storyreel.models.lora_files import METADATA, UnfitError, changes_of, lora_problem
+from storyreel.models.lora_files import METADATA, UnfitError, changes_of, is_fit_known, lora_problem
 from storyreel.models.merging import merge
 from storyreel.models.quantized import QuantizedLinear
 from storyreel.models.specs import MODELS, ModelSpec
@@ -303,6 +303,14 @@ UNFIT: dict[str, tuple[Callable[[], Weights], str]] = {
         "nothing by the names of lora_u",
     ),
     "a text encoder's": (lambda: matrices() | matrices("text_encoder.layers.0.q"), "text_encoder.layers.0.q"),
+    "a text encoder's alone": (
+        lambda: matrices("lora_te1_text_model_encoder_layers_0_mlp_fc1"),
+        "a text encoder, which is not done",
+    ),
+    "whole numbers": (
+        lambda: {key: value.to(torch.int8) for key, value in matrices().items()},
+        "its numbers are I8, not floating point",
+    ),
     "keys of no kind": (lambda: matrices() | {"extra": torch.zeros(1)}, "nothing by the names of extra"),
     "another size": (
         lambda: {
@@ -354,6 +362,51 @@ def test_what_does_not_fit_is_refused_by_headers_alone_with_the_first_names(
     assert equal(model, wan_transformer())
 
 
+OF_THE_FILE = (
+    *(
+        "nothing",
+        "other weights",
+        "a text encoder's",
+        "a text encoder's alone",
+        "two ranks",
+        "a number as a matrix",
+    ),
+    *("one matrix", "an alpha alone", "an alpha of many", "whole numbers", "DoRA", "LoKr"),
+)
+
+
+@pytest.mark.parametrize("case", OF_THE_FILE)
+def test_what_is_wrong_in_the_file_itself_is_found_without_the_model(case: str, tmp_path: Path) -> None:
+    make, words = UNFIT[case]
+    save_file(make(), tmp_path / "lora.safetensors")
+    elsewhere = replace(MODELS["wan-1.3b"], weights=tmp_path / "nowhere")
+    assert re.search(words, str(lora_problem(Lora(tmp_path / "lora.safetensors"), elsewhere)))
+
+
+NOT_FINITE = {
+    "a matrix": lambda: {
+        **matrices(),
+        "transformer.blocks.0.attn1.to_q.lora_B.weight": torch.full((24, 3), torch.inf),
+    },
+    "an alpha": lambda: {**matrices(), "transformer.blocks.0.attn1.to_q.alpha": torch.tensor(torch.nan)},
+    "a difference": lambda: {
+        **matrices(),
+        "transformer.blocks.0.attn1.to_q.diff_b": torch.full((24,), torch.nan),
+    },
+}
+
+
+@pytest.mark.parametrize("case", NOT_FINITE)
+def test_numbers_that_are_not_finite_are_refused_before_a_weight_is_changed(
+    case: str, tmp_path: Path
+) -> None:
+    path, model = tmp_path / "lora.safetensors", wan_transformer()
+    save_file(NOT_FINITE[case](), path)
+    with pytest.raises(DamagedError, match=r"lora\.safetensors is damaged: .*not finite"):
+        merge(model, [Lora(path)], NAMES["wan"])
+    assert equal(model, wan_transformer())
+
+
 @pytest.mark.parametrize("raw", [b"", b"no LoRA", b"\x80\x04cos\nsystem\n(S'touch owned'\ntR.", bytes(2000)])
 def test_what_is_no_file_of_safetensors_is_refused(raw: bytes, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
@@ -363,9 +416,16 @@ def test_what_is_no_file_of_safetensors_is_refused(raw: bytes, tmp_path: Path) -
 
 
 def test_a_configuration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    for text in ("[]", "{", '{"lora_alpha": "x"}', '{"alpha_pattern": 3}', '{"use_dora": true}'):
+    for text in (
+        "[]",
+        "{",
+        '{"lora_alpha": "x"}',
+        '{"alpha_pattern": 3}',
+        '{"use_dora": true}',
+        '{"lora_alpha": NaN}',
+    ):
         save_file(matrices(), tmp_path / "lora.safetensors", {METADATA: text})
-        with pytest.raises(UnfitError, match=r"makes no sense|DoRA"):
+        with pytest.raises(UnfitError, match=r"makes no sense|DoRA|no finite"):
             changes_of(tmp_path / "lora.safetensors", {"blocks.0.attn1.to_q.weight": (24, 24)})
 
 
@@ -491,6 +551,7 @@ def test_what_fits_is_seen_without_the_weights_data(
     # Where the model is not here, only the file itself can be wrong.
     elsewhere = replace(wan, weights=tmp_path / "nowhere")
     assert lora_problem(Lora(one["mochi"]), elsewhere) is None
+    assert [is_fit_known(Lora(one["mochi"]), spec) for spec in (wan, two, elsewhere)] == [True, True, False]
     (tmp_path / "x.safetensors").write_bytes(b"x")
     assert "safetensors" in str(lora_problem(Lora(tmp_path / "x.safetensors"), elsewhere))
 
@@ -524,6 +585,12 @@ def test_a_file_whose_name_has_the_sign_is_one(tmp_path: Path) -> None:
     assert parse_lora(str(path)) == (tmp_path / "a", 0.5)
     path.touch()
     assert parse_lora(str(path)) == (path, 1.0)
+
+
+@pytest.mark.parametrize("text", ["", ".", "=0.5"])
+def test_no_file_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="names no file; write FILE=WEIGHT"):
+        parse_lora(text)
 
 
 @pytest.mark.parametrize("weight", ["", "x", "nan", "inf", "11", "0,5", "1 2"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +152,7 @@ def test_another_shape_is_covered_and_cut_at_the_centre(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Image.Image, dict[str, Any], str]] = {
-    "one pixel": (Image.new("RGB", (1, 1)), {}, "is 1x1"),
+    "one pixel": (Image.new("RGB", (1, 1)), {}, "is 1x1, too small"),
     "a line": (Image.new("RGB", (30_000, 2)), {}, "is 30000x2, of which a film of 64x32 would show 0%"),
     "upright for a wide film": (corners(32, 64), {}, "is 32x64, of which a film of 64x32 would show 25%"),
     "too small": (Image.new("RGB", (12, 6)), {}, "is 12x6, too small for a film of 64x32"),
@@ -160,7 +163,7 @@ REFUSED: dict[str, tuple[Image.Image, dict[str, Any], str]] = {
     "Lab": (Image.new("LAB", SIZE), {"format": "TIFF"}, "is stored as LAB"),
     "transparent": (Image.new("RGBA", SIZE, (1, 2, 3, 254)), {}, "is transparent in places"),
     "a transparent colour": (Image.new("P", SIZE), {"transparency": 0}, "is transparent in places"),
-    "another format": (corners(), {"format": "GIF"}, "is no picture that can be read"),
+    "another format": (corners(), {"format": "GIF"}, "is GIF, which is not taken"),
     "two pictures": (
         corners(),
         {"save_all": True, "append_images": [Image.new("RGB", SIZE)]},
@@ -179,7 +182,39 @@ def test_what_cannot_be_shown_as_it_is_meant_is_refused(tmp_path: Path, name: st
 def test_an_upright_picture_stored_lying_is_judged_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert refused(saved(tmp_path, corners(), "a.jpg", exif=exif)).startswith("is 32x64, of which")
+    said = refused(saved(tmp_path, corners(), "a.jpg", exif=exif))
+    assert said.startswith("is 32x64 as its EXIF data turn it, of which")
+
+
+def deep_png(width: int, height: int) -> bytes:
+    """A PNG in RGB with 16 bits a channel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(height * (1 + width * 6))))
+    return b"\x89PNG\r\n\x1a\n" + head + pixels + chunk(b"IEND", b"")
+
+
+def deep_tiff(width: int, height: int) -> bytes:
+    """A TIFF of the same."""
+    shorts = ((256, width), (257, height), (259, 1), (262, 2), (277, 3), (278, height))
+    tags = {tag: (3, 1, value) for tag, value in shorts}
+    end = 8 + 2 + 12 * 9 + 4
+    tags |= {258: (3, 3, end), 273: (4, 1, end + 6), 279: (4, 1, width * height * 6)}
+    entries = [struct.pack("<HHII", tag, *tags[tag]) for tag in sorted(tags)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4)
+    return head + struct.pack("<3H", 16, 16, 16) + bytes(width * height * 6)
+
+
+@pytest.mark.parametrize("make", [deep_png, deep_tiff])
+def test_sixteen_bits_of_colour_are_refused(make: Callable[[int, int], bytes], tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(make(*SIZE))
+    with Image.open(tmp_path / "a") as opened:
+        assert opened.mode == "RGB"  # so that Pillow alone does not tell
+    assert refused(tmp_path / "a") == "is stored as 16 bits a channel"
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +232,12 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path, monkeypatch: pyt
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("a picture of a fox")
+    (tmp_path / "telephone").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
     os.mkfifo(tmp_path / "pipe")
     assert refused(tmp_path) == "is a folder"
     assert refused(tmp_path / "missing") == "is not there"
     assert refused(tmp_path / "empty") == "is empty"
+    assert refused(tmp_path / "telephone") == "is HEIC or AVIF, which is not taken"
     assert refused(tmp_path / "text") == "is no picture that can be read"
     assert refused(tmp_path / "pipe") == "is not a file"
     assert refused(tmp_path / ("a" * 400)).startswith("cannot be read")

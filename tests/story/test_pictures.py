@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from storyreel.cli.app import run
 from storyreel.errors import ScriptError
 from storyreel.film.keys import Keys, film_facts, film_keys
 from storyreel.film.manifest import Manifest
@@ -18,7 +20,7 @@ from storyreel.film.reasons import looked_up, reasons
 from storyreel.film.recorded import recorded_plan
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import render
-from storyreel.story.casting import read_casting
+from storyreel.story.casting import read_casting, read_casts
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import load_story
@@ -94,8 +96,8 @@ def test_every_fault_is_said_at_its_place_before_anything_is_rendered(folder: Pa
     names = ("missing.png", "dot.png", "print.tiff", "upright.png")
     found = faults(folder, scenes(*(f", picture: {name}" for name in names)))
     remedies = (
-        "missing.png is not there; a relative name begins at the story's folder",
-        "dot.png is 1x1, too small for a film of 96x64; give a larger one",
+        "missing.png is not there; a relative name begins at the folder of the file that has it",
+        "dot.png is 1x1, too small for a film of 96x64; give one of at least 24x16",
         "print.tiff is stored as CMYK; save it as RGB with 8 bits",
         "upright.png is 64x96, of which a film of 96x64 would show 44%; cut it to the film's shape, or write "
         "a render.size of the picture's shape",
@@ -104,6 +106,11 @@ def test_every_fault_is_said_at_its_place_before_anything_is_rendered(folder: Pa
     assert [line.split(":")[0] for line in found] == ["3", "4", "5", "6"]
     (found_one,) = faults(folder, scenes("", ", transition: continue, picture: dark.png"))
     assert "begins with its last picture; take out one of the two" in found_one
+    for text in (
+        scenes(", picture: {file: a.png}"),
+        "cast: {f: {name: f, picture: {file: a.png}}}\nscenes: [a]",
+    ):
+        assert "write the file's name alone, as in picture: fox.png" in faults(folder, text)[0]
 
 
 @pytest.mark.parametrize("text", ["cast: {f: {name: a fox, picture: dark.png}}\nscenes: ['{f}']", None])
@@ -162,6 +169,31 @@ def test_somebody_else_does_not_look_like_the_picture(folder: Path, tmp_path: Pa
     (others / "cast.yaml").write_text("cast: {fox: {name: a wolf, picture: light.png}}")
     plan = planned(folder, text, cast=str(others / "cast.yaml"))
     assert list(plan.pictures.values()) == [others / "light.png"]
+
+
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_a_fault_of_a_cast_files_picture_names_that_file_and_the_member(
+    folder: Path, tmp_path: Path, whole_folder: bool
+) -> None:
+    file = tmp_path / "cast.yaml"
+    file.write_text("cast: {fox: {name: a wolf, picture: none.png}}")
+    casting = read_casts(tmp_path)[0].casting if whole_folder else read_casting([str(file)])
+    (folder / "story.yaml").write_text(f"{HEAD}{CAST}  - '{{fox}} at home'\n")
+    with pytest.raises(ScriptError) as caught:
+        make_plan(load_story(folder / "story.yaml", casting), "story")
+    said = caught.value.faults[0].message
+    assert said.startswith(f"{file}, picture of fox: {tmp_path / 'none.png'} is not there")
+    assert "the story's folder" not in said
+
+
+def test_a_dry_run_shows_the_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "story.yaml").write_text(HEAD + scenes("", ", picture: dark.png"))
+    assert run(["render", str(folder / "story.yaml"), "--dry-run"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines.count("picture: dark.png") == 1
+    assert run(["render", str(folder / "story.yaml"), "--dry-run", "--json"]) == 0
+    planned_film = json.loads(capsys.readouterr().out)["story"]
+    assert planned_film["pictures"] == {planned_film["segments"][1]["picture"]: "dark.png"}
 
 
 def test_another_picture_changes_its_scene_and_what_goes_on_from_it_alone(folder: Path) -> None:
