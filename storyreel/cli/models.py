@@ -198,7 +198,8 @@ def pull(
 ) -> None:
     """Fetch and verify the weights of models: the only command that ever contacts a hub.
 
-    Licence and size are said first. A licence that has conditions must be accepted, once for each model.
+    Licences are said before any contact, sizes before anything is fetched. A licence that has conditions must
+    be accepted, once for each model.
     """
     from storyreel.cli.display import say
     from storyreel.evaluation.weights import WEIGHTS
@@ -220,8 +221,10 @@ def pull(
 
     try:
         with stopping(KEPT):
-            # All licences before the first file: of several models, a later one costs no work.
-            found = [hub.find(spec, say, update, None, accepts) for spec in specs]
+            # All licences before any contact, all sizes before the first file: a later model costs no work.
+            for spec in specs:
+                hub.agree(spec, say, None, accepts)
+            found = [hub.find(spec, say, update) for spec in specs]
             for spec, files in zip(specs, found, strict=True):
                 done(spec.name, hub.take(spec, files, say))
             for judge in WEIGHTS.values() if "eval" in models else ():

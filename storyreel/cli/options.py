@@ -270,7 +270,7 @@ class FilmOptions:
         float | None,
         option(
             "S",
-            "Wan's shift of the noise levels (flow_shift). Default: the model's, by size.",
+            "Of noise levels, for Wan and HunyuanVideo (flow_shift). Default: the model's, by size.",
             FILM,
             "SHIFT",
         ),

@@ -37,10 +37,17 @@ def read(
     for path in stories if casts else ():
         if all(path != other for other, _ in pairs):
             note(printable(f"{shown(path)}: left out, no cast is for it"))
+    for one in casts:
+        if all(one is not cast for _, cast in pairs):
+            note(printable(f"{one.path}: left out, it is for none of the stories"))
     for path, cast in pairs:
         whose = cast.name if cast else ""
         try:
             story = load_story(path, cast.casting if cast else casting)
+            if cast and not story.is_cast_anew:
+                remedy = "Name its members as the story does, or say whom it is for, as in stories: [nyc]."
+                why = "".join(f" ({words})" for words in story.doubts)
+                raise UsageError(f"{cast.path} changes nobody in {path}{why}", remedy)
             for words in story.doubts:
                 note(printable(f"{shown(path, whose)}: {words}"))
             name = name_of(path, whose)

@@ -406,6 +406,8 @@ def print_plans(
             f"  {plan.forwards} model evaluations of {plan.latents / len(plan.segments):.1f} latent frames "
             f"at most, {_estimate(plan)}"
         )
+        if not plan.spec.is_there:
+            print(printable(f"  weights not there ({plan.spec.remedy})"))
         for words in _memory_words(plan):
             print(f"  {words}")
         if there[name].exists and why is not None:
@@ -533,6 +535,7 @@ def _plan_facts(plan: Plan, there: _There, warned: ScriptError | None) -> dict[s
         "gpu_memory_gb": _needed_memory(plan),
         "machine_memory_gb": machine_memory(plan.spec),
         "machine_memory_free_gb": round(available_memory() / GB, 1),
+        "weights_there": plan.spec.is_there,
         "segments": [asdict(segment) for segment in plan.segments],
         "pictures": {sha256: path.name for sha256, path in plan.pictures.items()},
         "seams": [asdict(seam) for seam in plan.seams],

@@ -88,6 +88,7 @@ class Planned(TypedDict):
     gpu_memory_gb: dict[str, float]
     machine_memory_gb: dict[str, float]
     machine_memory_free_gb: float
+    weights_there: bool
     segments: list[Segment]
     pictures: dict[str, str]
     seams: list[Seam]

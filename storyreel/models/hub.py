@@ -19,7 +19,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # by its __init__
 
@@ -31,6 +31,7 @@ from storyreel.models.specs import COMPONENTS, FREE, PULLED, ModelSpec, pulled_f
 # No pickle, no code; of chat templates (.jinja) transformers makes text in a sandbox.
 KINDS = (".jinja", ".json", ".model", ".safetensors", ".txt")
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+FORBIDDING = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # in the order in which the library reads them
 SPARE = 1 << 30  # bytes that stay free on the disk
 ACCEPTED = ".storyreel-licence"  # in a repository's folder; its own refs are commits, and nothing else
 
@@ -65,24 +66,55 @@ def pull(
     endpoint: str | None = None,
     accepts: Callable[[str], bool] = lambda licence: False,
 ) -> Path:
-    """Fetch what is missing of a model, verify all of it, and return its folder: `find`, then `take`."""
-    return take(spec, find(spec, tell, update, endpoint, accepts), tell, endpoint)
+    """Fetch what is missing of a model, verify all of it, and return its folder: `agree`, `find`, `take`."""
+    agree(spec, tell, endpoint, accepts)
+    return take(spec, find(spec, tell, update, endpoint), tell, endpoint)
+
+
+def agree(
+    spec: ModelSpec,
+    tell: Callable[[str], None],
+    endpoint: str | None = None,
+    accepts: Callable[[str], bool] = lambda licence: False,
+) -> None:
+    """Have a model's licence accepted, before any contact with the hub.
+
+    ``tell`` is told licence and territory, which are the table's. A licence that has conditions is to be
+    accepted: once for each repository, by ``accepts``, which is called with what it is. Raises LicenceError
+    if it is not.
+    """
+    if spec.hub is None:
+        return
+    page = f"{huggingface_hub.HfApi(endpoint=endpoint).endpoint}/{spec.hub}"
+    territory = f"; it gives no rights in {spec.territory}" if spec.territory else ""
+    terms = f"{spec.licence}{territory}"
+    tell(f"{spec.name}: licence {terms} ({page})")
+    if spec.licence in FREE and not spec.territory:
+        return
+    repository = pulled_folder(spec.hub).parent.parent
+    accepted = repository / ACCEPTED
+    try:
+        before = accepted.read_text(errors="replace")
+    except OSError:
+        before = ""
+    if before == terms:
+        return
+    if not accepts(terms):
+        remedy = f"Read it at {page}; if you accept it: storyreel pull {spec.name} --accept-licence"
+        raise LicenceError(f"the licence of {spec.name} is not accepted: {terms}", remedy)
+    with writing(accepted):
+        # Other tools, which read this cache too, take a repository without that folder for a damaged one.
+        (repository / "snapshots").mkdir(parents=True, exist_ok=True)
+        write_atomically(accepted, terms)
 
 
 def find(
-    spec: ModelSpec,
-    tell: Callable[[str], None],
-    update: bool = False,
-    endpoint: str | None = None,
-    accepts: Callable[[str], bool] = lambda licence: False,
+    spec: ModelSpec, tell: Callable[[str], None], update: bool = False, endpoint: str | None = None
 ) -> list[Found]:
-    """Return a model's files at the hub, once its licence is accepted; nothing is fetched.
+    """Return a model's files at the hub, and tell their size; nothing is fetched. `agree` comes first.
 
     The commit is the one of the last pull, the first time the table's, or with ``update`` and without
-    either the newest. Of a variant, there are the files that are added to the model's too.
-
-    ``tell`` is told licence, territory and size. A licence that has conditions is to be accepted: once for
-    each repository, by ``accepts``, which is called with what it is. Raises LicenceError if it is not,
+    either the newest. Of a variant, there are the files that are added to the model's too. Raises
     MissingError if the hub cannot be reached or refuses, DamagedError if it names no hashes.
     """
     if spec.hub is None:
@@ -92,8 +124,9 @@ def find(
     for hub, added in groupby(spec.added, lambda one: one.hub):
         several = list(added)
         found.append(_find(hub, _named([one.file for one in several]), update, endpoint, several[0].revision))
-    page = f"{huggingface_hub.HfApi(endpoint=endpoint).endpoint}/{spec.hub}"
-    _check_licence(spec, found, page, tell, accepts)
+    size = sum(file.size for one in found for file in one.files) / 1e9
+    missing = sum(_missing(one.repository, one.files) for one in found) / 1e9
+    tell(f"{spec.name}: {size:.1f} GB, {missing:.1f} GB of them to be fetched")
     return found
 
 
@@ -166,36 +199,6 @@ def _find(
     return Found(hub, commit, files)
 
 
-def _check_licence(
-    spec: ModelSpec,
-    found: Sequence[Found],
-    page: str,
-    tell: Callable[[str], None],
-    accepts: Callable[[str], bool],
-) -> None:
-    """Tell what a model's licence and size are. Raises LicenceError if it is not accepted and must be."""
-    territory = f"; it gives no rights in {spec.territory}" if spec.territory else ""
-    terms = f"{spec.licence}{territory}"
-    size = sum(file.size for one in found for file in one.files) / 1e9
-    missing = sum(_missing(one.repository, one.files) for one in found) / 1e9
-    tell(f"{spec.name}: licence {terms} ({page}); {size:.1f} GB, {missing:.1f} GB of them to be fetched")
-    accepted = found[0].repository / ACCEPTED
-    if spec.licence in FREE and not spec.territory:
-        return
-    try:
-        before = accepted.read_text(errors="replace")
-    except OSError:
-        before = ""
-    if before == terms:
-        return
-    if not accepts(terms):
-        remedy = f"Read it at {page}; if you accept it: storyreel pull {spec.name} --accept-licence"
-        raise LicenceError(f"the licence of {spec.name} is not accepted: {terms}", remedy)
-    with writing(accepted):
-        accepted.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(accepted, terms)
-
-
 def _take(name: str, found: Found, tell: Callable[[str], None], endpoint: str | None) -> Path:
     """Fetch what is missing of some files, verify all, and hold to their commit; see `pull`."""
     hub, commit, files, repository = found.hub, found.commit, found.files, found.repository
@@ -225,6 +228,10 @@ def _told(hub: str) -> Iterator[None]:
         raise _refused(hub, error) from error
     except StoryreelError:
         raise
+    except OfflineModeIsEnabled as error:
+        name = next((name for name in FORBIDDING if os.environ.get(name)), FORBIDDING[0])
+        remedy = f"Run it without that variable: env -u {name} storyreel pull …"
+        raise MissingError(f"{name} forbids any contact with the hub", remedy) from error
     except Exception as error:
         if isinstance(error, OSError) and (error.filename is not None or error.errno in OF_THE_DISK):
             where = error.filename or pulled_folder(hub).parent.parent
@@ -381,4 +388,5 @@ def _refused(hub: str, error: HfHubHTTPError) -> MissingError:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:200].rpartition(' ')[0] or line[:200]} …"

@@ -113,7 +113,7 @@ def make_plan(
     shown = tuple(retakes.get(segment.index, segment) for segment in segments)
     replaced = tuple(segment for segment in segments if segment.index in retakes)
     data, font = story.model_dump(mode="json"), story.font_path
-    notes = tuple(_settings_notes(story, spec, overrides))
+    notes = tuple(_settings_notes(story, spec, settings, overrides))
     if story.is_from_file:
         notes += tuple(_lora_notes(spec, shown))
     of_film = story.title or name, data, spec, settings, shown, seams, replaced, track, cards, font
@@ -203,14 +203,23 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
     )
 
 
-def _settings_notes(story: Story, spec: ModelSpec, overrides: Overrides) -> Iterator[str]:
-    """Yield a note for every setting that changes nothing with this model."""
+def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides: Overrides) -> Iterator[str]:
+    """Yield a note for every setting that changes nothing, or that the model's weights were not made for."""
     speed = _first(overrides.speed, story.render.speed, "exact")
+    guided = any(strength not in (1, None) for strength in (settings.guidance, settings.guidance_2))
     if speed != "exact" and spec.sigmas:
         yield (
-            f"speed {speed} changes nothing: model {spec.name} takes {spec.steps} steps without guidance, "
-            "and all are computed"
+            f"speed {speed} changes nothing: model {spec.name} takes {spec.steps} steps"
+            f"{'' if guided else ' without guidance'}, and all are computed"
         )
+    if guided and spec.guidance == 1 and spec.guidance_2 in (1, None):
+        yield (
+            f"the weights of model {spec.name} were made for guidance 1: with guidance "
+            f"{settings.guidance:g} each step costs twice"
+        )
+    given = story.render.negative if overrides.negative is None else overrides.negative
+    if not guided and one_line(given or ""):
+        yield "the negative prompt changes nothing: guidance 1 is none, and only guidance leads away from it"
 
 
 def _lora_notes(spec: ModelSpec, segments: Sequence[Segment]) -> Iterator[str]:

@@ -571,6 +571,11 @@ class Story(_Strict):
         """What is probably not meant of the casting that it was read with."""
         return self._doubts
 
+    @property
+    def is_cast_anew(self) -> bool:
+        """Whether the casting that it was read with changes anybody's texts."""
+        return bool(self._given)
+
     def filled(self, text: str) -> str:
         """Return a prompt with its placeholders filled in."""
         return "".join(piece.text for piece in self.pieces(text))
@@ -711,14 +716,15 @@ def _with_cast(
     found = [match for _, text in _prompts(source) for match in _PLACEHOLDER.finditer(text) if match[1]]
     mentioned = {match[1]: None for match in found}
     possessives = {match[1] for match in found if match[2] == "possessive"}
-    cast, given, doubts = dict(own), set(), []
+    cast, given, doubts, strangers = dict(own), set(), list[str](), list[str]()
+    known = ", ".join(map(str, dict.fromkeys([*own, *mentioned]))) or "nobody"
     for who, texts in casting.texts.items():
         before = own.get(who)
         if who not in own and who not in mentioned:
             if who in casting.singly:
                 words = f"--cast {who}: {source.path} has no such member, and no prompt mentions {{{who}}}"
-                known = ", ".join(dict.fromkeys([*own, *mentioned])) or "nobody"
                 raise UsageError(words, f"It knows {known}.")
+            strangers.append(who)
             continue
         if "name" in texts:
             cast[who] = dict(texts)
@@ -734,6 +740,8 @@ def _with_cast(
         if is_lost and who in possessives and "possessive" not in cast[who]:
             words = f"{{{who}.possessive}} is 'its' for {texts['name']}"
             doubts.append(f"{words}: --cast {who}.possessive=… says otherwise")
+    if strangers:
+        doubts.append(f"left out of the cast that is given: {', '.join(strangers)}; the story knows {known}")
     source = replace(source, data=source.data | {"cast": cast})
     return source, frozenset(given), tuple(doubts)
 

@@ -191,6 +191,45 @@ def test_a_story_for_which_there_is_no_cast_is_left_out(casts: Place) -> None:
     )
 
 
+OWN = "cast: {first: {name: a cat}}\n" + PLOT
+
+
+def test_a_cast_that_is_for_no_story_is_said(casts: Place) -> None:
+    said = casts.said("validate", "plot.yaml", *CASTS)[1]
+    assert "cat.yaml: left out, it is for none of the stories" in said
+    assert said.count("left out") == 1
+
+
+@pytest.mark.parametrize("cast", ["{frist: {name: a dog}}", "{}"])
+def test_a_cast_that_changes_nobody_makes_no_film_of_its_name(casts: Place, cast: str) -> None:
+    Path("plot.yaml").write_text(OWN)
+    Path("casts", "dog.yaml").write_text(f"cast: {cast}\n")
+    said = casts.said("render", "plot.yaml", *CASTS, code=2)[1]
+    assert "dog.yaml changes nobody in plot.yaml" in said
+    assert ("left out of the cast that is given: frist; the story knows first" in said) is ("frist" in cast)
+    assert not Path("out").exists()
+    out = casts.said("render", "plot.yaml", *CASTS, "--keep-going", code=2)[0]
+    assert out == "out/plot-fox/plot-fox.mp4\n"
+
+
+@pytest.mark.parametrize(
+    ("members", "strangers"),
+    [
+        ("frist: {name: a dog}", "frist"),
+        ("first: {name: a dog}, secnd: {name: a fox}, x: {name: y}", "secnd, x"),
+        ("first: {name: a dog}", None),
+    ],
+)
+def test_members_of_a_file_whom_a_story_does_not_know_are_said(
+    plot: Place, members: str, strangers: str | None
+) -> None:
+    Path("plot.yaml").write_text(OWN)
+    Path("cast.yaml").write_text(f"cast: {{{members}}}\n")
+    said = plot.said("validate", "plot.yaml", "--cast", "cast.yaml")[1]
+    words = f"plot.yaml: left out of the cast that is given: {strangers}; the story knows first\n"
+    assert (words in said) if strangers else ("left out" not in said)
+
+
 def test_what_is_wrong_with_casts_is_said_before_anything_is_rendered(
     casts: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

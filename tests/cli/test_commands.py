@@ -20,7 +20,7 @@ import pytest
 from storyreel.cli import machine
 from storyreel.cli.app import app, run
 from storyreel.cli.results import SHAPES, result_schema
-from storyreel.errors import LicenceError, NumericsError
+from storyreel.errors import NumericsError
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.story.schema import load_story
@@ -474,9 +474,8 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
     found: list[bool] = []
     asked: list[str] = []
 
-    def find(spec: ModelSpec, *options: Any) -> list[object]:
+    def agree(spec: ModelSpec, *options: Any) -> None:
         found.append(options[-1]("Some Community License"))
-        return []
 
     def confirm(question: str, err: bool) -> bool:
         asked.append(question)
@@ -484,7 +483,8 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
         assert answers is not None
         return answers
 
-    monkeypatch.setattr("storyreel.models.hub.find", find)
+    monkeypatch.setattr("storyreel.models.hub.agree", agree)
+    monkeypatch.setattr("storyreel.models.hub.find", lambda *_: [])
     monkeypatch.setattr("typer.confirm", confirm)
     if answers is not None:
         terminal = SimpleNamespace(isatty=lambda: True)
@@ -498,21 +498,20 @@ def test_a_licence_is_asked_for_on_a_terminal_alone(
         assert asked == ["Do you accept the licence? Some Community License"]
 
 
-def test_a_licence_that_is_not_accepted_is_77_before_anything_is_fetched(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("models", [("hunyuan-1.5",), ("ltx-2.5",), ("mochi", "ltx-2b")])
+def test_a_licence_that_is_not_accepted_is_said_and_77_before_any_contact(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: tuple[str, ...]
 ) -> None:
-    taken: list[str] = []
-
-    def find(spec: ModelSpec, *options: Any) -> list[object]:
-        if spec.name == "ltx-2b":
-            raise LicenceError(f"the licence of {spec.name} is not accepted", "Accept it.")
-        return []
-
-    monkeypatch.setattr("storyreel.models.hub.find", find)
-    monkeypatch.setattr("storyreel.models.hub.take", lambda spec, *_: taken.append(spec.name))
-    out, err = place.said("pull", "mochi", "ltx-2b", code=77)
-    assert taken == []
-    assert (out, err) == ("", "error: the licence of ltx-2b is not accepted\nAccept it.\n")
+    """Also if it is that of the last of several."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("storyreel.models.hub.listing", lambda *_: pytest.fail("the hub is contacted"))
+    out, err = place.said("pull", *models, code=77)
+    last = MODELS[models[-1]]
+    assert out == ""
+    assert f"\n{last.name}: licence {last.licence}" in f"\n{err}"
+    assert f"error: the licence of {last.name} is not accepted: {last.licence}" in err
+    assert last.territory in err
+    assert f"storyreel pull {last.name} --accept-licence" in err
 
 
 def test_what_fits_a_card_is_listed_by_the_highest_mode(place: Place) -> None:
@@ -564,6 +563,44 @@ def test_a_speed_that_changes_nothing_is_said(place: Place) -> None:
     assert words in place.said("render", "wan.yaml", "--dry-run", "--speed", "fast")[1]
     (noted,) = place.json("validate", "wan.yaml", "--speed", "fast")["wan.yaml"]["notes"]
     assert noted in place.said("validate", "wan.yaml", "--speed", "fast")[1]
+
+
+@pytest.mark.parametrize(
+    ("render", "words", "noted"),
+    [
+        ("", (), ()),
+        ("", ("--guidance", "5"), ("made for guidance 1: with guidance 5 each step costs twice",)),
+        (", guidance: 3", (), ("made for guidance 1: with guidance 3 each step costs twice",)),
+        ("", ("--negative", "blurry"), ("the negative prompt changes nothing",)),
+        (", negative: blurry", (), ("the negative prompt changes nothing",)),
+        ("", ("--negative", ""), ()),
+        (", negative: blurry", ("--guidance", "5"), ("each step costs twice",)),
+        ("", ("--model", "wan-14b", "--guidance", "4", "--negative", "blurry"), ()),
+        (
+            "",
+            ("--model", "wan-14b", "--guidance", "1", "--negative", "blurry"),
+            ("the negative prompt changes",),
+        ),
+    ],
+)
+def test_a_guidance_that_weights_were_not_made_for_and_a_lost_negative_prompt_are_said(
+    place: Place, render: str, words: tuple[str, ...], noted: tuple[str, ...]
+) -> None:
+    (place.folder / "wan.yaml").write_text(STORY.replace("model: fake", f"model: 'wan-14b:4-step'{render}"))
+    found = place.json("validate", "wan.yaml", *words)["wan.yaml"]["notes"]
+    assert len(found) == len(noted)
+    assert all(some in note for some, note in zip(noted, found, strict=True))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_dry_run_says_whether_the_weights_are_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    words = ("render", "fox.yaml", "--dry-run", "--model", "mini" if there else "ltx-2.5")
+    out = place.said(*words)[0]
+    assert ("  weights not there (Run: storyreel pull ltx-2.5)\n" in out) is not there
+    assert place.json(*words)["fox"]["weights_there"] is there
 
 
 def test_a_variant_renders_the_same_film_at_every_speed(

@@ -267,7 +267,7 @@ def test_of_a_variant_the_models_files_and_those_that_are_added_are_fetched(
     assert "others.safetensors" not in stand_in.served
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     size += sum(lora.path.stat().st_size for lora in found.loras)
-    assert told[0].endswith(f"{size / 1e9:.1f} GB, {size / 1e9:.1f} GB of them to be fetched")
+    assert told[1] == f"remote:few: {size / 1e9:.1f} GB, {size / 1e9:.1f} GB of them to be fetched"
     served = len(stand_in.served)
     pull(variant, stand_in)
     pull(MODELS["remote"], stand_in)  # whose files are the same
@@ -295,7 +295,7 @@ STRICT = "Some Community License"
 
 
 @pytest.mark.parametrize("territory", ["", "Atlantis"])
-def test_nothing_is_fetched_before_a_licence_with_conditions_is_accepted(
+def test_the_hub_is_not_contacted_before_a_licence_with_conditions_is_accepted(
     stand_in: StandIn, spec: ModelSpec, territory: str
 ) -> None:
     strict, told = replace(spec, licence=STRICT, territory=territory), list[str]()
@@ -308,8 +308,8 @@ def test_nothing_is_fetched_before_a_licence_with_conditions_is_accepted(
     assert caught.value.remedy == (
         f"Read it at {page}; if you accept it: storyreel pull remote --accept-licence"
     )
-    assert told[0].startswith(f"remote: licence {terms} ({page}); 0.0 GB, ")
-    assert stand_in.served == []
+    assert told == [f"remote: licence {terms} ({page})"] * 2
+    assert stand_in.tokens == set()  # nobody has called
     assert not pulled_folder(REPOSITORY).parent.parent.exists()
 
 
@@ -328,6 +328,22 @@ def test_a_licence_is_accepted_once_for_a_repository(stand_in: StandIn, spec: Mo
         pull(replace(strict, licence="Another"), stand_in)
     # Other tools read this cache too.
     assert not huggingface_hub.scan_cache_dir(folder.parents[2]).warnings
+
+
+@pytest.mark.parametrize(("status", "words"), [(401, "page of someone/tiny-model"), (403, "hf auth login")])
+def test_a_gated_model_has_its_licence_step_first_and_then_the_hubs(
+    stand_in: StandIn, spec: ModelSpec, status: int, words: str
+) -> None:
+    strict, stand_in.refusal = replace(spec, licence=STRICT), status
+    with pytest.raises(LicenceError):
+        pull(strict, stand_in)
+    told: list[str] = []
+    with pytest.raises(MissingError) as caught:
+        hub.pull(strict, told.append, False, stand_in.url, lambda terms: True)
+    assert words in caught.value.remedy
+    assert told == [f"remote: licence {STRICT} ({stand_in.url}/{REPOSITORY})"]
+    # What is recorded before the hub has answered is no damage to other tools.
+    assert not huggingface_hub.scan_cache_dir(pulled_folder(REPOSITORY).parents[2]).warnings
 
 
 @pytest.mark.parametrize(("licence", "territory"), [("MIT", ""), ("Apache-2.0", ""), ("MIT", "Atlantis")])
@@ -574,6 +590,27 @@ def test_a_ref_of_nonsense_is_none(stand_in: StandIn, spec: ModelSpec) -> None:
 def test_no_hub_at_all(stand_in: StandIn, spec: ModelSpec) -> None:
     with pytest.raises(MissingError, match="cannot be reached"):
         hub.pull(spec, lambda line: None, endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", hub.FORBIDDING)
+def test_a_variable_that_forbids_any_contact_is_named(
+    stand_in: StandIn, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for other in hub.FORBIDDING:
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # which is read at the start
+    with pytest.raises(MissingError, match=f"^error: {name} forbids any contact with the hub\n") as caught:
+        pull(spec, stand_in)
+    assert "network" not in str(caught.value)
+    assert stand_in.tokens == set()
+
+
+def test_a_long_message_ends_with_a_word() -> None:
+    words = hub._first_line(ValueError("many words " * 30 + "\nmore"))
+    assert words.endswith(("many …", "words …"))
+    assert len(words) <= 202
+    assert hub._first_line(ValueError("x" * 300)) == "x" * 200 + " …"
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(
