@@ -207,7 +207,14 @@ class Engine:
         if plugin.place not in self._plugged:
             from storyreel.models.devices import pick_device
 
-            scorer = plugin.function()(pick_device(self.device))
+            make = plugin.function()
+            try:
+                scorer = make(pick_device(self.device))
+            except (Exception, SystemExit) as error:
+                if lacks_memory(error) or device_error(error) is not None:
+                    raise
+                words = f"{plugin.words} fails: {type(error).__name__}: {error}"
+                raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
             for name in ("embed_texts", "embed_pictures"):
                 if not callable(getattr(scorer, name, None)):
                     words = f"{plugin.words} gives a {type(scorer).__name__} without {name}"

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
@@ -36,6 +36,8 @@ ARGUMENTS = {
     "schedulers": ("steps", "tokens"),
     "scorers": ("device",),
 }
+# What a plugin's code may end with. A SystemExit that nobody catches would end a command as if all were done.
+FAULTS = (Exception, SystemExit)
 _NAMED: ContextVar[tuple[Plugin, ...]] = ContextVar("plugins", default=())  # of the command that runs
 
 
@@ -62,15 +64,19 @@ class Plugin:
     def load(self) -> Any:
         """Return the object. Raises MissingError if its module cannot be imported or lacks it."""
         try:
-            return self._find()
+            with redirect_stdout(sys.stderr):
+                return self._find()
         except StoryreelError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             words = f"{self.words} cannot be loaded ({self.place}): {_one_line(error)}"
             raise MissingError(words, "Correct or uninstall what offers it.") from error
 
     def function(self) -> Callable[..., Any]:
-        """Return the function that it is. Raises UsageError if it does not take what its kind is given."""
+        """Return the function that it is, with what it prints on stderr: stdout is for results.
+
+        Raises UsageError if it does not take what its kind is given.
+        """
         found = self.load()
         given = ARGUMENTS[self.kind]
         try:
@@ -79,7 +85,11 @@ class Plugin:
             wanted = f"a function of ({', '.join(given)})"
             words = f"{self.words} ({self.place}) is not {wanted}: {_one_line(error)}"
             raise UsageError(words, "storyreel/README.md (Plugins) says what each kind is.") from None
-        function: Callable[..., Any] = found
+
+        def function(*given: Any) -> Any:
+            with redirect_stdout(sys.stderr):
+                return found(*given)
+
         return function
 
 
@@ -103,16 +113,20 @@ def offered(kind: str, own: Collection[str]) -> Mapping[str, Plugin]:
 
 
 @contextmanager
-def using(names: Iterable[str]) -> Iterator[None]:
-    """Have what some modules offer as well, for as long as this lasts.
+def using(names: Iterable[str]) -> Iterator[tuple[Plugin, ...]]:
+    """Have what some modules offer as well, for as long as this lasts; give that.
 
     Each is the name of a module that can be imported, or the path of a file that ends in .py. Raises
-    UsageError for what is no plugin, and MissingError for what cannot be imported.
+    UsageError for what is no plugin, also for functions that take other arguments, and MissingError for
+    what cannot be imported.
     """
-    found = [plugin for name in dict.fromkeys(names) for plugin in _of_module(name)]
+    found = tuple(plugin for name in dict.fromkeys(names) for plugin in _of_module(name))
+    for plugin in found:
+        if plugin.kind in ARGUMENTS:
+            plugin.function()
     before = _NAMED.set((*_NAMED.get(), *found))
     try:
-        yield
+        yield found
     finally:
         _NAMED.reset(before)
 
@@ -136,25 +150,49 @@ def _of_point(kind: str, point: metadata.EntryPoint) -> Plugin:
 def _of_module(name: str) -> Iterator[Plugin]:
     """Yield what a module offers that a command names."""
     option = f"--plugin {name}"
+    nothing = UsageError(
+        f"--plugin {name!r} is neither the name of a module nor a file that ends in .py",
+        "Name one, as in --plugin ramps.py.",
+    )
+    if not name.endswith(".py") and not all(name.split(".")):
+        raise nothing
     try:
-        module = _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+        with redirect_stdout(sys.stderr):
+            module = _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
     except UsageError:
         raise
-    except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]
+    except FAULTS as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        if missing and Path(name).is_file():
+            raise nothing from None
         remedy = "Install it, or name a file: --plugin FILE.py" if missing else "Correct that."
         raise MissingError(f"{option} cannot be imported: {_one_line(error)}", remedy) from error
-    table = getattr(module, TABLE, None)
-    if not isinstance(table, dict) or not table or not all(isinstance(of, dict) for of in table.values()):
-        remedy = f"Write, as in {TABLE} = {{'blendings': {{'ramp': ramp}}}}: {', '.join(KINDS)}."
-        raise UsageError(f"{option} has no {TABLE}, which says what it offers", remedy)
-    if unknown := [kind for kind in table if kind not in KINDS]:
-        words = f"{option}: {TABLE} has an unknown kind {unknown[0]!r}"
-        raise UsageError(words, f"Known: {', '.join(KINDS)}")
-    for kind, objects in table.items():
+    for kind, objects in _table(module, option).items():
         for own, value in objects.items():
             place = f"{module.__name__}:{own}"
-            yield Plugin(kind, str(own), module.__name__, place, option, partial(_itself, value))
+            yield Plugin(kind, own, module.__name__, place, option, partial(_itself, value))
+
+
+def _table(module: ModuleType, option: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what a module says that it offers: objects by kind and name. Raises UsageError."""
+    remedy = f"Write, as in {TABLE} = {{'blendings': {{'ramp': ramp}}}}: {', '.join(KINDS)}."
+    if not hasattr(module, TABLE):
+        raise UsageError(f"{option} has no {TABLE}, which says what it offers", remedy)
+    table: Any = getattr(module, TABLE)
+    if not isinstance(table, Mapping) or not table:
+        words = "is empty" if isinstance(table, Mapping) else f"is of type {type(table).__name__}"
+        raise UsageError(f"{option}: {TABLE} {words}; it is to be a mapping of kinds", remedy)
+    for kind, objects in table.items():
+        if kind not in KINDS:
+            words = f"{option}: {TABLE} has an unknown kind {kind!r}"
+            raise UsageError(words, f"Known: {', '.join(KINDS)}")
+        if not isinstance(objects, Mapping):
+            words = f"of {kind!r} is of type {type(objects).__name__}; it is to be a mapping of names"
+            raise UsageError(f"{option}: what {TABLE} has {words}", remedy)
+        if wrong := [name for name in objects if not isinstance(name, str) or not name]:
+            words = f"has {wrong[0]!r} among the names of {kind!r}, which is no name"
+            raise UsageError(f"{option}: {TABLE} {words}", remedy)
+    return table
 
 
 def _itself(value: Any) -> Any:
@@ -165,11 +203,17 @@ def _from_file(path: Path) -> ModuleType:
     """Return the module in a file, which is imported under its own name, once."""
     if not path.is_file():
         raise UsageError(f"--plugin {path} is not a file", "Name a file of Python, or a module.")
+    if "." in path.stem:
+        raise UsageError(f"--plugin {path}: no module has a dot in its name", "Rename the file.")
     there = sys.modules.get(path.stem)
-    if there is not None or util.find_spec(path.stem) is not None:
-        if there is not None and Path(getattr(there, "__file__", None) or "").resolve() == path.resolve():
-            return there
+    # The file itself is found where its folder is searched, as python -m does with the present one.
+    found = util.find_spec(path.stem) if there is None else None
+    origin = getattr(there, "__file__", None) if there is not None else found and found.origin
+    is_itself = Path(origin or "").resolve() == path.resolve()
+    if (there is not None or found is not None) and not is_itself:
         raise UsageError(f"--plugin {path}: there is a module {path.stem!r} already", "Rename the file.")
+    if there is not None:
+        return there
     spec = util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None
     assert spec.loader is not None

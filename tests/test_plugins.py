@@ -202,11 +202,16 @@ class TestMetrics:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         out = tmp_path / "out"
+        init = installed / "ramps" / "__init__.py"
+        init.write_text(
+            init.read_text().replace("    return float(b", "    print('called')\n    return float(b")
+        )
         ablate = ["ablate", str(story), "--seeds", "1", "--variants", "full,ramp", "--out", str(out)]
         assert run(ablate) == 0
         told = capsys.readouterr().out
         assert "ramp" in told
         assert "redness" in told
+        assert "called" not in told
         assert run(["eval", str(out), "--json"]) == 0
         report = json.loads(capsys.readouterr().out)
         assert list(report["summary"]) == [str(out / "full"), str(out / "ramp")]
@@ -236,16 +241,17 @@ class TestMetrics:
 class TestNamed:
     CODE = """\
 def same(x, lead, weights, noise, sigma):
+    print("called")
     return x
 
 STORYREEL = {"blendings": {"same": same}}
 """
 
-    @pytest.mark.parametrize("named", ["formulas", "FILE"])
+    @pytest.mark.parametrize("named", ["formulas", "FILE", "FILE that is found"])
     def test_a_module_or_a_file_counts_for_one_command(
         self, named: str, folder: Path, story: Path, tmp_path: Path, fake_engine: FakeEngine
     ) -> None:
-        place = folder if named == "formulas" else tmp_path / "anywhere"
+        place = tmp_path / "anywhere" if named == "FILE" else folder  # as python -m has the present one
         place.mkdir(exist_ok=True)
         (place / "formulas.py").write_text(self.CODE)
         word = named if named == "formulas" else str(place / "formulas.py")
@@ -257,6 +263,50 @@ STORYREEL = {"blendings": {"same": same}}
             sys.modules.pop("formulas", None)
         (plugin,) = manifest_of(tmp_path / "out")["plugins"].values()
         assert (plugin["place"], [*plugin["sources"]]) == ("formulas:same", ["formulas.py"])
+
+    def test_what_it_prints_is_no_result(
+        self, folder: Path, story: Path, fake_model: object, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        install(folder, "print('one')\n" + self.CODE, "blendings: own = mine:same")
+        (folder / "named.py").write_text("print('two')\n" + self.CODE)
+        story.write_text(STORY.replace("seed: 5", "method: {blending: own}"))
+        assert run(["validate", str(story), "--json", "--plugin", "named"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)
+        assert {"one", "two"} <= {*told.err.split()}
+        offered("blendings", ())["own"].function()(0, 1, 2, 3, 4)
+        assert capsys.readouterr() == ("", "called\n")
+
+    @pytest.mark.parametrize(
+        ("code", "words"),
+        [
+            ("STORYREEL = {'blendings': {'r': 7}}\n", "is not a function of (x, lead"),
+            ("STORYREEL = {'metrics': {'r': 7}}\n", "is not a Measure"),
+            ("STORYREEL = {'models': {'r': 7}}\n", "is not a ModelSpec"),
+            ("raise SystemExit(0)\n", "cannot be imported: SystemExit"),
+        ],
+    )
+    def test_all_that_it_offers_is_looked_at_first(
+        self,
+        code: str,
+        words: str,
+        folder: Path,
+        story: Path,
+        fake_model: object,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        (folder / "named.py").write_text(code)
+        assert run(["validate", str(story), "--plugin", "named"]) in (2, 69)
+        assert words in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["", "..", "./p.txt", "p.txt"])
+    def test_what_is_neither_a_module_nor_a_file(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "p.txt").write_text(self.CODE)
+        with pytest.raises(UsageError, match=r"nor a file that ends in \.py"), using([name]):
+            pass
 
     def test_jobs_are_given_it(
         self,
@@ -281,6 +331,8 @@ LEVELS = "schedulers: own = mine:own", "levels=own"
 WRONG = [
     (*FORMULA, "import nothing_like_this\n", "No module named"),
     (*FORMULA, "raise RuntimeError('first\\nsecond')\n", "RuntimeError: first"),
+    (*FORMULA, "raise SystemExit(0)\n", "cannot be loaded (mine:ramp): SystemExit"),
+    (*FORMULA, "def ramp(*given): raise SystemExit(0)\n", "fails: SystemExit"),
     (*FORMULA, "", "has no attribute 'ramp'"),
     (*FORMULA, "ramp = 3\n", "is not a function of (x, lead"),
     (*FORMULA, "def ramp(x): ...\n", "too many positional"),
@@ -290,6 +342,8 @@ WRONG = [
     (*LEVELS, "def own(steps, tokens): return [1, 0]\n", "2 numbers: 1, 0"),
     (*LEVELS, "def own(steps, tokens): return [1, 1, 1, 0]\n", "fall from 1"),
     (*LEVELS, "def own(steps, tokens): return 1 / 0\n", "ZeroDivisionError"),
+    (*LEVELS, "def own(steps, tokens): raise SystemExit(0)\n", "for 3 steps: SystemExit"),
+    ("scorers: own = mine:own", "scorer=own", "def own(device): raise SystemExit(0)\n", "fails: SystemExit"),
     ("scorers: own = mine:own", "scorer=own", "def own(device): return 3\n", "a int without embed_texts"),
     ("models: mini = mine:own", "beta=0", "own = 3\n", "the name of one of storyreel's own"),
 ]
@@ -358,6 +412,11 @@ def test_a_storys_own_fault_has_its_place(folder: Path, fake_model: object) -> N
         ("import nothing_like_this\n", MissingError, "No module named 'nothing_like_this'"),
         ("", UsageError, "has no STORYREEL"),
         ("STORYREEL = {'blending': {'a': 3}}\n", UsageError, "unknown kind 'blending'"),
+        ("STORYREEL = 3\n", UsageError, "STORYREEL is of type int"),
+        ("STORYREEL = {}\n", UsageError, "STORYREEL is empty"),
+        ("STORYREEL = {3: {}, 'metrics': {}}\n", UsageError, "unknown kind 3"),
+        ("STORYREEL = {'metrics': 'x'}\n", UsageError, "of 'metrics' is of type str"),
+        ("STORYREEL = {'metrics': {3: 'x'}}\n", UsageError, "3 among the names of 'metrics'"),
     ],
 )
 def test_what_is_named_and_is_no_plugin(

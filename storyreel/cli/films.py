@@ -208,9 +208,12 @@ def export(
         option("WxH", "Size of pictures. Default: the film's; of gif, webp and avif 480 pixels at most."),
     ] = None,
     fit: Annotated[
-        Fit, option(Fit, "How pictures get into another shape: with bars, cut, or out of shape.")
-    ] = ("pad"),
-    still: Annotated[Still, option(Still, "Which picture of a scene a still is.")] = "middle",
+        Fit | None,
+        option(Fit, "How pictures get into another shape: with bars, cut, or out of shape. Default: pad."),
+    ] = None,
+    still: Annotated[
+        Still | None, option(Still, "Which picture of a scene a still is. Default: middle.")
+    ] = None,
     script: Annotated[
         Path | None,
         option("FILE", "The benchmark's script that the film tells, which names its shots' files."),
@@ -223,12 +226,24 @@ def export(
     Each file is named as it is finished. The film itself stays as it is, and what an export wrote before
     is replaced.
     """
-    from storyreel.film.export import TO_AN_EDITOR, Wanted, parse_formats
+    from storyreel.film.export import PICTURES, STILLS, TO_AN_EDITOR, Wanted, parse_formats
     from storyreel.film.export import export as export_film
     from storyreel.film.timeline import timeline_of
+    from storyreel.film.yardsticks import YARDSTICKS
 
     names = parse_formats(formats) if formats is not None else ("film",) if size else TO_AN_EDITOR
-    wanted = Wanted(parse_size(size) if size is not None else None, fit, still, script)
+    wanted = Wanted(parse_size(size) if size is not None else None, fit or "pad", still or "middle", script)
+    unused = {
+        "--size": (size, PICTURES),
+        "--still": (still, STILLS),
+        "--script": (script, tuple(YARDSTICKS)),
+    }
+    for name, (value, users) in unused.items():
+        if value is not None and not {*names} & {*users}:
+            words = f"{name} is of {', '.join(users)}, and none of them is written"
+            raise UsageError(words, f"Name one with --as, or leave {name} out.")
+    if fit is not None and size is None:
+        raise UsageError("--fit says how pictures get to a --size", "Add --size WxH, or leave --fit out.")
     timeline = timeline_of(_folder_of(film))
     if film.is_file() and film.resolve() != timeline.path.resolve():
         raise UsageError(f"{film} is not the film in {film.parent}", f"Name that: {timeline.path}")

@@ -59,7 +59,7 @@ def models(
         ),
     ] = None,
     fits: Annotated[
-        float | None,
+        str | None,
         option("GB", "Only what runs on a GPU of so much memory, and in which memory mode."),
     ] = None,
     page: Annotated[Path | None, option("FILE", "Write a page with pictures of what MODEL draws.")] = None,
@@ -71,16 +71,15 @@ def models(
     Under each are its variants, MODEL:VARIANT, which take few steps.
     """
     exclude("--fits", fits is not None, {"--page": page is not None})
-    if fits is not None and not 0 < fits < math.inf:
-        raise UsageError(f"--fits {fits:g} is no size of a memory", "Write a card's gigabytes: --fits 24")
+    gigabytes = None if fits is None else _gigabytes(fits)
     one = find_model(model) if model else None
     names = [name for name in model_names() if model in (None, name, name.partition(":")[0])]
     specs = [find_model(name) for name in names]
     vocabulary = load_vocabulary(one) if one else None
     if page is not None:
         _write_gallery(page, one)
-    if fits is not None:
-        _print_fitting(specs, fits, as_json)
+    if gigabytes is not None:
+        _print_fitting(specs, gigabytes, as_json)
         return
     if as_json:
         draws = {"draws": asdict(vocabulary)} if vocabulary else {}
@@ -110,6 +109,17 @@ def models(
             print(f"    {entry}")
     if vocabulary:
         print("  What a scene leaves open is drawn at random. Wearing nothing cannot be asked for.")
+
+
+def _gigabytes(text: str) -> float:
+    """Read the size of a GPU's memory. Raises UsageError."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise UsageError(f"--fits {text!r} is no size of a memory", "Write a card's gigabytes: --fits 24")
+    return size
 
 
 def _print_fitting(specs: Sequence[ModelSpec], gigabytes: float, as_json: bool) -> None:

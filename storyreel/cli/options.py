@@ -18,8 +18,8 @@ from storyreel.cli.defaults import PREFIX, source_of, unknown_variables
 from storyreel.cli.help import LAST
 from storyreel.errors import ScriptError, UsageError
 from storyreel.models.device_errors import check_device
-from storyreel.models.specs import model_names
-from storyreel.plugins import using
+from storyreel.models.specs import model_names, plugged_model
+from storyreel.plugins import Plugin, using
 from storyreel.story.casting import CastFile, read_casting, read_casts
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
@@ -207,7 +207,8 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
                 given[name] = kind(**values)
             if "context" in hints:
                 given["context"] = context
-            with using(plugged or ()):
+            with using(plugged or ()) as offered:
+                _look_at(offered)
                 return command(**given)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -221,6 +222,17 @@ def as_command(command: Callable[..., T]) -> Callable[..., T]:
     )
     flat.__annotations__ = types
     return flat
+
+
+def _look_at(offered: Sequence[Plugin]) -> None:
+    """Raise UsageError for a metric or a model that is none; of functions, `using` has seen to that."""
+    for plugin in offered:
+        if plugin.kind == "models":
+            plugged_model(plugin)
+        elif plugin.kind == "metrics":
+            from storyreel.evaluation.metrics import plugged_measure
+
+            plugged_measure(plugin)
 
 
 def _options(kind: Any) -> dict[str, Any]:

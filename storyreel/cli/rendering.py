@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from storyreel.models.specs import ModelSpec
     from storyreel.rendering import Engine
 
+BRIEF = 10  # seconds; of less, loading the model, which is not estimated, is a large part
 SEAMS = {"continue": "goes on in the shot", "dissolve": "dissolve", "cut": "cut"}
 SEAMS |= {"fade": "fade through black", "dip": "dip to white"}
 
@@ -478,7 +479,8 @@ def gpu_memory(sizes: Mapping[str, float]) -> str:
 def _estimate(plan: Plan) -> str:
     if plan.estimated_seconds is None:
         return "time not measured yet"
-    return f"about {plan.estimated_seconds:.0f} s and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
+    time = "under a minute" if plan.estimated_seconds < BRIEF else f"about {plan.estimated_seconds:.0f} s"
+    return f"{time} and {plan.spec.memory_mb} MB on {plan.spec.measured_on}"
 
 
 def _needed_memory(plan: Plan) -> dict[str, float]:

@@ -16,7 +16,7 @@ from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import Pace, continued
 from storyreel.models.base import Adapter, Request, Text
 from storyreel.models.device_errors import device_error, lacks_memory
-from storyreel.plugins import Plugin
+from storyreel.plugins import FAULTS, Plugin
 from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 
 Blend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]  # as `with_lead`
@@ -200,7 +200,7 @@ def plugged_blend(plugin: Plugin) -> Blend:
     def blend(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: float) -> Tensor:
         try:
             blended = formula(x, lead, weights, noise, sigma)
-        except Exception as error:
+        except FAULTS as error:
             if lacks_memory(error) or device_error(error) is not None:
                 raise
             words = f"{plugin.words} fails: {type(error).__name__}: {error}"

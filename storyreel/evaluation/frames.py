@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -34,6 +36,7 @@ from storyreel.evaluation.picture_measures import grey, ssim
 from storyreel.evaluation.seams import frame_steps
 from storyreel.evaluation.weights import ALEXNET, BLIP, CLIP, DINO, DINO1, LITE, OWN, SHOTS
 from storyreel.film import reader
+from storyreel.plugins import FAULTS
 
 LONGEST_SIDE = 384  # pixels that frames are looked at with
 BLIP_PICTURES = 4
@@ -209,9 +212,10 @@ class Scenes:
             if measure.scope != scope:
                 continue
             try:
-                value = measure.function(*given)
+                with redirect_stdout(sys.stderr):  # stdout is for results
+                    value = measure.function(*given)
                 found[name] = None if value is None else float(value)
-            except Exception as error:
+            except FAULTS as error:
                 words = f"the plugin's metric {name!r} fails: {type(error).__name__}: {error}"
                 raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
             if not math.isfinite(found[name] or 0.0):

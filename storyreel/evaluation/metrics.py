@@ -103,24 +103,26 @@ class Measure:
 
 
 def plugged_measures() -> dict[str, Measure]:
-    """Return the metrics of plugins, loaded, by name.
+    """Return the metrics of plugins, loaded, by name. Raises as `plugged_measure` does."""
+    return {name: plugged_measure(of) for name, of in plugins.offered("metrics", METRICS).items()}
+
+
+def plugged_measure(plugin: plugins.Plugin) -> Measure:
+    """Return a plugin's metric.
 
     Raises UsageError for what is no `Measure` or takes other arguments, MissingError for what does not load.
     """
-    found = {}
-    for name, plugin in plugins.offered("metrics", METRICS).items():
-        measure = plugin.load()
-        if not isinstance(measure, Measure):
-            words = f"{plugin.words} ({plugin.place}) is not a Measure"
-            raise UsageError(words, "storyreel/README.md (Plugins) says what a metric is.")
-        given = GIVEN[measure.scope]
-        try:
-            inspect.signature(measure.function).bind(*given)
-        except (TypeError, ValueError) as error:
-            words = f"{plugin.words}: its function is not one of ({', '.join(given)}): {error}"
-            raise UsageError(words, "storyreel/README.md (Plugins) says what it is given.") from None
-        found[name] = measure
-    return found
+    measure = plugin.load()
+    if not isinstance(measure, Measure):
+        words = f"{plugin.words} ({plugin.place}) is not a Measure"
+        raise UsageError(words, "storyreel/README.md (Plugins) says what a metric is.")
+    given = GIVEN[measure.scope]
+    try:
+        inspect.signature(measure.function).bind(*given)
+    except (TypeError, ValueError) as error:
+        words = f"{plugin.words}: its function is not one of ({', '.join(given)}): {error}"
+        raise UsageError(words, "storyreel/README.md (Plugins) says what it is given.") from None
+    return measure
 
 
 def known_metrics() -> dict[str, Metric]:

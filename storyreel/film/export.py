@@ -36,6 +36,8 @@ Still = Literal["first", "middle", "last"]
 
 FORMATS = ("film", "clips", "stills", "gif", "webp", "avif", "vtt", "srt", "edl", "otio")
 TO_AN_EDITOR = ("clips", "stills", "vtt", "srt", "edl", "otio")
+PICTURES = ("film", "clips", "stills", "gif", "webp", "avif", *YARDSTICKS)  # what has a size
+STILLS = ("stills", *(name for name, of in YARDSTICKS.items() if of.reads == "stills"))
 SMALL = 480  # pixels of the longer side of moving pictures, where no size is asked for
 MOST_GIF = 50  # frames a second: browsers slow down what is shown for less than 20 ms
 RECORD = ".storyreel-export.json"  # what was written here, by name: its SHA-256

@@ -10,7 +10,7 @@ import math
 from itertools import pairwise
 
 from storyreel.errors import StoryreelError, UsageError
-from storyreel.plugins import Plugin
+from storyreel.plugins import FAULTS, Plugin
 
 KEPT = 0.001  # the last of a thousand levels of training: Wan's steps begin to fall towards it
 LINEAR_TO = 0.025  # how far the linear half of linear-quadratic levels comes down
@@ -97,7 +97,7 @@ def plugged_levels(plugin: Plugin, steps: int, tokens: int) -> list[float]:
         levels = [float(level) for level in plugin.function()(steps, tokens)]
     except StoryreelError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise UsageError(f"{words}: {type(error).__name__}: {error}", "Correct that.") from error
     falling = all(lower < level for level, lower in pairwise(levels))
     if len(levels) != steps + 1 or not falling or abs(levels[0] - 1) > 1e-5 or levels[-1] != 0:

@@ -791,11 +791,14 @@ def known_model(name: str) -> ModelSpec | None:
     Raises UsageError or MissingError for a plugin that is no model.
     """
     plugged = plugins.offered("models", MODELS)
-    if name not in plugged:
-        return MODELS.get(name)
-    spec = plugged[name].load()
-    if not isinstance(spec, ModelSpec) or spec.name != name:
-        words = f"{plugged[name].words} ({plugged[name].place}) is not a ModelSpec of that name"
+    return plugged_model(plugged[name]) if name in plugged else MODELS.get(name)
+
+
+def plugged_model(plugin: plugins.Plugin) -> ModelSpec:
+    """Return a plugin's model. Raises UsageError for what is none, MissingError for what does not load."""
+    spec = plugin.load()
+    if not isinstance(spec, ModelSpec) or spec.name != plugin.name:
+        words = f"{plugin.words} ({plugin.place}) is not a ModelSpec of that name"
         raise UsageError(words, "storyreel/models/README.md says what a model of your own is.")
     return spec
 

@@ -170,6 +170,16 @@ def test_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert (len(facts["segments"]), len(facts["seams"]), facts["frames"]) == (12, 11, 288)
 
 
+@pytest.mark.parametrize(("steps", "time"), [(1, "under a minute and "), (100, "about 21 s and ")])
+def test_an_estimate_of_next_to_nothing_is_no_number(
+    steps: int, time: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    story = tmp_path / "fox.yaml"
+    story.write_text('scenes:\n  - ["in Central Park", "a fox walks"]\n')
+    assert run(["render", str(story), "--dry-run", "--steps", str(steps), "--out", str(tmp_path)]) == 0
+    assert time in capsys.readouterr().out
+
+
 def test_new_writes_a_valid_story_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     assert run(["new", str(path)]) == 0

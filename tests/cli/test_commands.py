@@ -533,9 +533,11 @@ def test_what_fits_a_card_is_listed_by_the_highest_mode(place: Place) -> None:
     assert "--memory high: 47.6 GB" in one
 
 
-@pytest.mark.parametrize("given", ["0", "-3", "nan", "inf", "much"])
+@pytest.mark.parametrize("given", ["0", "-3", "nan", "inf", "much", "24GB", ""])
 def test_a_card_of_no_size_is_refused(place: Place, given: str) -> None:
-    assert place.said("models", f"--fits={given}", code=2)[0] == ""
+    out, err = place.said("models", f"--fits={given}", code=2)
+    words = f"error: --fits {given!r} is no size of a memory\nWrite a card's gigabytes: --fits 24\n"
+    assert (out, err) == ("", words)
 
 
 def test_what_fits_is_json_too(place: Place) -> None:

@@ -631,6 +631,11 @@ class TestCommand:
             (["FILM", "--size", "big"], 2, "'big' is not a size"),
             (["FILM/other.mp4"], 2, "is not the film in"),
             (["EMPTY"], 2, "nor the folder of one"),
+            (["FILM", "--as", "clips", "--fit", "pad"], 2, "leave --fit out"),
+            (["FILM", "--as", "clips", "--still", "middle"], 2, "leave --still out"),
+            (["FILM", "--size", "64x64", "--still", "last"], 2, "leave --still out"),
+            (["FILM", "--as", "clips", "--script", "X"], 2, "leave --script out"),
+            (["FILM", "--as", "vtt,edl", "--size", "64x64"], 2, "leave --size out"),
         ],
     )
     def test_what_makes_no_sense(
