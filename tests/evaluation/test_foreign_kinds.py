@@ -37,7 +37,14 @@ KINDS = {
 EXACT = {"frozen", "black", "moving"}
 NEAR = {"seam_ratio", "largest_step", "largest_step_max", "jump", "motion"}
 SHARES = {"twice the size": 0.12, "in another container and codec": 0.04}  # else 0.01
-ABOUT = {"flicker": 0.001, "ssim": 0.005, "double_exposure": 0.1, "colour_drift": 0.1, "clipped": 0.1}
+ABOUT = {
+    "flicker": 0.001,
+    "drift_motion": 0.02,
+    "ssim": 0.005,
+    "double_exposure": 0.1,
+    "colour_drift": 0.1,
+    "clipped": 0.1,
+}
 
 
 def drawn(folder: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_fault_is_said_once_a_shot_and_names_its_beginning() -> None:
     spans = [replace(span, goes_on=n != 3) for n, span in enumerate(film.spans)]
     film = replace(film, spans=tuple(spans))
     nothing: list[dict[str, Any]] = [{} for _ in spans]
-    scores = film_scores(film, look(frames, nothing, (None,) * 6), {})
+    scores = film_scores(film, look(frames, nothing, (None,) * 6, (None,) * 6), {})
     found = [f for f in findings(film, scores) if f.metric == "colour_drift"]
     assert [(f.scene, f.seconds) for f in found] == [(2, 2.0), (5, 8.0)]
     assert "where its shot begins, in scene 1 (" in found[0].words
