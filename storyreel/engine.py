@@ -6,8 +6,9 @@ Importing this loads no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import clear_frames
@@ -20,6 +21,7 @@ from storyreel.models.device_errors import check_device, device_error, lacks_mem
 from storyreel.models.host import available_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
+from storyreel.plugins import FAULTS, Plugin
 from storyreel.stopping import Stop
 from storyreel.story.plan import Plan
 
@@ -35,6 +37,7 @@ COMPILING = (
     "(--no-compile leaves that out)"
 )
 LONG = 2 << 30  # bytes of weights: reading as many takes so long that the user is told
+SCORER_REMEDY = "storyreel/README.md (Plugins) says what a scorer can."
 PROGRAM = 2e9  # bytes of the machine's memory for torch and the GPU's libraries: a guess, on the safe side
 
 
@@ -208,18 +211,13 @@ class Engine:
             from storyreel.models.devices import pick_device
 
             make = plugin.function()
-            try:
+            with faults_of(plugin):
                 scorer = make(pick_device(self.device))
-            except (Exception, SystemExit) as error:
-                if lacks_memory(error) or device_error(error) is not None:
-                    raise
-                words = f"{plugin.words} fails: {type(error).__name__}: {error}"
-                raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
             for name in ("embed_texts", "embed_pictures"):
                 if not callable(getattr(scorer, name, None)):
                     words = f"{plugin.words} gives a {type(scorer).__name__} without {name}"
-                    raise UsageError(words, "storyreel/README.md (Plugins) says what a scorer can.")
-            self._plugged[plugin.place] = scorer
+                    raise UsageError(words, SCORER_REMEDY)
+            self._plugged[plugin.place] = PluggedScorer(plugin, scorer)
         return self._plugged[plugin.place]
 
     def scorer(self, spec: ModelSpec) -> Scorer | None:
@@ -233,6 +231,45 @@ class Engine:
 
             self._scorers[folder] = Scorer.load(folder, pick_device(self.device))
         return self._scorers[folder]
+
+
+@dataclass(frozen=True)
+class PluggedScorer:
+    """A plugin's text-image encoder: its faults are told as its own, what it prints goes to stderr."""
+
+    plugin: Plugin
+    scorer: Any
+
+    def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return unit vectors (P, D). Raises UsageError else."""
+        return self._vectors("embed_texts", prompts)
+
+    def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]. Raises UsageError else."""
+        return self._vectors("embed_pictures", pictures)
+
+    def _vectors(self, name: str, given: Any) -> torch.Tensor:
+        import torch
+
+        with faults_of(self.plugin), redirect_stdout(sys.stderr):
+            found = getattr(self.scorer, name)(given)
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(given):
+            what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            words = f"{self.plugin.words}: {name} gives {what}, not vectors ({len(given)}, D)"
+            raise UsageError(words, SCORER_REMEDY)
+        return found
+
+
+@contextmanager
+def faults_of(plugin: Plugin) -> Iterator[None]:
+    """Turn whatever a plugin's code ends with into UsageError, but for full memory and broken devices."""
+    try:
+        yield
+    except FAULTS as error:
+        if lacks_memory(error) or device_error(error) is not None:
+            raise
+        words = f"{plugin.words} fails: {type(error).__name__}: {error}"
+        raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
 
 
 def check_attention(name: str, device: torch.device, spec: ModelSpec) -> None:

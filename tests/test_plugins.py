@@ -328,6 +328,13 @@ STORYREEL = {"blendings": {"same": same}}
 
 FORMULA = "blendings: ramp = mine:ramp", "blending=ramp"
 LEVELS = "schedulers: own = mine:own", "levels=own"
+SCORER = "scorers: own = mine:own", "scorer=own"
+SCORING = (
+    "class own:\n"
+    "    def __init__(self, device): ...\n"
+    "    def embed_texts(self, prompts): return {}\n"
+    "    def embed_pictures(self, pictures): ...\n"
+)
 WRONG = [
     (*FORMULA, "import nothing_like_this\n", "No module named"),
     (*FORMULA, "raise RuntimeError('first\\nsecond')\n", "RuntimeError: first"),
@@ -345,6 +352,9 @@ WRONG = [
     (*LEVELS, "def own(steps, tokens): raise SystemExit(0)\n", "for 3 steps: SystemExit"),
     ("scorers: own = mine:own", "scorer=own", "def own(device): raise SystemExit(0)\n", "fails: SystemExit"),
     ("scorers: own = mine:own", "scorer=own", "def own(device): return 3\n", "a int without embed_texts"),
+    (*SCORER, SCORING.format("1 / 0"), "scorer 'own' of package mine 1 fails: ZeroDivisionError"),
+    (*SCORER, SCORING.format("exit(0)"), "fails: SystemExit"),
+    (*SCORER, SCORING.format("[1.0]"), "embed_texts gives list, not vectors"),
     ("models: mini = mine:own", "beta=0", "own = 3\n", "the name of one of storyreel's own"),
 ]
 
