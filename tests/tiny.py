@@ -72,6 +72,7 @@ TINY = replace(
     seconds=1.0,
     steps=3,
     weighting=True,
+    renoises=False,
 )
 MOCHI = replace(TINY, even_steps=False)
 WAN = replace(

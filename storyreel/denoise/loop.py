@@ -136,7 +136,8 @@ def _step(
         estimate = denoised(begun.x, of_streams[0], sigma)
         lower = begun.sigmas[begun.step + 1]
         for index, (stream, velocity) in enumerate(zip(begun.streams, of_streams, strict=True)):
-            renoises = adapter.spec.renoises and lower > 0
+            # A velocity that is guessed in the next step belongs to the noise that it was computed with.
+            renoises = adapter.spec.renoises and lower > 0 and begun.pace.computed[begun.step + 1]
             fresh = fresh_noise(begun.segment, begun.step, stream.x, index) if renoises else None
             stream.go(velocity, sigma, lower, fresh)
         begun.step += 1
@@ -326,7 +327,9 @@ def next_velocities(
     if settings.speed != "exact":  # not before all are there: until then the segments are as the step began
         for begun, expert in zip(computed, experts, strict=True):
             for stream, velocity in zip(begun.streams, velocities[begun.segment.slot], strict=True):
-                before = () if begun.pace.turns(begun.step) else stream.known[-1:]
+                # Of other noise a velocity is on no line with this one.
+                turned = begun.pace.turns(begun.step) or adapter.spec.renoises
+                before = () if turned else stream.known[-1:]
                 # Another expert's velocity, with another guidance, is on no line with this one.
                 before = tuple(known for known in before if adapter.expert_at(known[0]) == expert)
                 stream.known = (*before, (begun.sigma, velocity))

@@ -161,7 +161,7 @@ def test_dry_run_tells_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         "24 s of film",
         "123 model evaluations",
         " MB ",
-        "10 steps, guidance 3\n",
+        "10 steps, guidance 1.5\n",
     ):
         assert words in text
     assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
 from torch import Tensor
 
+from storyreel.denoise import loop
 from storyreel.denoise.lead import Lead, Leads
 from storyreel.denoise.loop import (
     SegmentState,
@@ -221,6 +222,32 @@ def test_fresh_noise_is_added_to_each_estimate_but_the_last(renoising: Plan) -> 
     assert relative(made, x) <= 1e-5
     other = [fresh_noise(renoising.segments[1], 0, x), fresh_noise(segment, 1, x)]
     assert not any(torch.equal(fresh_noise(segment, 0, x), noise) for noise in other)
+
+
+def test_noise_is_fresh_only_where_a_velocity_is_computed_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is guessed belongs to the noise of the last that was computed, and is that one."""
+    spec = replace(TINY, name="renoised", renoises=True, steps=8, weighting=False)
+    monkeypatch.setitem(MODELS, "renoised", spec)
+    plan = plan_of(CAST, model="renoised", speed="balanced")
+    segment = plan.segments[0]
+    drawn: list[int] = []
+
+    def noted(segment: Segment, step: int, like: Tensor, stream: int = 0) -> Tensor:
+        drawn.append(step)
+        return fresh_noise(segment, step, like, stream)
+
+    monkeypatch.setattr(loop, "fresh_noise", noted)
+    known = []
+    adapter = FakeAdapter(spec)
+    writer = PromptWriter(adapter, plan, None)
+    begun = begin(adapter, plan, segment, writer.prompts(segment))
+    on_forward: list[SegmentState] = []
+    for _ in denoise(adapter, plan.settings, [segment], writer, lambda _: begun, on_forward.extend):
+        known.append(len(begun.known))
+    computed = begun.pace.computed
+    assert 0 < sum(computed) < len(computed)
+    assert drawn == [step for step in range(len(computed) - 1) if computed[step + 1]]
+    assert known == [1]
 
 
 def test_a_lead_stands_in_every_step_whatever_noise_is_added(renoising: Plan) -> None:

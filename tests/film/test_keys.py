@@ -212,7 +212,7 @@ def test_the_facts_that_count_are_known() -> None:
     assert set(ingredients(MODELS["mini"])["model"]["facts"]) == {
         *("adapter", "frames_per_latent", "pixels_per_latent", "latent_channels", "max_latents"),
         *("decoded_at_once", "overlap", "text_length", "variant", "dtype", "vae_dtype", "even_steps"),
-        *("decides", "first_alike"),
+        *("decides", "first_alike", "renoises"),
     }
     assert set(ModelSpec.__dataclass_fields__) >= NO_FACTS
 

@@ -21,7 +21,7 @@ STORY = "scenes:\n  - [a fox in the park, a fox walks]\n"
 LTX_WORDS = "worst quality, inconsistent motion, blurry, jittery, distorted"
 # steps, guidance, guidance of the second expert, rescale, shift at the default size, negative prompt, fps
 AUTHORS: dict[str, tuple[object, ...]] = {
-    "mini": (16, 3.0, None, 0.0, None, "", 12),
+    "mini": (16, 1.5, None, 0.0, None, "", 12),
     "mochi": (64, 4.5, None, 0.0, None, "", 30),
     "wan-1.3b": (50, 5.0, None, 0.0, 3.0, WAN_NEGATIVE, 16),
     "wan-14b": (50, 5.0, None, 0.0, 3.0, WAN_NEGATIVE, 16),
