@@ -115,7 +115,8 @@ class ModelSpec:
     which `find_model` puts into ``loras``. ``sigmas`` are the noise levels at which weights for few steps
     were trained, from 1 down, without the 0 at the end: there are exactly these steps. ``renoises`` says
     whether a model is shown each estimate with fresh noise, instead of what an Euler step makes of it:
-    weights that were trained so, and a model whose errors that corrects. ``unread`` are parts of names: such weights of its transformer are left out.
+    weights that were trained so, and a model whose errors that corrects. ``unread`` are parts of names: such
+    weights of its transformer are left out.
     """
 
     name: str

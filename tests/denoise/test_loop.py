@@ -237,17 +237,16 @@ def test_noise_is_fresh_only_where_a_velocity_is_computed_next(monkeypatch: pyte
         return fresh_noise(segment, step, like, stream)
 
     monkeypatch.setattr(loop, "fresh_noise", noted)
-    known = []
     adapter = FakeAdapter(spec)
     writer = PromptWriter(adapter, plan, None)
     begun = begin(adapter, plan, segment, writer.prompts(segment))
-    on_forward: list[SegmentState] = []
-    for _ in denoise(adapter, plan.settings, [segment], writer, lambda _: begun, on_forward.extend):
-        known.append(len(begun.known))
+    assert list(denoise(adapter, plan.settings, [segment], writer, lambda _: begun, lambda _: None)) == [
+        begun
+    ]
     computed = begun.pace.computed
     assert 0 < sum(computed) < len(computed)
     assert drawn == [step for step in range(len(computed) - 1) if computed[step + 1]]
-    assert known == [1]
+    assert len(begun.known) == 1
 
 
 def test_a_lead_stands_in_every_step_whatever_noise_is_added(renoising: Plan) -> None:
