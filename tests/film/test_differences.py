@@ -62,7 +62,7 @@ def test_the_same_film_is_the_same() -> None:
     [
         ({"seed": 1}, ["seed 0 -> 1"]),
         ({"steps": 12}, ["steps 3 -> 12"]),
-        ({"guidance": 2.5}, ["guidance 1.5 -> 2.5"]),
+        ({"guidance": 2.5}, ["guidance 3.0 -> 2.5"]),
         ({"speed": "fast"}, ["speed exact -> fast"]),
         ({"quantize": "fp8"}, ["quantize none -> fp8"]),
         ({"method": ("overlap=1", "lead_noise=0.4")}, ["lead noise 0.2 -> 0.4", "overlap none -> 1"]),

@@ -78,6 +78,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
         weights.mkdir()
         (weights / "model.safetensors").write_bytes(b"weights")
         spec = replace(MODELS["mini"], name="fake", weights=weights, steps=2, upscale=UPSCALE, fps=FPS)
+        spec = replace(spec, renoises=False, guidance=3.0)
         spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)
         spec = replace(spec, size_multiple=16, latent_channels=48, vocabulary=None, frames_per_latent=1)
         spec = replace(spec, seconds=0.5, max_latents=40)
