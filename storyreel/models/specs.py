@@ -419,7 +419,7 @@ MODELS: dict[str, ModelSpec] = {
             overlap=2,
             text_length=80,
             steps=16,  # 24 give the same pictures to the eye
-            # Measured (mini/README.md): Euler's steps with a guidance of 3 leave one clip in four a ruin.
+            # With fresh noise; what that is worth is in mini/README.md.
             guidance=1.5,
             renoises=True,
             dtype="float32",
