@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from storyreel.errors import MissingError, UsageError
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.keys import CUDA_FP8, ingredients
-from storyreel.models.device_errors import check_device, device_error, lacks_memory
+from storyreel.models.device_errors import check_device, device_error, lacks_memory, plugin_faults
 from storyreel.models.host import available_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
-from storyreel.plugins import FAULTS, Plugin
+from storyreel.plugins import Plugin
 from storyreel.stopping import Stop
 from storyreel.story.plan import Plan
 
@@ -211,7 +211,7 @@ class Engine:
             from storyreel.models.devices import pick_device
 
             make = plugin.function()
-            with faults_of(plugin):
+            with plugin_faults(plugin.words):
                 scorer = make(pick_device(self.device))
             for name in ("embed_texts", "embed_pictures"):
                 if not callable(getattr(scorer, name, None)):
@@ -241,35 +241,23 @@ class PluggedScorer:
     scorer: Any
 
     def embed_texts(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Return unit vectors (P, D). Raises UsageError else."""
+        """Return unit vectors (P, D) of texts. Raises UsageError where the plugin does not."""
         return self._vectors("embed_texts", prompts)
 
     def embed_pictures(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]. Raises UsageError else."""
+        """Return unit vectors (N, D) of pictures (N, 3, H, W) in [-1, 1]. Raises UsageError as for texts."""
         return self._vectors("embed_pictures", pictures)
 
     def _vectors(self, name: str, given: Any) -> torch.Tensor:
         import torch
 
-        with faults_of(self.plugin), redirect_stdout(sys.stderr):
+        with plugin_faults(self.plugin.words), redirect_stdout(sys.stderr):
             found = getattr(self.scorer, name)(given)
         if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(given):
             what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             words = f"{self.plugin.words}: {name} gives {what}, not vectors ({len(given)}, D)"
             raise UsageError(words, SCORER_REMEDY)
         return found
-
-
-@contextmanager
-def faults_of(plugin: Plugin) -> Iterator[None]:
-    """Turn whatever a plugin's code ends with into UsageError, but for full memory and broken devices."""
-    try:
-        yield
-    except FAULTS as error:
-        if lacks_memory(error) or device_error(error) is not None:
-            raise
-        words = f"{plugin.words} fails: {type(error).__name__}: {error}"
-        raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
 
 
 def check_attention(name: str, device: torch.device, spec: ModelSpec) -> None:

@@ -338,9 +338,7 @@ def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     weights = tmp_path / "fake-weights"
     weights.mkdir()
     (weights / "model.safetensors").write_bytes(b"weights")
-    spec = replace(
-        MODELS["mini"], name="fake", weights=weights, steps=3, renoises=False, seconds=0.5, upscale=1
-    )
+    spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
     # Small pictures, whatever mini draws; and nobody knows what a fake can draw.
     spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)
     spec = replace(spec, size_multiple=16, latent_channels=48, vocabulary=None, gallery=None)

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from storyreel.cli.app import run
+from storyreel.engine import PluggedScorer
 from storyreel.errors import MissingError, ScriptError, UsageError
 from storyreel.film.keys import film_facts, film_keys
 from storyreel.models.specs import find_model, model_names
-from storyreel.plugins import offered, using
+from storyreel.plugins import Plugin, offered, using
 from storyreel.rendering import render
 from storyreel.story.plan import Plan
 from tests.conftest import ROOT, VERSIONS, FakeEngine, Silent, plan_of
@@ -379,6 +380,17 @@ def test_what_is_wrong_with_one_is_said_in_one_error(
     assert told.count("error: ") == 1
     assert "Traceback" not in told
     assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_what_a_scorer_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    class Talking:
+        def embed_texts(self, prompts: list[str]) -> torch.Tensor:
+            print("at work")
+            return torch.ones(len(prompts), 4)
+
+    plugin = Plugin("scorers", "own", "mine", "mine:own", "a test", lambda: None)
+    assert PluggedScorer(plugin, Talking()).embed_texts(["a fox", "a dog"]).shape == (2, 4)
+    assert capsys.readouterr() == ("", "at work\n")
 
 
 MEASURE = "from storyreel.evaluation.metrics import Measure\nOWN = Measure({}, 't', 'u', 's')\n"

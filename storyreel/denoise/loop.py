@@ -15,8 +15,8 @@ from storyreel.errors import NumericsError, UsageError
 from storyreel.method.blending import published_blend, renoised, with_lead
 from storyreel.method.step_skipping import Pace, continued
 from storyreel.models.base import Adapter, Request, Text
-from storyreel.models.device_errors import device_error, lacks_memory
-from storyreel.plugins import FAULTS, Plugin
+from storyreel.models.device_errors import plugin_faults
+from storyreel.plugins import Plugin
 from storyreel.story.plan import Plan, Segment, Settings, Slot, derived_seed
 
 Blend = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]  # as `with_lead`
@@ -199,13 +199,8 @@ def plugged_blend(plugin: Plugin) -> Blend:
     formula = plugin.function()
 
     def blend(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        try:
+        with plugin_faults(plugin.words):
             blended = formula(x, lead, weights, noise, sigma)
-        except FAULTS as error:
-            if lacks_memory(error) or device_error(error) is not None:
-                raise
-            words = f"{plugin.words} fails: {type(error).__name__}: {error}"
-            raise UsageError(words, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
         if not isinstance(blended, Tensor) or blended.shape != x.shape:
             found = tuple(blended.shape) if isinstance(blended, Tensor) else type(blended).__name__
             words = f"{plugin.words} gives {found} for latents {tuple(x.shape)}"

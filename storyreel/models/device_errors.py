@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from storyreel.errors import MissingError, UsageError
+from storyreel.errors import MissingError, StoryreelError, UsageError
+from storyreel.plugins import FAULTS
 
 # torch has a class of its own for its allocator alone: what CUDA, cuBLAS, cuDNN and the pinning of memory
 # lack is a plain RuntimeError or torch.AcceleratorError, known by its words. cuBLAS and cuDNN that find no
@@ -59,3 +62,20 @@ def device_error(error: BaseException) -> MissingError | None:
         return MissingError(f"this build of torch cannot use the GPU ({reason})", remedy)
     remedy = "See what the driver says (nvidia-smi, dmesg), then run the same command again."
     return MissingError(f"the GPU is lost ({reason}); finished scenes are kept", remedy)
+
+
+@contextmanager
+def plugin_faults(words: str) -> Iterator[None]:
+    """Turn what a plugin's code ends with into UsageError, but for full memory and devices that are lost.
+
+    ``words`` say which plugin it is.
+    """
+    try:
+        yield
+    except StoryreelError:
+        raise
+    except FAULTS as error:
+        if lacks_memory(error) or device_error(error) is not None:
+            raise
+        told = f"{words} fails: {type(error).__name__}: {error}"
+        raise UsageError(told, "Correct it; STORYREEL_DEBUG=1 shows where that is.") from error
