@@ -67,7 +67,8 @@ app = typer.Typer(
     help="Make one coherent film from a story of scene pairs.",
     epilog="storyreel COMMAND --help says what each takes. Exit codes: 0 done; 1 failure; 2 usage; 65 a "
     "story with faults; 69 a model, weight, device or program is missing; 73 output cannot be written; "
-    "74 another process holds the output; 75 stopped, run again to go on; 130 interrupted.",
+    "74 another process holds the output; 75 stopped, run again to go on; 77 a licence is not accepted; "
+    "130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

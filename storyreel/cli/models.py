@@ -38,7 +38,7 @@ from storyreel.story.planning import DEFAULT_MODEL, Overrides
 from storyreel.story.vocabulary import listing, load_vocabulary
 
 ROUNDS, MINUTES = 3, 25
-LENT = "A lent GPU, and true sizes without a download"  # a group of options
+LENT = "An hour on a GPU, and true sizes without a download"  # a group of options
 
 
 def _models() -> list[str]:
@@ -290,7 +290,7 @@ def bench(
     """Time a model's variants against diffusers' own pipeline, in turn, on the same inputs.
 
     With --calculate, what they would take: without weights, without a GPU. With --gpu-day, all that is to be
-    measured on a lent GPU, as far as --minutes reach: a second run does what is missing.
+    measured on a GPU, as far as --minutes reach: a second run does what is missing.
     """
     check_device(device)
     exclude("--fit", fit, {"--json": as_json, "--quantize": quantize is not None, "--size": size is not None})

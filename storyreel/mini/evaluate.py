@@ -841,6 +841,7 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
         else:
             drawing = studio()
             made_of = {"weights": file_hash(folder / CHECKSUMS), "judge": file_hash(WEIGHTS), "clips": clips}
+            made_of["sampling"] = [drawing.spec.steps, drawing.spec.guidance, drawing.spec.renoises]
             made_of |= {"method": options.method} if options.method else {}
             _draw(drawing, name, Book(out, name, made_of), clips)
 
