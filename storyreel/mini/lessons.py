@@ -33,8 +33,9 @@ ALL_PAIRS = tuple(permutations(Character, 2))
 
 FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.34, 0.1  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
-TURNED = 0.15  # share of lessons that begin with something else
-PAIR_SHARE = 0.3  # share of crossed lessons with two characters
+TURNED = 0.35  # share of lessons that go on from something else
+ALONE_BEFORE, TOGETHER_BEFORE = 0.3, 0.1  # of those outside of stories: somebody comes, or leaves
+PAIR_SHARE = 0.4  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
 # Ways of telling a lesson, in hundredths; one that does not fit falls to the next that does.
 TELLINGS = {"nothing": 10, "scene": 10, "action": 8, "sentence": 4, "one text": 68}
@@ -84,46 +85,67 @@ HELD_OUT = tuple(
 
 def sample_example(rng: Random) -> Example:
     """Draw a lesson: a scene of a shipped story, or any character at any place."""
-    example = _any_example(rng)
-    return replace(example, clip=turned(rng, example.clip)) if rng.random() < TURNED else example
-
-
-def turned(rng: Random, clip: Clip) -> Clip:
-    """Return a clip in which everybody first does something that nobody is told, as in a film's next scene.
-
-    So the model learns how one pose becomes another. Nothing of that is shown that is held out.
-    """
-    whole = tuple(
-        action
-        for action in allowed_actions(clip.cast[0], clip.place)
-        if action not in BALL_ACTIONS | DOOR_ACTIONS
-        and all(action in allowed_actions(who, clip.place) for who in clip.cast)
-        and not any(held_out(who, clip.place, action) for who in clip.cast)
-    )
-    before, turn = rng.choice(whole), rng.uniform(0.0, 0.45)
-    return replace(clip, actors=tuple(replace(actor, before=before, turn=turn) for actor in clip.actors))
-
-
-def _any_example(rng: Random) -> Example:
-    share = rng.random()
-    if share < FIRST_STORY:
-        return story_example(rng, *_scene_of(rng, "nyc"))
+    share, former = rng.random(), None
     if share < FIRST_STORY + ANY_STORY:
-        return story_example(rng, *_scene_of(rng, rng.choice(tuple(STORIES))))
-    if share < FIRST_STORY + ANY_STORY + ACTION_ALONE:
-        return action_example(rng, *_scene_of(rng, rng.choice(tuple(STORIES))))
-    return crossed_example(rng)
+        story = "nyc" if share < FIRST_STORY else rng.choice(tuple(STORIES))
+        plot, cast = STORIES[story]
+        index = rng.randrange(len(PLOTS[plot]))
+        scene, before = PLOTS[plot][index], PLOTS[plot][max(0, index - 1)]
+        example = story_example(rng, scene, cast)
+        if before is not scene and before.place is scene.place and before.shows not in DOOR_ACTIONS:
+            former = _former(rng, example.clip, _shown(before, cast), before.shows, before.ball)
+    elif share < FIRST_STORY + ANY_STORY + ACTION_ALONE:
+        plot, cast = STORIES[rng.choice(tuple(STORIES))]
+        example = action_example(rng, rng.choice(PLOTS[plot]), cast)
+    else:
+        example = crossed_example(rng)
+    return replace(example, clip=turned(rng, example.clip, former)) if rng.random() < TURNED else example
 
 
-def _scene_of(rng: Random, story: str) -> tuple[Lesson, Cast]:
-    plot, cast = STORIES[story]
-    return rng.choice(PLOTS[plot]), cast
+def turned(rng: Random, clip: Clip, former: Clip | None = None) -> Clip:
+    """Return a clip that goes on from a ``former`` one, any if None, as the next scene of a film does.
+
+    So the model learns how one pose becomes another, and how somebody comes and leaves. Nothing of
+    that is shown that is held out.
+    """
+    if former is None:
+        former = _former(rng, clip, *_any_before(rng, clip))
+    return replace(clip, former=former, began=rng.uniform(0.4, 1.9), turn=rng.uniform(0.0, 0.3))
+
+
+def _any_before(rng: Random, clip: Clip) -> tuple[Sequence[Character], Action]:
+    """Draw who might have been there before, and what they did."""
+    who = clip.cast
+    if len(who) == 2 and rng.random() < ALONE_BEFORE:
+        who = who[:1]
+    elif len(who) == 1 and clip.place is not Place.SUBWAY_STAIRS and rng.random() < TOGETHER_BEFORE:
+        who = (who[0], rng.choice([one for one in Character if one is not who[0]]))
+    never = DOOR_ACTIONS | BALL_ACTIONS if len(who) > 1 else DOOR_ACTIONS
+    return who, rng.choice(
+        [
+            action
+            for action in allowed_actions(who[0], clip.place)
+            if action not in never
+            and all(action in allowed_actions(one, clip.place) for one in who)
+            and not any(held_out(one, clip.place, action) for one in who)
+        ]
+    )
+
+
+def _former(rng: Random, clip: Clip, who: Sequence[Character], action: Action, ball: bool = False) -> Clip:
+    """Return what ``who`` did before ``clip``, in the same looks, light and set."""
+    looks = {actor.character: actor.look for actor in clip.actors}
+    known, backdrop = [looks.get(one) for one in who], clip.backdrop
+    return stage_clip(rng, clip.place, who, action, ball, known, backdrop.light, backdrop.arrangement)
+
+
+def _shown(scene: Lesson, cast: Cast) -> Sequence[Character]:
+    return (cast.first, cast.second) if scene.pair else (cast.first,)
 
 
 def story_example(rng: Random, scene: Lesson, cast: Cast, exact: float = EXACT_WORDS) -> Example:
     """Draw a clip of a story's scene, told in its own words with probability ``exact``."""
-    who = (cast.first, cast.second) if scene.pair else (cast.first,)
-    clip = stage_clip(rng, scene.place, who, scene.shows, scene.ball)
+    clip = stage_clip(rng, scene.place, _shown(scene, cast), scene.shows, scene.ball)
     prop = scene.ball and scene.shows not in BALL_ACTIONS  # only the story's words tell of it
     if prop or rng.random() < exact:
         alone = scene.alone is scene.shows and not prop

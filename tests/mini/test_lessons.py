@@ -13,6 +13,7 @@ from storyreel.mini.lessons import (
     ALL_PAIRS,
     HELD_OUT,
     TELLINGS,
+    TURNED,
     Example,
     action_example,
     all_texts,
@@ -103,8 +104,26 @@ def test_some_combinations_are_never_taught(examples: list[Example]) -> None:
     for clip in taught:
         if len(clip.actors) == 1:
             assert (clip.actors[0].character, clip.place, clip.action) not in forbidden
+        if clip.former is not None:
+            assert not forbidden & {(who, clip.place, clip.former.action) for who in clip.former.cast}
     drawn = [held_out_example(rng).clip for _ in range(50)]
     assert {(c.actors[0].character, c.place, c.action) for c in drawn} <= forbidden
+
+
+def test_a_third_of_the_lessons_goes_on_from_another_in_the_same_set_light_and_looks(
+    examples: list[Example],
+) -> None:
+    on = [(e.clip, e.clip.former) for e in examples if e.clip.former is not None]
+    assert near(len(on), len(examples), TURNED)
+    for clip, former in on:
+        assert former.place is clip.place
+        assert former.backdrop.light is clip.backdrop.light
+        assert former.backdrop.arrangement == clip.backdrop.arrangement
+        looks = {actor.character: actor.look for actor in former.actors}
+        assert all(looks.get(actor.character, actor.look) == actor.look for actor in clip.actors)
+        assert former.action not in DOOR_ACTIONS
+    assert any(len(former.cast) < len(clip.cast) for clip, former in on)
+    assert any(len(former.cast) > len(clip.cast) for clip, former in on)
 
 
 def test_no_story_scene_is_held_out() -> None:

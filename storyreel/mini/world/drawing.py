@@ -18,6 +18,7 @@ from .basics import (
     WHITE,
     ByteArray,
     Point,
+    mix,
     shade,
 )
 from .canvas import Canvas
@@ -35,9 +36,10 @@ from .model import (
     View,
     tag_of,
 )
-from .motions import ball_position, door_opening, door_progress, pose_actor
+from .motions import Turn, ball_position, door_opening, door_progress, leaving_at, pose_actor, turns_at
 from .places import PLACE_STYLES, door_centre, draw_door
 
+LEAVING = 3  # the owner whose tags mark somebody that leaves the picture
 _IS_OWNED = [0] + 255 * [255]  # from tags to coverage
 
 # What light multiplies the colours of the scenery and of the actors by.
@@ -75,29 +77,52 @@ class Stage:
         if self._style.animate:
             self._style.animate(canvas, clip.backdrop, t, view.width)
         canvas.origin = 0.0
-        poses = [pose_actor(actor, t, view, self._style.bench) for actor in clip.actors]
-        for pose in () if empty else poses:
+        bench = self._style.bench
+        turns = turns_at(clip, t, view, bench)
+        poses = [
+            pose_actor(actor, t, view, bench, turn) for actor, turn in zip(clip.actors, turns, strict=True)
+        ]
+        leaving = leaving_at(clip, t, view, bench)
+        for pose in () if empty else (*poses, *(pose for _, pose in leaving)):
             if pose.shadow:
                 self._draw_shadow(canvas, pose)
         order = sorted(range(len(poses)), key=lambda index: clip.actors[index].depth)
         anchors = {}
+        for actor, pose in () if empty else leaving:
+            draw_actor(canvas, actor, pose, tag_of(LEAVING, Part.BODY))
         for index in () if empty else order:
             anchors[index] = draw_actor(
                 canvas, clip.actors[index], poses[index], tag_of(index + 1, Part.BODY)
             )
-        if clip.ball and not empty:
-            x, y = ball_position(clip.actors[0], poses[0], anchors[0], clip.actors[0].clock(t), view)
+        ball = None if empty else self._ball(poses[0], anchors[0], turns[0], t)
+        if ball:
             with canvas.owned(BALL_TAG):
-                draw_ball(canvas, x, y)
+                draw_ball(canvas, *ball)
         if clip.backdrop.door:
             inside = clip.place is Place.SUBWAY_TRAIN
-            progress = door_progress(clip.actors[0], clip.actors[0].clock(t), inside)
+            progress = door_progress(clip.actors[0], turns[0].clock, inside)
             opening = door_opening(progress) if clip.action in DOOR_ACTIONS else 0.0
             draw_door(canvas, clip.backdrop, view.width, opening)
         if self._style.overlay:
             canvas.origin = pan
             self._style.overlay(canvas, clip.backdrop, t, view.width)
         return self._finish(canvas.image)
+
+    def _ball(self, pose: Pose, anchors: Anchors, turn: Turn, t: float) -> Point | None:
+        """Return where the ball is, if there is one; it rolls in and out of the picture as its clip turns."""
+        clip, view = self.clip, self.view
+        own = former = None
+        if clip.ball:
+            own = ball_position(clip.actors[0], pose, anchors, turn.clock, view)
+        if turn.done == 1.0 or clip.former is None:
+            return own
+        aside = (view.width + 2 * BALL_RADIUS, view.ground - BALL_RADIUS)
+        if clip.former.ball and turn.former and turn.start:
+            former = ball_position(turn.former, turn.start, anchors, clip.began + t, view)
+        if own is None and former is None:
+            return None
+        (x, y), (to_x, to_y) = former or aside, own or aside
+        return mix(x, to_x, turn.done), mix(y, to_y, turn.done)
 
     def _window(self, t: float) -> Canvas:
         """Return a canvas holding the part of the scenery that the camera sees."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 from .basics import (
     BALL_RADIUS,
@@ -20,6 +21,7 @@ from .model import (
     Action,
     Actor,
     Anchors,
+    Clip,
     Pose,
     View,
 )
@@ -372,21 +374,74 @@ MOTIONS: dict[Action, MotionFunction] = {
 
 
 TURNING = 0.25  # world seconds in which one pose becomes another
+HURRY = 75.0  # view units a world second: how fast somebody goes to another mark
+NEAR = 8.0  # view units that nobody takes steps for
 # What of a pose goes over smoothly; the rest changes half-way.
 _SMOOTH = (
     *("x", "y", "size", "facing", "front", "slope", "reach", "bob", "hop", "yaw", "pitch", "tilt"),
     *("tail", "smile", "kick", "lean", "crouch"),
 )
+BENCH: Colour = (125, 82, 50)
 
 
-def pose_actor(actor: Actor, t: float, view: View, bench: Colour = (125, 82, 50)) -> Pose:
-    """Return the actor's pose ``t`` seconds into the clip."""
-    done = 1.0 if actor.before is None else ease((t - actor.turn) / TURNING)
-    pose = _pose(actor, actor.clock(t), view, bench)
-    if actor.before is None or done == 1.0:
+class Turn(NamedTuple):
+    """Where an actor is on the way from the former clip: how far, 0 to 1, and the clock of its own action."""
+
+    former: Actor | None
+    start: Pose | None
+    done: float
+    clock: float
+
+
+def turns_at(clip: Clip, t: float, view: View, bench: Colour = BENCH) -> tuple[Turn, ...]:
+    """Return for every actor how far it is ``t`` seconds into the clip."""
+    if clip.former is None:
+        return tuple(Turn(None, None, 1.0, t) for _ in clip.actors)
+    return tuple(_turn(clip, clip.former, actor, t, view, bench) for actor in clip.actors)
+
+
+def _turn(clip: Clip, before: Clip, actor: Actor, t: float, view: View, bench: Colour) -> Turn:
+    former = next((one for one in before.actors if one.character is actor.character), None)
+    former = former or _in_the_wings(actor, view)
+    start = _pose(former, clip.began + t, view, bench)
+    lasts = _lasts(start, _pose(actor, 0.0, view, bench))
+    clock = max(0.0, t - clip.turn - lasts + TURNING)
+    return Turn(former, start, ease((t - clip.turn) / lasts), clock)
+
+
+def _lasts(start: Pose, end: Pose) -> float:
+    way = abs(end.x - start.x)
+    return TURNING + (way / HURRY if way > NEAR else 0.0)
+
+
+def _in_the_wings(actor: Actor, view: View) -> Actor:
+    """Return the actor where it waits out of sight, beyond the nearer edge."""
+    aside = 0.8 * actor.size / view.width
+    return replace(actor, action=Action.STAND, x=1.0 + aside if actor.x > 0.5 else -aside, speed=0.0)
+
+
+def leaving_at(clip: Clip, t: float, view: View, bench: Colour = BENCH) -> list[tuple[Actor, Pose]]:
+    """Return who was in the former clip alone, and how it leaves the picture ``t`` seconds into the clip."""
+    poses = []
+    for actor in clip.former.actors if clip.former else ():
+        if actor.character in clip.cast:
+            continue
+        start = _pose(actor, clip.began + t, view, bench)
+        gone = _pose(_in_the_wings(actor, view), t, view, bench)
+        done = ease((t - clip.turn) / _lasts(start, gone))
+        if done < 1.0:
+            poses.append((actor, _between(start, gone, done, actor, t)))
+    return poses
+
+
+def pose_actor(actor: Actor, t: float, view: View, bench: Colour = BENCH, turn: Turn | None = None) -> Pose:
+    """Return the actor's pose ``t`` seconds into the clip, or where it is in its ``turn``."""
+    if turn is None:
+        return _pose(actor, t, view, bench)
+    pose = _pose(actor, turn.clock, view, bench)
+    if turn.start is None or turn.done == 1.0:
         return pose
-    former = replace(actor, action=actor.before, before=None, speed=0.0)
-    return _between(_pose(former, t, view, bench), pose, done)
+    return _between(turn.start, pose, turn.done, actor, t)
 
 
 def _pose(actor: Actor, t: float, view: View, bench: Colour) -> Pose:
@@ -409,8 +464,10 @@ def _pose(actor: Actor, t: float, view: View, bench: Colour) -> Pose:
     return pose
 
 
-def _between(former: Pose, pose: Pose, done: float) -> Pose:
-    """Return the pose on the way from one to another; who sits down or gets up, hops."""
+def _between(former: Pose, pose: Pose, done: float, actor: Actor, t: float) -> Pose:
+    """Return the pose on the way from one to another: who sits or gets up hops, who has far to go runs."""
+    way = pose.x - former.x
+    runs = abs(way) > NEAR and done > 0.0
     smooth: dict[str, float] = {
         name: mix(getattr(former, name), getattr(pose, name), done) for name in _SMOOTH
     }
@@ -420,7 +477,13 @@ def _between(former: Pose, pose: Pose, done: float) -> Pose:
         tuple(mix(one, other, done) for one, other in zip(arm, later, strict=True))
         for arm, later in zip(former.arms, pose.arms, strict=True)
     )
-    return replace(pose if done >= 0.5 else former, **smooth, arms=((a, b), (c, d)))  # type: ignore[arg-type]
+    there = replace(pose if done >= 0.5 else former, **smooth, arms=((a, b), (c, d)))  # type: ignore[arg-type]
+    if runs:
+        there.stance, there.snore, there.eyes_closed = "stand", None, False
+        _gallop(there, actor, t)
+        there.facing = math.copysign(1.0, way)
+        there.front, there.yaw = 0.4, 0.6 * there.facing
+    return there
 
 
 def _release_time(actor: Actor) -> float:
