@@ -101,7 +101,7 @@ class Opinion:
 
 
 def truth(clip: Clip) -> Verdict:
-    """Return the right verdict on a true clip."""
+    """Return the right verdict on a true clip: what it goes over to, not what its former one shows."""
     looks = {actor.character: actor.look for actor in clip.actors}
     backdrop = clip.backdrop
     return Verdict(frozenset(looks), clip.place, clip.action, looks, backdrop.light, backdrop.arrangement)
@@ -247,6 +247,16 @@ def loosened(rng: Random, clip: Clip) -> Clip:
             tint=(rng.randint(-9, 9), rng.randint(-9, 9), rng.randint(-9, 9)),
         )
 
+    actors = {actor.character: free(actor) for actor in clip.actors}
+
+    def freed(former: Actor) -> Actor:
+        same = actors.get(former.character)
+        free_one = free(former)
+        return replace(free_one, size=same.size, tint=same.tint) if same else free_one
+
     ground = clip.backdrop.ground + rng.uniform(-1.0, 0.8)
-    actors = tuple(free(actor) for actor in clip.actors)
-    return replace(clip, backdrop=replace(clip.backdrop, ground=ground), actors=actors)
+    backdrop = replace(clip.backdrop, ground=ground)
+    former = clip.former and replace(
+        clip.former, backdrop=backdrop, actors=tuple(freed(actor) for actor in clip.former.actors)
+    )
+    return replace(clip, backdrop=backdrop, actors=tuple(actors.values()), former=former)

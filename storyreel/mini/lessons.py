@@ -20,6 +20,7 @@ from .world import (
     Telling,
     allowed_actions,
     caption,
+    comes_in,
     lit,
     sample_clip,
     sample_telling,
@@ -33,7 +34,7 @@ ALL_PAIRS = tuple(permutations(Character, 2))
 
 FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.34, 0.1  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
-TURNED = 0.35  # share of lessons that go on from something else
+GOING_ON = 0.25  # share of lessons that go on from another
 ALONE_BEFORE, TOGETHER_BEFORE = 0.3, 0.1  # of those outside of stories: somebody comes, or leaves
 PAIR_SHARE = 0.4  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
@@ -85,32 +86,36 @@ HELD_OUT = tuple(
 
 def sample_example(rng: Random) -> Example:
     """Draw a lesson: a scene of a shipped story, or any character at any place."""
-    share, former = rng.random(), None
+    share, before = rng.random(), None
     if share < FIRST_STORY + ANY_STORY:
-        story = "nyc" if share < FIRST_STORY else rng.choice(tuple(STORIES))
-        plot, cast = STORIES[story]
+        plot, cast = STORIES["nyc" if share < FIRST_STORY else rng.choice(tuple(STORIES))]
         index = rng.randrange(len(PLOTS[plot]))
-        scene, before = PLOTS[plot][index], PLOTS[plot][max(0, index - 1)]
+        scene, before = PLOTS[plot][index], PLOTS[plot][index - 1] if index else None
         example = story_example(rng, scene, cast)
-        if before is not scene and before.place is scene.place and before.shows not in DOOR_ACTIONS:
-            former = _former(rng, example.clip, _shown(before, cast), before.shows, before.ball)
     elif share < FIRST_STORY + ANY_STORY + ACTION_ALONE:
         plot, cast = STORIES[rng.choice(tuple(STORIES))]
         example = action_example(rng, rng.choice(PLOTS[plot]), cast)
     else:
         example = crossed_example(rng)
-    return replace(example, clip=turned(rng, example.clip, former)) if rng.random() < TURNED else example
+    if rng.random() >= GOING_ON:
+        return example
+    if before is None or before.place is not example.clip.place or before.shows in DOOR_ACTIONS:
+        return replace(example, clip=going_on(rng, example.clip))
+    former = _former(rng, example.clip, before.who(cast), before.shows, before.ball)
+    return replace(example, clip=going_on(rng, example.clip, former))
 
 
-def turned(rng: Random, clip: Clip, former: Clip | None = None) -> Clip:
-    """Return a clip that goes on from a ``former`` one, any if None, as the next scene of a film does.
+def going_on(rng: Random, clip: Clip, former: Clip | None = None) -> Clip:
+    """Return the clip as one that goes on from a ``former`` one, any if None, as a film's next scene does.
 
-    So the model learns how one pose becomes another, and how somebody comes and leaves. Nothing of
-    that is shown that is held out.
+    So the model learns how one pose becomes another, and how somebody comes and leaves. Nobody did before
+    what is held out, but who has far to go runs. Who comes in by a door was nowhere before.
     """
+    if clip.action in DOOR_ACTIONS and comes_in(clip.action, clip.place is Place.SUBWAY_TRAIN):
+        return clip
     if former is None:
         former = _former(rng, clip, *_any_before(rng, clip))
-    return replace(clip, former=former, began=rng.uniform(0.4, 1.9), turn=rng.uniform(0.0, 0.3))
+    return replace(clip, former=former, began=rng.uniform(0.4, 1.6), turn=rng.uniform(-0.1, 0.3))
 
 
 def _any_before(rng: Random, clip: Clip) -> tuple[Sequence[Character], Action]:
@@ -139,13 +144,9 @@ def _former(rng: Random, clip: Clip, who: Sequence[Character], action: Action, b
     return stage_clip(rng, clip.place, who, action, ball, known, backdrop.light, backdrop.arrangement)
 
 
-def _shown(scene: Lesson, cast: Cast) -> Sequence[Character]:
-    return (cast.first, cast.second) if scene.pair else (cast.first,)
-
-
 def story_example(rng: Random, scene: Lesson, cast: Cast, exact: float = EXACT_WORDS) -> Example:
     """Draw a clip of a story's scene, told in its own words with probability ``exact``."""
-    clip = stage_clip(rng, scene.place, _shown(scene, cast), scene.shows, scene.ball)
+    clip = stage_clip(rng, scene.place, scene.who(cast), scene.shows, scene.ball)
     prop = scene.ball and scene.shows not in BALL_ACTIONS  # only the story's words tell of it
     if prop or rng.random() < exact:
         alone = scene.alone is scene.shows and not prop
@@ -171,10 +172,10 @@ def action_example(rng: Random, scene: Lesson, cast: Cast) -> Example:
     return Example(clip, "", words(scene.action, cast, telling.nouns), True, telling)
 
 
-def crossed_example(rng: Random) -> Example:
+def crossed_example(rng: Random, pairs: float = PAIR_SHARE) -> Example:
     """Draw any character, or two, doing anything anywhere, but for what is held out."""
     who: Sequence[Character] = (rng.choice(tuple(Character)),)
-    if rng.random() < PAIR_SHARE:
+    if rng.random() < pairs:
         who = rng.choice(PAIRS if rng.random() < STORY_PAIRS else ALL_PAIRS)
     return _captioned(rng, crossed_clip(rng, who))
 

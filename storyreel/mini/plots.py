@@ -36,6 +36,10 @@ class Lesson:
         """Whether the second character of the cast is on stage too."""
         return "{second" in self.scene + self.action
 
+    def who(self, cast: Cast) -> tuple[Character, ...]:
+        """Who of the cast is on stage."""
+        return (cast.first, cast.second) if self.pair else (cast.first,)
+
 
 @dataclass(frozen=True)
 class Cast:

@@ -52,7 +52,7 @@ def truths() -> dict[tuple[str, str], Verdict]:
     """Return what a clip of each scene and action prompt of the shipped stories must show."""
     return {
         (words(lesson.scene, cast), words(lesson.action, cast)): Verdict(
-            frozenset((cast.first, cast.second) if lesson.pair else (cast.first,)), lesson.place, lesson.shows
+            frozenset(lesson.who(cast)), lesson.place, lesson.shows
         )
         for plot, cast in STORIES.values()
         for lesson in PLOTS[plot]

@@ -31,10 +31,11 @@ from storyreel.mini.judge import (
     loosened,
     truth,
 )
-from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, sample_example
+from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, going_on, sample_example
 from storyreel.mini.spoiling import filmed, spoilt
 from storyreel.mini.training.judge import Truth, judge_loss, where_of
 from storyreel.mini.world import (
+    LEAVER,
     Action,
     Character,
     Light,
@@ -251,6 +252,17 @@ def test_a_ball_is_nobody() -> None:
     fox = (owners_of(footage.tags) == 1).mean()
     shown = where_of(footage)[..., 1:].sum(-1).mean()
     assert float(shown) == pytest.approx(float(fox), abs=2e-3)
+
+
+def test_who_leaves_is_still_somebody() -> None:
+    rng = Random(0)
+    clip = stage_clip(rng, Place.CENTRAL_PARK, (Character.FOX,), Action.SIT)
+    former = stage_clip(rng, Place.CENTRAL_PARK, (Character.FOX, Character.PANDA), Action.SIT)
+    footage = filmed(going_on(rng, clip, former), (0.0,))
+    panda = (owners_of(footage.tags) == LEAVER).mean()
+    assert panda > 0
+    shown = where_of(footage)[..., 1 + CHARACTERS.index(Character.PANDA)].mean()
+    assert float(shown) == pytest.approx(float(panda), abs=2e-3)
 
 
 def test_of_a_spoilt_clip_nothing_but_ruin_is_asked(untrained: Judge) -> None:

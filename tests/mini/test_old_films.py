@@ -61,7 +61,7 @@ def test_in_a_true_film_nothing_is_named(
     film = tmp_path / f"{story}.mp4"
     with writer.SegmentWriter(film, WIDTH, HEIGHT, int(FPS), 1) as encoder:
         for seed, lesson in enumerate(PLOTS[plot]):
-            who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+            who = lesson.who(cast)
             clip = stage_clip(Random(seed), lesson.place, who, lesson.shows, lesson.ball)
             encoder.write(draw_clip(clip, 24, FPS, WIDTH, HEIGHT)[0].tobytes())
     assert unrecognised(story, film, capsys) == set()

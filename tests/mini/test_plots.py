@@ -28,7 +28,7 @@ def test_shipped_stories_say_what_the_plots_say(name: str) -> None:
 def test_every_scene_can_be_drawn(name: str) -> None:
     plot, cast = STORIES[name]
     for lesson in PLOTS[plot]:
-        who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+        who = lesson.who(cast)
         clip = stage_clip(Random(0), lesson.place, who, lesson.shows, lesson.ball)
         _, tags = draw_clip(clip, 5, 2.5, 96, 64)
         owners = owners_of(tags)

@@ -44,7 +44,7 @@ def drawn(index: int, seed: int = 1) -> Tensor:
     """A true clip of a scene of the story `dc`."""
     plot, cast = STORIES["dc"]
     lesson = PLOTS[plot][index]
-    who = (cast.first, cast.second) if lesson.pair else (cast.first,)
+    who = lesson.who(cast)
     clip = stage_clip(Random(seed), lesson.place, who, lesson.shows, lesson.ball)
     images, _ = draw_clip(clip, FRAMES, FPS, WIDTH, HEIGHT)
     return torch.from_numpy(images)

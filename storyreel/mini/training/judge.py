@@ -28,9 +28,19 @@ from storyreel.mini.judge import (
     loosened,
     truth,
 )
-from storyreel.mini.lessons import ALL_PAIRS, FPS, sample_example, turned
+from storyreel.mini.lessons import ALL_PAIRS, FPS, going_on, sample_example
 from storyreel.mini.spoiling import Footage, filmed, foreign, spoilt
-from storyreel.mini.world import COLOURS, Character, Clip, Place, owners_of, sample_clip, stage_clip, wear_of
+from storyreel.mini.world import (
+    COLOURS,
+    LEAVER,
+    Character,
+    Clip,
+    Place,
+    owners_of,
+    sample_clip,
+    stage_clip,
+    wear_of,
+)
 
 from .loop import Average, AverageState, Run, autocast, cosine
 
@@ -38,7 +48,7 @@ SEED = 7_000_003  # far from the seeds of the model's lessons
 FRAMES = 13
 Truth = tuple[Verdict, Tensor]  # and who is in each of the judge's cells
 PAIR_SHARE = 0.35
-TURNED = 0.25
+GOING_ON = 0.25
 SPOILT_SHARE = 0.25
 FOREIGN_SHARE = 0.15  # of the spoilt
 UNSEEN = 400  # true clips that a save measures, and half as many spoilt ones
@@ -47,14 +57,14 @@ UNSEEN = 400  # true clips that a save measures, and half as many spoilt ones
 def any_clip(rng: Random) -> Clip:
     """Draw a clip of the model's lessons, or of any combination at all; loosened.
 
-    Some begin with another action, as a film's scenes do.
+    Some go on from another, as a film's scenes do.
     """
     if rng.random() < 0.4:
         return loosened(rng, sample_example(rng).clip)
     place = rng.choice(tuple(Place))
     who = rng.choice(ALL_PAIRS) if rng.random() < PAIR_SHARE else (rng.choice(tuple(Character)),)
     clip = stage_clip(rng, place, who, sample_clip(rng, place, who).action)
-    return loosened(rng, turned(rng, clip) if rng.random() < TURNED else clip)
+    return loosened(rng, going_on(rng, clip) if rng.random() < GOING_ON else clip)
 
 
 def footage_of(rng: Random, clip: Clip) -> Footage:
@@ -77,10 +87,15 @@ def worsened(videos: Tensor, rng: Random, noise: torch.Generator) -> Tensor:
 
 def where_of(footage: Footage) -> Tensor:
     """Return how much of each of the judge's cells nobody covers, and each character: (T, h, w, 7)."""
-    numbers = [0] + [1 + CHARACTERS.index(actor.character) for actor in footage.clip.actors]
+    clip = footage.clip
+    numbers = torch.zeros(256, dtype=torch.long)  # of owners; the ball is nobody
+    for owner, who in enumerate(clip.cast, 1):
+        numbers[owner] = 1 + CHARACTERS.index(who)
+    for who in clip.former.cast if clip.former else ():
+        if who not in clip.cast:
+            numbers[LEAVER] = 1 + CHARACTERS.index(who)
     owners = torch.from_numpy(owners_of(footage.tags)).long()
-    owners[owners >= len(numbers)] = 0  # the ball
-    shown = F.one_hot(torch.tensor(numbers)[owners], 1 + len(CHARACTERS)).permute(0, 3, 1, 2).float()
+    shown = F.one_hot(numbers[owners], 1 + len(CHARACTERS)).permute(0, 3, 1, 2).float()
     cells = F.adaptive_avg_pool2d(shown, (SIZE[1] // CELL, SIZE[0] // CELL))
     return cells.permute(0, 2, 3, 1)
 

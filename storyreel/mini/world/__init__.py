@@ -22,6 +22,7 @@ from .model import (
     COLOURS,
     DOOR_ACTIONS,
     DUET_ACTIONS,
+    LEAVER,
     LOOKS,
     PEOPLE,
     Action,
@@ -37,6 +38,7 @@ from .model import (
     tag_of,
     wear_of,
 )
+from .motions import comes_in
 from .sampling import sample_clip, stage_clip
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "COLOURS",
     "DOOR_ACTIONS",
     "DUET_ACTIONS",
+    "LEAVER",
     "LOOKS",
     "PEOPLE",
     "Action",
@@ -63,6 +66,7 @@ __all__ = [
     "Telling",
     "allowed_actions",
     "caption",
+    "comes_in",
     "draw_clip",
     "draw_frame",
     "lit",

@@ -25,6 +25,7 @@ from .canvas import Canvas
 from .characters import draw_animal, draw_person
 from .model import (
     DOOR_ACTIONS,
+    LEAVER,
     PEOPLE,
     Actor,
     Anchors,
@@ -36,10 +37,9 @@ from .model import (
     View,
     tag_of,
 )
-from .motions import Turn, ball_position, door_opening, door_progress, leaving_at, pose_actor, turns_at
+from .motions import Shown, ball_position, door_opening, door_progress, shown_at
 from .places import PLACE_STYLES, door_centre, draw_door
 
-LEAVING = 3  # the owner whose tags mark somebody that leaves the picture
 _IS_OWNED = [0] + 255 * [255]  # from tags to coverage
 
 # What light multiplies the colours of the scenery and of the actors by.
@@ -77,30 +77,24 @@ class Stage:
         if self._style.animate:
             self._style.animate(canvas, clip.backdrop, t, view.width)
         canvas.origin = 0.0
-        bench = self._style.bench
-        turns = turns_at(clip, t, view, bench)
-        poses = [
-            pose_actor(actor, t, view, bench, turn) for actor, turn in zip(clip.actors, turns, strict=True)
-        ]
-        leaving = leaving_at(clip, t, view, bench)
-        for pose in () if empty else (*poses, *(pose for _, pose in leaving)):
-            if pose.shadow:
-                self._draw_shadow(canvas, pose)
-        order = sorted(range(len(poses)), key=lambda index: clip.actors[index].depth)
+        shown, leaving = shown_at(clip, t, view, self._style.bench)
+        if empty:
+            leaving = []
+        for one in () if empty else (*shown, *leaving):
+            if one.pose.shadow:
+                self._draw_shadow(canvas, one.pose)
+        for one in leaving:
+            draw_actor(canvas, one.actor, one.pose, tag_of(LEAVER, Part.BODY))
         anchors = {}
-        for actor, pose in () if empty else leaving:
-            draw_actor(canvas, actor, pose, tag_of(LEAVING, Part.BODY))
-        for index in () if empty else order:
-            anchors[index] = draw_actor(
-                canvas, clip.actors[index], poses[index], tag_of(index + 1, Part.BODY)
-            )
-        ball = None if empty else self._ball(poses[0], anchors[0], turns[0], t)
+        for index in () if empty else sorted(range(len(shown)), key=lambda i: clip.actors[i].depth):
+            actor, pose, *_ = shown[index]
+            anchors[index] = draw_actor(canvas, actor, pose, tag_of(index + 1, Part.BODY))
+        ball = None if empty else self._ball(shown[0], anchors[0], t)
         if ball:
             with canvas.owned(BALL_TAG):
                 draw_ball(canvas, *ball)
         if clip.backdrop.door:
-            inside = clip.place is Place.SUBWAY_TRAIN
-            progress = door_progress(clip.actors[0], turns[0].clock, inside)
+            progress = door_progress(shown[0].actor, shown[0].clock, clip.place is Place.SUBWAY_TRAIN)
             opening = door_opening(progress) if clip.action in DOOR_ACTIONS else 0.0
             draw_door(canvas, clip.backdrop, view.width, opening)
         if self._style.overlay:
@@ -108,21 +102,19 @@ class Stage:
             self._style.overlay(canvas, clip.backdrop, t, view.width)
         return self._finish(canvas.image)
 
-    def _ball(self, pose: Pose, anchors: Anchors, turn: Turn, t: float) -> Point | None:
-        """Return where the ball is, if there is one; it rolls in and out of the picture as its clip turns."""
-        clip, view = self.clip, self.view
-        own = former = None
+    def _ball(self, first: Shown, anchors: Anchors, t: float) -> Point | None:
+        """Return where the ball is, if there is one; after a former clip, it rolls in or out."""
+        clip, view, own = self.clip, self.view, None
         if clip.ball:
-            own = ball_position(clip.actors[0], pose, anchors, turn.clock, view)
-        if turn.done == 1.0 or clip.former is None:
+            own = ball_position(first.actor, first.pose, anchors, first.clock, view)
+        if first.own == 1.0 or clip.former is None or not (clip.ball or clip.former.ball):
             return own
-        aside = (view.width + 2 * BALL_RADIUS, view.ground - BALL_RADIUS)
-        if clip.former.ball and turn.former and turn.start:
-            former = ball_position(turn.former, turn.start, anchors, clip.began + t, view)
-        if own is None and former is None:
-            return None
-        (x, y), (to_x, to_y) = former or aside, own or aside
-        return mix(x, to_x, turn.done), mix(y, to_y, turn.done)
+        aside = (view.width + 2 * BALL_RADIUS, view.ground - BALL_RADIUS + 1)
+        x, y = aside
+        if clip.former.ball:
+            x, y = ball_position(clip.former.actors[0], first.pose, anchors, clip.began + t, view)
+        to_x, to_y = own or aside
+        return mix(x, to_x, first.own), mix(y, to_y, first.own)
 
     def _window(self, t: float) -> Canvas:
         """Return a canvas holding the part of the scenery that the camera sees."""
@@ -202,7 +194,7 @@ def draw_frame(clip: Clip, t_seconds: float, width: int, height: int) -> tuple[B
     """Draw one frame of a clip.
 
     Returns the image, uint8 (height, width, 3), and the tags, uint8 (height, width): 0 for
-    the background, `model.tag_of` an actor (1, 2, ...) and its part, ``BALL_TAG`` for the ball.
+    the background, `model.tag_of` an actor (1, 2, ..., ``LEAVER``) and its part, ``BALL_TAG`` for the ball.
     """
     return Stage(clip, width, height).frame(t_seconds)
 

@@ -260,6 +260,11 @@ def door_progress(actor: Actor, t: float, inside: bool) -> float:
     return progress if leaving else 1.12 - progress
 
 
+def comes_in(action: Action, inside: bool) -> bool:
+    """Tell whether a door action brings somebody into the picture."""
+    return (action is Action.GET_OFF) != inside
+
+
 def door_opening(progress: float) -> float:
     """Return how far the door is open (0 to 1) at a passenger's ``progress``."""
     return 1 - ease((progress - 0.82) / 0.22)
@@ -373,75 +378,85 @@ MOTIONS: dict[Action, MotionFunction] = {
 }
 
 
-TURNING = 0.25  # world seconds in which one pose becomes another
-HURRY = 75.0  # view units a world second: how fast somebody goes to another mark
-NEAR = 8.0  # view units that nobody takes steps for
-# What of a pose goes over smoothly; the rest changes half-way.
+PASSING = 0.25  # world seconds in which one pose becomes another
+HURRY = 90.0  # view units a world second: how fast somebody runs to another mark
+NEAR = 12.0  # view units that nobody runs for
+# Somebody who is there already need not come: world seconds that such actions take to begin with.
+_ARRIVED = {Action.MEET: 0.6, Action.CATCH: 0.6, Action.CAUGHT: 0.5}
 _SMOOTH = (
     *("x", "y", "size", "facing", "front", "slope", "reach", "bob", "hop", "yaw", "pitch", "tilt"),
     *("tail", "smile", "kick", "lean", "crouch"),
 )
-BENCH: Colour = (125, 82, 50)
 
 
-class Turn(NamedTuple):
-    """Where an actor is on the way from the former clip: how far, 0 to 1, and the clock of its own action."""
+class Shown(NamedTuple):
+    """An actor in a picture: its pose, the clock of its action, and how far that has begun, 0 to 1."""
 
-    former: Actor | None
-    start: Pose | None
-    done: float
+    actor: Actor
+    pose: Pose
     clock: float
+    own: float = 1.0
 
 
-def turns_at(clip: Clip, t: float, view: View, bench: Colour = BENCH) -> tuple[Turn, ...]:
-    """Return for every actor how far it is ``t`` seconds into the clip."""
-    if clip.former is None:
-        return tuple(Turn(None, None, 1.0, t) for _ in clip.actors)
-    return tuple(_turn(clip, clip.former, actor, t, view, bench) for actor in clip.actors)
+def shown_at(clip: Clip, t: float, view: View, bench: Colour) -> tuple[list[Shown], list[Shown]]:
+    """Return a clip's actors ``t`` world seconds into it, and who of its former clip is on the way out."""
+    former = clip.former
+    if former is None:
+        return [Shown(actor, _pose(actor, t, view, bench), t) for actor in clip.actors], []
+    earlier = {actor.character: actor for actor in former.actors}
+    actors = [
+        _passing(clip, earlier.get(actor.character) or _aside(actor, actor.x, view), actor, t, view, bench)
+        for actor in clip.actors
+    ]
+    leaving = []
+    for actor in former.actors:
+        if actor.character not in clip.cast:
+            last = _pose(actor, clip.began + clip.turn, view, bench)
+            leaving.append(_passing(clip, actor, _aside(actor, last.x / view.width, view), t, view, bench))
+    return actors, [one for one in leaving if one.own < 1.0]
 
 
-def _turn(clip: Clip, before: Clip, actor: Actor, t: float, view: View, bench: Colour) -> Turn:
-    former = next((one for one in before.actors if one.character is actor.character), None)
-    former = former or _in_the_wings(actor, view)
-    start = _pose(former, clip.began + t, view, bench)
-    lasts = _lasts(start, _pose(actor, 0.0, view, bench))
-    clock = max(0.0, t - clip.turn - lasts + TURNING)
-    return Turn(former, start, ease((t - clip.turn) / lasts), clock)
+def _aside(actor: Actor, x: float, view: View) -> Actor:
+    """Return an actor where nobody sees it, beyond the edge that is nearer to ``x``."""
+    out = 1.2 * actor.size / view.width
+    return replace(actor, action=Action.STAND, x=1.0 + out if x > 0.5 else -out, speed=0.0)
 
 
-def _lasts(start: Pose, end: Pose) -> float:
-    way = abs(end.x - start.x)
-    return TURNING + (way / HURRY if way > NEAR else 0.0)
+def _passing(clip: Clip, former: Actor, actor: Actor, t: float, view: View, bench: Colour) -> Shown:
+    """Return an actor who goes over from what it did in the former clip to its own action."""
+    last = _pose(former, clip.began + clip.turn, view, bench)
+    if actor.action in (Action.WALK, Action.RUN):  # it sets out from where it is, if that is not too far on
+        actor = replace(actor, x=max(actor.x, min(last.x / view.width, 0.5)))
+    arrived = _ARRIVED.get(actor.action, 0.0)
+    way = _pose(actor, arrived, view, bench).x - last.x
+    lasts = PASSING + (abs(way) / HURRY if abs(way) > NEAR else 0.0)
+    since = t - clip.turn
+    clock = arrived + max(0.0, since - lasts + PASSING)
+    done = ease(since / lasts)
+    pose = _pose(actor, clock, view, bench)
+    if done < 1.0:
+        start = _pose(former, clip.began + t, view, bench)
+        pose = _between(start, pose, done)
+        if abs(way) > NEAR:
+            pose = _mixed(pose, _running(pose, actor, t, way), min(1.0, 4 * done, 4 - 4 * done))
+    return Shown(actor, pose, clock, done)
 
 
-def _in_the_wings(actor: Actor, view: View) -> Actor:
-    """Return the actor where it waits out of sight, beyond the nearer edge."""
-    aside = 0.8 * actor.size / view.width
-    return replace(actor, action=Action.STAND, x=1.0 + aside if actor.x > 0.5 else -aside, speed=0.0)
-
-
-def leaving_at(clip: Clip, t: float, view: View, bench: Colour = BENCH) -> list[tuple[Actor, Pose]]:
-    """Return who was in the former clip alone, and how it leaves the picture ``t`` seconds into the clip."""
-    poses = []
-    for actor in clip.former.actors if clip.former else ():
-        if actor.character in clip.cast:
-            continue
-        start = _pose(actor, clip.began + t, view, bench)
-        gone = _pose(_in_the_wings(actor, view), t, view, bench)
-        done = ease((t - clip.turn) / _lasts(start, gone))
-        if done < 1.0:
-            poses.append((actor, _between(start, gone, done, actor, t)))
-    return poses
-
-
-def pose_actor(actor: Actor, t: float, view: View, bench: Colour = BENCH, turn: Turn | None = None) -> Pose:
-    """Return the actor's pose ``t`` seconds into the clip, or where it is in its ``turn``."""
-    if turn is None:
-        return _pose(actor, t, view, bench)
-    pose = _pose(actor, turn.clock, view, bench)
-    if turn.start is None or turn.done == 1.0:
-        return pose
-    return _between(turn.start, pose, turn.done, actor, t)
+def _running(pose: Pose, actor: Actor, t: float, way: float) -> Pose:
+    """Return the pose as that of somebody who runs to its mark."""
+    side = math.copysign(1.0, way)
+    running = replace(
+        pose,
+        stance="stand",
+        facing=side,
+        front=0.4,
+        yaw=0.6 * side,
+        crouch=0.0,
+        snore=None,
+        eyes_closed=False,
+    )
+    _gallop(running, actor, t)
+    return running
 
 
 def _pose(actor: Actor, t: float, view: View, bench: Colour) -> Pose:
@@ -464,26 +479,24 @@ def _pose(actor: Actor, t: float, view: View, bench: Colour) -> Pose:
     return pose
 
 
-def _between(former: Pose, pose: Pose, done: float, actor: Actor, t: float) -> Pose:
-    """Return the pose on the way from one to another: who sits or gets up hops, who has far to go runs."""
-    way = pose.x - former.x
-    runs = abs(way) > NEAR and done > 0.0
+def _between(former: Pose, pose: Pose, done: float) -> Pose:
+    """Return the pose on the way from one to another; who sits down or gets up, hops."""
+    there = _mixed(former, pose, done)
+    if former.stance != pose.stance:
+        there.hop += 3.0 * math.sin(math.pi * done)
+    return there
+
+
+def _mixed(former: Pose, pose: Pose, done: float) -> Pose:
+    """Mix what of two poses is smooth; the rest changes half-way."""
     smooth: dict[str, float] = {
         name: mix(getattr(former, name), getattr(pose, name), done) for name in _SMOOTH
     }
-    if former.stance != pose.stance:
-        smooth["hop"] += 3.0 * math.sin(math.pi * done)
     (a, b), (c, d) = (
         tuple(mix(one, other, done) for one, other in zip(arm, later, strict=True))
         for arm, later in zip(former.arms, pose.arms, strict=True)
     )
-    there = replace(pose if done >= 0.5 else former, **smooth, arms=((a, b), (c, d)))  # type: ignore[arg-type]
-    if runs:
-        there.stance, there.snore, there.eyes_closed = "stand", None, False
-        _gallop(there, actor, t)
-        there.facing = math.copysign(1.0, way)
-        there.front, there.yaw = 0.4, 0.6 * there.facing
-    return there
+    return replace(pose if done >= 0.5 else former, **smooth, arms=((a, b), (c, d)))  # type: ignore[arg-type]
 
 
 def _release_time(actor: Actor) -> float:
