@@ -416,7 +416,7 @@ MODELS: dict[str, ModelSpec] = {
             seconds=2.0,
             max_latents=14,
             decoded_at_once=14,
-            overlap=2,
+            overlap=1,  # 2 cost readable scenes: method/README.md
             text_length=80,
             steps=16,  # 24 give the same pictures to the eye
             # With fresh noise; what that is worth is in mini/README.md.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from storyreel.story.plan import LOOKS, Given, Plan, derived_seed, joined_prompt
 from storyreel.story.planning import seconds_problem, size_problem, uncounted_prompts
 from tests.conftest import plan_of
 
-MINI = MODELS["mini"]
+MINI = replace(MODELS["mini"], overlap=2)
 PLAIN = "scenes:\n  - [a park, a fox sits]\n  - [a bus, it drives]\n"
 STORY = """
 title: Foxes
@@ -27,6 +28,13 @@ scenes:
   - [a, b]
   - [c, d]
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_shot_goes_on_from_two_latent_frames() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "mini", MINI)
+        yield
 
 
 def test_segments_follow_one_another() -> None:
