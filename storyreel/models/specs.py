@@ -419,8 +419,7 @@ MODELS: dict[str, ModelSpec] = {
             overlap=1,  # 2 cost readable scenes: method/README.md
             text_length=80,
             steps=16,  # 24 give the same pictures to the eye
-            # With fresh noise; what that is worth is in mini/README.md.
-            guidance=1.5,
+            guidance=1.5,  # with fresh noise: mini/README.md
             renoises=True,
             dtype="float32",
             vae_dtype="float32",
