@@ -76,6 +76,7 @@ from .world import (
     wear_of,
 )
 
+MINI = MODELS["mini"]
 SEED = 9_000_011  # of true clips and random prompts: neither the model's nor the judge's
 FRAMES = 25
 RANKED = 20
@@ -234,7 +235,7 @@ class Studio:
     """
 
     def __init__(self, weights: Path, device: torch.device, method: Sequence[str] = ()) -> None:
-        self.spec = replace(MODELS["mini"], weights=weights)
+        self.spec = replace(MINI, weights=weights)
         adapter = load_adapter(self.spec, device)
         assert isinstance(adapter, MochiAdapter)
         self.adapter = adapter
@@ -774,7 +775,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--part", action="append", choices=PARTS, dest="parts", help="this alone; may be given again"
     )
-    parser.add_argument("--weights", type=Path, default=MODELS["mini"].weights)
+    parser.add_argument("--weights", type=Path, default=MINI.weights)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--clips", type=int, help="of each part, instead of as many as its bars are for")
     parser.add_argument(
@@ -846,7 +847,7 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
         else:
             drawing = studio()
             made_of = {"weights": file_hash(folder / CHECKSUMS), "judge": file_hash(WEIGHTS), "clips": clips}
-            made_of["sampling"] = [drawing.spec.steps, drawing.spec.guidance, drawing.spec.renoises]
+            made_of["sampling"] = [MINI.steps, MINI.guidance, MINI.renoises]
             made_of |= {"method": options.method} if options.method else {}
             _draw(drawing, name, Book(out, name, made_of), clips)
 

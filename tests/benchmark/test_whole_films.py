@@ -138,7 +138,7 @@ def test_each_film_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert len(held) / 1e9 > ours.memory_gb > 0.3
     assert stock.memory_gb > 0.3
     assert ours.forwards >= stock.forwards == 6
-    assert ours.latents > stock.latents
+    assert ours.latents == stock.latents  # a shot that goes on from one latent frame costs none
     assert not any(tmp_path.iterdir())
 
 

@@ -85,7 +85,7 @@ def test_three_retakes_give_one_film_in_either_order_and_leave_all_else_as_it_wa
                 others = [i for i in range(3) if i != index]
                 assert not changed[others, 3:-3].any()
                 assert changed[index, 3:-3].any()
-                assert max(sides(out)) < max(apart) + 1
+                assert max(sides(out)) < max(apart) + 3  # without blending, some 40
     whole = [places[order] for order in ORDERS[:2]]
     assert all(latents(out) != before for out in whole)
     assert len({(out / "dog" / "dog.mp4").read_bytes() for out in whole}) == 1
