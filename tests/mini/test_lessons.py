@@ -25,7 +25,17 @@ from storyreel.mini.lessons import (
     story_example,
 )
 from storyreel.mini.plots import PLOTS, STORIES, words
-from storyreel.mini.world import ARRANGEMENTS, COLOURS, DOOR_ACTIONS, Character, Light, Look, Place, wear_of
+from storyreel.mini.world import (
+    ARRANGEMENTS,
+    COLOURS,
+    DOOR_ACTIONS,
+    Character,
+    Light,
+    Look,
+    Place,
+    comes_in,
+    wear_of,
+)
 from storyreel.story.plan import joined_prompt
 
 
@@ -122,6 +132,8 @@ def test_a_quarter_of_the_lessons_goes_on_from_another_in_the_same_set_light_and
         looks = {actor.character: actor.look for actor in former.actors}
         assert all(looks.get(actor.character, actor.look) == actor.look for actor in clip.actors)
         assert former.action not in DOOR_ACTIONS
+        inside = clip.place is Place.SUBWAY_TRAIN
+        assert clip.action not in DOOR_ACTIONS or not comes_in(clip.action, inside)
     assert any(len(former.cast) < len(clip.cast) for clip, former in on)
     assert any(len(former.cast) > len(clip.cast) for clip, former in on)
 

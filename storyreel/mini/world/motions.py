@@ -255,7 +255,7 @@ def _sleep(pose: Pose, actor: Actor, t: float, view: View) -> None:
 
 def door_progress(actor: Actor, t: float, inside: bool) -> float:
     """Return progress through a door: 0 outside and open, 0.55 at it, 1.1 gone and shut."""
-    leaving = (actor.action is Action.GET_OFF) == inside
+    leaving = not comes_in(actor.action, inside)
     progress = t * 0.72 + 0.12 * actor.phase
     return progress if leaving else 1.12 - progress
 
@@ -275,7 +275,7 @@ def _through_door(pose: Pose, actor: Actor, t: float, view: View) -> None:
     door_x = view.door_x if view.door_x is not None else view.width / 2
     inside = view.door_floor > view.ground - 9
     progress = door_progress(actor, t, inside)
-    leaving = (actor.action is Action.GET_OFF) == inside
+    leaving = not comes_in(actor.action, inside)
     start = actor.x * view.width
     towards = 1 if door_x > start else -1
     _step(pose, t, actor, 1.6, 0.15)
@@ -383,6 +383,7 @@ HURRY = 90.0  # view units a world second: how fast somebody runs to another mar
 NEAR = 12.0  # view units that nobody runs for
 # Somebody who is there already need not come: world seconds that such actions take to begin with.
 _ARRIVED = {Action.MEET: 0.6, Action.CATCH: 0.6, Action.CAUGHT: 0.5}
+# What of a pose goes over smoothly; the rest changes half-way.
 _SMOOTH = (
     *("x", "y", "size", "facing", "front", "slope", "reach", "bob", "hop", "yaw", "pitch", "tilt"),
     *("tail", "smile", "kick", "lean", "crouch"),
