@@ -49,7 +49,7 @@ def run(part: str, out: Path, *options: str) -> None:
     small = ("--batch", "2", "--pool", "2", "--fresh", "1", "--device", "cpu", "--precision", "fp32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train", part, "--out", str(out), *small, *options])
-        patch.setattr(clips, "LENGTHS", ((2, 1.0),))
+        patch.setattr(clips, "LENGTHS", ((3, 1.0),))
         patch.setattr(judge, "UNSEEN", 2)
         patch.setattr(codec_training, "UNSEEN", 2)
         patch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
@@ -112,6 +112,20 @@ def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path
     if part in ("codec", "transformer"):
         with Image.open(tmp_path / f"{part}.png") as sheet:
             assert sheet.width > 0
+
+
+@pytest.mark.slow  # in full size
+@pytest.mark.parametrize("by_characters", [0.0, 1.0])
+def test_lessons_with_leads_teach(
+    by_characters: float, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(transformer, "BY_CHARACTERS", by_characters)
+    run("transformer", tmp_path, "--steps", "2", "--leads", "1")
+    first, second = (state(folder, "transformer")["transformer"] for folder in (trained, tmp_path))
+    assert all(value.isfinite().all() for value in second.values())
+    moved = [not torch.equal(first[name], second[name]) for name in first]
+    assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.slow  # every part trains, in full size

@@ -31,6 +31,11 @@ from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_shee
 GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LATENT // PATCH)
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
+BY_CHARACTERS = (
+    0.35  # share of the batches with leads in which only the characters of the first frame are given
+)
+LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
+LEAD_NOISE = 0.4  # at most, of the noise of the rest
 
 
 def fitted_tokenizer(folder: Path, seed: int) -> PreTrainedTokenizerFast:
@@ -57,6 +62,7 @@ class Trainer:
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.device, self._precision = torch.device(options.device), options.precision
+        self._leads: float = options.leads
         self._texts = Random(seed)
         self._noise = torch.Generator().manual_seed(seed)
         folder = Path(options.out)
@@ -98,14 +104,20 @@ class Trainer:
         lessons = self.pool.batch(size, fresh)
         clean = torch.stack([lesson.latents for lesson in lessons]).float()
         layout = torch.stack([lesson.layout for lesson in lessons])
+        led = self._texts.random() < self._leads
+        by_characters = led and self._texts.random() < BY_CHARACTERS
+        if led and not by_characters:  # the end of a scene is no codec's first frame
+            clean, layout = clean[:, :, 1:], layout[:, 1:]
+        cover = covered(layout, clean.shape)
+        left = noise_left(noise, cover if by_characters else None, clean.shape) if led else torch.ones(())
         facts = torch.stack([lesson.facts for lesson in lessons])
         eps = torch.randn(clean.shape, generator=noise)
         sigma = torch.sigmoid(torch.randn(size, generator=noise) - 0.3)
         uniform = torch.rand(size, generator=noise)
         sigma = torch.where(torch.rand(size, generator=noise) < 0.25, uniform, sigma)
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
-        noisy, target = (1 - s) * eps + s * clean, clean - eps
-        weight = (1 + 3 * covered(layout, clean.shape) * s).to(device)
+        noisy, target = torch.lerp(clean, eps, (1 - s) * left), clean - eps
+        weight = ((1 + 3 * cover * s) * (left == 1)).to(device)
         with autocast(device, self._precision):
             states, mask = self._embed([sample_text(self._texts, lesson.example) for lesson in lessons])
             velocity = self.transformer(
@@ -114,11 +126,11 @@ class Trainer:
             predicted = self.head(self._middle.pop())
         error = velocity.float() - target.to(device)
         # Errors that differ from one latent frame to the next flicker: they count once more.
-        flicker = (error.diff(dim=2).square() * weight[:, :, 1:]).mean()
+        flicker = (error.diff(dim=2).square() * weight[:, :, 1:] * (weight[:, :, :-1] > 0)).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
         loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))
         (size * loss).backward()
-        return float(error.detach().square().mean())
+        return float((error.detach().square() * (weight > 0)).mean())
 
     def update(self, lessons: int, rate: float) -> None:
         """Move the parameters by the gradients of so many lessons; ``rate`` scales the learning rates."""
@@ -189,6 +201,25 @@ def covered(layout: Tensor, shape: torch.Size) -> Tensor:
     cover = tags.sum(3) + tags[:, :, :, -1]  # (B, L, tokens, side, side)
     cells = cover.unflatten(2, (rows, columns)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
     return nn.functional.adaptive_avg_pool2d(cells, (shape[3], shape[4]))[:, None]
+
+
+def noise_left(generator: torch.Generator, cover: Tensor | None, shape: torch.Size) -> Tensor:
+    """Draw which share of their noise the latents of lessons keep: (B, 1, L, H, W), 1 behind the lead.
+
+    So models learn that begin with pictures (LTX-Video, arXiv 2501.00103). A lead is one to three
+    latent frames, or, given how much characters ``cover``, what shows them in the first one, and a rim of a
+    latent round them.
+    """
+    size, _, length, rows, columns = shape
+    lengths = torch.tensor(LEAD_LENGTHS).multinomial(size, replacement=True, generator=generator) + 1
+    lengths = lengths.clamp(max=length - 1)
+    given = torch.arange(length) < lengths[:, None]  # (B, L)
+    cells = given[:, None, :, None, None].expand(-1, -1, -1, rows, columns).clone()
+    if cover is not None:
+        cells[:, :, 1:] = False
+        cells[:, :, 0] = nn.functional.max_pool2d(cover[:, :, 0], 3, 1, 1) > 0
+    share = LEAD_NOISE * torch.rand(size, generator=generator).view(-1, 1, 1, 1, 1)
+    return torch.where(cells, share, 1.0)
 
 
 def sample_films(adapter: MochiAdapter, story: str = "dc", scenes: int = 13) -> Iterator[Tensor]:
