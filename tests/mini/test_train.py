@@ -121,7 +121,16 @@ def test_lessons_with_leads_teach(
 ) -> None:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(transformer, "BY_CHARACTERS", by_characters)
+    drawn = []
+
+    def noise_left(generator: torch.Generator, cover: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
+        drawn.append((cover is not None, shape[2]))
+        return transformer_noise_left(generator, cover, shape)
+
+    transformer_noise_left = transformer.noise_left
+    monkeypatch.setattr(transformer, "noise_left", noise_left)
     run("transformer", tmp_path, "--steps", "2", "--leads", "1")
+    assert drawn == [(True, 3) if by_characters else (False, 2)]  # of the one step that is new
     first, second = (state(folder, "transformer")["transformer"] for folder in (trained, tmp_path))
     assert all(value.isfinite().all() for value in second.values())
     moved = [not torch.equal(first[name], second[name]) for name in first]

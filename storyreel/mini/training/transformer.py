@@ -31,9 +31,7 @@ from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_shee
 GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LATENT // PATCH)
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
-BY_CHARACTERS = (
-    0.35  # share of the batches with leads in which only the characters of the first frame are given
-)
+BY_CHARACTERS = 0.35  # share of the steps with leads in which a lead is the first frame's characters alone
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
 
