@@ -37,6 +37,7 @@ ACTORS = 2
 TAGS = (*(tag_of(actor + 1, part) for actor in range(ACTORS) for part in Part), BALL_TAG)
 LOOKS = len(Character) + 4 + 4  # character, colour and wear of an actor, each as one of so many
 CHANNELS = len(TAGS) * CELLS + ACTORS * LOOKS  # of a token's layout
+LOOKS_SHARE = 0.15  # of the loss of looks, where their owners are
 KINDS = (len(Action), len(Place), len(Light), ARRANGEMENTS)
 
 
@@ -124,7 +125,14 @@ class LayoutHead(nn.Module):
 def layout_loss(predicted: Predicted, layout: Tensor, facts: Tensor) -> Tensor:
     """Compare with layouts uint8 (B, L, tokens, CHANNELS) and facts (B, 4)."""
     target = layout.flatten(1, 2).float() / 255
-    loss = F.binary_cross_entropy_with_logits(predicted.layout, target)
+    loss: Tensor = F.binary_cross_entropy_with_logits(predicted.layout, target)
+    # A look is few channels of few tokens: there it counts by itself.
+    looks, said = (
+        part[..., len(TAGS) * CELLS :].unflatten(-1, (ACTORS, -1)) for part in (target, predicted.layout)
+    )
+    there = looks.amax(-1, keepdim=True)
+    wrong = F.binary_cross_entropy_with_logits(said.float(), looks, reduction="none").mean(-1, keepdim=True)
+    loss = loss + LOOKS_SHARE * (there * wrong).sum() / there.sum().clamp_min(1)
     for logits, right in zip(predicted.facts, facts.unbind(1), strict=True):
         loss = loss + 0.02 * F.cross_entropy(logits, right)
     return loss

@@ -27,10 +27,12 @@ from storyreel.story.schema import Story
 from .clips import Pool, trained_codec
 from .layout import CELLS, PATCH, TAGS, LayoutHead, layout_loss
 from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_sheet
+from .told import ToldHead, told_by, told_loss
 
 GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LATENT // PATCH)
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
+TOLD_SHARE = 0.03  # of the loss of what the text tells
 BY_CHARACTERS = 0.35  # share of the steps with leads in which a lead is the first frame's characters alone
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
@@ -56,7 +58,7 @@ def networks(folder: Path, vocabulary: int) -> tuple[T5EncoderModel, MochiTransf
 
 
 class Trainer:
-    """Text encoder, transformer and the head for the layout, with their lessons and optimisers."""
+    """Text encoder, transformer and the heads for layout and text, with their lessons and optimisers."""
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.device, self._precision = torch.device(options.device), options.precision
@@ -69,6 +71,7 @@ class Trainer:
         text_encoder, transformer = networks(folder, len(self.tokenizer))
         self.text_encoder, self.transformer = text_encoder.to(self.device), transformer.to(self.device)
         self.head = LayoutHead(transformer.patch_embed.proj.out_channels).to(self.device)
+        self.told_head = ToldHead(nets.TEXT_WIDTH).to(self.device)
         self.pool = Pool(self.vae, options.pool, seed + 1)
         if options.compile:
             for block in self.transformer.transformer_blocks:
@@ -81,7 +84,7 @@ class Trainer:
         matrices = [p for n, p in blocks if p.ndim == 2 and "norm" not in n]
         chosen = {id(p) for p in matrices}
         self.parameters = [*self.transformer.parameters(), *self.text_encoder.parameters()]
-        self.all_parameters = [*self.parameters, *self.head.parameters()]
+        self.all_parameters = [*self.parameters, *self.head.parameters(), *self.told_head.parameters()]
         self._rest = [p for p in self.all_parameters if id(p) not in chosen]
         bf16 = in_bf16(self.device, self._precision)
         self.muon = Muon(matrices, lr=7e-3, weight_decay=0.1, bf16=bf16)
@@ -116,17 +119,21 @@ class Trainer:
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
         noisy, target = torch.lerp(clean, eps, (1 - s) * left), clean - eps
         weight = ((1 + 3 * cover * s) * (left == 1)).to(device)
+        texts = [sample_text(self._texts, lesson.example) for lesson in lessons]
+        told = torch.stack([told_by(text, one.example) for text, one in zip(texts, lessons, strict=True)])
         with autocast(device, self._precision):
-            states, mask = self._embed([sample_text(self._texts, lesson.example) for lesson in lessons])
+            states, mask = self._embed(texts)
             velocity = self.transformer(
                 noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
             )[0]
             predicted = self.head(self._middle.pop())
+            read = self.told_head(states, mask)
         error = velocity.float() - target.to(device)
         # Errors that differ from one latent frame to the next flicker: they count once more.
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:] * (weight[:, :, :-1] > 0)).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
         loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))
+        loss = loss + TOLD_SHARE * told_loss(read, told.to(device))
         (size * loss).backward()
         return float((error.detach().square() * (weight > 0)).mean())
 
@@ -158,7 +165,7 @@ def rate_at(step: int, progress: float) -> float:
 
 
 def train_transformer(options: argparse.Namespace) -> None:
-    """Train text encoder and transformer together by flow matching, with a head for the layout."""
+    """Train text encoder and transformer together by flow matching, with heads for layout and text."""
     folder = Path(options.out)
     run = Run("transformer", folder, options.steps, options.minutes)
     torch.manual_seed(options.seed)
@@ -185,6 +192,7 @@ def state_of(trainer: Trainer, average: Average) -> dict[str, Any]:
         "transformer": trainer.transformer,
         "text_encoder": trainer.text_encoder,
         "head": trainer.head,
+        "told_head": trainer.told_head,
         "muon": trainer.muon,
         "adam": trainer.adam,
         "average": AverageState(average),
