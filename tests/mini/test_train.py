@@ -213,6 +213,19 @@ def test_a_pool_draws_lessons_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 <= len(later - known) <= 2
 
 
+def test_a_pool_gives_lessons_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
+    monkeypatch.setattr(codec, "raw_latents", lambda vae, video: torch.zeros(len(video), 32, 2, 8, 12))
+    monkeypatch.setattr(codec, "normalised", lambda vae, raw: raw)
+    pool = clips.Pool(torch.nn.Linear(1, 1), 24, 0)
+    going_on = [lesson.example.clip.former is not None for lesson in pool.batch(100, 0)]
+    assert 0 < sum(going_on) < 100
+    assert all(one.example.clip.former is not None for one in pool.batch(100, 0, going_on=True))
+    alone = next(one.example for one in pool.batch(100, 0) if one.example.clip.former is None)
+    monkeypatch.setattr(clips, "sample_example", lambda rng: alone)
+    assert len(clips.Pool(torch.nn.Linear(1, 1), 3, 0).batch(5, 0, going_on=True)) == 5
+
+
 def test_windows_lie_inside_the_picture_and_mostly_on_actors() -> None:
     video = torch.zeros(24, 3, 13, 128, 192)
     inside = torch.zeros(24, 13, 128, 192, dtype=torch.bool)

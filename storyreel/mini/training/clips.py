@@ -90,11 +90,15 @@ class Pool:
             for example, one, (_, tags) in zip(examples, latents, drawn, strict=True)
         ]
 
-    def batch(self, size: int, fresh: int) -> list[Drawn]:
-        """Return ``size`` lessons of one random length after drawing ``fresh`` new ones."""
+    def batch(self, size: int, fresh: int, going_on: bool = False) -> list[Drawn]:
+        """Return ``size`` lessons of one random length after drawing ``fresh`` new ones.
+
+        With ``going_on``, of those alone that go on from another scene, if there is one.
+        """
         shares = [share for _, share in LENGTHS]
         length = self._rng.choices([length for length, _ in LENGTHS], shares)[0]
         lessons = self._lessons[length]
         for lesson in self._draw(length, fresh) if fresh else ():
             lessons[self._rng.randrange(len(lessons))] = lesson
-        return [self._rng.choice(lessons) for _ in range(size)]
+        fitting = [one for one in lessons if not going_on or one.example.clip.former is not None]
+        return [self._rng.choice(fitting or lessons) for _ in range(size)]

@@ -102,10 +102,11 @@ class Trainer:
         Gradients are summed over lessons; `update` divides them.
         """
         device, noise = self.device, self._noise
-        lessons = self.pool.batch(size, fresh)
+        led = self._texts.random() < self._leads
+        # A lead shows another pose than what is told: were it mostly the same, the model would keep it.
+        lessons = self.pool.batch(size, fresh, going_on=led)
         clean = torch.stack([lesson.latents for lesson in lessons]).float()
         layout = torch.stack([lesson.layout for lesson in lessons])
-        led = self._texts.random() < self._leads
         by_characters = led and self._texts.random() < BY_CHARACTERS
         if led and not by_characters:  # the end of a scene is no codec's first frame
             clean, layout = clean[:, :, 1:], layout[:, 1:]
