@@ -105,6 +105,21 @@ def test_a_right_prediction_costs_least() -> None:
     assert float(layout_loss(Predicted(sure, wrong), layout, facts)) > 0.3
 
 
+def test_a_wrong_look_counts_where_its_owner_is_and_by_itself() -> None:
+    """One token of a hundred shows somebody, in the wrong colour."""
+    layout = torch.zeros(1, 1, 100, CHANNELS, dtype=torch.uint8)
+    looks = len(TAGS) * CELLS
+    layout[..., 7, looks] = 255
+    layout[..., 7, looks + len(Character)] = 255
+    facts = torch.zeros(1, len(KINDS), dtype=torch.long)
+    said = tuple(20 * torch.nn.functional.one_hot(torch.tensor([0]), kinds).float() for kinds in KINDS)
+    sure = 20 * (layout.flatten(1, 2).float() / 127.5 - 1)
+    wrong = sure.clone()
+    wrong[0, 7, looks + len(Character) : looks + len(Character) + 4] = torch.tensor([-20.0, 20, -20, -20])
+    assert float(layout_loss(Predicted(sure, said), layout, facts)) < 1e-3
+    assert float(layout_loss(Predicted(wrong, said), layout, facts)) > 0.3
+
+
 def test_the_head_reads_every_token() -> None:
     torch.manual_seed(0)
     head = LayoutHead(8)

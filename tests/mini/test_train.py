@@ -127,14 +127,24 @@ def test_lessons_with_leads_teach(
         drawn.append((cover is not None, shape[2]))
         return transformer_noise_left(generator, cover, shape)
 
+    def batch(pool: clips.Pool, size: int, fresh: int, going_on: bool = False) -> list[clips.Drawn]:
+        asked.append(going_on)
+        return pool_batch(pool, size, fresh, going_on)
+
+    asked: list[bool] = []
+    pool_batch = clips.Pool.batch
+    monkeypatch.setattr(clips.Pool, "batch", batch)
     transformer_noise_left = transformer.noise_left
     monkeypatch.setattr(transformer, "noise_left", noise_left)
     run("transformer", tmp_path, "--steps", "2", "--leads", "1")
     assert drawn == [(True, 3) if by_characters else (False, 2)]  # of the one step that is new
-    first, second = (state(folder, "transformer")["transformer"] for folder in (trained, tmp_path))
-    assert all(value.isfinite().all() for value in second.values())
-    moved = [not torch.equal(first[name], second[name]) for name in first]
-    assert sum(moved) > len(moved) / 2
+    assert asked == [True]
+    before, after = (state(folder, "transformer") for folder in (trained, tmp_path))
+    for network in ("transformer", "text_encoder", "told_head"):
+        first, second = before[network], after[network]
+        assert all(value.isfinite().all() for value in second.values())
+        moved = [not torch.equal(first[name], second[name]) for name in first]
+        assert sum(moved) > len(moved) / 2
 
 
 @pytest.mark.slow  # every part trains, in full size
