@@ -143,7 +143,7 @@ class InterruptError(StoppedError):
 
 
 class NumericsError(StoryreelError):
-    """A render produced numbers that are no picture."""
+    """A render or a training produced NaN or infinity."""
 
 
 class PromptError(StoryreelError):

@@ -80,10 +80,9 @@ class Leads:
         assert latents is not None
         assert weights is not None
         # With less strength it would be neither clean nor of one noise level.
-        clean = sum(part.count for part in parts if part.anew and part.strength == 1)
-        return Lead(
-            latents, weights, clean, self._sound([part for part in parts if part.name is None], reach)
-        )
+        clean = sum(part.count for part in parts if part.anew and part.name is None and part.strength == 1)
+        heard = [part for part in parts if part.name is None and part.picture is None]
+        return Lead(latents, weights, clean, self._sound(heard, reach))
 
     def _sound(self, parts: Sequence[Given], reach: int) -> Lead | None:
         """Return what is given of a segment's sound: what was heard with pictures that are given whole.
@@ -132,15 +131,22 @@ class Leads:
         shown = self._adapter.decode(self._recall(part.source))[: plan.unseen(source) + source.frames]
         return shown[-1 - plan.spec.frames_per_latent * (part.count - 1) :]
 
+    def _frame(self, part: Given) -> Tensor:
+        """Return the frame of a source that shows somebody (1, C, 1, H, W)."""
+        latents = self._recall(part.source)
+        if not part.anew:
+            return latents[:, :, part.first : part.first + part.count]
+        return self._adapter.encode_pictures(self._adapter.decode(latents[:, :, : part.first + 1])[-1:])
+
     def _portrait(self, segment: Segment, part: Given, name: str) -> tuple[Tensor, Tensor]:
-        """Return the first frame of a source, and which of its cells show a character. Both are kept.
+        """Return a frame of a source, and which of its cells show a character. Both are kept.
 
         The character is looked for with the LoRAs of the segment that begins, which are merged then.
         """
         key = part.source, name, segment.loras
         if key not in self._portraits:
             self._adapter.merge_loras(segment.loras)
-            latents = self._recall(part.source)[:, :, part.first : part.first + part.count].clone()
+            latents = self._frame(part).clone()
             self._portraits[key] = latents, self._shows(latents, self._plan.first_takes[part.source], name)
         return self._portraits[key]
 

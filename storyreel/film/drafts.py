@@ -35,6 +35,5 @@ class Drafts(Segments):
 
     def picture(self, segment: Segment, latents: Tensor) -> Tensor:
         """Return the picture uint8 (H, W, 3) that stands for a segment; its latents are (1, C, F, H, W)."""
-        shown = segment.lead + (segment.latents - 1) // 2  # where it begins it may still be changing
-        first = shown if self.plan.spec.first_alike else 0  # decoding what is before it takes long
-        return self._adapter.decode(latents[:, :, first : shown + 1])[-1]
+        first = segment.middle if self.plan.spec.first_alike else 0  # decoding what is before it takes long
+        return self._adapter.decode(latents[:, :, first : segment.middle + 1])[-1]

@@ -86,7 +86,8 @@ class Method(BaseModel):
     )
     identity: bool = Field(
         default=True,
-        description="A segment begins with its characters as the first scene that shows them has them.",
+        description="A segment that begins a shot, or into which somebody comes, begins with its characters "
+        "as the first scene that shows them has them.",
     )
     overlap: int | None = Field(
         default=None, ge=1, le=64, description="Longest overlap in latent frames. Default: the model's."

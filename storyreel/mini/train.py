@@ -8,20 +8,22 @@
     python -m storyreel.mini.train export --out run       # fp16 weights for the package
     python -m storyreel.mini.train import --out run       # begin with the package's weights
 
-Clips are drawn on the fly. Every part keeps ``run/<part>.pt`` (weights, optimisers, step) and
+Clips are drawn on the fly. Every part that is trained keeps ``run/<part>.pt`` (weights, optimisers, step) and
 goes on from there when it is started again; ``run/<part>.log`` holds the loss, and
-``run/<part>.png`` what it draws. ``--minutes`` ends the learning rate's schedule in time on a
-slow machine.
+``run/<part>.png``, of codec and transformer, what they draw. A loss of NaN ends it, and the checkpoint stays.
+``--minutes`` ends the learning rate's schedule in time on a slow machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import torch
 
+from storyreel.errors import StoryreelError
 from storyreel.models.specs import MINI_WEIGHTS
 
 from .training.codec import train_codec
@@ -71,7 +73,10 @@ def main() -> None:
     """Train one part."""
     options = parse()
     Path(options.out).mkdir(parents=True, exist_ok=True)
-    PARTS[options.part](options)
+    try:
+        PARTS[options.part](options)
+    except StoryreelError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -111,6 +111,11 @@ class Segment:
         return f"{self.index + 1:02d}"
 
     @property
+    def middle(self) -> int:
+        """The latent frame in the middle of what is shown: where it begins, it may still be changing."""
+        return self.lead + (self.latents - 1) // 2
+
+    @property
     def prompt(self) -> str:
         """Scene and action as one text, for a model that takes one prompt."""
         return joined_prompt(self.scene, self.action)
@@ -138,8 +143,9 @@ class Given:
 
     ``count`` frames, from the source's ``first`` on, stand there from frame ``at`` on, ``strength`` strong:
     the cells that show who has the ``name``, or without a name all of the picture. Those that are made
-    ``anew`` are encoded from the last pictures that are shown of the source, or from a ``picture``, named by
-    its file's SHA-256; its source is the segment itself.
+    ``anew`` are encoded from pictures: the last that are shown of the source, with a ``name`` the one that
+    its frame ``first`` ends with, or a ``picture``, named by its file's SHA-256; its source is the segment
+    itself.
     """
 
     source: int
@@ -309,14 +315,26 @@ class Plan:
         parts: list[Given] = []
         if method.identity and segment.lead > max(1, seam.overlap):
             for name in segment.cast:
-                first = next((s.index for s in earlier if name in s.cast), None)
-                parts += [] if first is None else [Given(first, name, 0, 0, 1, seam.strength)]
+                first = next((s for s in earlier if name in s.cast), None)
+                parts += [] if first is None else [self._portrait(first, name, seam.strength)]
         if seam.overlap:
             tail = earlier[-1].lead + earlier[-1].latents - seam.overlap
             at = segment.lead - seam.overlap
             anew = self.spec.pictures
             parts.append(Given(segment.index - 1, None, tail, at, seam.overlap, seam.strength, anew))
         return tuple(parts)
+
+    def _portrait(self, first: Segment, name: str, strength: float) -> Given:
+        """Return somebody as the ``first`` segment that has them shows them, in its first frame.
+
+        Who comes into a shot that goes on is not there yet, so it is the frame in the middle.
+        """
+        spec, seam = self.spec, self.seam(first)
+        comes = seam is not None and seam.overlap > 0 and first.picture is None
+        # Where a first frame is unlike others, one that is free stands before the end of the shot.
+        if not comes or not (spec.first_alike or spec.pictures):
+            return Given(first.index, name, 0, 0, 1, strength)
+        return Given(first.index, name, first.middle, 0, 1, strength, anew=not spec.first_alike)
 
     def _given_after(self, segment: Segment) -> tuple[Given, ...]:
         following = self.seams[segment.index : segment.index + 1]

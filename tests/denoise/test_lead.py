@@ -140,6 +140,49 @@ def test_characters_come_from_the_first_scene_that_shows_each(plan: Plan) -> Non
     assert torch.equal(tail.latents[:, :, 1:], latents[2][:, :, -2:])
 
 
+COMES = """
+render: {model: tiny}
+cast: {fox: {name: a fox}, dog: {name: a dog}}
+scenes:
+  - ["{fox} in the park", "{fox} walks"]
+  - ["{fox} in the park", "{dog} comes to {fox}"]
+  - {scene: "{dog} at sea", action: "{dog} swims", transition: cut}
+"""
+
+
+def test_who_came_into_a_shot_is_shown_as_in_the_middle_of_that_scene(plan: Plan) -> None:
+    plan = plan_of(COMES)
+    latents, painter = finished(plan), Painter()
+    lead = Leads(painter, plan, latents.__getitem__).of(plan.segments[2])
+    assert lead is not None
+    place = (..., 0, *SHOWN["dog"])
+    assert torch.equal(lead.latents[place], latents[1][:, :, plan.segments[1].middle][(..., *SHOWN["dog"])])
+    assert int(lead.weights.sum()) == 9
+
+
+def test_a_later_frame_is_encoded_anew_where_a_first_one_is_unlike(plan: Plan) -> None:
+    """Of a model that goes on from pictures; a portrait is no whole frame, so it has noise."""
+    plan = plan_of(COMES)
+    spec = replace(plan.spec, first_alike=False, pictures=True)
+    plan = replace(plan, spec=spec).settled([None] * len(plan.seams))
+    latents, decoded = finished(plan), list[Tensor]()
+
+    class Encoder(Painter):
+        def decode(self, latents: Tensor) -> Tensor:
+            decoded.append(latents)
+            return torch.arange(2 * latents.shape[2], dtype=torch.uint8)[:, None, None, None]
+
+        def encode_pictures(self, pictures: Tensor) -> Tensor:
+            return torch.full((1, 12, 1, 8, 8), float(pictures.flatten()[-1]))
+
+    lead = Leads(Encoder(), plan, latents.__getitem__).of(plan.segments[2])
+    assert lead is not None
+    middle = plan.segments[1].middle
+    assert torch.equal(decoded[-1], latents[1][:, :, : middle + 1])
+    assert (lead.latents[(..., 0, *SHOWN["dog"])] == 2 * middle + 1).all()
+    assert lead.clean == 0
+
+
 def test_of_two_characters_on_one_cell_the_first_stays(plan: Plan) -> None:
     latents = finished(plan)
     painter = Painter({"fox": (0, 0), "dog": (1, 1)})

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from storyreel.errors import NumericsError
 from storyreel.mini.training.loop import (
     Average,
     AverageState,
@@ -82,6 +83,22 @@ def test_time_ends_a_schedule_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_log_holds_the_mean_loss(tmp_path: Path) -> None:
     Run("part", tmp_path, 25, math.inf).loop({}, lambda step, progress: 2.0, lambda path: None)
     assert (tmp_path / "part.log").read_text() == "25 0.0 min, loss 2.0000\n"
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_it_and_spoils_no_checkpoint(tmp_path: Path, spoilt: float) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    Run("part", tmp_path, 2, math.inf).loop({"net": net}, countdown(net), lambda path: None)
+
+    def step(number: int, progress: float) -> float:
+        net.weight.data.fill_(spoilt)
+        return spoilt
+
+    with pytest.raises(NumericsError, match=r"the loss of step 2 is (nan|inf)"):
+        Run("part", tmp_path, 9, math.inf, save_minutes=0.0).loop({"net": net}, step, lambda path: None)
+    saved = torch.load(tmp_path / "part.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert saved["net"]["weight"].isfinite().all()
 
 
 def test_averages_follow_and_are_exchanged() -> None:

@@ -153,6 +153,27 @@ def test_each_of_two_who_are_first_shown_together_has_a_portrait() -> None:
     assert plan.given(plan.segments[4]) == (portrait(0, "a fox"), portrait(0, "a dog"))
 
 
+COMES = """
+cast: {first: {name: a fox}, second: {name: a dog}}
+scenes:
+  - ["{first} in the park", sits]
+  - ["{first} in the park", "{second} comes to {first}"]
+  - ["{second} at home", sleeps]
+"""
+
+
+def test_who_comes_into_a_shot_is_known_by_the_middle_of_that_scene() -> None:
+    """It begins with the end of the one before, in which nobody has come yet."""
+    plan = plan_of(COMES)
+    assert plan.given(plan.segments[1]) == (tail(0, 1 + 8 - 2),)
+    middle = Given(1, "a dog", first=2 + 3, at=0, count=1, strength=1.0)
+    assert plan.given(plan.segments[2]) == (middle,)
+    unlike = replace(plan, spec=replace(plan.spec, first_alike=False)).settled([None] * 2)
+    assert unlike.given(unlike.segments[2]) == (portrait(1, "a dog"),)  # a frame of its own comes first
+    pictures = replace(plan, spec=replace(unlike.spec, pictures=True)).settled([None] * 2)
+    assert pictures.given(pictures.segments[2]) == (replace(middle, anew=True),)
+
+
 def test_who_is_in_a_scene_may_be_said_in_either_prompt_and_without_an_article() -> None:
     text = (
         'cast: {first: {name: a fox}}\nscenes:\n  - [the park, "{first} sits"]\n  - [home, the Fox sleeps]\n'
@@ -261,7 +282,11 @@ def test_whatever_the_story_a_lead_fits_and_holds_what_is_finished(
             assert part.first + part.count <= source.lead + source.latents
             assert part.name is None or (part.name in segment.cast and part.name in source.cast)
             assert not any(part.name in s.cast for s in plan.segments[: part.source])
-            assert (part.at, part.first, part.count) == (0, 0, 1) or part.name is None
+            if part.name is not None:
+                assert (part.at, part.count) == (0, 1)
+                # No frame that the end of the scene before fills: who comes is not there yet.
+                whole = [one for one in plan.given(source) if one.name is None]
+                assert not any(one.at <= part.first < one.at + one.count for one in whole)
             if part.name is None:  # the end of the one before, to its last frame, at the lead's end
                 assert part.source == segment.index - 1
                 assert part.first + part.count == source.lead + source.latents

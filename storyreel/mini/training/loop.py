@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from storyreel.errors import NumericsError
+
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -109,7 +111,10 @@ class Run:
         step_fn: Callable[[int, float], float],
         sheet_fn: Callable[[Path], None],
     ) -> None:
-        """Call ``step_fn(step, progress)`` until done; ``state`` holds what a checkpoint saves."""
+        """Call ``step_fn(step, progress)`` until done; ``state`` holds what a checkpoint saves.
+
+        Raises NumericsError at a loss of NaN or infinity: the checkpoint stays as it was before.
+        """
         path = self.checkpoint
         step, before = 0, 0.0
         if path.exists():
@@ -132,6 +137,12 @@ class Run:
                 if done:
                     return
                 loss = step_fn(step, progress)
+                if not math.isfinite(loss):
+                    raise NumericsError(
+                        f"the loss of step {step} is {loss}",
+                        f"Start again: it goes on from {path.name}, with other lessons; with a lower --rate, "
+                        "should it happen again.",
+                    )
                 mean = loss if math.isnan(mean) else 0.97 * mean + 0.03 * loss
                 step += 1
                 if step % 25 == 0:
