@@ -167,9 +167,10 @@ class PromptWriter:
             shares = torch.cat([side_by_side(texts, weights).weights for weights in alone])
             prompts = Prompts(side_by_side(texts, alone[2]), shares=shares)
         else:
+            prompt, action = segment.prompt, segment.action
             of_scene, of_action = (
-                self._adapter.tokens_in(segment.prompt, word_spans(segment.prompt, part, segment.cast))
-                for part in (segment.scene.rstrip(". "), segment.action)
+                self._adapter.tokens_in(prompt, word_spans(part, start, segment.cast))
+                for part, start in ((segment.scene, 0), (action, len(prompt) - len(action)))
             )
             grouped, order = joined.grouped(of_scene.long() + 2 * of_action.long())
             spans = torch.stack([of_scene[order], of_action[order]]).to(self._adapter.device)

@@ -46,16 +46,15 @@ def without_names(prompt: str, names: tuple[str, ...]) -> str:
     return " ".join(prompt.split())
 
 
-def word_spans(prompt: str, part: str, names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return where the words of a part's last occurrence in a prompt stand, without names: [begin, end)."""
-    start = prompt.rfind(part)
+def word_spans(part: str, start: int, names: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Return where the words of a part stand in a prompt, without names: [begin, end); it begins at ``start``."""
     forms = sorted({form for name in names for form in (name, _bare(name))}, key=len, reverse=True)
     named = [
         match.span()
         for form in forms
         for match in re.finditer(rf"(?<!\w){re.escape(form)}(?!\w)", part, re.IGNORECASE)
     ]
-    words = (match.span() for match in re.finditer(r"\w[\w'’-]*", part)) if start >= 0 else ()
+    words = (match.span() for match in re.finditer(r"\w[\w'’-]*", part))
     return [
         (start + begin, start + end)
         for begin, end in words

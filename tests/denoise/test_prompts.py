@@ -120,6 +120,16 @@ def test_words_of_the_action_count_more_while_the_model_decides_and_names_never_
     assert 1 <= seen[-1] < 1.1
 
 
+def test_a_scenes_words_are_its_own_also_where_the_action_says_them_again() -> None:
+    (segment,) = plan_of('scenes:\n  - ["the park.", "a dog runs in the park"]\n').segments
+    prompts = writer(weighting=True).prompts(segment)
+    assert prompts.spans is not None
+    assert segment.prompt == "the park. a dog runs in the park"
+    # Tokens, here characters, stand in groups: those of neither, of the scene, of the action.
+    assert prompts.spans.sum(1).tolist() == [len("thepark"), len("adogrunsinthepark")]
+    assert not prompts.spans.all(0).any()
+
+
 def test_an_emphasis_of_one_and_one_prompt_for_both_leave_the_text_as_it_is(segment: Segment) -> None:
     same = plan_of("scenes:\n  - [a fox sits, a fox sits]\n").segments[0]
     for ours, told_of in ((writer(weighting=True, emphasis=1.0), segment), (writer(weighting=True), same)):

@@ -87,21 +87,19 @@ def test_a_name_between_blanks_is_found_and_left_out(before: str, name: str, aft
 
 
 @pytest.mark.parametrize(
-    ("prompt", "part", "words"),
+    ("part", "words"),
     [
-        ("a fox in the park. a fox sits down", "a fox sits down", ["sits", "down"]),
-        ("a fox in the park. a fox sits down", "a fox in the park", ["in", "the", "park"]),
-        ("it sits. it sits", "it sits", ["it", "sits"]),  # the last of two
-        ("A fox, the fox runs", "A fox, the fox runs", ["the", "runs"]),
-        ("a fox", "a fox", []),
-        ("it doesn't well-nigh run", "it doesn't well-nigh run", ["it", "doesn't", "well-nigh", "run"]),
-        ("it sits", "it runs", []),  # which does not stand there
+        ("a fox sits down", ["sits", "down"]),
+        ("A fox, the fox runs", ["the", "runs"]),
+        ("a fox", []),
+        ("it doesn't well-nigh run", ["it", "doesn't", "well-nigh", "run"]),
     ],
 )
-def test_where_a_parts_words_stand(prompt: str, part: str, words: list[str]) -> None:
-    spans = word_spans(prompt, part, ("a fox",))
-    assert [prompt[begin:end] for begin, end in spans] == words
-    assert all(begin >= prompt.rfind(part) for begin, _ in spans)
+@pytest.mark.parametrize("before", ["", "a fox in the park. ", "a fox sits down. "])
+def test_where_a_parts_words_stand(before: str, part: str, words: list[str]) -> None:
+    spans = word_spans(part, len(before), ("a fox",))
+    assert [(before + part)[begin:end] for begin, end in spans] == words
+    assert all(begin >= len(before) for begin, _ in spans)
 
 
 @pytest.mark.parametrize(
