@@ -47,7 +47,7 @@ def without_names(prompt: str, names: tuple[str, ...]) -> str:
 
 
 def word_spans(part: str, start: int, names: tuple[str, ...]) -> list[tuple[int, int]]:
-    """Return where the words of a part stand in a prompt, without names: [begin, end); it begins at ``start``."""
+    """Return where the words of a part that begins at ``start`` stand, without names: [begin, end)."""
     forms = sorted({form for name in names for form in (name, _bare(name))}, key=len, reverse=True)
     named = [
         match.span()

@@ -22,7 +22,7 @@ from storyreel.mini.lessons import all_texts
 from storyreel.mini.training import clips, judge, transformer
 from storyreel.mini.training import codec as codec_training
 from storyreel.mini.training.judge import worsened
-from storyreel.mini.training.scorer import contrast
+from storyreel.mini.training.scorer import contrast, scorer_network
 from storyreel.mini.world import Place
 from storyreel.models.loading import load_adapter
 from storyreel.models.scorer import Scorer
@@ -190,6 +190,22 @@ def test_a_run_ends_in_weights_that_load_and_can_be_gone_on_from(trained: Path, 
 
 
 @torch.no_grad()
+def test_a_scorer_goes_on_from_the_one_in_its_folder(tmp_path: Path) -> None:
+    begun = scorer_network(tmp_path, 300)
+    begun.half().save_pretrained(tmp_path / "scorer")
+    again = scorer_network(tmp_path, 300)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+    pairs = zip(begun.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a.float(), b) for a, b in pairs)
+
+
+def test_nothing_is_imported_where_a_training_would_go_on_from_something_else(tmp_path: Path) -> None:
+    (tmp_path / "transformer.pt").touch()
+    with pytest.raises(SystemExit, match=r"transformer\.pt\nImport into another --out"):
+        run("import", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["transformer.pt"]
+
+
 def test_a_codec_that_nobody_trained_is_an_analysis_of_the_same_lessons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, PreTrainedTokenizerFast, T5EncoderModel
 
+from storyreel.errors import UsageError
 from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
 from storyreel.models.checksums import write_checksums
@@ -70,9 +71,14 @@ def export(options: argparse.Namespace) -> None:
 def import_weights(options: argparse.Namespace) -> None:
     """Begin a run with exported weights, so that training goes on from them.
 
-    Their tokenizer is kept; every part starts anew with its optimiser.
+    Their tokenizer is kept; every part starts anew with its optimiser. Raises UsageError for a run with
+    checkpoints: training would go on from those.
     """
     source, folder = Path(options.to), Path(options.out)
+    if begun := sorted(path.name for path in folder.glob("*.pt")):
+        raise UsageError(
+            f"{folder} is the folder of a training: {', '.join(begun)}", "Import into another --out."
+        )
     vae = AutoencoderKLMochi.from_pretrained(source / "vae", local_files_only=True, torch_dtype=torch.float32)
     vae.save_pretrained(folder / "codec")
     transformer = MochiTransformer3DModel.from_pretrained(source / "transformer", local_files_only=True)

@@ -127,6 +127,13 @@ def contrast(scores: Tensor, fits: Tensor) -> Tensor:
     return -(by_clip.mean() + by_text.mean()) / 2
 
 
+def scorer_network(folder: Path, vocabulary: int) -> CLIPModel:
+    """Return the text-image encoder from ``folder``, or a new one."""
+    if not (folder / "scorer").exists():
+        return nets.build_clip(vocabulary)
+    return CLIPModel.from_pretrained(folder / "scorer", local_files_only=True).float()
+
+
 def train_scorer(options: argparse.Namespace) -> None:
     """Train the text-image encoder on groups of clips that are hard to tell apart."""
     device, folder = torch.device(options.device), Path(options.out)
@@ -135,7 +142,7 @@ def train_scorer(options: argparse.Namespace) -> None:
     seed = run.fresh_seed(options.seed + 5)
     rng, noise = Random(seed), torch.Generator().manual_seed(seed)
     tokenizer = fitted_tokenizer(folder, options.seed)
-    model: CLIPModel = nets.build_clip(len(tokenizer)).to(device)
+    model = scorer_network(folder, len(tokenizer)).to(device)
     scorer = Scorer(model, tokenizer, MEAN, STD)
     model.train()
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]

@@ -99,7 +99,7 @@ class Trainer:
     def learn(self, size: int, fresh: int) -> float:
         """Add the gradients of ``size`` lessons to what is there, and return the mean error of the velocity.
 
-        Gradients are summed over lessons; `update` divides them.
+        What leads counts in neither. Gradients are summed over lessons; `update` divides them.
         """
         device, noise = self.device, self._noise
         led = self._texts.random() < self._leads
@@ -136,7 +136,8 @@ class Trainer:
         loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))
         loss = loss + TOLD_SHARE * told_loss(read, told.to(device))
         (size * loss).backward()
-        return float((error.detach().square() * (weight > 0)).mean())
+        counts = (weight > 0).expand_as(error)
+        return float(error.detach()[counts].square().mean())
 
     def update(self, lessons: int, rate: float) -> None:
         """Move the parameters by the gradients of so many lessons; ``rate`` scales the learning rates."""
