@@ -43,7 +43,7 @@ def sheet(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a picture of each scene before the film is rendered, in a tenth of its time.
+    """Show a picture of each scene before the film is rendered, in a part of its time.
 
     A draft of each scene, few steps and a moment long, with the film's own noise, prompts and characters:
     OUT/NAME/sheet.png. The options are those of the render that it stands for. Nothing of a film that is
