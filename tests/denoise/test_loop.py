@@ -607,6 +607,41 @@ def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
     assert list(broken.latents) == list(range(at // 3))
 
 
+@pytest.mark.parametrize("left", [3, 4], ids=["under way", "done before an earlier one"])
+def test_nan_is_not_forgotten_with_a_break(plan: Plan, tmp_path: Path, left: int) -> None:
+    """The step that broke a segment is named, also where none is left for it to take."""
+
+    class Broken(FakeAdapter):
+        def answer(self, request: Request) -> list[Tensor]:
+            factor = math.nan if len(self.predicted) == 1 else 1.0
+            return [factor * v for v in super().answer(request)]
+
+    plan = plan_of(FOUR, steps=4)
+    kept, stored = Film(Broken(TINY), plan), Stored(tmp_path / "state")
+    ahead = kept.start(plan.segments[1])
+    assert ahead is not None
+
+    def watch(window: Sequence[SegmentState]) -> None:
+        if window[0].step == left:
+            raise LeftError
+
+    with suppress(LeftError, NumericsError):
+        list(denoise(kept.adapter, plan.settings, [ahead.segment], kept.writer, lambda _: ahead, watch))
+    assert ahead.step == left
+    stored.save_state(ahead)
+    again = Film(Together(), plan)
+
+    def start(segment: Segment) -> SegmentState | None:
+        begun = again.start(segment)
+        if begun is not None and segment.index == 1:
+            stored.restore(begun, left)
+        return begun
+
+    with pytest.raises(NumericsError, match=r"scene 2 .* step 2"):
+        again.made(start)
+    assert list(again.latents) == [0]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_guided_velocity_is_rescaled_as_diffusers_does(share: float) -> None:
     torch.manual_seed(0)
