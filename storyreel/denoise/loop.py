@@ -157,7 +157,11 @@ def begin(
     before: Tensor | None = None,
     ending: Tensor | None = None,
 ) -> SegmentState:
-    """Return a segment as pure noise, ``before`` being the latents of the one before it."""
+    """Return a segment as pure noise.
+
+    ``before`` are the latents of the one before it, which the published blending alone asks for; ``ending``
+    (D,) is how that one ends, where this one goes on from it.
+    """
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
     sigmas = plan.plugged_levels(math.prod(noise.shape[2:]))

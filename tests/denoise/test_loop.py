@@ -86,8 +86,10 @@ class Film:
         sources = self.plan.sources(segment)
         if not all(source in self.latents for source in sources):
             return None
-        before = segment.index - 1
-        continued = before in sources
+        before, seam = segment.index - 1, self.plan.seam(segment)
+        published = self.plan.settings.method.blending == "published"
+        # As the story has it, whatever the sources are: a scene that shows somebody again is another shot.
+        goes_on = seam is not None and seam.strength > 0 and (published or seam.transition == "continue")
         lead = self.leads[segment.index] = self._leads.of(segment)
         return begin(
             self.adapter,
@@ -95,8 +97,8 @@ class Film:
             segment,
             self.writer.prompts(segment),
             lead,
-            self.latents[before] if continued else None,
-            self._endings[before] if continued else None,
+            self.latents[before] if goes_on else None,
+            self._endings[before] if goes_on else None,
         )
 
     def made(self, start: Callable[[Segment], SegmentState | None] | None = None) -> Film:
