@@ -289,7 +289,9 @@ def sound_noise(plan: Plan, segment: Segment) -> Tensor:
 def fresh_noise(segment: Segment, step: int, like: Tensor, stream: int = 0) -> Tensor:
     """Return noise of a tensor's shape, on its device, which a segment, a step and a stream alone decide."""
     generator = torch.Generator().manual_seed(derived_seed(segment.seed, f"step {step} of {stream}"))
-    return torch.randn(like.shape, generator=generator).to(like)
+    # From pinned memory, as a copy from any other would have the step wait for the GPU.
+    noise = torch.randn(like.shape, generator=generator, pin_memory=like.is_cuda)
+    return noise.to(like, non_blocking=like.is_cuda)
 
 
 def next_velocities(

@@ -226,6 +226,51 @@ def test_fresh_noise_is_added_to_each_estimate_but_the_last(renoising: Plan) -> 
     assert not any(torch.equal(fresh_noise(segment, 0, x), noise) for noise in other)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_fresh_noise_is_sent_to_a_gpu_without_a_wait(
+    renoising: Plan, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    """From pinned memory alone that is so; what is drawn is the same."""
+    like, drawn, sent = torch.zeros(1, 2, 3, 4, 4), [], []
+    expected = fresh_noise(renoising.segments[0], 0, like)
+
+    class There:
+        """What is known of latents on a GPU."""
+
+        shape, is_cuda = like.shape, on_gpu
+
+    class Noise:
+        def __init__(self, values: Tensor) -> None:
+            self.values = values
+
+        def to(self, there: There, non_blocking: bool = False) -> Tensor:
+            sent.append(non_blocking)
+            return self.values
+
+    draw = torch.randn
+
+    def noted(shape: Sequence[int], generator: torch.Generator, pin_memory: bool = False) -> Noise:
+        drawn.append(pin_memory)
+        return Noise(draw(shape, generator=generator))
+
+    monkeypatch.setattr(torch, "randn", noted)
+    found = fresh_noise(renoising.segments[0], 0, There())  # type: ignore[arg-type]
+    assert (drawn, sent) == ([on_gpu], [on_gpu])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_fresh_noise_is_the_same_and_nothing_waits_for_it(renoising: Plan) -> None:
+    like = torch.zeros(1, 2, 3, 4, 4)
+    there = like.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = fresh_noise(renoising.segments[0], 0, there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), fresh_noise(renoising.segments[0], 0, like))
+
+
 def test_noise_is_fresh_only_where_a_velocity_is_computed_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is guessed belongs to the noise of the last that was computed, and is that one."""
     spec = replace(TINY, name="renoised", renoises=True, steps=8, weighting=False)
