@@ -40,7 +40,7 @@ def text(lines: Sequence[Line] = LINES, seed: int = 0, title: str = "Foxes") -> 
         "scenes:",
     ]
     for scene, action, more in lines:
-        written.append(f"  - {{scene: {scene}, action: {action}{', ' if more else ''}{more}}}")
+        written.append(f"  - {{scene: '{scene}', action: '{action}'{', ' if more else ''}{more}}}")
     return "\n".join(written) + "\n"
 
 
@@ -284,6 +284,20 @@ def test_why_a_scene_is_rendered_is_said(
         assert said[index].startswith(words)
     assert set(looked_up(plan_of(text(lines), **options), tmp_path, "foxes")[0].missing) == set(said)
     assert make(tmp_path, text(lines), **options)[0].rendered == len(said)
+
+
+@pytest.mark.parametrize(
+    ("blending", "words"),
+    [("lead", "it shows somebody as scene 1 does"), ("published", "it goes on from scene 1")],
+)
+def test_a_scene_of_another_place_goes_on_from_none(tmp_path: Path, blending: str, words: str) -> None:
+    """It shows somebody as the one before it does; the published blending alone pulls it towards that."""
+    sea: Line = ("{fox} at sea", "{fox} swims", "transition: dissolve")
+    before, after = ([(f"{{fox}} in the {place}", "{fox} sits", ""), sea] for place in ("park", "snow"))
+    options = {"method": (f"blending={blending}",)}
+    make(tmp_path, text(before), **options)
+    said = reasons(*looked_up(plan_of(text(after), **options), tmp_path, "foxes"))
+    assert said == {0: "its scene prompt has changed", 1: f"{words}, which is rendered again"}
 
 
 def test_how_to_change_a_scene_alone_is_said_where_others_depend_on_it(tmp_path: Path) -> None:

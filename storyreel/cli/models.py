@@ -34,7 +34,7 @@ from storyreel.models.device_errors import check_device
 from storyreel.models.memory import fitting_mode
 from storyreel.models.specs import MODELS, QUANTIZATIONS, ModelSpec, find_model, model_names
 from storyreel.stopping import KEPT, stopping
-from storyreel.story.planning import DEFAULT_MODEL, Overrides
+from storyreel.story.planning import DEFAULT_MODEL, Overrides, longest_scene
 from storyreel.story.vocabulary import listing, load_vocabulary
 
 ROUNDS, MINUTES = 3, 25
@@ -95,7 +95,7 @@ def models(
             continue  # all else is the model's
         print(
             f"  {spec.size[0]}x{spec.size[1]} at {spec.fps} frames per second, scenes of up to "
-            f"{(spec.max_latents - 1) * spec.frames_per_latent / spec.fps:g} s, "
+            f"{longest_scene(spec) * spec.frames_per_latent / spec.fps:g} s, "
             f"{spec.steps} steps" + (f", {spec.memory_mb} MB" if spec.memory_mb else "")
         )
         if spec.memory_gb:

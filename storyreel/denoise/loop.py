@@ -157,7 +157,11 @@ def begin(
     before: Tensor | None = None,
     ending: Tensor | None = None,
 ) -> SegmentState:
-    """Return a segment as pure noise, ``before`` being the latents of the one before it."""
+    """Return a segment as pure noise.
+
+    ``before`` are the latents of the one before it, which the published blending alone asks for; ``ending``
+    (D,) is how that one ends, where this one goes on from it.
+    """
     noise = first_noise(plan, segment, before).to(adapter.device)
     shift = plan.settings.shift
     sigmas = plan.plugged_levels(math.prod(noise.shape[2:]))
@@ -285,7 +289,9 @@ def sound_noise(plan: Plan, segment: Segment) -> Tensor:
 def fresh_noise(segment: Segment, step: int, like: Tensor, stream: int = 0) -> Tensor:
     """Return noise of a tensor's shape, on its device, which a segment, a step and a stream alone decide."""
     generator = torch.Generator().manual_seed(derived_seed(segment.seed, f"step {step} of {stream}"))
-    return torch.randn(like.shape, generator=generator).to(like)
+    # From pinned memory, as a copy from any other would have the step wait for the GPU.
+    noise = torch.randn(like.shape, generator=generator, pin_memory=like.is_cuda)
+    return noise.to(like, non_blocking=like.is_cuda)
 
 
 def next_velocities(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from storyreel.denoise.loop import SegmentState
 from storyreel.errors import StoryreelError
 from storyreel.files import write_atomically, writing
 
-SOUND, SOUND_VELOCITIES = "sound", "sound velocities"  # names of tensors
+SOUND, SOUND_VELOCITIES, BROKEN = "sound", "sound velocities", "broken"  # names of tensors
 
 
 class Stored:
@@ -30,7 +31,7 @@ class Stored:
 
     def save_state(self, begun: SegmentState) -> None:
         """Write all that has changed since a segment began. Raises OutputError."""
-        tensors: dict[str, Tensor | None] = {"x": begun.x, **begun.prompts.state()}
+        tensors: dict[str, Tensor | None] = {"x": begun.x, BROKEN: begun.broken, **begun.prompts.state()}
         if begun.known:
             levels, velocities = zip(*begun.known, strict=True)
             tensors["levels"] = torch.tensor(levels, dtype=torch.float64)
@@ -81,7 +82,7 @@ class Stored:
         tensors = {name: value.to(begun.x.device) for name, value in self._tensors().items()}
         if not 0 <= step < len(begun.sigmas) or not _is_state_of(begun, step, tensors):
             raise self._forged()
-        begun.x, begun.step = tensors.pop("x"), step
+        begun.x, begun.broken, begun.step = tensors.pop("x"), tensors.pop(BROKEN), step
         levels = tensors.pop("levels").tolist() if "levels" in tensors else []
         begun.known = tuple(zip(levels, tensors.pop("velocities", ()), strict=True))
         if begun.sound is not None:
@@ -104,7 +105,7 @@ class Stored:
 def _is_state_of(begun: SegmentState, step: int, tensors: Mapping[str, Tensor]) -> bool:
     """Tell whether some tensors are all of what a segment is after ``step`` steps, and nothing else."""
     prompts, steps = begun.prompts, len(begun.sigmas) - 1
-    shapes: dict[str, Sequence[int]] = {"x": begun.x.shape}
+    shapes: dict[str, Sequence[int]] = {"x": begun.x.shape, BROKEN: ()}
     if begun.sound is not None:
         shapes[SOUND] = begun.sound.x.shape
     if prompts.history:  # one entry a step, the next one's too
@@ -117,6 +118,8 @@ def _is_state_of(begun: SegmentState, step: int, tensors: Mapping[str, Tensor]) 
         if begun.sound is not None:
             shapes |= {SOUND_VELOCITIES: (kept, *begun.sound.x.shape)}
     if shapes.keys() != tensors.keys() or not _are_like(tensors, shapes):
+        return False
+    if tensors[BROKEN].item() not in (math.inf, *range(1, step + 1)):
         return False
     passed = begun.sigmas[:step]
     return all(level in passed for level in tensors["levels"].tolist()) if "levels" in tensors else True

@@ -83,9 +83,10 @@ class Inventory:
         return [segment for segment in self.plan.segments if segment.index in wanted]
 
     def _dissolves(self, index: int, shift: int) -> bool:
-        """Tell whether a scene's video shows pictures of a neighbour."""
-        seam = self.plan.seams[max(index, index + shift) - 1]
-        return seam.transition == "dissolve" and seam.strength > 0
+        """Tell whether a scene's video shows pictures of a neighbour: with no card between the two."""
+        later = self.plan.segments[max(index, index + shift)]
+        seam = self.plan.seams[later.index - 1]
+        return seam.transition == "dissolve" and seam.strength > 0 and not self.plan.has_card_before(later)
 
     def forwards(self) -> int:
         """Return how many model evaluations of the denoising are to come, which progress counts."""

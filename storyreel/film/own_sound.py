@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from storyreel.film.dissolve import lead_pictures
 from storyreel.film.writer import RATE
 from storyreel.story.plan import Plan, Segment
 
@@ -17,11 +16,11 @@ from storyreel.story.plan import Plan, Segment
 def own_samples(plan: Plan, segment: Segment, decoded: Tensor) -> Tensor:
     """Return the samples (T, 2) of a segment's own frames, exactly as long, of all that was decoded of it.
 
-    What was decoded begins with the segment's lead. At its end some milliseconds may lack: there it goes back
-    as it came, which is no click.
+    What was decoded begins with the segment's lead, of which is heard what is seen: a picture of its own. At
+    its end some milliseconds may lack: there it goes back as it came, which is no click.
     """
     fps = plan.spec.fps
-    first, count = (round(n * RATE / fps) for n in (lead_pictures(plan, segment), segment.frames))
+    first, count = (round(n * RATE / fps) for n in (plan.unseen(segment), segment.frames))
     own = decoded[first : first + count]
     if not len(own):
         raise RuntimeError(

@@ -54,7 +54,10 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         source for source in plan.sources(segment) if plan.first_takes[source].slot not in inventory.latents
     }
     again.discard(index)  # of another take it is the first one
-    if index - 1 in again:
+    seam = plan.seam(segment)
+    # A scene of another place only shows somebody as the one before it does, unless that pulls its noise.
+    goes_on = seam is not None and (seam.overlap > 0 or plan.settings.method.blending == "published")
+    if goes_on and index - 1 in again:
         return f"it goes on from scene {index}, which is rendered again"
     if again:
         return f"it shows somebody as scene {min(again) + 1} does, which is rendered again"
@@ -62,7 +65,6 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         return "what it is made to fit between has changed"
     if recorded.get("key") == inventory.keys.latents[index]:
         return "its file is missing or damaged"
-    seam = plan.seam(segment)
     return (
         "the scene before it is another one" if seam and seam.overlap else "settings or versions have changed"
     )

@@ -91,11 +91,13 @@ class Segments:
             return None
         before = ending = None
         prompts, lead = self._writer.prompts(segment), self._leads.of(segment)
-        if segment.index - 1 in sources:
+        seam, published = plan.seam(segment), plan.settings.method.blending == "published" and bool(sources)
+        if published:  # of others, all that counts of the one before is in the lead
             before = self._first_take(segment.index - 1)
-            if prompts.wanted is not None:
-                stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
-                ending = stored.ending(self._adapter.device, prompts.wanted.shape[1])
+        # Another shot may still be a source, of its characters alone: how it ends is nothing to this one.
+        if prompts.wanted is not None and seam is not None and (published or seam.overlap):
+            stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
+            ending = stored.ending(self._adapter.device, prompts.wanted.shape[1])
         begun = begin(self._adapter, plan, segment, prompts, lead, before, ending)
         if (record := self._inventory.states.get(segment.slot)) is not None:
             self._stored(record).restore(begun, record.step)

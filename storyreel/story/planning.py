@@ -433,7 +433,7 @@ def _sounding_seconds(
     sound = sounds.get("speech") if scene.say else sounds.get("scene")
     if sound is None:  # which has a fault of its own, or is not looked at
         return None, None
-    unit, longest = spec.frames_per_latent / spec.fps, spec.max_latents - LEAD
+    unit, longest = spec.frames_per_latent / spec.fps, longest_scene(spec)
     latents = max(1, math.ceil(sound.heard / unit - 1e-6))
     if latents <= longest:
         return latents * unit, None
@@ -722,10 +722,15 @@ def size_problem(spec: ModelSpec, width: int, height: int) -> str | None:
     return f"model {spec.name} cannot render {width}x{height}; the nearest it can is {legal[0]}x{legal[1]}"
 
 
+def longest_scene(spec: ModelSpec) -> int:
+    """Return the latent frames of the longest scene that a model can render, its lead not counted."""
+    return spec.max_latents - LEAD
+
+
 def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
     """Return why a model cannot render a scene of a length, with the nearest it can; None if it can."""
     unit = spec.frames_per_latent / spec.fps
-    longest = spec.max_latents - LEAD
+    longest = longest_scene(spec)
     if not math.isfinite(seconds):
         return f"a scene of {seconds} seconds is not valid; give a finite number"
     latents = max(-1e9, min(seconds / unit, 1e9))
@@ -740,4 +745,4 @@ def seconds_problem(spec: ModelSpec, seconds: float) -> str | None:
 def nearest_seconds(spec: ModelSpec, seconds: float) -> float:
     """Return the length of a scene that a model can render and that is nearest to another one."""
     unit = spec.frames_per_latent / spec.fps
-    return min(max(round(min(seconds, 1e9) / unit), 1), spec.max_latents - LEAD) * unit
+    return min(max(round(min(seconds, 1e9) / unit), 1), longest_scene(spec)) * unit

@@ -23,6 +23,7 @@ from storyreel.cli.results import SHAPES, result_schema
 from storyreel.errors import NumericsError
 from storyreel.film.folder import FilmFolder
 from storyreel.models.specs import MODELS, ModelSpec
+from storyreel.story.planning import seconds_problem
 from storyreel.story.schema import load_story
 from tests.conftest import FakeEngine
 from tests.test_batch import NONSENSE
@@ -512,6 +513,17 @@ def test_a_licence_that_is_not_accepted_is_said_and_77_before_any_contact(
     assert f"error: the licence of {last.name} is not accepted: {last.licence}" in err
     assert last.territory in err
     assert f"storyreel pull {last.name} --accept-licence" in err
+
+
+def test_the_longest_scene_that_is_listed_is_one_that_a_render_takes(place: Place) -> None:
+    listed = re.findall(
+        r"^(\S+): .*\n(?:  .*\n)*?  .*scenes of up to (\S+) s,", place.said("models")[0], re.M
+    )
+    assert [name for name, _ in listed] == [name for name, spec in MODELS.items() if name == spec.base]
+    for name, seconds in listed:
+        spec = MODELS[name]
+        assert seconds_problem(spec, float(seconds)) is None
+        assert seconds_problem(spec, float(seconds) + spec.frames_per_latent / spec.fps) is not None
 
 
 def test_what_fits_a_card_is_listed_by_the_highest_mode(place: Place) -> None:

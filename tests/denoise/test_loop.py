@@ -86,8 +86,10 @@ class Film:
         sources = self.plan.sources(segment)
         if not all(source in self.latents for source in sources):
             return None
-        before = segment.index - 1
-        continued = before in sources
+        before, seam = segment.index - 1, self.plan.seam(segment)
+        published = self.plan.settings.method.blending == "published"
+        # As the story has it, whatever the sources are: a scene that shows somebody again is another shot.
+        goes_on = seam is not None and seam.strength > 0 and (published or seam.transition == "continue")
         lead = self.leads[segment.index] = self._leads.of(segment)
         return begin(
             self.adapter,
@@ -95,8 +97,8 @@ class Film:
             segment,
             self.writer.prompts(segment),
             lead,
-            self.latents[before] if continued else None,
-            self._endings[before] if continued else None,
+            self.latents[before] if goes_on else None,
+            self._endings[before] if goes_on else None,
         )
 
     def made(self, start: Callable[[Segment], SegmentState | None] | None = None) -> Film:
@@ -222,6 +224,51 @@ def test_fresh_noise_is_added_to_each_estimate_but_the_last(renoising: Plan) -> 
     assert relative(made, x) <= 1e-5
     other = [fresh_noise(renoising.segments[1], 0, x), fresh_noise(segment, 1, x)]
     assert not any(torch.equal(fresh_noise(segment, 0, x), noise) for noise in other)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_fresh_noise_is_sent_to_a_gpu_without_a_wait(
+    renoising: Plan, monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
+    """From pinned memory alone that is so; what is drawn is the same."""
+    like, drawn, sent = torch.zeros(1, 2, 3, 4, 4), [], []
+    expected = fresh_noise(renoising.segments[0], 0, like)
+
+    class There:
+        """What is known of latents on a GPU."""
+
+        shape, is_cuda = like.shape, on_gpu
+
+    class Noise:
+        def __init__(self, values: Tensor) -> None:
+            self.values = values
+
+        def to(self, there: There, non_blocking: bool = False) -> Tensor:
+            sent.append(non_blocking)
+            return self.values
+
+    draw = torch.randn
+
+    def noted(shape: Sequence[int], generator: torch.Generator, pin_memory: bool = False) -> Noise:
+        drawn.append(pin_memory)
+        return Noise(draw(shape, generator=generator))
+
+    monkeypatch.setattr(torch, "randn", noted)
+    found = fresh_noise(renoising.segments[0], 0, There())  # type: ignore[arg-type]
+    assert (drawn, sent) == ([on_gpu], [on_gpu])
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_fresh_noise_is_the_same_and_nothing_waits_for_it(renoising: Plan) -> None:
+    like = torch.zeros(1, 2, 3, 4, 4)
+    there = like.cuda()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = fresh_noise(renoising.segments[0], 0, there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), fresh_noise(renoising.segments[0], 0, like))
 
 
 def test_noise_is_fresh_only_where_a_velocity_is_computed_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -605,6 +652,41 @@ def test_nan_stops_with_scene_and_step_named(plan: Plan, at: int) -> None:
     with pytest.raises(NumericsError, match=f"scene {at // 3 + 1} .* step {at % 3 + 1}"):
         broken.made()
     assert list(broken.latents) == list(range(at // 3))
+
+
+@pytest.mark.parametrize("left", [3, 4], ids=["under way", "done before an earlier one"])
+def test_nan_is_not_forgotten_with_a_break(plan: Plan, tmp_path: Path, left: int) -> None:
+    """The step that broke a segment is named, also where none is left for it to take."""
+
+    class Broken(FakeAdapter):
+        def answer(self, request: Request) -> list[Tensor]:
+            factor = math.nan if len(self.predicted) == 1 else 1.0
+            return [factor * v for v in super().answer(request)]
+
+    plan = plan_of(FOUR, steps=4)
+    kept, stored = Film(Broken(TINY), plan), Stored(tmp_path / "state")
+    ahead = kept.start(plan.segments[1])
+    assert ahead is not None
+
+    def watch(window: Sequence[SegmentState]) -> None:
+        if window[0].step == left:
+            raise LeftError
+
+    with suppress(LeftError, NumericsError):
+        list(denoise(kept.adapter, plan.settings, [ahead.segment], kept.writer, lambda _: ahead, watch))
+    assert ahead.step == left
+    stored.save_state(ahead)
+    again = Film(Together(), plan)
+
+    def start(segment: Segment) -> SegmentState | None:
+        begun = again.start(segment)
+        if begun is not None and segment.index == 1:
+            stored.restore(begun, left)
+        return begun
+
+    with pytest.raises(NumericsError, match=r"scene 2 .* step 2"):
+        again.made(start)
+    assert list(again.latents) == [0]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -67,7 +67,7 @@ def saved(path: Path, kind: str = "exact", scored: bool = True) -> tuple[dict[st
 def test_all_that_was_saved_is_taken_back(path: Path, kind: str, scored: bool) -> None:
     held, step = saved(path, kind, scored)
     wanted = (
-        {"x"}
+        {"x", "broken"}
         | ({"history"} if kind != "plain" else set())
         | ({"levels", "velocities"} if kind == "fast" else set())
     )
@@ -131,6 +131,17 @@ def test_velocities_of_a_level_that_was_not_passed_are_refused(path: Path) -> No
             Stored(path).restore(begun("fast", True)[1], step)
 
 
+@pytest.mark.parametrize("value", [float("nan"), -float("inf"), 0.0, 1.5, LEFT + 1.0, None])
+def test_a_step_that_was_not_taken_has_broken_nothing(path: Path, value: float | None) -> None:
+    """Nor is a state believed that says nothing of it, as one of an earlier version."""
+    held, step = saved(path, "plain")
+    assert step == LEFT
+    broken = {} if value is None else {"broken": torch.tensor(value)}
+    path.write_bytes(save({"x": held["x"]} | broken))
+    with pytest.raises(StoryreelError, match="holds no segment"):
+        Stored(path).restore(begun("plain", True)[1], step)
+
+
 shapes = st.lists(st.integers(0, 7), max_size=5).map(tuple)
 
 
@@ -140,7 +151,7 @@ def test_any_tensors_are_a_state_or_one_clear_error(
     path: Path, forged: dict[str, tuple[int, ...]], step: int
 ) -> None:
     state = begun("exact", True)[1]
-    x = {"x": torch.zeros_like(state.x)}
+    x = {"x": torch.zeros_like(state.x), "broken": torch.tensor(float("inf"))}
     path.write_bytes(save(x | {name: torch.zeros(shape) for name, shape in forged.items()}))
     try:
         Stored(path).restore(state, step)

@@ -84,6 +84,18 @@ def test_latents_are_decoded_where_they_show_in_a_video_that_is_missing() -> Non
     assert (numbers(inventory.shown), numbers(inventory.undone)) == ([], [])
 
 
+@pytest.mark.parametrize("card", ["", "card: Later, "], ids=["", "card"])
+def test_a_neighbour_behind_a_card_shows_in_no_scene(card: str) -> None:
+    """A dissolve needs both sides; with a card between them, a scene that is asked for is rendered alone."""
+    later = f"  - {{{card}scene: at sea, action: a fox swims, transition: dissolve}}\n"
+    plan = plan_of(f"render: {{model: fake}}\nscenes:\n  - [in the park, a dog sits]\n{later}")
+    assert plan.seams[0].strength > 0
+    for asked in (0, 1):
+        inventory = Inventory(plan, film_facts(plan, WITH_ENCODER, "cpu"), only=frozenset({asked}))
+        wanted = [asked] if card else [0, 1]
+        assert numbers(inventory.undone) == numbers(inventory.shown) == wanted
+
+
 def test_a_video_without_its_latents_is_made_again() -> None:
     inventory = taken()
     inventory.video.update({i: record(i) for i in range(6)})
