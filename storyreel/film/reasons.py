@@ -54,10 +54,7 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         source for source in plan.sources(segment) if plan.first_takes[source].slot not in inventory.latents
     }
     again.discard(index)  # of another take it is the first one
-    seam = plan.seam(segment)
-    # A scene of another place only shows somebody as the one before it does, unless that pulls its noise.
-    goes_on = seam is not None and (seam.overlap > 0 or plan.settings.method.blending == "published")
-    if goes_on and index - 1 in again:
+    if plan.goes_on(segment) and index - 1 in again:
         return f"it goes on from scene {index}, which is rendered again"
     if again:
         return f"it shows somebody as scene {min(again) + 1} does, which is rendered again"
@@ -65,9 +62,8 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         return "what it is made to fit between has changed"
     if recorded.get("key") == inventory.keys.latents[index]:
         return "its file is missing or damaged"
-    return (
-        "the scene before it is another one" if seam and seam.overlap else "settings or versions have changed"
-    )
+    goes_on = plan.goes_on(segment)
+    return "the scene before it is another one" if goes_on else "settings or versions have changed"
 
 
 def _recorded(before: Manifest, segment: Segment, scenes: int) -> dict[str, Any] | None:

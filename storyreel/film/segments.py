@@ -91,11 +91,10 @@ class Segments:
             return None
         before = ending = None
         prompts, lead = self._writer.prompts(segment), self._leads.of(segment)
-        seam, published = plan.seam(segment), plan.settings.method.blending == "published" and bool(sources)
-        if published:  # of others, all that counts of the one before is in the lead
+        if plan.pulled(segment):  # of others, all that counts of the one before is in the lead
             before = self._first_take(segment.index - 1)
-        # Another shot may still be a source, of its characters alone: how it ends is nothing to this one.
-        if prompts.wanted is not None and seam is not None and (published or seam.overlap):
+        # Another shot may be a source too, of its characters: how it ends is nothing to this one.
+        if prompts.wanted is not None and plan.goes_on(segment):
             stored = self._stored(finished[plan.first_takes[segment.index - 1].slot])
             ending = stored.ending(self._adapter.device, prompts.wanted.shape[1])
         begun = begin(self._adapter, plan, segment, prompts, lead, before, ending)

@@ -280,6 +280,16 @@ class Plan:
         """Return the seam before a segment; None for the first."""
         return self.seams[segment.index - 1] if segment.index else None
 
+    def pulled(self, segment: Segment) -> bool:
+        """Tell whether the published blending pulls a segment's first noise towards the one before it."""
+        seam = self.seam(segment)
+        return self.settings.method.blending == "published" and seam is not None and seam.strength > 0
+
+    def goes_on(self, segment: Segment) -> bool:
+        """Tell whether a segment goes on from the one before it, of which others show somebody at most."""
+        seam = self.seam(segment)
+        return self.pulled(segment) or (seam is not None and seam.overlap > 0)
+
     @property
     def loras(self) -> tuple[Lora, ...]:
         """All LoRAs of its scenes, each once."""
@@ -329,8 +339,7 @@ class Plan:
 
         Who comes into a shot that goes on is not there yet, so it is the frame in the middle.
         """
-        spec, seam = self.spec, self.seam(first)
-        comes = seam is not None and seam.overlap > 0 and first.picture is None
+        spec, comes = self.spec, self.goes_on(first) and first.picture is None
         # Where a first frame is unlike others, one that is free stands before the end of the shot.
         if not comes or not (spec.first_alike or spec.pictures):
             return Given(first.index, name, 0, 0, 1, strength)
@@ -356,8 +365,7 @@ class Plan:
 
     def sources(self, segment: Segment) -> tuple[int, ...]:
         """Return the scenes, by index, without whose first takes a segment cannot begin."""
-        seam = self.seam(segment)
-        if self.settings.method.blending == "published" and seam is not None and seam.strength > 0:
+        if self.pulled(segment):
             return (segment.index - 1,)
         return tuple(sorted({given.source for given in self.given(segment) if given.picture is None}))
 
