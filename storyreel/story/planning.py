@@ -401,10 +401,7 @@ def _retakes(
     for first, scene in zip(first_takes, story.scenes, strict=True):
         if (retake := scene.retake) is None:
             continue
-        prompt = first.scene if retake.scene is None else story.filled(retake.scene)
-        action = first.action if retake.action is None else story.filled(retake.action)
-        if scene.action == scene.scene and retake.action is None:
-            action = prompt  # one prompt is both
+        prompt, action = map(story.filled, scene.shown)
         refusals.add(
             prompt_problem(spec, prompt, action, count_tokens), False, "scenes", first.index, "retake"
         )
