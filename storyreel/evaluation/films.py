@@ -28,7 +28,7 @@ from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import MODELS, known_model
 from storyreel.story.plan import pace_of
-from storyreel.story.planning import DEFAULT_MODEL
+from storyreel.story.planning import DEFAULT_MODEL, prompt_names
 from storyreel.story.schema import APART, NOBODY_ELSE, Casting, Character, Story, load_story
 
 MANIFEST = "manifest.json"
@@ -509,7 +509,7 @@ def _told(story: Story, prompts: Sequence[tuple[str, str]], ends: Sequence[tuple
 
     ``prompts`` are the scene and the action prompt of the take that is shown of every scene.
     """
-    names = tuple(member.name for member in story.cast.values())
+    names = prompt_names(story)
     places = [story.filled(scene.scene) for scene in story.scenes]  # seams are planned by first takes
     stays = [True, *(same_place(before, place, names) for before, place in pairwise(places))]
     fades = [scene.transition in GREY for scene in story.scenes]

@@ -165,6 +165,18 @@ def test_a_retake_is_scored_by_its_own_prompts(tmp_path: Path) -> None:
     assert rendered_film("out", "foxes", "foxes", folder).told[1][1] == "a fox is walking"
 
 
+@pytest.mark.parametrize("places", [("in the park", "in a bus"), ("in the park", "in a park")])
+def test_a_shot_goes_on_where_the_plan_says_so_also_without_a_cast(
+    tmp_path: Path, places: tuple[str, str]
+) -> None:
+    """Whom all actions begin with is no place, whoever has no cast."""
+    text = f"scenes: [[a fox {places[0]}, a fox sits], [a fox {places[1]}, a fox sleeps]]"
+    (seam,) = make_plan(parse_story("story.yaml", text.encode()), "foxes").seams
+    film = rendered_film("out", "foxes", "foxes", rendered(tmp_path / "foxes", text))
+    assert film.spans[1].goes_on is (seam.transition == "continue")
+    assert seam.transition == ("dissolve" if places[1] == "in a bus" else "continue")
+
+
 @pytest.mark.usefixtures("clip")
 def test_a_foreign_film_is_scored_by_the_prompts_of_retakes(tmp_path: Path) -> None:
     assert foreign(tmp_path, segments="equal", story=RETAKEN).told == RETOLD
