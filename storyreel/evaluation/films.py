@@ -28,7 +28,7 @@ from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import MODELS, known_model
 from storyreel.story.plan import pace_of
-from storyreel.story.planning import DEFAULT_MODEL
+from storyreel.story.planning import DEFAULT_MODEL, prompt_names
 from storyreel.story.schema import APART, NOBODY_ELSE, Casting, Character, Story, load_story
 
 MANIFEST = "manifest.json"
@@ -145,6 +145,8 @@ class _Decided(_Part):
 
 
 class _Segment(_Part):
+    scene: str
+    action: str
     start: int = Field(ge=0)
     frames: int = Field(ge=1)
     latents: int | None = None
@@ -346,7 +348,8 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     starts = [sum(s.frames for s in segments[:index]) for index in range(len(segments))]
     ends = [(start, start + s.frames) for start, s in zip(starts, segments, strict=True)]
     story = _cut_at(story, {card.before for card in manifest.cards})
-    told = replace(_told(story, ends), run=run, name=name, story=story_name)
+    prompts = [(s.scene, s.action) for s in segments]
+    told = replace(_told(story, prompts, ends), run=run, name=name, story=story_name)
     told = replace(told, path=film, title=manifest.title, model=manifest.model.name, kind=_kind(manifest))
     told = replace(told, weights=manifest.model.weights, cost=_cost(manifest), folder=folder)
     told = replace(told, sha256=file_hash(film))
@@ -440,7 +443,8 @@ def foreign_film(story_path: Path, film: Path, segments: str, casting: Casting =
             f"{film}: {count} scenes do not fit into its {length:.2f} s where they should begin",
             "Give other --segments.",
         )
-    told = _told(story, list(pairwise([*starts, len(frames.times)])))
+    prompts = [(story.filled(s.shown[0]), story.filled(s.shown[1])) for s in story.scenes]
+    told = _told(story, prompts, list(pairwise([*starts, len(frames.times)])))
     # vlogger/nyc.mp4 of nyc.yaml is of the run vlogger; any other name is a run of its own.
     run = film.parent if film.stem == story_path.stem else film.with_suffix("")
     told = replace(told, run=str(run), name=story_path.stem, story=story_path.stem, path=film)
@@ -500,26 +504,29 @@ def _starts(segments: str, film: Path, facts: reader.Facts, length: float, count
     return times
 
 
-def _told(story: Story, ends: Sequence[tuple[int, int]]) -> Film:
-    """Return a film of a story as yet without a file, its scenes ending where ``ends`` says."""
-    names = tuple(member.name for member in story.cast.values())
-    places = [story.filled(scene.scene) for scene in story.scenes]
+def _told(story: Story, prompts: Sequence[tuple[str, str]], ends: Sequence[tuple[int, int]]) -> Film:
+    """Return a film of a story as yet without a file, its scenes ending where ``ends`` says.
+
+    ``prompts`` are the scene and the action prompt of the take that is shown of every scene.
+    """
+    names = prompt_names(story)
+    places = [story.filled(scene.scene) for scene in story.scenes]  # seams are planned by first takes
+    stays = [True, *(same_place(before, place, names) for before, place in pairwise(places))]
     fades = [scene.transition in GREY for scene in story.scenes]
     around = zip(fades, [*fades[1:], False], strict=True)
-    scenes = zip(story.scenes, places, [places[0], *places], ends, _with_others(story), around, strict=False)
+    scenes = zip(story.scenes, prompts, stays, ends, _with_others(story), around, strict=False)
     spans = tuple(
         Span(
-            place,
-            story.filled(scene.action),
+            prompt,
+            action,
             start,
             stop,
             start > 0 and scene.transition not in APART,
             dict(others),
-            goes_on=scene.transition == "continue"
-            or (scene.transition == "blend" and same_place(before, place, names)),
+            goes_on=scene.transition == "continue" or (scene.transition == "blend" and is_there),
             fades=faded,
         )
-        for scene, place, before, (start, stop), others, faded in scenes
+        for scene, (prompt, action), is_there, (start, stop), others, faded in scenes
     )
     return Film("", "", Path(), "", 0.0, spans)
 
@@ -541,4 +548,4 @@ def _with_others(story: Story) -> list[Iterator[tuple[str, str]]]:
         texts = ((other, double.filled(prompt)) for other, double in casts.items())
         return ((other, text) for other, text in texts if text != true)
 
-    return [told(scene.scene) for scene in story.scenes]
+    return [told(scene.shown[0]) for scene in story.scenes]

@@ -188,7 +188,10 @@ class Scenes:
             size = LPIPS_HEIGHT, max(1, round(LPIPS_HEIGHT * width / height))
             scaled = F.interpolate(pictures, size, mode="bilinear", align_corners=False, antialias=True)
             if self._before is not None:
-                aligned = self._distance.between(self._before[1:-1], scaled[1:-1]).mean()
+                # A scene that is shorter than its samples has fewer pictures.
+                count = min(len(self._before), len(scaled)) - 2
+                earlier, later = (evenly(found[1:-1], count) for found in (self._before, scaled))
+                aligned = self._distance.between(earlier, later).mean()
                 across = self._distance.between(self._before[-1:], scaled[:1])
                 self.distances.append((float(aligned), float(across)))
             self._before = scaled
@@ -314,6 +317,11 @@ def picked(frames: Iterable[Tensor], picks: Sequence[int]) -> Iterator[Tensor]:
         first, done = first + len(chunk), here
         if done == len(picks):
             return
+
+
+def evenly(pictures: Tensor, count: int) -> Tensor:
+    """Return ``count`` of some pictures (n, ...), evenly spread; all of them, if there are no more."""
+    return pictures[[int((i + 0.5) * len(pictures) / count) for i in range(count)]]
 
 
 def wanted_frames(span: Span) -> list[int]:

@@ -6,7 +6,7 @@ What a table holds is here, its text in each format in `table_formats.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -33,6 +33,7 @@ TITLES = {
     "scene-alone": "the scene prompt alone, hard joins",
     "stock": "stock: diffusers' own pipeline",
 }
+SHARES = ("shown", "clip_shown")  # of scenes that are no ruins: what stands beside them is of those alone
 LEVEL = 0.05
 STAR = "*"
 
@@ -60,6 +61,11 @@ class Panel:
 
     title: str
     columns: tuple[Column, ...]
+
+
+def columns_of(panels: Iterable[Panel]) -> list[Column]:
+    """Return the columns of some panels, each once."""
+    return list(dict.fromkeys(column for panel in panels for column in panel.columns))
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,8 @@ class Table:
 
     @property
     def columns(self) -> list[Column]:
-        """All columns of all panels."""
-        return [column for panel in self.panels for column in panel.columns]
+        """All columns of all panels, each once."""
+        return columns_of(self.panels)
 
     @property
     def measured(self) -> list[Line]:
@@ -160,6 +166,7 @@ QUALITY = (
         "Identity by the model's encoder, seams, and how much moves",
         (
             _of_metric("identity", "identity"),
+            _of_metric("shown", "recognised"),
             _of_metric("double_exposure", "double exposure", unit="%"),
             _of_metric("sides", "sides apart", 2),
             _of_metric("motion", "motion"),
@@ -191,18 +198,24 @@ def quality_table(
     The first row's run is what all others are compared with. ``further`` are metrics of
     further columns.
     """
-    there = {column.key for panel in QUALITY for column in panel.columns}
+    there = {column.key: column for column in columns_of(QUALITY)}
     known = known_metrics()
-    wanted = dict.fromkeys(one for name in further for one in (name, known[name].beside) if one is not None)
-    asked = tuple(_of_metric(name, known[name].title) for name in wanted if name not in there)
+    new = [name for name in further if name not in there]
+    wanted = dict.fromkeys(one for name in new for one in (name, known[name].beside) if one is not None)
+    asked = tuple(
+        there.get(name) or _of_metric(name, known[name].title)
+        for name in wanted
+        if name not in there or name in SHARES  # which stand in every panel that they are needed in
+    )
     panels = (*QUALITY, Panel("As asked for", asked)) if asked else QUALITY
     why = dict.fromkeys(missing, "no weights")
-    for column in (column for panel in panels for column in panel.columns):
+    for column in columns_of(panels):
         why.setdefault(column.key, _absent(known[column.key].needs))
     notes = [
         "The paper's measures are made anew, and are not comparable with its table digit by digit. BLIP is "
         "ITM with the softmax taken twice, the likeliest of three readings; the others are in the JSON.",
         "What embeddings say is to be read beside motion: a still is consistent.",
+        *_ruins_words(columns_of(panels)),
     ]
     return _table(3, "Quality", panels, rows, titles, why, notes, published)
 
@@ -211,6 +224,18 @@ def _absent(needs: str | None) -> str:
     """Say in two words why nobody has a number."""
     words = {JUDGE: "no judge", OWN: "no encoder"} | dict.fromkeys(WEIGHTS, "no weights")
     return words.get(needs or "", "–")
+
+
+def _ruins_words(columns: Sequence[Column]) -> Iterator[str]:
+    """Say which columns leave ruins out, and which one says how many scenes are left."""
+    known = known_metrics()
+    for share in (column for column in columns if column.key in SHARES):
+        if found := [column.title for column in columns if known[column.key].beside == share.key]:
+            yield (
+                f"Means over such scenes alone as can be recognised: {', '.join(found)}. Ruins are left out, "
+                f"so a method that ruins scenes may come out ahead; {share.title} is the share of scenes "
+                "that is left."
+            )
 
 
 def cost_table(
@@ -230,7 +255,7 @@ def _table(
     notes: Sequence[str],
     published: bool,
 ) -> Table:
-    names = [column.key for panel in panels for column in panel.columns]
+    names = [column.key for column in columns_of(panels)]
     runs = list(dict.fromkeys(row.run for row in rows))
     differences = compare(rows, names, runs[0] if runs else None)["differences"]
     over_stories = {run: {name: stories_of(rows, run, name) for name in names} for run in runs}
@@ -324,7 +349,7 @@ def _statistics_words(panels: Sequence[Panel], lines: Sequence[Line], stories: i
         corrected = f"after the correction {reached:.2g}{hopeless}"
         words.append(f"With {stories} stories that p is at least {least:.2g}, {corrected}.")
     limits = []
-    for column in (column for panel in panels for column in panel.columns):
+    for column in columns_of(panels):
         found = [
             line.cells[column.key].difference["detectable"]  # type: ignore[index]
             for line in others

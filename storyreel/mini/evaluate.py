@@ -7,7 +7,8 @@
 Every clip is sampled plainly, one prompt and no neighbours, with the default settings. The judge
 says what it sees, and `nearest` how far that is from what the world draws. ``scores/PART.jsonl`` gets a line
 for every clip as soon as it is judged, ``scores/PART`` its pictures; at the end a table says which bars
-are met, and ``scores/worst.png`` shows the clips that the judge finds least like their prompts.
+are met, and ``scores/worst.png`` shows the clips that the judge finds least like their prompts. No table
+holds figures of two weights, judges, samplings or methods.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from torch import Tensor
 
 from storyreel.denoise.loop import begin, denoise, denoised
 from storyreel.denoise.prompts import PromptWriter
-from storyreel.errors import DamagedError, StoryreelError, UsageError
+from storyreel.errors import DamagedError, MissingError, StoryreelError, UsageError
 from storyreel.files import file_hash
 from storyreel.models.base import Request
-from storyreel.models.checksums import CHECKSUMS
+from storyreel.models.checksums import CHECKSUMS, how_to_restore
 from storyreel.models.loading import load_adapter
 from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
@@ -445,6 +446,45 @@ def rows_of(path: Path) -> list[Row]:
     return rows
 
 
+def head_of(path: Path) -> dict[str, Any]:
+    """Return with what the rows in a file of a part were measured. Raises DamagedError."""
+    try:
+        return dict(json.loads(_lines_of(path)[0])["made_of"])
+    except (ValueError, LookupError, TypeError):
+        raise DamagedError(f"{path} is damaged", "Delete it, and measure that part again.") from None
+
+
+def heads_of(out: Path, kept: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return with what each part was measured that is there, as far as that is known. Raises DamagedError.
+
+    ``kept`` is what ``scores.json`` holds: the figures of parts that have no rows, and their heads.
+    """
+    figures = {name: kept["made_of"][name] for name in FIGURES if name in kept.get("made_of", {})}
+    return figures | {name: head_of(path) for name in PARTS if rows_of(path := out / f"{name}.jsonl")}
+
+
+def check_alike(heads: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Raise UsageError where a part was measured with something else than most: no table holds both.
+
+    How many clips there are is each part's own matter.
+    """
+    for fact, other in OTHER.items():
+        # A part that samples says its method only where it has one; older rows do not say their sampling.
+        found = {
+            name: json.dumps(head.get(fact, []))
+            for name, head in heads.items()
+            if fact in head or (name in SAMPLING and fact in ("sampling", "method"))
+        }
+        usual = max(found, key=lambda name: [*found.values()].count(found[name]), default="")
+        for name in (name for name, value in found.items() if value != found[usual]):
+            file = out / (TABLE if name in FIGURES else f"{name}.jsonl")
+            delete = f" (delete {file} first)" if name not in FIGURES and file.exists() else ""
+            raise UsageError(
+                f"{file}: {name} is of {other} than {usual}, and no table holds both",
+                f"Measure {name} with the same {fact}{delete}, or name another folder (--out).",
+            )
+
+
 def strip_of(frames: Tensor) -> Image.Image:
     """Return some pictures of a clip, uint8 (T, H, W, 3), side by side."""
     moments = torch.linspace(0, len(frames) - 1, STRIP).round().long()
@@ -754,6 +794,15 @@ SAMPLED: dict[str, Part] = {
 }
 TRUE_CLIPS = {"judge": 400, "codec": 100, "scorer": 400, "rising": 12}
 PARTS = (*TRUE_CLIPS, *SAMPLED)
+SAMPLING = ("rising", *SAMPLED)
+FIGURES = ("codec", "scorer", "rising")  # parts whose figures alone are kept, in `TABLE`
+TABLE = "scores.json"
+OTHER = {  # of what figures of one table must not be, in words
+    "weights": "other weights",
+    "judge": "another judge",
+    "sampling": "another sampling",
+    "method": "another method",
+}
 BARS: dict[str, Measure] = {"judge": judge_figures} | {
     name: part.figures for name, part in SAMPLED.items() if part.figures
 }
@@ -790,12 +839,17 @@ def parse() -> argparse.Namespace:
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate the weights, part by part, and print which bars are met."""
     out: Path = options.out
-    table = out / "scores.json"
+    table = out / TABLE
     kept: dict[str, Any] = json.loads(table.read_text("utf-8")) if table.exists() else {}
     if not options.summary and options.sorted is None:
         out.mkdir(parents=True, exist_ok=True)
         _measure(options, out, kept)
+    heads = heads_of(out, kept)
+    check_alike(heads, out)
     books = {name: rows for name in PARTS if (rows := rows_of(out / f"{name}.jsonl"))}
+    for name in {*PARTS, "drawn"} - {*FIGURES, *books}:
+        kept.pop(name, None)  # of rows that somebody has deleted
+    kept["made_of"] = heads
     for name, rows in books.items():
         kept[name] = shares([row for row in rows if row.get("kind") != "spoilt"])
         if name == "open":
@@ -815,6 +869,8 @@ def evaluate(options: argparse.Namespace) -> None:
     for name in PARTS:
         if name in kept:
             print(f"{name}: {json.dumps(kept[name])}")
+    if unknown := [name for name in FIGURES if name in kept and name not in heads]:
+        print(f"with what {', '.join(unknown)} was measured is not known: measure it again")
     print(summary(figures))
     if kept["look_at"]:
         print(f"judge and distance disagree, so look: {', '.join(kept['look_at'])}")
@@ -825,6 +881,8 @@ def evaluate(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> None:
     """Measure what is asked for and not there yet; what no file of rows is kept of goes into ``kept``."""
     parts = options.parts or list(PARTS)
+    for name in parts:
+        kept.get("made_of", {}).pop(name, None)  # it is measured anew
     device, folder = torch.device(options.device), options.weights
     studio = cache(
         lambda: Studio(folder, device, options.method)
@@ -832,9 +890,11 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
     scorer = cache(lambda: Scorer.load(folder / "scorer", device))
     for name in parts:
         clips = options.clips or (SAMPLED[name].clips if name in SAMPLED else TRUE_CLIPS[name])
+        made_of = _made_of(name, options, clips)
+        check_alike({**heads_of(out, kept), name: made_of}, out)
         if name == "judge":
             judge = load_judge()
-            book = Book(out, name, {"judge": file_hash(WEIGHTS), "clips": clips})
+            book = Book(out, name, made_of)
             for row, images in true_rows(judge, clips, len(book.rows)):
                 book.add(row, images)
         elif name == "codec":
@@ -845,11 +905,26 @@ def _measure(options: argparse.Namespace, out: Path, kept: dict[str, Any]) -> No
         elif name == "rising":
             kept[name] = rising_scores(studio(), scorer(), story_trials()[:clips])
         else:
-            drawing = studio()
-            made_of = {"weights": file_hash(folder / CHECKSUMS), "judge": file_hash(WEIGHTS), "clips": clips}
-            made_of["sampling"] = [MINI.steps, MINI.guidance, MINI.renoises]
-            made_of |= {"method": options.method} if options.method else {}
-            _draw(drawing, name, Book(out, name, made_of), clips)
+            _draw(studio(), name, Book(out, name, made_of), clips)
+        if name in FIGURES:
+            kept.setdefault("made_of", {})[name] = made_of
+
+
+def _made_of(name: str, options: argparse.Namespace, clips: int) -> dict[str, Any]:
+    """Return with what a part is measured: all that its figures depend on. Raises MissingError."""
+    made_of: dict[str, Any] = {}
+    if name != "judge":  # which can be measured before there are weights
+        sums = options.weights / CHECKSUMS
+        if not sums.is_file():
+            raise MissingError(f"weights with their {CHECKSUMS} are not here: {sums}", how_to_restore(sums))
+        made_of["weights"] = file_hash(sums)
+    if name not in ("scorer", "rising"):
+        made_of["judge"] = file_hash(WEIGHTS)
+    made_of["clips"] = clips
+    if name in SAMPLING:
+        made_of["sampling"] = [MINI.steps, MINI.guidance, MINI.renoises]
+        made_of |= {"method": options.method} if options.method else {}
+    return made_of
 
 
 def _draw(studio: Studio, name: str, book: Book, clips: int) -> None:

@@ -253,7 +253,7 @@ def _segments(
     usual = _first(overrides.seconds, story.render.seconds, spec.seconds)
     refusals.add(seconds_problem(spec, usual), overrides.seconds is not None, "render", "seconds")
     texts = [(story.filled(scene.scene), story.filled(scene.action)) for scene in story.scenes]
-    names, seeds = _names(story), _seeds(story, settings.seed)
+    names, seeds = prompt_names(story), _seeds(story, settings.seed)
     loras = _loras(story, spec, overrides, refusals)
     count_tokens = token_counter(spec.weights / "tokenizer")
     segments: list[Segment] = []
@@ -361,7 +361,7 @@ def _experts_of(path: Path, spec: ModelSpec) -> Experts:
     return "all" if spec.boundary_ratio is None else named_experts(path)
 
 
-def _names(story: Story) -> tuple[str, ...]:
+def prompt_names(story: Story) -> tuple[str, ...]:
     """Return whom a story's prompts may name: its cast, and the subject that all its actions begin with."""
     subject = shared_start(tuple(story.filled(scene.action) for scene in story.scenes))
     members = *(member.name for member in story.cast.values()), *([subject] if subject else [])
@@ -396,15 +396,12 @@ def _retakes(
     story: Story, spec: ModelSpec, first_takes: Sequence[Segment], refusals: _Refusals
 ) -> dict[int, Segment]:
     """Return the takes that the film shows instead of first ones, by their index."""
-    names, count_tokens = _names(story), token_counter(spec.weights / "tokenizer")
+    names, count_tokens = prompt_names(story), token_counter(spec.weights / "tokenizer")
     retakes = {}
     for first, scene in zip(first_takes, story.scenes, strict=True):
         if (retake := scene.retake) is None:
             continue
-        prompt = first.scene if retake.scene is None else story.filled(retake.scene)
-        action = first.action if retake.action is None else story.filled(retake.action)
-        if scene.action == scene.scene and retake.action is None:
-            action = prompt  # one prompt is both
+        prompt, action = map(story.filled, scene.shown)
         refusals.add(
             prompt_problem(spec, prompt, action, count_tokens), False, "scenes", first.index, "retake"
         )

@@ -370,6 +370,15 @@ class Scene(_Strict):
         default=None, description="LoRAs of this scene, instead of the film's; [] is none."
     )
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """The scene and the action prompt, as written, of the take that the film shows."""
+        if self.retake is None:
+            return self.scene, self.action
+        scene = self.retake.scene or self.scene
+        own = scene if self.action == self.scene else self.action  # one prompt is both
+        return scene, self.retake.action or own
+
     @classmethod
     def __get_pydantic_json_schema__(
         cls, schema: CoreSchema, handler: GetJsonSchemaHandler

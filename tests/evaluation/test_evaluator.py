@@ -76,7 +76,10 @@ def shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[int
             "story": plan.story,
             "model": {"name": plan.spec.name},
             "settings": {"fps": plan.spec.fps},
-            "segments": [{"start": s.start, "frames": s.frames} for s in plan.segments],
+            "segments": [
+                {"scene": s.scene, "action": s.action, "start": s.start, "frames": s.frames}
+                for s in plan.segments
+            ],
             "film": {"file": film.name, "sha256": hashlib.sha256(b"film").hexdigest()},
         }
         film.with_name("manifest.json").write_text(json.dumps(manifest))

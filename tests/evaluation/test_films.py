@@ -16,6 +16,7 @@ from storyreel.errors import StoryreelError, UsageError
 from storyreel.evaluation.films import Film, collect, find_films, foreign_film, looked_at, rendered_film
 from storyreel.film import reader
 from storyreel.film.reader import Facts, Frames
+from storyreel.story.planning import make_plan
 from storyreel.story.schema import parse_story
 
 STORY = """\
@@ -34,14 +35,22 @@ def rendered(folder: Path, story: str = STORY, fps: int = FPS, **settings: Any) 
     film = folder / "film.mp4"
     film.write_bytes(os.fsencode(folder))
     parsed = parse_story("story.yaml", story.encode())
-    count = len(parsed.scenes)
     manifest = {
         "title": "Foxes",
         "story": parsed.model_dump(mode="json"),
         "model": {"name": "mini"},
         "settings": {"fps": fps, **settings},
         # Without any blending: the story wants it all the same.
-        "segments": [{"start": SCENE * i, "frames": SCENE, "blended": False} for i in range(count)],
+        "segments": [
+            {
+                "scene": s.scene,
+                "action": s.action,
+                "start": SCENE * s.index,
+                "frames": SCENE,
+                "blended": False,
+            }
+            for s in make_plan(parsed, "foxes").segments
+        ],
         "film": {"file": film.name, "sha256": hashlib.sha256(film.read_bytes()).hexdigest()},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -125,6 +134,52 @@ def test_blending_is_what_the_story_wants_whatever_was_rendered(tmp_path: Path) 
             seen = [span.clear(rate) for span in looked_at(film, rate).spans]
             third, (first, second) = 2 * rate, (4 * rate - reach, 4 * rate + reach)
             assert [(s.start, s.stop) for s in seen] == [(0, third), (third, first), (second, 6 * rate)]
+
+
+RETAKEN = """\
+cast: {first: {name: a fox, possessive: its}}
+scenes:
+  - {scene: "{first} is in the park", action: "{first} sits", retake: {take: 2, action: "{first} dances"}}
+  - ["{first} is in the park", "{first} walks"]
+  - {scene: "{first} runs in the park", retake: {take: 3, scene: "{first} runs on a bus"}}
+  - {scene: "{first} is in the park", action: "{first} eats", retake: 2}
+"""
+RETOLD = (
+    ("a fox is in the park", "a fox dances"),
+    ("a fox is in the park", "a fox walks"),
+    ("a fox runs on a bus", "a fox runs on a bus"),
+    ("a fox is in the park", "a fox eats"),
+)
+
+
+def test_a_retake_is_scored_by_its_own_prompts(tmp_path: Path) -> None:
+    """Its seams were planned by the first takes, whatever it shows instead."""
+    folder = rendered(tmp_path / "foxes", RETAKEN)
+    film = rendered_film("out", "foxes", "foxes", folder)
+    assert film.told == RETOLD
+    assert film.spans[2].others["a panda"] == "a panda runs on a bus"
+    assert [span.goes_on for span in film.spans] == [True] * 4
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["segments"][1]["action"] = "a fox is walking"  # what was drawn, whatever the story would say now
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert rendered_film("out", "foxes", "foxes", folder).told[1][1] == "a fox is walking"
+
+
+@pytest.mark.parametrize("places", [("in the park", "in a bus"), ("in the park", "in a park")])
+def test_a_shot_goes_on_where_the_plan_says_so_also_without_a_cast(
+    tmp_path: Path, places: tuple[str, str]
+) -> None:
+    """Whom all actions begin with is no place, whoever has no cast."""
+    text = f"scenes: [[a fox {places[0]}, a fox sits], [a fox {places[1]}, a fox sleeps]]"
+    (seam,) = make_plan(parse_story("story.yaml", text.encode()), "foxes").seams
+    film = rendered_film("out", "foxes", "foxes", rendered(tmp_path / "foxes", text))
+    assert film.spans[1].goes_on is (seam.transition == "continue")
+    assert seam.transition == ("dissolve" if places[1] == "in a bus" else "continue")
+
+
+@pytest.mark.usefixtures("clip")
+def test_a_foreign_film_is_scored_by_the_prompts_of_retakes(tmp_path: Path) -> None:
+    assert foreign(tmp_path, segments="equal", story=RETAKEN).told == RETOLD
 
 
 def test_what_a_film_cost_is_in_its_manifest_as_far_as_that_says(tmp_path: Path) -> None:

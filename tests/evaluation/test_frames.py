@@ -11,7 +11,7 @@ from torch import Tensor
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.films import Span
 from storyreel.evaluation.frames import Scenes, picked
-from storyreel.evaluation.weights import DINO
+from storyreel.evaluation.weights import ALEXNET, DINO
 
 
 @given(st.lists(st.integers(0, 19), max_size=60).map(sorted), st.lists(st.integers(1, 7), min_size=20))
@@ -51,3 +51,28 @@ def test_of_a_shot_its_first_middle_and_last_pictures_are_prepared(monkeypatch: 
         scenes.see(chunk)
     shots = [look.shot for look in scenes.looks if look.shot is not None]
     assert [shot.flatten().tolist() for shot in shots] == [[0, 21, 39], [40, 61, 79]]
+
+
+@pytest.mark.parametrize("lengths", [(12, 40), (40, 12), (12, 9), (1, 3), (40, 40)])
+def test_neighbours_of_any_lengths_are_compared(
+    lengths: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every frame shows how far into its scene it is: pictures of one moment are no distance apart."""
+    compared: list[int] = []
+
+    class Distance:
+        def between(self, first: Tensor, second: Tensor) -> Tensor:
+            compared.append(len(first))
+            return (first - second).abs().mean((1, 2, 3)) * 127.5
+
+    monkeypatch.setattr(Encoders, "get", lambda self, name: Distance())
+    first, second = lengths
+    spans = [Span("a", "b", 0, first, False), Span("c", "d", first, first + second, True)]
+    scenes = Scenes(spans, {}, Encoders(torch.device("cpu")), {ALEXNET})
+    shown = torch.cat([torch.linspace(0, 240, length) for length in lengths]).to(torch.uint8)
+    for chunk in shown.view(-1, 1, 1, 1).expand(-1, 4, 6, 3).split(7):
+        scenes.see(chunk)
+    ((aligned, across),) = (found for found in scenes.distances if found is not None)
+    assert compared == [min(*lengths, 16), 1]
+    assert aligned < 240 / min(lengths)
+    assert across == pytest.approx(240 if first > 1 else 0, abs=0.01)

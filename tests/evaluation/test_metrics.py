@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from storyreel.evaluation.kept import SceneSeen, looks_kept, places_kept
 from storyreel.evaluation.metrics import METRICS, SAMPLES, Metric
+from storyreel.evaluation.tables import SHARES
 from storyreel.evaluation.verdicts import SceneVerdict
 from storyreel.evaluation.weights import JUDGE, OWN, WEIGHTS
 
@@ -44,11 +45,15 @@ def test_a_slip_in_the_table_is_refused() -> None:
             Metric(**FACTS, **slip)  # type: ignore[arg-type]
 
 
-def test_what_is_shown_beside_a_metric_is_there_and_has_no_direction() -> None:
-    """So it rewards nothing by itself."""
+def test_what_is_shown_beside_a_metric_is_there_and_rewards_nothing_by_itself() -> None:
+    """It has no direction, but for the shares of scenes that are no ruins."""
     beside = {metric.beside for metric in METRICS.values()} - {None}
-    assert beside == {"motion", "boundary_of_stills"}
-    assert all(METRICS[str(name)].better is None for name in beside)
+    assert beside == {"motion", "boundary_of_stills", *SHARES}
+    assert {name for name in beside if METRICS[str(name)].better is not None} == {*SHARES}
+    assert {name for name, metric in METRICS.items() if metric.beside == "shown"} == {
+        "identity",
+        "told_apart",
+    }
 
 
 def test_similarity_of_pictures_says_what_a_still_has() -> None:

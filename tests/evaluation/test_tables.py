@@ -70,6 +70,36 @@ def test_similarity_is_not_shown_without_that_of_stills() -> None:
     assert "motion" in {column.key for column in table().columns}
 
 
+def test_a_mean_that_leaves_ruins_out_is_not_shown_without_their_share() -> None:
+    """A method that ruins half of its scenes wins by the others, and the table says so."""
+    values = {
+        "full": {"identity": 0.2, "shown": 1.0, "clip_identity": 0.1, "clip_shown": 1.0},
+        "ruined": {"identity": 0.4, "shown": 0.5, "clip_identity": 0.3, "clip_shown": 0.25},
+    }
+    films = [Row(run, story, story, of) for run, of in values.items() for story in ("a", "b")]
+    found = quality_table(films, {}, [])
+    (panel,) = (panel for panel in found.panels if any(c.key == "identity" for c in panel.columns))
+    keys = [column.key for column in panel.columns]
+    assert keys[keys.index("identity") + 1] == "shown"
+    assert [line.cells["shown"].mean for line in found.lines] == [1.0, 0.5]
+    (note,) = (note for note in found.notes if "Ruins are left out" in note)
+    assert "as can be recognised: identity. " in note
+    assert "recognised is the share of scenes that is left" in note
+    found = quality_table(films, {}, [], further=("clip_identity", "told_apart", "clip_told_apart"))
+    keys = [column.key for column in found.panels[-1].columns]
+    assert keys == ["clip_identity", "clip_shown", "told_apart", "shown", "clip_told_apart"]
+    assert [column.key for column in found.columns].count("shown") == 1  # of a program's table
+    assert csv_text(found).splitlines()[0].count(",shown,") == 1
+    assert (
+        quality_table(films, {}, [], further=("identity", "shown")).panels
+        == quality_table(films, {}, []).panels
+    )
+    notes = [note for note in found.notes if "Ruins are left out" in note]
+    assert "identity, scene told apart (model's own encoder). " in notes[0]
+    assert "right character (CLIP), scene told apart (CLIP). " in notes[1]
+    assert "shows anything told (CLIP) is the share" in notes[1]
+
+
 def test_what_is_not_there_says_why() -> None:
     cells = table().lines[0].cells
     assert cells["clip_add"].why == "no weights"
@@ -149,7 +179,7 @@ def test_markdown_has_as_many_cells_in_every_line_of_a_block() -> None:
 def test_latex_has_as_many_cells_as_columns_and_no_command_of_ours() -> None:
     text = latex_text(table(published=True))
     found = re.findall(r"\\begin\{tabular\}\{(l(r+))\}(.*?)\\end\{tabular\}", text, re.DOTALL)
-    assert [len(columns) for _, columns, _ in found] == [5, 4, 4, 2]
+    assert [len(columns) for _, columns, _ in found] == [5, 4, 5, 2]
     for columns, _, body in found:
         for line in (line for line in body.splitlines() if line.endswith(r"\\")):
             assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -489,6 +490,89 @@ def test_the_command_keeps_goes_on_and_says_what_is_met(
     assert (out / "open.jsonl").read_text().splitlines() == lines
     with pytest.raises(SystemExit, match="other numbers of clips"):
         command(monkeypatch, out, "--part", "open", "--clips", "4")
+
+
+@pytest.fixture
+def two_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Two folders of weights that nobody trained; every clip of them is black, every figure made up."""
+    monkeypatch.setattr(evaluate, "Studio", Drawer)
+    monkeypatch.setattr(evaluate, "nearest_true", lambda scene, frames: [12.0])
+    monkeypatch.setattr(evaluate, "codec_results", lambda studio, clips: ([], {"psnr": 25.0}))
+    monkeypatch.setattr(evaluate, "ranking", lambda scorer, clips, seed: {"clips": clips})
+    monkeypatch.setattr(evaluate, "rising_scores", lambda studio, scorer, trials: [0.1])
+    monkeypatch.setattr(Scorer, "load", lambda folder, device: None)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "SHA256SUMS").write_text(name)
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def test_no_table_holds_figures_of_two_trainings(
+    tmp_path: Path,
+    two_weights: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, (first, second) = tmp_path / "scores", two_weights
+    parts = [word for name in ("open", "pairs", "codec", "scorer", "rising") for word in ("--part", name)]
+    command(monkeypatch, out, *parts, "--clips", "2", "--weights", first)
+    table = json.loads((out / "scores.json").read_text())
+    made_of = table["made_of"]
+    assert set(made_of) == {"open", "pairs", "codec", "scorer", "rising"}
+    assert len({head["weights"] for head in made_of.values()}) == 1
+    assert [set(made_of[name]) for name in ("codec", "scorer", "rising")] == [
+        {"weights", "judge", "clips"},
+        {"weights", "clips"},
+        {"weights", "clips", "sampling"},
+    ]
+    command(monkeypatch, out, "--part", "open", "--clips", "2", "--weights", first)  # it goes on
+    (out / "pairs.jsonl").unlink()
+    with pytest.raises(SystemExit, match=r"pairs\.jsonl: pairs is of other weights than codec") as caught:
+        command(monkeypatch, out, "--part", "pairs", "--clips", "2", "--weights", second)
+    assert "Measure pairs with the same weights, or name another folder" in str(caught.value)
+    assert not (out / "pairs.jsonl").exists()  # nothing was measured for nothing
+    command(monkeypatch, out, "--summary")
+    assert "pairs" not in json.loads((out / "scores.json").read_text())  # whose rows are gone
+    with pytest.raises(SystemExit, match=r"scores\.json: codec is of other weights than scorer"):
+        command(monkeypatch, out, "--part", "codec", "--clips", "2", "--weights", second)
+    with pytest.raises(SystemExit, match="is of another method than rising"):
+        words = ("--method", "weighting=true", "--weights", first)
+        command(monkeypatch, out, "--part", "pairs", "--clips", "2", *words)
+    (out / "open.jsonl").unlink()  # all that is left is measured anew
+    command(monkeypatch, out, *parts, "--clips", "2", "--weights", second)
+    (head,) = {head["weights"] for head in json.loads((out / "scores.json").read_text())["made_of"].values()}
+    assert head != made_of["open"]["weights"]
+
+
+def test_a_summary_of_two_trainings_is_refused(
+    tmp_path: Path, two_weights: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version left them, or somebody who copied a file."""
+    out, other = tmp_path / "scores", tmp_path / "other"
+    words = ("--part", "open", "--part", "stated", "--clips", "2")
+    command(monkeypatch, out, *words, "--weights", two_weights[0])
+    before = (out / "scores.json").read_text()
+    command(monkeypatch, other, "--part", "pairs", "--clips", "2", "--weights", two_weights[1])
+    shutil.copy(other / "pairs.jsonl", out)
+    with pytest.raises(SystemExit, match=r"pairs\.jsonl: pairs is of other weights than open") as caught:
+        command(monkeypatch, out, "--summary")
+    assert f"delete {out / 'pairs.jsonl'} first" in str(caught.value)
+    assert (out / "scores.json").read_text() == before
+    rows = (out / "open.jsonl").read_text()
+    (out / "pairs.jsonl").write_text(re.sub(', "sampling": [^]]*]', "", rows))
+    with pytest.raises(SystemExit, match="pairs is of another sampling than open"):
+        command(monkeypatch, out, "--summary")
+    (out / "pairs.jsonl").write_text(rows.replace('"made_of"', '"made"'))
+    with pytest.raises(SystemExit, match="is damaged"):
+        command(monkeypatch, out, "--summary")
+
+
+def test_figures_of_nobody_knows_what_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores.json").write_text('{"codec": {"psnr": 25.0}}')
+    command(monkeypatch, tmp_path, "--summary")
+    assert "with what codec was measured is not known: measure it again" in capsys.readouterr().out
 
 
 def test_every_part_with_bars_can_be_measured() -> None:
