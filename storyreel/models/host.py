@@ -32,8 +32,8 @@ def available_memory() -> int:
 def peak_resident() -> int:
     """Return the bytes that this process had resident at its peak.
 
-    By Linux's own account where there is one: what getrusage says there begins with the peak of whatever
-    started the process.
+    By Linux's own account where there is one, which is right to some hundred kB: what getrusage says there
+    begins with the peak of whatever started the process.
     """
     with suppress(OSError):
         found = re.search(r"^VmHWM:\s+(\d+) kB", (PROC / "self" / "status").read_text(), re.MULTILINE)

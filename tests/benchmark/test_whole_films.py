@@ -124,7 +124,8 @@ def test_the_peak_holds_what_was_there() -> None:
     held = bytearray(b"x" * (64 << 20))
     peak = peak_resident()
     del held
-    assert 64 << 20 < peak <= peak_resident() < 1 << 40
+    slack = 4 << 20  # Linux counts pages for each CPU apart, and adds them up roughly
+    assert 64 << 20 < peak <= peak_resident() + slack < 1 << 40
 
 
 @pytest.mark.slow
