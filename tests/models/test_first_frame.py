@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from storyreel.denoise.prompts import PromptWriter
 from storyreel.errors import StoryreelError
 from storyreel.models.base import Request
 from storyreel.models.pipeline import PipelineAdapter
+from storyreel.models.specs import SoundSpec
 from storyreel.models.wan import WanAdapter
 from storyreel.story.plan import Plan, Segment
 from tests.denoise.test_loop import Film
@@ -168,6 +170,18 @@ def test_a_picture_that_changes_while_a_film_is_rendered_is_refused(
     drawn(1).save(path)
     with pytest.raises(StoryreelError, match="has changed meanwhile"):
         Leads(adapter, plan, dict[int, Tensor]().__getitem__).of(plan.segments[0])
+
+
+def test_a_picture_is_not_heard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a model that makes sound, a scene with a picture of its own begins in silence."""
+    adapter, path = FAMILIES["wan ti2v"](), tmp_path / "fox.png"
+    drawn().save(path)
+    plan = plan_for(adapter, monkeypatch, f"scenes: [{{scene: a fox, picture: {path}}}]")
+    plan = replace(plan, spec=replace(plan.spec, sound=SoundSpec()))
+    nothing: dict[int, Tensor] = {}
+    lead = Leads(adapter, plan, nothing.__getitem__, nothing.__getitem__).of(plan.segments[0])
+    assert lead is not None
+    assert lead.sound is None
 
 
 def test_a_state_is_taken_up_with_its_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
