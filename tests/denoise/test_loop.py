@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -254,7 +254,7 @@ def test_fresh_noise_is_sent_to_a_gpu_without_a_wait(
         return Noise(draw(shape, generator=generator))
 
     monkeypatch.setattr(torch, "randn", noted)
-    found = fresh_noise(renoising.segments[0], 0, There())  # type: ignore[arg-type]
+    found = fresh_noise(renoising.segments[0], 0, cast(Tensor, There()))
     assert (drawn, sent) == ([on_gpu], [on_gpu])
     assert torch.equal(found, expected)
 
