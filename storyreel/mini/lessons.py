@@ -34,7 +34,8 @@ ALL_PAIRS = tuple(permutations(Character, 2))
 
 FIRST_STORY, ANY_STORY, ACTION_ALONE = 0.06, 0.34, 0.1  # shares of the lessons; the rest crosses
 EXACT_WORDS = 0.6  # share of story lessons in the story's own words
-GOING_ON = 0.25  # share of lessons that go on from another
+GOING_ON = 0.4  # share of lessons that go on from another: those with a lead, and no others, are learned so
+TURN = 0.25, 0.35  # world seconds into such a lesson at which it turns into what is told: behind its lead
 ALONE_BEFORE, TOGETHER_BEFORE = 0.3, 0.1  # of those outside of stories: somebody comes, or leaves
 PAIR_SHARE = 0.4  # share of crossed lessons with two characters
 STORY_PAIRS = 0.5  # share of those whose characters share a shipped story
@@ -115,7 +116,20 @@ def going_on(rng: Random, clip: Clip, former: Clip | None = None) -> Clip:
         return clip
     if former is None:
         former = _former(rng, clip, *_any_before(rng, clip))
-    return replace(clip, former=former, began=rng.uniform(0.4, 1.6), turn=rng.uniform(-0.1, 0.3))
+    return replace(clip, former=former, began=rng.uniform(0.4, 1.6), turn=rng.uniform(*TURN))
+
+
+def portrait(rng: Random, clip: Clip) -> Clip:
+    """Return a clip of whom ``clip`` shows, or of the first alone, in the same looks, at any place.
+
+    Its first picture leads to ``clip`` as a film's first picture of somebody leads to its later scenes.
+    """
+    looks = [actor.look for actor in clip.actors]
+    who = clip.cast[:1] if rng.random() < ALONE_BEFORE else clip.cast
+    places = [place for place in Place if len(who) == 1 or place is not Place.SUBWAY_STAIRS]
+    while not (actions := _actions(who, place := rng.choice(places))):
+        pass
+    return stage_clip(rng, place, who, rng.choice(actions), looks=looks)
 
 
 def _any_before(rng: Random, clip: Clip) -> tuple[Sequence[Character], Action]:
@@ -125,16 +139,19 @@ def _any_before(rng: Random, clip: Clip) -> tuple[Sequence[Character], Action]:
         who = who[:1]
     elif len(who) == 1 and clip.place is not Place.SUBWAY_STAIRS and rng.random() < TOGETHER_BEFORE:
         who = (who[0], rng.choice([one for one in Character if one is not who[0]]))
+    return who, rng.choice(_actions(who, clip.place))
+
+
+def _actions(who: Sequence[Character], place: Place) -> list[Action]:
+    """Return what somebody can do at a place, alone or all of them, that is not held out; not at a door."""
     never = DOOR_ACTIONS | BALL_ACTIONS if len(who) > 1 else DOOR_ACTIONS
-    return who, rng.choice(
-        [
-            action
-            for action in allowed_actions(who[0], clip.place)
-            if action not in never
-            and all(action in allowed_actions(one, clip.place) for one in who)
-            and not any(held_out(one, clip.place, action) for one in who)
-        ]
-    )
+    return [
+        action
+        for action in allowed_actions(who[0], place)
+        if action not in never
+        and all(action in allowed_actions(one, place) for one in who)
+        and not any(held_out(one, place, action) for one in who)
+    ]
 
 
 def _former(rng: Random, clip: Clip, who: Sequence[Character], action: Action, ball: bool = False) -> Clip:

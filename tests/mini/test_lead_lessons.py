@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from storyreel.mini.lessons import Example
+from storyreel.mini.training.clips import Drawn
 from storyreel.mini.training.layout import layout_of
-from storyreel.mini.training.transformer import LEAD_NOISE, covered, noise_left
+from storyreel.mini.training.transformer import LEAD_NOISE, noise_left, put_first
 from storyreel.mini.world import Part, tag_of
 from tests.mini.test_layout import CLIP
 
@@ -30,11 +32,30 @@ def test_a_lead_has_one_share_of_noise() -> None:
     assert shares.min() < 0.1 * LEAD_NOISE
 
 
-def test_characters_alone_are_given_with_a_rim() -> None:
-    tags = torch.zeros(4, 64, 64, dtype=torch.uint8)
+def test_a_portrait_stands_in_the_first_frame_where_it_shows_somebody_and_a_rim() -> None:
+    tags = torch.zeros(1, 64, 64, dtype=torch.uint8)
     tags[:, :16, :16] = tag_of(1, Part.BODY)
-    cover = covered(layout_of(tags, CLIP)[None], torch.Size((1, 32, 2, 4, 4)))
-    (left,) = noise_left(torch.Generator().manual_seed(0), cover, torch.Size((1, 32, 2, 4, 4)))
-    expected = torch.zeros(2, 4, 4, dtype=torch.bool)
-    expected[0, :2, :2] = True
-    assert torch.equal(left[0] < 1, expected)
+    theirs = layout_of(tags, CLIP)
+    nothing = torch.zeros(0)
+    lesson = Drawn(
+        Example(CLIP, "", ""),
+        nothing,
+        nothing,
+        nothing,
+        portrait=torch.ones(32, 1, 4, 4),
+        portrait_layout=theirs,
+    )
+    clean = torch.zeros(1, 32, 2, 4, 4)
+    layout = torch.full((1, 2, 4, theirs.shape[2]), 7, dtype=torch.uint8)
+    given = put_first(clean, layout, [lesson])
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[:2, :2] = True
+    assert torch.equal(given[0, 0], expected)
+    assert torch.equal(clean[0, 0, 0] == 1, expected)
+    assert (clean[:, :, 1] == 0).all()
+    assert torch.equal(layout[0, 0, 0], theirs[0, 0])
+    assert (layout[0, 0, 1:] == 7).all()
+    assert (layout[0, 1] == 7).all()
+    (left,) = noise_left(torch.Generator().manual_seed(0), given, torch.Size((1, 32, 2, 4, 4)))
+    assert torch.equal(left[0, 0] < 1, expected)
+    assert (left[0, 1] == 1).all()

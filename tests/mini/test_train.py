@@ -115,17 +115,19 @@ def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path
 
 
 @pytest.mark.slow  # in full size
-@pytest.mark.parametrize("by_characters", [0.0, 1.0])
+@pytest.mark.parametrize("portraits", [0.0, 1.0])
 def test_lessons_with_leads_teach(
-    by_characters: float, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    portraits: float, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(transformer, "BY_CHARACTERS", by_characters)
+    monkeypatch.setattr(transformer, "PORTRAITS", portraits)
     drawn = []
 
-    def noise_left(generator: torch.Generator, cover: torch.Tensor | None, shape: torch.Size) -> torch.Tensor:
-        drawn.append((cover is not None, shape[2]))
-        return transformer_noise_left(generator, cover, shape)
+    def noise_left(
+        generator: torch.Generator, portrait: torch.Tensor | None, shape: torch.Size
+    ) -> torch.Tensor:
+        drawn.append((portrait is not None, shape[2]))
+        return transformer_noise_left(generator, portrait, shape)
 
     def batch(pool: clips.Pool, size: int, fresh: int, going_on: bool = False) -> list[clips.Drawn]:
         asked.append(going_on)
@@ -137,8 +139,8 @@ def test_lessons_with_leads_teach(
     transformer_noise_left = transformer.noise_left
     monkeypatch.setattr(transformer, "noise_left", noise_left)
     run("transformer", tmp_path, "--steps", "2", "--leads", "1")
-    assert drawn == [(True, 3) if by_characters else (False, 2)]  # of the one step that is new
-    assert asked == [True]
+    assert drawn == [(True, 3) if portraits else (False, 2)]  # of the one step that is new
+    assert asked == [not portraits]
     before, after = (state(folder, "transformer") for folder in (trained, tmp_path))
     for network in ("transformer", "text_encoder", "told_head"):
         first, second = before[network], after[network]
@@ -220,34 +222,37 @@ def test_a_codec_that_nobody_trained_is_an_analysis_of_the_same_lessons(
 # The lessons as tensors, and losses
 
 
+def no_latents(vae: Any, video: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(video), codec.CHANNELS, (video.shape[2] + 2) // 3, 8, 12)
+
+
 def test_a_pool_draws_lessons_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
 
-    def encode(vae: Any, video: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(video), codec.CHANNELS, 2, 8, 12)
-
-    monkeypatch.setattr(codec, "raw_latents", encode)
+    monkeypatch.setattr(codec, "raw_latents", no_latents)
     monkeypatch.setattr(codec, "normalised", lambda vae, raw: raw)
     pool = clips.Pool(torch.nn.Linear(1, 1), 3, 0)
-    known = {id(lesson) for lesson in pool.batch(50, 0)}
+    known = {id(lesson) for on in (False, True) for lesson in pool.batch(50, 0, on)}
     assert len(known) == 3
     lesson = pool.batch(1, 0)[0]
     assert lesson.latents.shape == (codec.CHANNELS, 2, 8, 12)
     assert lesson.latents.dtype == torch.float16
     assert lesson.layout.shape[:2] == (2, 24)
-    later = {id(lesson) for lesson in pool.batch(50, 2)}
+    assert lesson.portrait.shape == (codec.CHANNELS, 1, 8, 12)
+    assert lesson.portrait_layout.shape[:2] == (1, 24)
+    pool.batch(1, 2)
+    later = {id(lesson) for on in (False, True) for lesson in pool.batch(50, 0, on)}
     assert 1 <= len(later - known) <= 2
 
 
-def test_a_pool_gives_lessons_that_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_gives_lessons_that_go_on_or_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clips, "LENGTHS", ((2, 1.0),))
-    monkeypatch.setattr(codec, "raw_latents", lambda vae, video: torch.zeros(len(video), 32, 2, 8, 12))
+    monkeypatch.setattr(codec, "raw_latents", no_latents)
     monkeypatch.setattr(codec, "normalised", lambda vae, raw: raw)
     pool = clips.Pool(torch.nn.Linear(1, 1), 24, 0)
-    going_on = [lesson.example.clip.former is not None for lesson in pool.batch(100, 0)]
-    assert 0 < sum(going_on) < 100
     assert all(one.example.clip.former is not None for one in pool.batch(100, 0, going_on=True))
-    alone = next(one.example for one in pool.batch(100, 0) if one.example.clip.former is None)
+    assert all(one.example.clip.former is None for one in pool.batch(100, 0))
+    alone = pool.batch(1, 0)[0].example
     monkeypatch.setattr(clips, "sample_example", lambda rng: alone)
     assert len(clips.Pool(torch.nn.Linear(1, 1), 3, 0).batch(5, 0, going_on=True)) == 5
 

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
 from storyreel.mini import codec
-from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, Example, sample_example
-from storyreel.mini.world import draw_clip
+from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, Example, portrait, sample_example
+from storyreel.mini.world import Clip, draw_clip
 
 from .layout import Facts, Layout, facts_of, layout_of
 
@@ -23,10 +23,10 @@ CALIBRATION_CLIPS = 96
 ENCODED = 8  # clips that are encoded together
 
 
-def draw(example: Example, latent_frames: int) -> tuple[Tensor, Tensor]:
-    """Draw a lesson's pictures, uint8 (T, H, W, 3), and tags (T, H, W)."""
+def draw(clip: Clip, latent_frames: int) -> tuple[Tensor, Tensor]:
+    """Draw a clip's pictures, uint8 (T, H, W, 3), and tags (T, H, W)."""
     frames = codec.FRAMES_PER_LATENT * (latent_frames - 1) + 1
-    images, tags = draw_clip(example.clip, frames, FPS, WIDTH, HEIGHT)
+    images, tags = draw_clip(clip, frames, FPS, WIDTH, HEIGHT)
     return torch.from_numpy(images), torch.from_numpy(tags)
 
 
@@ -38,7 +38,7 @@ def as_video(images: Tensor) -> Tensor:
 def drawn_videos(seed: int, count: int, latent_frames: int) -> tuple[Tensor, Tensor]:
     """Draw ``count`` lessons as one batch of `as_video`, and where their actors are (N, T, H, W)."""
     rng = Random(seed)
-    drawn = [draw(sample_example(rng), latent_frames) for _ in range(count)]
+    drawn = [draw(sample_example(rng).clip, latent_frames) for _ in range(count)]
     images, tags = (torch.stack(part) for part in zip(*drawn, strict=True))
     return as_video(images), tags > 0
 
@@ -57,12 +57,17 @@ def trained_codec(folder: Path) -> AutoencoderKLMochi:
 
 @dataclass
 class Drawn:
-    """A drawn example: normalised latents (C, L, H, W) in half precision, and what is true of it."""
+    """A drawn example: normalised latents (C, L, H, W) in half precision, and what is true of it.
+
+    ``portrait`` (C, 1, H, W) is one picture of its characters elsewhere, with its own layout.
+    """
 
     example: Example
     latents: Tensor
     layout: Layout
     facts: Facts
+    portrait: Tensor
+    portrait_layout: Layout
 
 
 class Pool:
@@ -81,24 +86,36 @@ class Pool:
     def _draw(self, length: int, count: int) -> list[Drawn]:
         """Draw lessons of one length. One clip alone would take torch's slow way through the codec."""
         examples = [sample_example(self._rng) for _ in range(count)]
-        drawn = [draw(example, length) for example in examples]
+        clips = [example.clip for example in examples]
+        return [
+            Drawn(example, latents, layout, facts_of(example.clip), *shown)
+            for example, (latents, layout), shown in zip(
+                examples,
+                self._seen(clips, length),
+                self._seen([portrait(self._rng, clip) for clip in clips], 1),
+                strict=True,
+            )
+        ]
+
+    def _seen(self, clips: list[Clip], length: int) -> list[tuple[Tensor, Layout]]:
+        drawn = [draw(clip, length) for clip in clips]
         video = as_video(torch.stack([images for images, _ in drawn]))
         device = next(self._vae.parameters()).device
         latents = codec.normalised(self._vae, codec.raw_latents(self._vae, video.to(device))).cpu().half()
         return [
-            Drawn(example, one.clone(), layout_of(tags, example.clip), facts_of(example.clip))
-            for example, one, (_, tags) in zip(examples, latents, drawn, strict=True)
+            (one.clone(), layout_of(tags, clip))
+            for clip, one, (_, tags) in zip(clips, latents, drawn, strict=True)
         ]
 
     def batch(self, size: int, fresh: int, going_on: bool = False) -> list[Drawn]:
         """Return ``size`` lessons of one random length after drawing ``fresh`` new ones.
 
-        With ``going_on``, of those alone that go on from another scene, if there is one.
+        Either all go on from another scene or none does, if there are such.
         """
         shares = [share for _, share in LENGTHS]
         length = self._rng.choices([length for length, _ in LENGTHS], shares)[0]
         lessons = self._lessons[length]
         for lesson in self._draw(length, fresh) if fresh else ():
             lessons[self._rng.randrange(len(lessons))] = lesson
-        fitting = [one for one in lessons if not going_on or one.example.clip.former is not None]
+        fitting = [one for one in lessons if (one.example.clip.former is not None) == going_on]
         return [self._rng.choice(fitting or lessons) for _ in range(size)]

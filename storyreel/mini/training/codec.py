@@ -81,14 +81,14 @@ def train_codec(options: argparse.Namespace) -> None:
     )
     rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
     average = Average(parameters)
-    clips = [draw(sample_example(rng), LENGTH) for _ in range(min(options.pool, 96))]
+    clips = [draw(sample_example(rng).clip, LENGTH) for _ in range(min(options.pool, 96))]
     unseen, unseen_inside = drawn_videos(options.seed + 3, UNSEEN, LENGTH)
 
     def step_fn(step: int, progress: float) -> float:
         for group, rate in rates:
             group["lr"] = rate * options.rate * min(1.0, (step + 1) / 20) * cosine(progress)
         for _ in range(2 * options.fresh):
-            clips[rng.randrange(len(clips))] = draw(sample_example(rng), LENGTH)
+            clips[rng.randrange(len(clips))] = draw(sample_example(rng).clip, LENGTH)
         whole = progress > WHOLE_FROM
         drawn = rng.choices(clips, k=max(2, options.batch // 4) if whole else options.batch)
         images, tags = (torch.stack(part) for part in zip(*drawn, strict=True))

@@ -24,7 +24,7 @@ from storyreel.models.specs import MODELS
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
-from .clips import Pool, trained_codec
+from .clips import Drawn, Pool, trained_codec
 from .layout import CELLS, PATCH, TAGS, LayoutHead, layout_loss
 from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_sheet
 from .told import ToldHead, told_by, told_loss
@@ -33,7 +33,9 @@ GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LA
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 TOLD_SHARE = 0.03  # of the loss of what the text tells
-BY_CHARACTERS = 0.35  # share of the steps with leads in which a lead is the first frame's characters alone
+PORTRAITS = (
+    0.35  # share of the steps with leads in which a lead is characters alone, as another scene has them
+)
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
 
@@ -103,15 +105,20 @@ class Trainer:
         """
         device, noise = self.device, self._noise
         led = self._texts.random() < self._leads
-        # A lead shows another pose than what is told: were it mostly the same, the model would keep it.
-        lessons = self.pool.batch(size, fresh, going_on=led)
+        portraits = led and self._texts.random() < PORTRAITS
+        goes_on = led and not portraits
+        # A lead shows another pose than what is told: were it mostly the same, the model would keep it. And
+        # what has none begins at once: were it to go on from something, no sample's beginning were certain.
+        lessons = self.pool.batch(size, fresh, going_on=goes_on)
         clean = torch.stack([lesson.latents for lesson in lessons]).float()
         layout = torch.stack([lesson.layout for lesson in lessons])
-        by_characters = led and self._texts.random() < BY_CHARACTERS
-        if led and not by_characters:  # the end of a scene is no codec's first frame
+        given = None
+        if portraits:
+            given = put_first(clean, layout, lessons)
+        elif goes_on:  # the end of a scene is no codec's first frame
             clean, layout = clean[:, :, 1:], layout[:, 1:]
         cover = covered(layout, clean.shape)
-        left = noise_left(noise, cover if by_characters else None, clean.shape) if led else torch.ones(())
+        left = noise_left(noise, given, clean.shape) if led else torch.ones(())
         facts = torch.stack([lesson.facts for lesson in lessons])
         eps = torch.randn(clean.shape, generator=noise)
         sigma = torch.sigmoid(torch.randn(size, generator=noise) - 0.3)
@@ -211,21 +218,35 @@ def covered(layout: Tensor, shape: torch.Size) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(cells, (shape[3], shape[4]))[:, None]
 
 
-def noise_left(generator: torch.Generator, cover: Tensor | None, shape: torch.Size) -> Tensor:
+def put_first(clean: Tensor, layout: Tensor, lessons: list[Drawn]) -> Tensor:
+    """Put each lesson's portrait into its first frame, in place, and return where: bool (B, 1, H, W).
+
+    That is where it shows characters, and a rim of a latent round them.
+    """
+    shown = torch.stack([lesson.portrait for lesson in lessons]).float()
+    theirs = torch.stack([lesson.portrait_layout for lesson in lessons])
+    there = covered(theirs, shown.shape)[:, :, 0] > 0
+    given = nn.functional.max_pool2d(there.float(), 3, 1, 1) > 0
+    clean[:, :, 0] = torch.where(given, shown[:, :, 0], clean[:, :, 0])
+    tokens = nn.functional.max_pool2d(given.float(), PATCH).flatten(1) > 0
+    layout[:, 0] = torch.where(tokens[..., None], theirs[:, 0], layout[:, 0])
+    return given
+
+
+def noise_left(generator: torch.Generator, portrait: Tensor | None, shape: torch.Size) -> Tensor:
     """Draw which share of their noise the latents of lessons keep: (B, 1, L, H, W), 1 behind the lead.
 
     So models learn that begin with pictures (LTX-Video, arXiv 2501.00103). A lead is one to three
-    latent frames, or, given how much characters ``cover``, what shows them in the first one, and a rim of a
-    latent round them.
+    latent frames, or those cells of the first one that a ``portrait`` (B, 1, H, W) covers.
     """
     size, _, length, rows, columns = shape
     lengths = torch.tensor(LEAD_LENGTHS).multinomial(size, replacement=True, generator=generator) + 1
     lengths = lengths.clamp(max=length - 1)
     given = torch.arange(length) < lengths[:, None]  # (B, L)
     cells = given[:, None, :, None, None].expand(-1, -1, -1, rows, columns).clone()
-    if cover is not None:
+    if portrait is not None:
         cells[:, :, 1:] = False
-        cells[:, :, 0] = nn.functional.max_pool2d(cover[:, :, 0], 3, 1, 1) > 0
+        cells[:, :, 0] = portrait
     share = LEAD_NOISE * torch.rand(size, generator=generator).view(-1, 1, 1, 1, 1)
     return torch.where(cells, share, 1.0)
 
