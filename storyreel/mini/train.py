@@ -63,7 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="bf16 where it is native")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
-        "--leads", type=float, default=0.0, help="share of steps whose lessons begin with less noise"
+        "--leads", type=float, default=0.5, help="share of steps whose lessons begin with something given"
     )
     parser.add_argument("--to", default=str(MINI_WEIGHTS), help="export, import: the folder of the weights")
     return parser.parse_args()
