@@ -33,9 +33,7 @@ GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LA
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 TOLD_SHARE = 0.03  # of the loss of what the text tells
-PORTRAITS = (
-    0.35  # share of the steps with leads in which a lead is characters alone, as another scene has them
-)
+PORTRAITS = 0.35  # share of the steps with leads in which a lead is characters alone, from another scene
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
 
