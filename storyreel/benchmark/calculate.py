@@ -105,13 +105,12 @@ def evaluations(plan: Plan, weighting: str | None = None) -> list[tuple[int, int
 
     Those that find characters are among them.
     """
-    pace, how = plan.pace, weighting or weighting_of(plan)
+    how = weighting or weighting_of(plan)
     looks = [(1, 2, "none")] * plan.looks(plan.segments)
     return looks + [
         (segment.lead + segment.latents, 2 if guided else 1, how)
         for segment in plan.segments
-        for computed, guided in zip(pace.computed, pace.guided, strict=True)
-        if computed
+        for guided in plan.pace.guided_when_computed
     ]
 
 

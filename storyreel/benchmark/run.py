@@ -172,8 +172,7 @@ def briefly(plan: Plan, in_steps: Callable[[int], Plan]) -> Plan:
     """Return the plan in as few steps as have all forms of evaluations that ``plan`` has: guided, and not."""
 
     def forms(plan: Plan) -> set[bool]:
-        pace = plan.pace
-        return {guided for guided, computed in zip(pace.guided, pace.computed, strict=True) if computed}
+        return set(plan.pace.guided_when_computed)
 
     steps = plan.settings.steps
     plans = map(in_steps, range(min(2, steps), steps + 1))

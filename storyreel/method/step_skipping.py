@@ -40,7 +40,12 @@ class Pace:
     @property
     def forwards(self) -> int:
         """How many steps evaluate the transformer."""
-        return sum(self.computed)
+        return len(self.guided_when_computed)
+
+    @property
+    def guided_when_computed(self) -> list[bool]:
+        """Of each step that evaluates the transformer, whether it is guided."""
+        return [guided for guided, computed in zip(self.guided, self.computed, strict=True) if computed]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class Settings:
         return self.guidance if expert == 0 or self.guidance_2 is None else self.guidance_2
 
     @property
+    def is_guided(self) -> bool:
+        """Whether there is guidance at any noise level."""
+        return any(strength not in (1, None) for strength in (self.guidance, self.guidance_2))
+
+    @property
     def guidance_words(self) -> str:
         """The guidance for people to read, as in "4.5", "4 and 3" or "5 rescaled by 0.7"."""
         second = "" if self.guidance_2 is None else f" and {self.guidance_2:g}"
@@ -271,9 +276,10 @@ class Plan:
             return None
         usual = round(spec.seconds * spec.fps / spec.frames_per_latent) + spec.overlap
         area = settings.width * settings.height / (spec.size[0] * spec.size[1])
-        guided = 1.0 if settings.guidance > 1 else 0.5
+        is_guided = settings.is_guided
+        steps = sum(1.0 if is_guided and guided else 0.5 for guided in self.pace.guided_when_computed)
         found = self.looks(self.needed)  # each of one latent frame, and of two texts whatever the guidance
-        forwards = self.latents * self.pace.forwards * guided + found
+        forwards = self.latents * steps + found
         return forwards / usual * spec.seconds_per_forward * area
 
     def seam(self, segment: Segment) -> Seam | None:

@@ -206,7 +206,7 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
 def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides: Overrides) -> Iterator[str]:
     """Yield a note for every setting that changes nothing, or that the model's weights were not made for."""
     speed = _first(overrides.speed, story.render.speed, "exact")
-    guided = any(strength not in (1, None) for strength in (settings.guidance, settings.guidance_2))
+    guided = settings.is_guided
     if speed != "exact" and spec.sigmas:
         yield (
             f"speed {speed} changes nothing: model {spec.name} takes {spec.steps} steps"

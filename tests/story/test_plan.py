@@ -465,6 +465,16 @@ def test_a_second_expert_has_its_own_guidance_unless_somebody_chooses_one() -> N
     assert [written.guidance_of(expert) for expert in (0, 1)] == [2, 2]
 
 
+def test_what_has_no_guidance_is_estimated_at_half() -> None:
+    """Where none is asked for, and in the steps in which a preset leaves it out."""
+    own, none, fast = (plan_of(PLAIN, **how) for how in ({}, {"guidance": 1.0}, {"speed": "fast"}))
+    seconds = [plan.estimated_seconds or 0 for plan in (own, none, fast)]
+    assert seconds[1] == pytest.approx(seconds[0] / 2)
+    costs = [1.0 if guided else 0.5 for guided in fast.pace.guided_when_computed]
+    assert 0.5 in costs
+    assert seconds[2] == pytest.approx(seconds[0] / MINI.steps * sum(costs))
+
+
 def test_a_negative_prompt_is_the_lines_else_the_storys_else_the_models() -> None:
     own = plan_of(PLAIN, model="ltx-2b")
     assert own.settings.negative == MODELS["ltx-2b"].negative != ""
