@@ -73,6 +73,7 @@ TINY = replace(
     steps=3,
     weighting=True,
     renoises=False,
+    identity_weight=None,
     overlap=2,
 )
 MOCHI = replace(TINY, even_steps=False)

@@ -32,13 +32,24 @@ class Lead:
 
     They begin with the segment, and L reaches as far as anything is given. The first ``clean`` latent frames
     stand there without noise. ``sound`` is likewise what is given of the segment's sound (1, C, S, 1, M),
-    None where nothing is.
+    None where nothing is. ``portraits`` (1, 1, L, H, W) is 1 where characters stand as they were first shown,
+    else 0; None where nowhere.
     """
 
     latents: Tensor
     weights: Tensor
     clean: int = 0
     sound: Lead | None = None
+    portraits: Tensor | None = None
+
+    def counts(self, weight: float | None) -> Tensor | None:
+        """Return how often each cell counts in attention (1, 1, L, H, W), portraits ``weight`` times.
+
+        None where each counts once.
+        """
+        if self.portraits is None or weight in (None, 1):
+            return None
+        return 1 + (weight - 1) * self.portraits
 
 
 class Leads:
@@ -64,7 +75,7 @@ class Leads:
         if not parts:
             return None
         reach = max(segment.lead, *(part.at + part.count for part in parts))
-        latents = weights = None
+        latents = weights = portraits = None
         for part in parts:
             given, cells = (
                 self._whole(part) if part.name is None else self._portrait(segment, part, part.name)
@@ -77,12 +88,15 @@ class Leads:
             free = cells * (weights[:, :, places] == 0)
             latents[:, :, places] = torch.lerp(latents[:, :, places], given, free)
             weights[:, :, places] += free * part.strength
+            if part.name is not None:
+                portraits = torch.zeros_like(weights) if portraits is None else portraits
+                portraits[:, :, places] += free
         assert latents is not None
         assert weights is not None
         # With less strength it would be neither clean nor of one noise level.
         clean = sum(part.count for part in parts if part.anew and part.name is None and part.strength == 1)
         heard = [part for part in parts if part.name is None and part.picture is None]
-        return Lead(latents, weights, clean, self._sound(heard, reach))
+        return Lead(latents, weights, clean, self._sound(heard, reach), portraits)
 
     def _sound(self, parts: Sequence[Given], reach: int) -> Lead | None:
         """Return what is given of a segment's sound: what was heard with pictures that are given whole.

@@ -315,8 +315,10 @@ def next_velocities(
     for begun, strength in zip(computed, strengths, strict=True):
         asked = [begun.prompts.text] if strength == 1 else [negative, begun.prompts.text]
         shown, *heard = (stream.at(begun.sigma * settings.method.lead_noise) for stream in begun.streams)
-        clean = 0 if begun.lead is None else begun.lead.clean
-        requests.append(Request(shown, begun.sigma, asked, clean, heard[0] if heard else None))
+        clean, counts = 0, None
+        if begun.lead is not None:
+            clean, counts = begun.lead.clean, begun.lead.counts(settings.method.identity_weight)
+        requests.append(Request(shown, begun.sigma, asked, clean, heard[0] if heard else None, counts))
     velocities: dict[Slot, list[Tensor]] = {}
     for begun, strength, answer in zip(computed, strengths, adapter.predict(requests), strict=True):
         texts = 1 if strength == 1 else 2

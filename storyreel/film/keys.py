@@ -38,7 +38,7 @@ NO_FACTS = {
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("guidance_rescale", "negative", "shifts", "further"),
-    *("quantize", "weighting", "emphasis", "fps", "upscale"),
+    *("quantize", "weighting", "emphasis", "identity_weight", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
     *("territory", "added"),  # what is added are files, and counts as those do

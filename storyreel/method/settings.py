@@ -89,6 +89,15 @@ class Method(BaseModel):
         description="A segment that begins a shot, or into which somebody comes, begins with its characters "
         "as the first scene that shows them has them.",
     )
+    identity_weight: float | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        allow_inf_nan=False,
+        exclude_if=_is_none,
+        description="How often what shows a character as first shown counts in the attention of a segment. "
+        "Default: the model's; not every model can weigh it.",
+    )
     overlap: int | None = Field(
         default=None, ge=1, le=64, description="Longest overlap in latent frames. Default: the model's."
     )

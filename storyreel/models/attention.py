@@ -35,12 +35,14 @@ class Keys(NamedTuple):
     """How the texts of a batch are attended to.
 
     ``rows`` has one entry for each, ``weights`` (B, L) those of all tokens, 0 for what pads; ``kernel``
-    returns log-sum-exps, None if there is none: then weights become a mask.
+    returns log-sum-exps, None if there is none: then weights become a mask. ``video`` (N,) says how often the
+    tokens of video count, None where each does once.
     """
 
     rows: tuple[Row, ...]
     weights: Tensor
     kernel: Kernel | None = None
+    video: Tensor | None = None
 
     @property
     def ndim(self) -> int:
@@ -90,7 +92,7 @@ def joined(parts: Sequence[tuple[Tensor, Keys]]) -> tuple[Tensor, Keys]:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, keys: Keys, video: int = 0, backend: Any = None
 ) -> list[Tensor]:
-    """Attend, (B, N, heads, D); of the keys the first ``video`` always count once, behind them is text.
+    """Attend, (B, N, heads, D); the first ``video`` keys count once, or as `Keys` says; behind them is text.
 
     With ``video`` the text asks too, and stands behind the video's queries. Return the rows' outputs in their
     order, (1, N, heads, D), or those of all rows as one; with ``video`` a row's N is shorter by what pads its
@@ -99,8 +101,8 @@ def attend(
     key, value = key.to(query.dtype), value.to(query.dtype)  # fp8 and autocast may leave them otherwise
     rows, kernel = keys.rows, keys.kernel
     weighed = any(row.groups for row in rows)
-    if weighed and kernel is None:
-        return [masked(query, key, value, keys.weights, video)]
+    if keys.video is not None or (weighed and kernel is None):
+        return [masked(query, key, value, keys.weights, video, keys.video)]
     if not weighed and all(row.plain == rows[0].plain for row in rows):
         end = video + rows[0].plain
         asking = query[:, :end] if video else query
@@ -135,25 +137,32 @@ def merged(
     return whole.to(query.dtype)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, weights: Tensor, video: int) -> Tensor:
+def masked(
+    query: Tensor, key: Tensor, value: Tensor, weights: Tensor, video: int, counts: Tensor | None = None
+) -> Tensor:
     """Attend, (B, N, heads, D), to keys of which those behind ``video`` count by ``weights`` (B, L).
+
+    Those before count once, or by ``counts`` (video,).
 
     For any device, and for training: exact, and slower on a GPU than groups.
     """
     q, k, v = (x.to(query.dtype).transpose(1, 2) for x in (query, key, value))
     output: Tensor = nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=added_logits(weights, video, query.dtype)
+        q, k, v, attn_mask=added_logits(weights, video, query.dtype, counts)
     )
     return output.transpose(1, 2)
 
 
-def added_logits(weights: Tensor, video: int, dtype: torch.dtype) -> Tensor:
+def added_logits(weights: Tensor, video: int, dtype: torch.dtype, counts: Tensor | None = None) -> Tensor:
     """Return what attention adds to its logits, (B, 1, 1, video + L): the logarithm of each token's weight.
 
-    ``weights`` (B, L) are the text tokens', before which ``video`` tokens of weight 1 stand: softmax of the
-    sums is Σ w·exp(q·k)·v / Σ w·exp(q·k), so that weight 0 excludes a token and 2 is two of it.
+    ``weights`` (B, L) are the text tokens', before which ``video`` tokens of weight 1 stand, or of ``counts``
+    (video,): softmax of the sums is Σ w·exp(q·k)·v / Σ w·exp(q·k), so that weight 0 excludes a token and 2 is
+    two of it.
     """
-    return nn.functional.pad(weights.log(), (video, 0)).to(dtype)[:, None, None]
+    before = weights.new_ones(video) if counts is None else counts
+    whole = torch.cat([before.to(weights).expand(len(weights), -1), weights], 1)
+    return whole.log().to(dtype)[:, None, None]
 
 
 class TextProcessor:

@@ -98,7 +98,8 @@ class Request(NamedTuple):
 
     ``x`` is (1, C, F, H, W). Its first ``clean`` latent frames have no noise at all: a model that is told a
     noise level for each token is told so. ``sound`` (1, C', S, 1, M), of a model that makes sound, is at the
-    same σ; without it the picture is predicted as if nothing were heard.
+    same σ; without it the picture is predicted as if nothing were heard. ``counts`` (1, 1, L, H, W) says how
+    often the cells of the first L latent frames count in attention; all others count once.
     """
 
     x: Tensor
@@ -106,12 +107,14 @@ class Request(NamedTuple):
     texts: Sequence[Text]
     clean: int = 0
     sound: Tensor | None = None
+    counts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Request:
         """Return the request on a device."""
         sound = None if self.sound is None else self.sound.to(device)
         texts = [text.to(device) for text in self.texts]
-        return self._replace(x=self.x.to(device), texts=texts, sound=sound)
+        counts = None if self.counts is None else self.counts.to(device)
+        return self._replace(x=self.x.to(device), texts=texts, sound=sound, counts=counts)
 
 
 class Adapter(Protocol):

@@ -48,8 +48,17 @@ class MochiAdapter(PipelineAdapter):
         self.parts.scheduler.set_timesteps(sigmas=np.array(linear_quadratic_schedule(steps, THRESHOLD)))
         return [1 - level for level in self.parts.scheduler.sigmas.tolist()]
 
-    def _velocities(self, transformer: Any, x: Tensor, sigma: float, texts: Sequence[Text]) -> Tensor:
+    def _velocities(
+        self,
+        transformer: Any,
+        x: Tensor,
+        sigma: float,
+        texts: Sequence[Text],
+        counts: Tensor | None = None,
+    ) -> Tensor:
         states, keys = self._keys(transformer, texts)
+        if counts is not None:
+            keys = keys._replace(video=token_counts(counts, x.shape[2], transformer.config.patch_size))
         output: Tensor = transformer(
             hidden_states=x.to(self.dtype).expand(len(texts), -1, -1, -1, -1),
             encoder_hidden_states=states,
@@ -73,6 +82,17 @@ class MochiAdapter(PipelineAdapter):
         for pictures in stream(_decoder(self.vae.decoder), latents, self.spec.decoded_at_once):
             yield pictures[:, :, skip:]
             skip = 0
+
+
+def token_counts(counts: Tensor, frames: int, patch: int) -> Tensor:
+    """Return how often each token of so many latent frames counts (frames·h·w,).
+
+    ``counts`` (1, 1, L, H, W) are of the cells of the first frames: a token counts as that of its cells that
+    counts most. All other tokens count once.
+    """
+    tokens = nn.functional.max_pool2d(counts[0, 0, :, None], patch).flatten()
+    every = frames * tokens.numel() // counts.shape[2]
+    return nn.functional.pad(tokens, (0, every - tokens.numel()), value=1.0)
 
 
 def _decoder(decoder: Any) -> Node:

@@ -320,7 +320,9 @@ class PipelineAdapter(ABC):
 
     def _answer(self, transformer: Any, request: Request) -> Sequence[Tensor]:
         """Return the velocities of a request's picture, (T, C, F, H, W), and those of its sound, if any."""
-        given = {"clean": request.clean} if self.spec.pictures else {}
+        given: dict[str, Any] = {"clean": request.clean} if self.spec.pictures else {}
+        if request.counts is not None:
+            given["counts"] = request.counts
         return [self._velocities(transformer, request.x, request.sigma, request.texts, **given)]
 
     def _keys(self, transformer: Any, texts: Sequence[Text], encoder: int = 0) -> tuple[Tensor, Keys]:

@@ -86,9 +86,9 @@ class ModelSpec:
     away from, "" for none. ``shifts`` are how strongly noise levels are shifted towards noise, each with the
     pixels of the pictures that it is meant for; none for a model that has no choice there. ``levels`` says
     how the noise levels lie, as `method.noise_levels` knows them, and ``further`` are packages that shape
-    its pictures beside those of all models. ``weighting`` and ``emphasis`` are the defaults of the method's
-    settings of these names; ``decides`` are the noise levels (low, high) between which the model decides
-    what is being done.
+    its pictures beside those of all models. ``weighting``, ``emphasis`` and ``identity_weight`` are the
+    defaults of the method's settings of these names, the last None where attention cannot weigh cells;
+    ``decides`` are the noise levels (low, high) between which the model decides what is being done.
     ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
@@ -158,6 +158,7 @@ class ModelSpec:
     boundary_ratio: float | None = None
     weighting: bool = False
     emphasis: float = 1.0
+    identity_weight: float | None = None
     decides: tuple[float, float] = (0.0, 0.0)
     first_alike: bool = True
     pictures: bool = False
@@ -426,6 +427,7 @@ MODELS: dict[str, ModelSpec] = {
             even_steps=True,
             weighting=False,  # measured: it costs right actions (mini/README.md)
             emphasis=2.0,
+            identity_weight=3.0,  # keeps coats, and costs nothing: method/README.md
             decides=(0.65, 1.0),
             upscale=4,
             seconds_per_forward=0.23,
@@ -469,6 +471,7 @@ MODELS: dict[str, ModelSpec] = {
             text_length=256,
             steps=64,
             guidance=4.5,
+            identity_weight=1.0,
             levels="linear-quadratic",
         ),
         ModelSpec(

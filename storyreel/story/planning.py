@@ -188,6 +188,11 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         method = method.model_copy(update={"weighting": spec.weighting})
     if method.emphasis is None:
         method = method.model_copy(update={"emphasis": spec.emphasis})
+    if method.identity_weight is None:
+        method = method.model_copy(update={"identity_weight": spec.identity_weight})
+    elif spec.identity_weight is None:
+        words = f"model {spec.name} cannot weigh what shows its characters"
+        raise UsageError(words, "Leave identity_weight out.")
     return Settings(
         seed=_first(overrides.seed, wished.seed, 0),
         width=width,

@@ -103,6 +103,23 @@ def test_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
     assert painter.requests == []  # who goes on is there
 
 
+def test_characters_as_first_shown_count_as_often_as_is_asked_for(plan: Plan) -> None:
+    """And the end of a shot, which stands behind them, once."""
+    latents = finished(plan)
+    lead = Leads(Painter(), plan, latents.__getitem__).of(plan.segments[3])
+    assert lead is not None
+    assert lead.counts(None) is lead.counts(1.0) is None
+    counts = lead.counts(3.0)
+    assert counts is not None
+    expected = torch.ones(1, 1, 3, 8, 8)
+    for place in SHOWN.values():
+        expected[(..., 0, *place)] = 3
+    assert torch.equal(counts, expected)
+    end = Leads(Painter(), plan, latents.__getitem__).of(plan.segments[1])
+    assert end is not None
+    assert end.counts(3.0) is None
+
+
 def test_behind_a_first_frame_of_its_own_kind_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
     """As Wan's VAE has it: the characters' cells come first."""
     spec = replace(plan.spec, first_alike=False)

@@ -712,6 +712,29 @@ def test_guidance_leads_away_from_the_negative_prompt() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(*asked, strict=True))
 
 
+@pytest.mark.parametrize("weight", [None, 1.0, 4.0])
+def test_what_shows_a_character_as_first_shown_counts_in_every_step(
+    weight: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODELS, "tiny", replace(TINY, identity_weight=weight))
+    asked: list[set[float] | None] = []
+
+    class Counting(FakeAdapter):
+        def answer(self, request: Request) -> list[Tensor]:
+            counts = request.counts
+            asked.append(None if counts is None else set(counts.unique().tolist()))
+            return super().answer(request)
+
+    plan = plan_of(CAST)
+    film(Counting(TINY), plan)
+    weighed = [counts for counts in asked if counts is not None]
+    if weight == 4:
+        assert len(weighed) == plan.settings.steps  # of the last scene alone, which a fox is brought into
+        assert all(4.0 in counts for counts in weighed)
+    else:
+        assert not weighed
+
+
 def test_a_speed_goes_on_from_no_other_experts_velocity(plan: Plan) -> None:
     """Nor is guidance then the same: the line through both would lead nowhere."""
 

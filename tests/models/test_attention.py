@@ -172,3 +172,17 @@ def test_the_mask_is_the_logarithm_of_the_weights() -> None:
     assert added_logits(torch.tensor([[0.0, 1.0, 2.0]]), 1, torch.float32).exp().tolist() == [
         [[pytest.approx([1.0, 0.0, 1.0, 2.0])]]
     ]
+
+
+def test_video_that_counts_twice_is_as_if_it_stood_there_twice() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 7, 3, 8, generator=generator) for _ in range(3))
+    weights, counts = torch.tensor([[1.0, 1.0], [1.0, 0.0]]), torch.tensor([1.0, 2.0, 1.0, 1.0, 3.0])
+    keys = Keys((Row(2), Row(1)), weights, video=counts)
+    (found,) = attend(query, key, value, keys, 5)
+    often = torch.tensor([0, 1, 1, 2, 3, 4, 4, 4, 5, 6])
+    expected = masked(query, key[:, often], value[:, often], weights, 8)
+    assert torch.allclose(found, expected, atol=1e-6)
+    once = attend(query, key, value, keys._replace(video=torch.ones(5)), 5)[0]
+    assert torch.allclose(once, masked(query, key, value, weights, 5), atol=1e-6)
+    assert not torch.allclose(once, found, atol=1e-3)

@@ -12,10 +12,10 @@ import torch
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.mini.nets import build_scheduler
 from storyreel.mini.world import Action, Character, Place, draw_clip, stage_clip
-from storyreel.models.base import side_by_side, stacked
+from storyreel.models.base import Request, side_by_side, stacked
 from storyreel.models.devices import pick_device
 from storyreel.models.loading import load_adapter
-from storyreel.models.mochi import MochiAdapter
+from storyreel.models.mochi import MochiAdapter, token_counts
 from storyreel.models.specs import MODELS, ModelSpec
 from tests.tiny import CPU, TINY, mochi_transformer, velocities
 
@@ -62,6 +62,30 @@ def test_more_weight_moves_towards_a_prompt(tiny: MochiAdapter) -> None:
         (now,) = velocities(tiny, x, 0.7, [side_by_side((scene, action), (share, 1 - share))])
         distances.append(float((now - goal).detach().norm()))
     assert distances == sorted(distances, reverse=True)
+
+
+def test_a_token_counts_as_its_cell_that_counts_most() -> None:
+    cells = torch.ones(1, 1, 2, 4, 6)
+    cells[0, 0, 1, 3, 2] = 5.0
+    counts = token_counts(cells, 4, 2)
+    assert counts.shape == (4 * 2 * 3,)
+    assert (counts != 1).nonzero().tolist() == [[6 + 3 + 1]]  # second frame, second row, second column
+    assert counts.max() == 5
+
+
+def test_cells_that_count_more_are_attended_to_more(tiny: MochiAdapter) -> None:
+    x, text = latents(), tiny.encode("a fox in the park")
+    counts = torch.ones(1, 1, 2, 4, 4)
+
+    def predicted(counts: torch.Tensor | None) -> torch.Tensor:
+        ((answer, other),) = tiny.predict([Request(x, 0.7, [text, tiny.encode("")], counts=counts)])
+        assert not torch.equal(answer, other)
+        return answer.detach()
+
+    plain, once = predicted(None), predicted(counts)
+    assert torch.allclose(plain, once, atol=2e-6 * float(plain.abs().max()))
+    counts[0, 0, 0, :2, :2] = 3.0
+    assert not torch.allclose(plain, predicted(counts), atol=1e-4 * float(plain.abs().max()))
 
 
 def test_the_preview_is_a_linear_map_to_the_latents_middle_picture() -> None:

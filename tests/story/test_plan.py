@@ -342,6 +342,7 @@ def test_the_command_line_changes_the_storys_method() -> None:
     text = STORY + "render: {method: {lead_noise: 0.2, beta: 0.5}}\n"
     method = plan_of(text, method=("lead_noise=0.3", "weighting=false", "strength=1")).settings.method
     expected = Method(lead_noise=0.3, beta=0.5, weighting=False, strength=1.0, emphasis=MINI.emphasis)
+    expected = expected.model_copy(update={"identity_weight": MINI.identity_weight})
     assert method == expected
     assert isinstance(method.strength, float)
 
@@ -377,6 +378,18 @@ def test_whether_and_how_prompts_are_weighed_is_the_models_choice_unless_somebod
             assert (method.weighting, method.emphasis) == (value, 3)
 
 
+def test_how_often_portraits_count_is_the_models_choice_and_refused_where_they_cannot() -> None:
+    simple = STORY.replace(", seconds: 2.75", "")
+    assert plan_of(simple).settings.method.identity_weight == MINI.identity_weight == 3
+    chosen = plan_of(simple, method=("identity_weight=1",)).settings.method
+    assert chosen.identity_weight == 1
+    assert plan_of(simple, model="wan-14b").settings.method.identity_weight is None
+    assert "identity_weight" not in plan_of(simple, model="wan-14b").settings.facts["method"]
+    with pytest.raises(UsageError, match="wan-14b cannot weigh") as caught:
+        plan_of(simple, model="wan-14b", method=("identity_weight=2",))
+    assert caught.value.remedy == "Leave identity_weight out."
+
+
 def test_settings_that_belong_together_are_refused_with_what_to_do() -> None:
     with pytest.raises(UsageError, match="must sum to 1") as caught:
         plan_of(STORY, method=("alignment=1",))
@@ -387,6 +400,7 @@ def test_settings_that_belong_together_are_refused_with_what_to_do() -> None:
 ILLEGAL = {
     "overlap: 1.5": "overlap must be a whole number from 1 to 64, not 1.5",
     "emphasis: 0.5": "emphasis must be a number from 1 to 100, not 0.5",
+    "identity_weight: 0": "identity_weight must be a number from 1 to 100, not 0",
     "lead_noise: -1": "lead_noise must be a number from 0 to 1, not -1",
     "identity: 1": "identity must be true or false, not 1",
     "window: 1": "window is no setting any more; segments begin with a lead",
