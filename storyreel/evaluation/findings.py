@@ -47,7 +47,6 @@ _SCENE_RULES = (
         lambda v: v < -0.02,
         lambda s: f"shows another character, most likely {s['clip_identity_rival']}",
     ),
-    _Rule("swapped", lambda v: v > 0, lambda s: "has one character turn into the other"),
     _Rule("looks", lambda v: v == 0, lambda s: f"should show {s['looks_missing']}"),
     _Rule(
         "frozen", lambda v: v >= 0.5, lambda s: f"stands still for {s['frozen']:.2g} s from here", "frozen_at"

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SEEN = 0.25  # from here on a cell shows somebody, as half of a double exposure does
 FAINT = 0.1  # of a cell: less is no trace of anybody
 LEAST = 1.0  # cells of somebody who can be seen
 COMPARABLE = 0.4  # of the larger: a smaller part is no second one of the same
 STILL = 0.005  # of the picture's width: less is no movement, but how a map trembles
-TAKEN = 0.3  # of somebody's mass: from here on another has taken their place
-TRACEABLE = 3.0  # cells of somebody in whose place another can be seen
-REACH = 2  # cells, more than whoever runs gets from one look to the next
 USUAL = 0.9  # quantile of the steps inside scenes: what is usual
 
 
@@ -83,17 +80,3 @@ def is_there_twice(cells: Tensor) -> bool:
     (most, one, wide), (less, other, _) = sorted(parts, reverse=True)[:2]
     far = ((one[0] - other[0]) ** 2 + (one[1] - other[1]) ** 2) ** 0.5
     return less >= max(COMPARABLE * most, LEAST) and far > wide
-
-
-def turns_into(one: Tensor, other: Tensor) -> bool:
-    """Tell whether somebody turns into somebody else, by where each is from look to look: both (T, h, w).
-
-    From one look to the next, where they were shows the other rather than them. What the other can have
-    reached from where they were does not count: so nobody is taken for who walks past before them.
-    """
-    was = one[:-1] * (one[:-1] > SEEN)
-    around = nn.functional.max_pool2d((other[:-1, None] > FAINT).float(), 2 * REACH + 1, 1, REACH)[:, 0]
-    free = was * (1 - around)
-    mass = was.sum((1, 2))
-    taken, stays = (torch.minimum(free, after[1:]).sum((1, 2)) for after in (other, one))
-    return bool(((mass >= TRACEABLE) & (taken > TAKEN * mass) & (taken > stays)).any())

@@ -20,7 +20,6 @@ class SceneVerdict:
 
     Each field is a metric of a scene, by its name in metrics.toml. ``action_first`` and ``action_last`` are
     of the first and last third of its frames alone; None of thirds that are too short for the judge.
-    ``swapped`` says whether one of two characters turns into the other; None where not both are seen.
     ``looks`` (and light) is None where the prompts state none; ``looks_missing`` says in words what they
     state and the scene does not show.
     """
@@ -30,7 +29,6 @@ class SceneVerdict:
     action: bool
     action_first: bool | None = None
     action_last: bool | None = None
-    swapped: bool | None = None
     looks: bool | None = None
     looks_missing: str = ""
 

@@ -9,14 +9,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from storyreel.evaluation.clips import clips
 from storyreel.evaluation.kept import SceneSeen
-from storyreel.evaluation.presence import across, centres, is_there_twice, steps, turns, turns_into, usual
+from storyreel.evaluation.presence import across, centres, is_there_twice, steps, turns, usual
 from storyreel.evaluation.seams import transition
 from storyreel.evaluation.verdicts import FilmVerdict, SceneVerdict, SeamVerdict
 from storyreel.story.plan import Segment
@@ -195,13 +194,11 @@ def judge_film(
     thirds = [(i, part) for i, s in enumerate(spans) for part in _ends(s)]
     seen: dict[int, Verdict | None] = {}  # None where nobody can tell
     watch = _Watch()
-    swapped: list[bool | None] = []
     for i, clip in clips(frames, [*spans, *around, *(part for _, part in thirds)]):
         opinion = shipped_judge().judge(clip)
         seen[i] = opinion.verdict if opinion.readable else None  # maps are too large to be kept
         if i < count:
             watch.see_scene(opinion.where, true[i].characters)
-            swapped.append(_swapped(opinion.where, true[i].characters) if opinion.readable else None)
         elif i < count + len(seams):
             after, (first, _) = seams[i - count], around[i - count]
             at = -(-(starts[after] - first) // STRIDE)
@@ -212,10 +209,7 @@ def judge_film(
         acted[scene].append(found is not None and found.action is true[scene].action)
     scenes = [(seen[i], one, verdict) for i, (one, verdict) in enumerate(zip(wanted, true, strict=True))]
     return FilmVerdict(
-        tuple(
-            _of_scene(*scene, ends, turned)
-            for scene, ends, turned in zip(scenes, acted, swapped, strict=True)
-        ),
+        tuple(_of_scene(*scene, ends) for scene, ends in zip(scenes, acted, strict=True)),
         tuple(_of_seam(after, seen[i], true, watch) for i, after in enumerate(seams, count)),
         tuple(_seen(*scene) for scene in scenes),
     )
@@ -228,17 +222,7 @@ def _ends(span: tuple[int, int]) -> list[tuple[int, int]]:
     return [(start, start + third), (stop - third, stop)] if third >= SHORTEST else []
 
 
-def _swapped(where: Tensor, cast: Iterable[Character]) -> bool | None:
-    """Tell whether one of two characters turns into the other; None where not both are seen."""
-    found = [where[..., CHARACTERS.index(who)] for who in cast]
-    if len(found) < 2 or any(centres(one).isnan().all() for one in found):
-        return None
-    return any(turns_into(*two) for two in permutations(found, 2))
-
-
-def _of_scene(
-    seen: Verdict | None, one: Told, true: Verdict, acted: Sequence[bool], swapped: bool | None
-) -> SceneVerdict:
+def _of_scene(seen: Verdict | None, one: Told, true: Verdict, acted: Sequence[bool]) -> SceneVerdict:
     missing = one.missing(seen)
     first, last = acted or (None, None)
     return SceneVerdict(
@@ -247,7 +231,6 @@ def _of_scene(
         seen is not None and seen.action is true.action,
         first,
         last,
-        swapped,
         not missing if one.stated or one.light else None,
         " and ".join(missing),
     )

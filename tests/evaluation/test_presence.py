@@ -6,16 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyreel.evaluation.presence import (
-    STILL,
-    across,
-    centres,
-    is_there_twice,
-    steps,
-    turns,
-    turns_into,
-    usual,
-)
+from storyreel.evaluation.presence import STILL, across, centres, is_there_twice, steps, turns, usual
 
 HEIGHT, WIDTH = 12, 18
 
@@ -91,37 +82,3 @@ def test_who_is_not_seen_has_no_step() -> None:
 )
 def test_two_places_at_once(boxes: list[tuple[float, int, int, int, int]], twice: bool) -> None:
     assert is_there_twice(drawn(*boxes)) is twice
-
-
-STANDING, BESIDE = (0.9, 3, 5, 3, 5), (0.9, 11, 5, 3, 5)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "turned"),
-    [
-        ([STANDING] * 3, [BESIDE] * 3, False),
-        ([STANDING, BESIDE, BESIDE], [BESIDE, STANDING, STANDING], True),
-        ([STANDING, (0.0, 0, 0, 1, 1), BESIDE], [BESIDE, STANDING, STANDING], True),
-        ([STANDING, (0.5, 3, 5, 3, 5)], [BESIDE, (0.4, 3, 5, 3, 5)], False),  # one stands before the other
-        ([STANDING, (0.0, 0, 0, 1, 1)], [BESIDE] * 2, False),  # it is gone
-        ([(0.9, x, 5, 3, 5) for x in (4, 6, 8)], [(0.9, x, 5, 3, 5) for x in (1, 3, 5)], False),  # a chase
-        (  # one walks past before the other
-            [STANDING, (0.9, 5, 5, 1, 5), (0.0, 0, 0, 1, 1)],
-            [(0.9, 0, 5, 3, 5), (0.9, 2, 5, 3, 5), (0.9, 4, 5, 3, 5)],
-            False,
-        ),
-        (  # a dissolve from a scene with the first alone, at the place of the second
-            [(0.4, 11, 5, 3, 5), (0.0, 0, 0, 1, 1)],
-            [(0.6, 11, 5, 3, 5), BESIDE],
-            False,
-        ),
-        ([(0.9, 3, 5, 1, 1), (0.0, 0, 0, 1, 1)], [BESIDE, (0.9, 3, 5, 1, 1)], False),  # a speck
-    ],
-)
-def test_who_turns_into_somebody_else(
-    one: list[tuple[float, int, int, int, int]],
-    other: list[tuple[float, int, int, int, int]],
-    turned: bool,
-) -> None:
-    first, second = (torch.stack([drawn(box) for box in boxes]) for boxes in (one, other))
-    assert turns_into(first, second) is turned

@@ -295,15 +295,13 @@ def test_a_verdict_becomes_numbers_of_scenes_seams_and_the_film() -> None:
     )
     scenes = (
         SceneVerdict(True, True, True, True, False),
-        SceneVerdict(True, True, False, False, False, swapped=True),
-        SceneVerdict(True, True, True, swapped=False),
+        SceneVerdict(True, True, False, False, False),
+        SceneVerdict(True, True, True),
     )
     seams = (SeamVerdict(1, True, True, 0.5, 1.2, None), SeamVerdict(2, True, False, 0.0, 30.0, 2.0))
     verdict = FilmVerdict(scenes, seams, seen)
     shown = replace(look(*painted()), doubles=[0.1, 0.3])
     scores = film_scores(film(), shown, {}, verdict=verdict)
-    (found,) = (f for f in findings(film(), scores) if f.metric == "swapped")
-    assert (found.scene, found.words) == (2, "Scene 2 has one character turn into the other.")
     first, second, third = scores["scenes"]
     assert (first["action_first"], first["action_last"]) == (100, 0)
     assert "action_first" not in third
@@ -314,7 +312,6 @@ def test_a_verdict_becomes_numbers_of_scenes_seams_and_the_film() -> None:
     wanted = {
         "action_first": 50,
         "action_last": 0,
-        "swapped": 50,  # of the scenes with two characters
         "look_kept": 50,
         "colour_kept": 50,
         "wear_kept": 100,
