@@ -33,7 +33,7 @@ class Lead:
     They begin with the segment, and L reaches as far as anything is given. The first ``clean`` latent frames
     stand there without noise. ``sound`` is likewise what is given of the segment's sound (1, C, S, 1, M),
     None where nothing is. ``portraits`` (1, 1, L, H, W) is 1 where characters stand as they were first shown,
-    else 0; None where nowhere.
+    else 0; None if none does.
     """
 
     latents: Tensor
