@@ -39,7 +39,7 @@ from tests.conftest import ROOT, FakeEngine
 
 PACKAGE = ROOT / "storyreel"
 BESIDE = [ROOT / name / "README.md" for name in ("stories", "tests")]
-PATHS = [ROOT / "README.md", *sorted(PACKAGE.rglob("README.md")), *BESIDE]
+PATHS = [ROOT / "README.md", *sorted(PACKAGE.rglob("*.md")), *BESIDE]
 READMES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PATHS}
 FRONT = READMES["README.md"]
 MOST = 8192  # bytes: what is longer is no front door
@@ -118,7 +118,7 @@ def test_the_front_door_is_short_and_leads_to_every_other_readme() -> None:
     while found - seen:
         name = (found - seen).pop()
         seen.add(name)
-        for link in re.findall(r"\]\(([^):#]*README\.md)", READMES[name]):
+        for link in re.findall(r"\]\(([^):#]*\.md)", READMES[name]):
             found.add(((ROOT / name).parent / link).resolve().relative_to(ROOT).as_posix())
     assert seen == set(READMES)
 

@@ -1,0 +1,162 @@
+"""How much of its lead does the model take up? Of a look it should be all, of a pose little.
+
+    python -m storyreel.mini.copying --clips 32
+
+Two clips differ in the colour of whom they show alone, or in the pose that they begin with. The model sees
+the first latent frame of either, as a segment sees its lead, and behind it both times the mean of the two,
+with the same noise. So its two estimates differ by what they take of the lead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from storyreel.denoise.loop import denoised
+from storyreel.models.base import Request
+from storyreel.models.specs import MINI_WEIGHTS
+from storyreel.story.plan import joined_prompt
+
+from .codec import FRAMES_PER_LATENT
+from .evaluate import Studio
+from .lessons import FPS, HEIGHT, WIDTH, going_on, story_example
+from .plots import PLOTS, STORIES
+from .world import COLOURS, Clip, Look, draw_clip
+
+SEED = 9_200_003
+CLIPS = 32
+FRAMES = 9  # latent frames, of which the first is the lead
+LATER = 5  # from this one on the pose of the lead is over
+LEVELS = (1.0, 0.94, 0.88, 0.81)  # in these a model that begins with noise settles what there is to see
+THERE = 0.2  # of the largest square difference: cells that differ as much show the character
+
+
+def scenes(rng: Random) -> Iterator[tuple[Clip, str]]:
+    """Yield clips of one character that go on from another pose, with prompts that leave looks open."""
+    while True:
+        plot, cast = STORIES[rng.choice(sorted(STORIES))]
+        example = story_example(rng, rng.choice(PLOTS[plot]), cast)
+        clip, telling = going_on(rng, example.clip), example.telling
+        states = telling is not None and any(look.colour or look.wear for look in telling.stated)
+        if clip.former is not None and len(clip.actors) == len(clip.former.actors) == 1 and not states:
+            yield clip, joined_prompt(example.scene, example.action)
+
+
+def in_another_colour(rng: Random, clip: Clip) -> Clip:
+    """Return a clip of one character, and what it goes on from, with another coat or top."""
+    (actor,) = clip.actors
+    colours = [colour for colour in COLOURS[actor.character] if colour != actor.look.colour]
+    look = Look(rng.choice(colours), actor.look.wear)
+
+    def dressed(clip: Clip) -> Clip:
+        return replace(clip, actors=tuple(replace(actor, look=look) for actor in clip.actors))
+
+    assert clip.former is not None
+    return replace(dressed(clip), former=dressed(clip.former))
+
+
+def from_another_pose(rng: Random, clip: Clip) -> Clip:
+    """Return a clip of one character that goes on from another action of the same one."""
+    assert clip.former is not None
+    while True:
+        other = going_on(rng, replace(clip, former=None)).former
+        if other is not None and other.cast == clip.cast and other.action is not clip.former.action:
+            return replace(clip, former=other)
+
+
+def latents_of(studio: Studio, clip: Clip) -> Tensor:
+    """Return a clip's latents (1, C, FRAMES, H, W), without the codec's first: no scene ends in one."""
+    images, _ = draw_clip(clip, FRAMES_PER_LATENT * FRAMES + 1, FPS, WIDTH, HEIGHT)
+    return studio.adapter.encode_pictures(torch.from_numpy(images))[:, :, 1:]
+
+
+def where_apart(apart: Tensor) -> Tensor:
+    """Return in which cells of every frame two clips differ: weights 0 or 1 (1, 1, F, H, W)."""
+    squares = apart.square().sum(1, keepdim=True)
+    return (squares > THERE * squares.amax((3, 4), keepdim=True)).to(apart)
+
+
+@torch.inference_mode()
+def estimates_apart(
+    studio: Studio, prompt: str, clips: tuple[Tensor, Tensor], sigma: float, seed: int, counts: float = 1
+) -> Tensor:
+    """Return by what the estimates x̂0 at σ differ that see the one or the other clip's first frame.
+
+    Behind it, so (1, C, F - 1, H, W) of ``clips`` (1, C, F, H, W). Where the first frames differ, their cells
+    count ``counts`` times in the attention.
+    """
+    adapter, lead_noise = studio.adapter, studio.plan.settings.method.lead_noise
+    text = adapter.encode(prompt)
+    noise = torch.randn(clips[0].shape, generator=torch.Generator().manual_seed(seed))
+    rest = torch.lerp((clips[0] + clips[1]) / 2, noise, sigma)
+    weights = 1 + (counts - 1) * where_apart(clips[0] - clips[1])[:, :, :1]
+    found = []
+    for clip in clips:
+        shown = torch.cat([torch.lerp(clip, noise, sigma * lead_noise)[:, :, :1], rest[:, :, 1:]], 2)
+        request = Request(shown, sigma, [text], counts=None if counts == 1 else weights)
+        ((velocity,),) = adapter.predict([request])
+        found.append(denoised(shown, velocity, sigma)[:, :, 1:])
+    return found[0] - found[1]
+
+
+def look_taken(estimated: Tensor, apart: Tensor) -> tuple[float, float]:
+    """Return how much of two clips' difference in colour the estimates show, and how much there is.
+
+    Of ``estimated`` (1, C, F - 1, H, W) and ``apart`` (1, C, F, H, W): both along the direction of the
+    latter, summed over the picture, since no estimate knows yet where somebody will stand.
+    """
+    direction = (apart * where_apart(apart)).sum((2, 3, 4), keepdim=True)
+    direction = direction / direction.norm()
+    return float((estimated * direction).sum()), float((apart[:, :, 1:] * direction).sum())
+
+
+def pose_taken(estimated: Tensor, apart: Tensor) -> tuple[float, float]:
+    """Return the mean square of the estimates' difference in later frames, and of that of the leads."""
+    return float(estimated[:, :, LATER - 1 :].square().mean()), float(apart[:, :, :1].square().mean())
+
+
+def copied(studio: Studio, count: int, counts: float = 1) -> dict[float, tuple[float, float]]:
+    """Return the shares of looks and of poses that are taken up, by noise level, over ``count`` clips."""
+    rng = Random(SEED)
+    sums = {sigma: torch.zeros(4) for sigma in LEVELS}
+    for index, (clip, prompt) in enumerate(islice(scenes(rng), count)):
+        here = latents_of(studio, clip)
+        for at, measure, other in (
+            (0, look_taken, in_another_colour(rng, clip)),
+            (2, pose_taken, from_another_pose(rng, clip)),
+        ):
+            clips = here, latents_of(studio, other)
+            for sigma in LEVELS:
+                estimated = estimates_apart(studio, prompt, clips, sigma, SEED + index, counts)
+                sums[sigma][at : at + 2] += torch.tensor(measure(estimated, clips[0] - clips[1]))
+    return {
+        sigma: (float(look / looks), float((pose / poses).sqrt()))
+        for sigma, (look, looks, pose, poses) in sums.items()
+    }
+
+
+def main() -> None:
+    """Print a line for every noise level."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, default=MINI_WEIGHTS)
+    parser.add_argument("--clips", type=int, default=CLIPS)
+    parser.add_argument(
+        "--counts", type=float, default=1, help="how often the lead's cells count that show the character"
+    )
+    options = parser.parse_args()
+    studio = Studio(options.weights, torch.device("cpu"))
+    for sigma, (look, pose) in copied(studio, options.clips, options.counts).items():
+        print(f"σ {sigma:.2f}: {100 * look:.0f} % of a colour, {100 * pose:.0f} % of a pose")
+
+
+if __name__ == "__main__":
+    main()
