@@ -5,6 +5,7 @@
 Two clips differ in the colour of whom they show alone, or in the pose that they begin with. The model sees
 the first latent frame of either, as a segment sees its lead, and behind it both times the mean of the two,
 with the same noise. So its two estimates differ by what they take of the lead.
+A still of the lead would take all of both: neither figure says anything without the other.
 """
 
 from __future__ import annotations

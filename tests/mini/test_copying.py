@@ -128,6 +128,9 @@ def test_estimates_differ_by_what_is_taken_of_the_first_frame(
     wanted = 0.5 * seen * (clips[0] - clips[1])[:, :, :1].expand(-1, -1, copying.FRAMES - 1, -1, -1)
     torch.testing.assert_close(estimated, wanted, rtol=1e-3, atol=1e-3)
     assert model.counts == [None, None]
+    monkeypatch.setattr(studio, "adapter", Model(0))
+    assert estimates_apart(studio, prompt, clips, 0.9, 0).abs().max() < 1e-5
+    monkeypatch.setattr(studio, "adapter", model)
     estimates_apart(studio, prompt, clips, 0.9, 0, counts=3)
     assert set(model.counts[-1].unique().tolist()) == {1, 3}
 
