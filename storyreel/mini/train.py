@@ -59,6 +59,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1.0, help="factor of the learning rates")
     parser.add_argument("--pool", type=int, default=4000, help="clips kept in memory")
     parser.add_argument("--fresh", type=int, default=4, help="clips drawn anew at every step")
+    parser.add_argument(
+        "--drawers",
+        type=int,
+        default=0,
+        help="processes that draw the transformer's clips, in place of --fresh",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="bf16 where it is native")
     parser.add_argument("--compile", action="store_true")

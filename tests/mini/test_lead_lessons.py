@@ -7,7 +7,7 @@ import torch
 from storyreel.mini.lessons import Example
 from storyreel.mini.training.clips import Drawn
 from storyreel.mini.training.layout import layout_of
-from storyreel.mini.training.transformer import LEAD_NOISE, noise_left, put_first
+from storyreel.mini.training.transformer import LEAD_NOISE, noise_left, pooled_losses, put_first
 from storyreel.mini.world import Part, tag_of
 from tests.mini.test_layout import CLIP
 
@@ -59,3 +59,23 @@ def test_a_portrait_stands_in_the_first_frame_where_it_shows_somebody_and_a_rim(
     (left,) = noise_left(torch.Generator().manual_seed(0), given, torch.Size((1, 32, 2, 4, 4)))
     assert torch.equal(left[0, 0] < 1, expected)
     assert (left[0, 1] == 1).all()
+
+
+def test_an_error_that_all_cells_share_costs_more_than_one_that_cancels_out() -> None:
+    shared = torch.full((2, 32, 5, 4, 4), 0.1)
+    signs = torch.ones(4, 4)
+    signs[::2] = -1
+    frames, clips = pooled_losses(shared)
+    torch.testing.assert_close(frames, torch.tensor(0.01 * 16))
+    torch.testing.assert_close(clips, torch.tensor(0.01 * 80))
+    assert max(pooled_losses(shared * signs)) < 1e-6
+    in_turn = torch.tensor([1.0, -1, 1, -1, 0])[:, None, None]
+    frames, clips = pooled_losses(shared * in_turn)
+    assert frames > 0.1
+    assert clips < 1e-6
+
+
+def test_white_noise_loses_as_much_pooled_as_by_itself() -> None:
+    noise = torch.randn(64, 32, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    for pooled in pooled_losses(noise):
+        assert 0.9 < pooled / noise.square().mean() < 1.1

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
 from random import Random
 from typing import Any
 
@@ -255,6 +256,69 @@ def test_a_pool_gives_lessons_that_go_on_or_others(monkeypatch: pytest.MonkeyPat
     alone = pool.batch(1, 0)[0].example
     monkeypatch.setattr(clips, "sample_example", lambda rng: alone)
     assert len(clips.Pool(torch.nn.Linear(1, 1), 3, 0).batch(5, 0, going_on=True)) == 5
+
+
+class StoppedError(Exception):
+    """Ends what would draw for ever."""
+
+
+def groups_drawn(count: int) -> Queue[clips.Group]:
+    groups: Queue[clips.Group] = Queue(count)
+
+    def put(group: clips.Group) -> None:
+        if groups.full():
+            raise StoppedError
+        groups.put(group)
+
+    with pytest.raises(StoppedError):
+        clips.keep_drawing(put, 0)
+    return groups
+
+
+def test_a_pool_takes_in_what_others_have_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "LENGTHS", ((2, 0.5), (3, 0.5)))
+    monkeypatch.setattr(codec, "raw_latents", no_latents)
+    monkeypatch.setattr(codec, "normalised", lambda vae, raw: raw)
+    groups = groups_drawn(12)
+    assert {group.length for group in groups.queue} == {2, 3}
+    new = [id(example) for group in list(groups.queue)[8:] for example in group.examples]
+    later, first = Queue[clips.Group](), Queue[clips.Group]()
+    for index, group in enumerate(list(groups.queue)):
+        (first if index < 8 else later).put(group)
+    pool = clips.Pool(torch.nn.Linear(1, 1), 64, 0, first)
+    assert first.empty()
+
+    def known() -> set[int]:
+        return {id(one.example) for on in (False, True) for _ in range(20) for one in pool.batch(20, 0, on)}
+
+    before = known()
+    assert not before & set(new)
+    for group in later.queue:
+        first.put(group)
+    pool.batch(1, 0)
+    assert first.empty()
+    assert known() & set(new)
+    assert pool.batch(1, 0)[0].latents.dtype == torch.float16
+
+
+@pytest.mark.slow  # begins processes, and trains in full size
+def test_processes_draw_for_a_training(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = clips.start_drawers(2, 0).get()
+    assert group.images.shape[0] == len(group.examples) == clips.ENCODED
+    assert group.images.shape[1] == codec.FRAMES_PER_LATENT * (group.length - 1) + 1
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    asked = []
+
+    def drawers(count: int, seed: int) -> Queue[clips.Group]:
+        asked.append(count)
+        return groups_drawn(2)
+
+    monkeypatch.setattr(transformer, "start_drawers", drawers)
+    run("transformer", tmp_path, "--steps", "2", "--drawers", "3")
+    assert asked == [3]
+    assert state(tmp_path, "transformer")["step"] == 2
 
 
 def test_windows_lie_inside_the_picture_and_mostly_on_actors() -> None:

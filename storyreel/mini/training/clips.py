@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty
 from random import Random
+from typing import Any, Protocol
 
 import torch
+import torch.multiprocessing
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
@@ -21,6 +25,7 @@ BACKSTAGE = 1  # seed of the clips that the bases are fitted on
 BASIS_CLIPS = 160
 CALIBRATION_CLIPS = 96
 ENCODED = 8  # clips that are encoded together
+WAITING = 4  # groups that wait to be encoded, for each process that draws
 
 
 def draw(clip: Clip, latent_frames: int) -> tuple[Tensor, Tensor]:
@@ -70,52 +75,135 @@ class Drawn:
     portrait_layout: Layout
 
 
-class Pool:
-    """A reservoir of drawn lessons of which a few are drawn anew at every step."""
+@dataclass
+class Group:
+    """Examples of one length, drawn and not yet encoded: uint8 (N, T, H, W, 3), and of each its layout."""
 
-    def __init__(self, vae: AutoencoderKLMochi, size: int, seed: int) -> None:
+    length: int
+    examples: list[Example]
+    images: Tensor
+    layouts: list[Layout]
+    portraits: Tensor
+    portrait_layouts: list[Layout]
+
+
+def some_length(rng: Random) -> int:
+    """Draw how many latent frames a lesson has."""
+    return rng.choices([length for length, _ in LENGTHS], [share for _, share in LENGTHS])[0]
+
+
+def draw_group(rng: Random, length: int, count: int) -> Group:
+    """Draw ``count`` examples of one length."""
+    examples = [sample_example(rng) for _ in range(count)]
+    clips = [example.clip for example in examples]
+    images, layouts = _drawn(clips, length)
+    return Group(length, examples, images, layouts, *_drawn([portrait(rng, clip) for clip in clips], 1))
+
+
+def _drawn(clips: list[Clip], length: int) -> tuple[Tensor, list[Layout]]:
+    drawn = [draw(clip, length) for clip in clips]
+    layouts = [layout_of(tags, clip) for clip, (_, tags) in zip(clips, drawn, strict=True)]
+    return torch.stack([images for images, _ in drawn]), layouts
+
+
+class Groups(Protocol):
+    """What a pool takes of a queue."""
+
+    def get(self, block: bool = ...) -> Group:
+        """Return the next group, or raise Empty if there is none and it should not wait."""
+        ...
+
+
+def keep_drawing(put: Callable[[Group], Any], seed: int) -> None:
+    """Draw groups for ever."""
+    rng = Random(seed)
+    while True:
+        put(draw_group(rng, some_length(rng), ENCODED))
+
+
+def _draw_alone(groups: Any, seed: int) -> None:
+    torch.set_num_threads(1)
+    keep_drawing(groups.put, seed)
+
+
+def start_drawers(count: int, seed: int) -> Groups:
+    """Return a queue that ``count`` processes fill with groups for as long as this process lives."""
+    spawned = torch.multiprocessing.get_context("spawn")  # a CUDA context survives no fork
+    groups: Groups = spawned.Queue(WAITING * count)
+    for index in range(count):
+        spawned.Process(target=_draw_alone, args=(groups, seed + index), daemon=True).start()
+    return groups
+
+
+class Pool:
+    """A reservoir of drawn lessons, of which a few are drawn anew at every step.
+
+    With a queue, whatever comes out of it takes the place of others instead: one process draws too slowly
+    for a GPU.
+    """
+
+    def __init__(self, vae: AutoencoderKLMochi, size: int, seed: int, groups: Groups | None = None) -> None:
         self._rng = Random(seed)
         self._vae = vae
+        self._groups = groups
         self._lessons: dict[int, list[Drawn]] = {}
+        if groups is not None:
+            while sum(map(len, self._lessons.values())) < size or len(self._lessons) < len(LENGTHS):
+                group = groups.get()
+                self._lessons.setdefault(group.length, []).extend(self._encoded(group))
+            return
         for length, share in LENGTHS:
             count = max(1, round(size * share))
             parts = [self._draw(length, min(ENCODED, count - i)) for i in range(0, count, ENCODED)]
             self._lessons[length] = [lesson for part in parts for lesson in part]
 
-    @torch.no_grad()
     def _draw(self, length: int, count: int) -> list[Drawn]:
         """Draw lessons of one length. One clip alone would take torch's slow way through the codec."""
-        examples = [sample_example(self._rng) for _ in range(count)]
-        clips = [example.clip for example in examples]
+        return self._encoded(draw_group(self._rng, length, count))
+
+    def _encoded(self, group: Group) -> list[Drawn]:
         return [
-            Drawn(example, latents, layout, facts_of(example.clip), *shown)
-            for example, (latents, layout), shown in zip(
-                examples,
-                self._seen(clips, length),
-                self._seen([portrait(self._rng, clip) for clip in clips], 1),
+            Drawn(example, latents, layout, facts_of(example.clip), shown, theirs)
+            for example, latents, layout, shown, theirs in zip(
+                group.examples,
+                self._latents(group.images),
+                group.layouts,
+                self._latents(group.portraits),
+                group.portrait_layouts,
                 strict=True,
             )
         ]
 
-    def _seen(self, clips: list[Clip], length: int) -> list[tuple[Tensor, Layout]]:
-        drawn = [draw(clip, length) for clip in clips]
-        video = as_video(torch.stack([images for images, _ in drawn]))
-        device = next(self._vae.parameters()).device
-        latents = codec.normalised(self._vae, codec.raw_latents(self._vae, video.to(device))).cpu().half()
-        return [
-            (one.clone(), layout_of(tags, clip))
-            for clip, one, (_, tags) in zip(clips, latents, drawn, strict=True)
-        ]
+    @torch.no_grad()
+    def _latents(self, images: Tensor) -> list[Tensor]:
+        video = as_video(images.to(next(self._vae.parameters()).device))
+        latents = codec.normalised(self._vae, codec.raw_latents(self._vae, video)).cpu().half()
+        return [one.clone() for one in latents]
 
     def batch(self, size: int, fresh: int, going_on: bool = False) -> list[Drawn]:
         """Return ``size`` lessons of one random length after drawing ``fresh`` new ones.
 
-        Either all go on from another scene or none does, if there are such.
+        Either all go on from another scene or none does, if there are such. With a queue, what is in it is
+        new instead.
         """
-        shares = [share for _, share in LENGTHS]
-        length = self._rng.choices([length for length, _ in LENGTHS], shares)[0]
+        length = some_length(self._rng)
+        for group in self._arrived() if self._groups else ():
+            self._put_in(self._encoded(group), group.length)
+        if fresh and not self._groups:
+            self._put_in(self._draw(length, fresh), length)
         lessons = self._lessons[length]
-        for lesson in self._draw(length, fresh) if fresh else ():
-            lessons[self._rng.randrange(len(lessons))] = lesson
         fitting = [one for one in lessons if (one.example.clip.former is not None) == going_on]
         return [self._rng.choice(fitting or lessons) for _ in range(size)]
+
+    def _arrived(self) -> Iterator[Group]:
+        assert self._groups is not None
+        try:
+            while True:
+                yield self._groups.get(block=False)
+        except Empty:
+            return
+
+    def _put_in(self, drawn: list[Drawn], length: int) -> None:
+        lessons = self._lessons[length]
+        for lesson in drawn:
+            lessons[self._rng.randrange(len(lessons))] = lesson

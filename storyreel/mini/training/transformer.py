@@ -24,7 +24,7 @@ from storyreel.models.specs import MODELS
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
-from .clips import Drawn, Pool, trained_codec
+from .clips import Drawn, Pool, start_drawers, trained_codec
 from .layout import CELLS, PATCH, TAGS, LayoutHead, layout_loss
 from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_sheet
 from .told import ToldHead, told_by, told_loss
@@ -33,6 +33,10 @@ GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LA
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 TOLD_SHARE = 0.03  # of the loss of what the text tells
+POOLED_SHARES = (
+    0.05,
+    0.01,
+)  # of the losses of frames' and clips' mean errors, half of it where no scene goes on
 PORTRAITS = 0.35  # share of the steps with leads in which a lead is characters alone, from another scene
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
@@ -72,7 +76,8 @@ class Trainer:
         self.text_encoder, self.transformer = text_encoder.to(self.device), transformer.to(self.device)
         self.head = LayoutHead(transformer.patch_embed.proj.out_channels).to(self.device)
         self.told_head = ToldHead(nets.TEXT_WIDTH).to(self.device)
-        self.pool = Pool(self.vae, options.pool, seed + 1)
+        groups = start_drawers(options.drawers, 1000 * (seed + 1)) if options.drawers else None
+        self.pool = Pool(self.vae, options.pool, seed + 1, groups)
         if options.compile:
             for block in self.transformer.transformer_blocks:
                 block.compile(dynamic=True)
@@ -108,37 +113,40 @@ class Trainer:
         # A lead shows another pose than what is told: were it mostly the same, the model would keep it. And
         # what has none begins at once: were it to go on from something, no sample's beginning were certain.
         lessons = self.pool.batch(size, fresh, going_on=goes_on)
-        clean = torch.stack([lesson.latents for lesson in lessons]).float()
-        layout = torch.stack([lesson.layout for lesson in lessons])
+        clean = torch.stack([lesson.latents for lesson in lessons]).to(device).float()
+        layout = torch.stack([lesson.layout for lesson in lessons]).to(device)
         given = None
         if portraits:
             given = put_first(clean, layout, lessons)
         elif goes_on:  # the end of a scene is no codec's first frame
             clean, layout = clean[:, :, 1:], layout[:, 1:]
         cover = covered(layout, clean.shape)
-        left = noise_left(noise, given, clean.shape) if led else torch.ones(())
-        facts = torch.stack([lesson.facts for lesson in lessons])
-        eps = torch.randn(clean.shape, generator=noise)
+        left = noise_left(noise, given, clean.shape).to(device) if led else torch.ones((), device=device)
+        facts = torch.stack([lesson.facts for lesson in lessons]).to(device)
+        eps = torch.randn(clean.shape, generator=noise).to(device)
         sigma = torch.sigmoid(torch.randn(size, generator=noise) - 0.3)
         uniform = torch.rand(size, generator=noise)
-        sigma = torch.where(torch.rand(size, generator=noise) < 0.25, uniform, sigma)
+        sigma = torch.where(torch.rand(size, generator=noise) < 0.25, uniform, sigma).to(device)
         s = sigma.view(-1, 1, 1, 1, 1)  # Mochi's: 0 is noise, 1 is clean
         noisy, target = torch.lerp(clean, eps, (1 - s) * left), clean - eps
-        weight = ((1 + 3 * cover * s) * (left == 1)).to(device)
+        weight = (1 + 3 * cover * s) * (left == 1)
         texts = [sample_text(self._texts, lesson.example) for lesson in lessons]
         told = torch.stack([told_by(text, one.example) for text, one in zip(texts, lessons, strict=True)])
         with autocast(device, self._precision):
             states, mask = self._embed(texts)
-            velocity = self.transformer(
-                noisy.to(device), states, (1000 * sigma).to(device), mask, return_dict=False
-            )[0]
+            velocity = self.transformer(noisy, states, 1000 * sigma, mask, return_dict=False)[0]
             predicted = self.head(self._middle.pop())
             read = self.told_head(states, mask)
-        error = velocity.float() - target.to(device)
+        error = velocity.float() - target
         # Errors that differ from one latent frame to the next flicker: they count once more.
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:] * (weight[:, :, :-1] > 0)).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
-        loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout.to(device), facts.to(device))
+        of_frames, of_clips = pooled_losses(error * (weight > 0))
+        certain = (
+            1.0 if goes_on else 0.5
+        )  # what a portrait or a text leaves open, light and set, is in these too
+        loss = loss + certain * (POOLED_SHARES[0] * of_frames + POOLED_SHARES[1] * of_clips)
+        loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout, facts)
         loss = loss + TOLD_SHARE * told_loss(read, told.to(device))
         (size * loss).backward()
         counts = (weight > 0).expand_as(error)
@@ -216,13 +224,26 @@ def covered(layout: Tensor, shape: torch.Size) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(cells, (shape[3], shape[4]))[:, None]
 
 
+def pooled_losses(error: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the squares of an error's (B, C, L, H, W) means over frames, and over clips.
+
+    Times the number of values in each mean, so that white noise loses as much as by itself. In much noise
+    nobody knows yet where somebody will stand: a coat that is certain is then a small error in each of many
+    cells, which their squares hardly tell from none, and their mean does. (Hoogeboom et al. 2023, arXiv
+    2301.11093, pool errors too, for large pictures.)
+    """
+    of_frames = error.mean((3, 4)).square().mean() * error[0, 0, 0].numel()
+    of_clips = error.mean((2, 3, 4)).square().mean() * error[0, 0].numel()
+    return of_frames, of_clips
+
+
 def put_first(clean: Tensor, layout: Tensor, lessons: list[Drawn]) -> Tensor:
     """Put each lesson's portrait into its first frame, in place, and return where: bool (B, 1, H, W).
 
     That is where it shows characters, and a rim of a latent round them.
     """
-    shown = torch.stack([lesson.portrait for lesson in lessons]).float()
-    theirs = torch.stack([lesson.portrait_layout for lesson in lessons])
+    shown = torch.stack([lesson.portrait for lesson in lessons]).to(clean)
+    theirs = torch.stack([lesson.portrait_layout for lesson in lessons]).to(layout)
     there = covered(theirs, shown.shape)[:, :, 0] > 0
     given = nn.functional.max_pool2d(there.float(), 3, 1, 1) > 0
     clean[:, :, 0] = torch.where(given, shown[:, :, 0], clean[:, :, 0])
@@ -244,7 +265,7 @@ def noise_left(generator: torch.Generator, portrait: Tensor | None, shape: torch
     cells = given[:, None, :, None, None].expand(-1, -1, -1, rows, columns).clone()
     if portrait is not None:
         cells[:, :, 1:] = False
-        cells[:, :, 0] = portrait
+        cells[:, :, 0] = portrait.cpu()
     share = LEAD_NOISE * torch.rand(size, generator=generator).view(-1, 1, 1, 1, 1)
     return torch.where(cells, share, 1.0)
 
