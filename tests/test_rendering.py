@@ -37,8 +37,7 @@ from storyreel.models.base import MemoryMode, Request
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import Engine, Rendered, render
-from storyreel.story.plan import LOOKS as LOOKED
-from storyreel.story.plan import Segment
+from storyreel.story.plan import LOOKED_AT, Segment
 from tests.conftest import (
     VERSIONS,
     FakeAdapter,
@@ -77,7 +76,7 @@ scenes:
   - {scene: "{fox} and {dog} by a lake", action: they look, transition: cut}
   - [a hill, it rains]
 """
-LOOKS = 2 * LOOKED  # how often the model is asked where the two are
+LOOKS = 2 * len(LOOKED_AT)  # how often the model is asked where the two are
 
 
 def make(

@@ -20,10 +20,7 @@ from storyreel.method.blending import name_matters
 from storyreel.method.similarity import without_names
 from storyreel.models.base import Adapter, Request
 from storyreel.models.lora import Lora
-from storyreel.story.plan import LOOKS, Given, Plan, Segment, derived_seed
-
-LOOKED_AT = 0.6  # the noise level at which a name decides most
-SHARE = 0.15  # of the largest difference; from there on a cell shows the character
+from storyreel.story.plan import LOOKED_AT, Given, Plan, Segment, derived_seed
 
 
 @dataclass(frozen=True)
@@ -169,13 +166,14 @@ class Leads:
         """Return which cells of a segment's frame show a character: where the model needs the name."""
         prompts = segment.prompt, without_names(segment.prompt, (name,))
         texts = [self._adapter.encode(prompt) for prompt in prompts]
-        # Weights for few steps know no other noise levels than theirs.
-        level = min(self._plan.spec.sigmas or (LOOKED_AT,), key=lambda sigma: abs(sigma - LOOKED_AT))
         requests = []
-        for look in range(LOOKS):
+        # Weights for few steps know no other noise levels than theirs; at 1 nobody can be seen.
+        known = [sigma for sigma in self._plan.spec.sigmas if sigma < 1]
+        for look, wanted in enumerate(LOOKED_AT):
+            level = min(known, key=lambda sigma: abs(sigma - wanted), default=wanted)
             generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             requests.append(Request(torch.lerp(latents, noise, level), level, texts))
         answers = list(self._adapter.predict(requests))
         named, without = (torch.cat([answer[k] for answer in answers]) for k in (0, 1))
-        return name_matters(named, without, SHARE).to(latents)
+        return name_matters(named, without).to(latents)

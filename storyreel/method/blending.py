@@ -27,17 +27,37 @@ def with_lead(x: Tensor, lead: Tensor, weights: Tensor, noise: Tensor, sigma: fl
     return torch.cat([head, x[:, :, length:]], 2)
 
 
-def name_matters(with_name: Tensor, without: Tensor, share: float) -> Tensor:
+def name_matters(with_name: Tensor, without: Tensor) -> Tensor:
     """Return in which cells a name decides what is there: weights 0 or 1, (1, 1, F, H, W).
 
     ``with_name`` and ``without`` (N, C, F, H, W) are velocities at the same N noisy latents, for a prompt and
-    for the same prompt without the name. A cell counts from the ``share`` of the largest mean square
-    difference in its frame on (DiffEdit, arXiv 2210.11427, with the name instead of another prompt).
+    for the same prompt without the name. Their mean square differences are added up, each relative to its
+    largest in the frame, and averaged over 3x3 cells; Otsu's threshold on the roots parts the cells into two
+    kinds. (DiffEdit, arXiv 2210.11427, has other prompts and half of the largest difference as the
+    threshold. But what differs most may be a small part of somebody.)
     """
-    apart = (with_name - without).float().square().mean((0, 1))  # (F, H, W)
-    near = torch.nn.functional.avg_pool2d(apart[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
-    largest = near.flatten(1).amax(1).clamp(min=1e-12)[:, None, None]
-    return (near >= share * largest).float()[None, None]
+    apart = (with_name - without).float().square().mean(1)  # (N, F, H, W)
+    largest = apart.flatten(2).amax(2).clamp(min=1e-12)[..., None, None]
+    added = (apart / largest).sum(0)
+    near = torch.nn.functional.avg_pool2d(added[:, None], 3, 1, 1, count_include_pad=False)[:, 0].sqrt()
+    bars = torch.stack([otsu(frame) for frame in near])[:, None, None]
+    return ((near > bars) & (near > 0)).float()[None, None]
+
+
+def otsu(values: Tensor) -> Tensor:
+    """Return the value up to which ``values`` are of the lower of two kinds: Otsu 1979, without a histogram.
+
+    The mean squares of the two kinds' distances to their own means add up to the least there. Where all are
+    the same, it is below all of them.
+    """
+    ordered = values.flatten().sort().values.double()
+    count = torch.arange(1, len(ordered), device=ordered.device)
+    sums = ordered.cumsum(0)
+    lower, upper = sums[:-1] / count, (sums[-1] - sums[:-1]) / (len(ordered) - count)
+    between = count * (len(ordered) - count) * (upper - lower).square()
+    if len(ordered) < 2 or not ordered[-1] > ordered[0]:
+        return ordered[0].to(values) - 1
+    return ordered[int(between.argmax())].to(values)
 
 
 def published_blend(noise: Tensor, tail: Tensor, beta: float, gamma: float) -> Tensor:

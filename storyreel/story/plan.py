@@ -74,7 +74,11 @@ class Settings:
 
 
 Slot = tuple[int, int]  # a segment's index, and its take
-LOOKS = 3  # noises in which a character's cells are looked for: one model evaluation of one latent frame each
+LOOKED_AT = (
+    0.6,
+    0.75,
+    0.9,
+)  # σ in which a character's cells are looked for: a model evaluation of a frame each
 
 
 @dataclass(frozen=True)
@@ -367,7 +371,7 @@ class Plan:
             for part in self.given(segment)
             if part.name is not None
         }
-        return LOOKS * len(found)
+        return len(LOOKED_AT) * len(found)
 
     def sources(self, segment: Segment) -> tuple[int, ...]:
         """Return the scenes, by index, without whose first takes a segment cannot begin."""

@@ -36,7 +36,7 @@ from storyreel.models.base import Request
 from storyreel.models.loading import adapter_class
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.specs import MODELS, find_model
-from storyreel.story.plan import LOOKS, Plan
+from storyreel.story.plan import LOOKED_AT, Plan
 from storyreel.story.planning import Overrides
 from tests.conftest import plan_of
 from tests.tiny import CPU
@@ -133,7 +133,7 @@ def test_evaluations_that_find_a_character_are_work_too(
     )
     adapter = bench.load(spec, CPU, True)
     plan = compared.planned(spec, overrides, "full")
-    assert plan.looks(plan.segments) == LOOKS
+    assert plan.looks(plan.segments) == len(LOOKED_AT)
     read_as_calculated(adapter, {segment.prompt for segment in plan.segments}, monkeypatch)
     counted, _ = counted_work(adapter, plan)
     asked: list[tuple[int, int]] = []
@@ -145,7 +145,7 @@ def test_evaluations_that_find_a_character_are_work_too(
     true = adapter_class(spec).random(spec, META)
     found = operations(plan, one)
     assert found == pytest.approx(counted, rel=1e-3)
-    alone = LOOKS * evaluation(true, plan, 1, 2, "none").operations
+    alone = len(LOOKED_AT) * evaluation(true, plan, 1, 2, "none").operations
     assert asked[0] == (1, 2)
     assert abs(found - alone - counted) > 0.5 * alone
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from storyreel.denoise.lead import LOOKED_AT, Leads
+from storyreel.denoise.lead import Leads
 from storyreel.denoise.prompts import all_prompts
 from storyreel.models.base import Request
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import LOOKS, Plan
+from storyreel.story.plan import LOOKED_AT, Plan
 from tests.conftest import FakeAdapter, plan_of
 from tests.tiny import TINY
 
@@ -78,20 +78,28 @@ def test_where_nothing_is_given_there_is_no_lead(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sigmas", "level"),
-    [((), LOOKED_AT), ((1.0, 0.757, 0.522), 0.522), ((1.0, 0.9375, 0.8333, 0.625), 0.625)],
+    ("sigmas", "levels"),
+    [
+        ((), LOOKED_AT),
+        ((1.0, 0.757, 0.522), (0.522, 0.757, 0.757)),
+        ((1.0, 0.9375, 0.8333, 0.625), (0.625, 0.8333, 0.9375)),
+        ((1.0, 0.5), (0.5, 0.5, 0.5)),
+        ((1.0,), LOOKED_AT),
+    ],
 )
 def test_a_character_is_looked_for_at_a_noise_level_that_the_weights_know(
-    sigmas: tuple[float, ...], level: float, monkeypatch: pytest.MonkeyPatch
+    sigmas: tuple[float, ...], levels: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(MODELS, "tiny", replace(TINY, sigmas=sigmas, steps=len(sigmas) or 3))
     plan, painter = plan_of(STORY), Painter()
     latents = finished(plan)
     Leads(painter, plan, latents.__getitem__).of(plan.segments[3])
-    assert {request.sigma for request in painter.requests} == {level}
+    first = painter.requests[: len(LOOKED_AT)]
+    assert tuple(request.sigma for request in first) == levels
     clean = latents[0][:, :, :1]
-    noises = [(request.x - (1 - level) * clean) / level for request in painter.requests[:LOOKS]]
+    noises = [(request.x - (1 - request.sigma) * clean) / request.sigma for request in first]
     assert all(0.8 < float(noise.std()) < 1.2 for noise in noises)
+    assert len({float(noise.sum()) for noise in noises}) == len(noises)
 
 
 def test_the_end_of_the_shot_stands_whole(plan: Plan) -> None:
@@ -240,7 +248,7 @@ def test_a_character_is_looked_for_once(plan: Plan) -> None:
     for segment in plan.segments:
         leads.of(segment)
     first = len(painter.requests)
-    assert first == 2 * LOOKS  # the fox in scene 1, the dog in scene 3
+    assert first == 2 * len(LOOKED_AT)  # the fox in scene 1, the dog in scene 3
     before = [leads.of(plan.segments[3]), leads.of(plan.segments[4])]
     assert len(painter.requests) == first
     assert recalled == [0, 0, 2, 2, 2]  # each for its portrait once, and for the ends of shots
@@ -256,15 +264,15 @@ def test_a_character_is_looked_for_once(plan: Plan) -> None:
 def test_what_is_asked_are_the_scenes_words_with_the_names_and_without(plan: Plan) -> None:
     latents, painter = finished(plan), Painter()
     Leads(painter, plan, latents.__getitem__).of(plan.segments[4])
-    assert len(painter.requests) == 2 * LOOKS
-    of_the_fox = painter.requests[:LOOKS]
-    assert len({float(request.x.sum()) for request in of_the_fox}) == LOOKS  # of as many noises
-    for request in of_the_fox:
-        assert request.sigma == LOOKED_AT
+    assert len(painter.requests) == 2 * len(LOOKED_AT)
+    of_the_fox = painter.requests[: len(LOOKED_AT)]
+    assert len({float(request.x.sum()) for request in of_the_fox}) == len(LOOKED_AT)  # of as many noises
+    for request, level in zip(of_the_fox, LOOKED_AT, strict=True):
+        assert request.sigma == level
         assert request.x.shape == (1, 12, 1, 8, 8)
         told = [Painter.words(text.states[0]) for text in request.texts]
         assert told == ["a fox in the park. a fox walks", "in the park. walks"]
-        noise = (request.x - (1 - LOOKED_AT) * latents[0][:, :, :1]) / LOOKED_AT
+        noise = (request.x - (1 - level) * latents[0][:, :, :1]) / level
         assert abs(float(noise.mean())) < 0.15
         assert abs(float(noise.std()) - 1) < 0.1
 
@@ -274,7 +282,7 @@ def test_each_of_two_who_are_first_shown_together_has_cells_of_its_own(plan: Pla
     latents, painter = finished(plan), Painter()
     lead = Leads(painter, plan, latents.__getitem__).of(plan.segments[4])
     assert lead is not None
-    assert len(painter.requests) == 2 * LOOKS
+    assert len(painter.requests) == 2 * len(LOOKED_AT)
     told = {Painter.words(request.texts[1].states[0]) for request in painter.requests}
     assert len(told) == 2
     assert int(lead.weights[:, :, 0].sum()) == 4 + 9

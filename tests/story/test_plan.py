@@ -12,7 +12,7 @@ from storyreel.cli.app import run
 from storyreel.errors import ScriptError, UsageError
 from storyreel.method.settings import Method
 from storyreel.models.specs import MODELS
-from storyreel.story.plan import LOOKS, Given, Plan, derived_seed, joined_prompt
+from storyreel.story.plan import LOOKED_AT, Given, Plan, derived_seed, joined_prompt
 from storyreel.story.planning import seconds_problem, size_problem, uncounted_prompts
 from tests.conftest import plan_of
 
@@ -53,7 +53,7 @@ def test_segments_follow_one_another() -> None:
     ]
     assert [s.lead for s in plan.segments] == [1, 2, 1, 2, 2]
     assert plan.latents == 8 + 11 + 8 + 8 + 8 + 8
-    assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps + LOOKS)
+    assert (plan.frames, plan.seconds, plan.forwards) == (129, 10.75, 5 * MINI.steps + len(LOOKED_AT))
     assert plan.segments[0].scene == "a fox in the park"
     assert plan.segments[0].prompt == "a fox in the park. a fox sits"
     assert [s.number for s in plan.segments] == ["01", "02", "03", "04", "05"]
@@ -132,7 +132,7 @@ def test_the_end_of_a_segment_lies_behind_its_own_lead() -> None:
 
 @pytest.mark.parametrize(
     ("without", "looks"),
-    [(frozenset(), 2 * LOOKS), ({"identity"}, 0), ({"all"}, 0)],
+    [(frozenset(), 2 * len(LOOKED_AT)), ({"identity"}, 0), ({"all"}, 0)],
     ids=str,
 )
 def test_evaluations_that_find_a_character_are_counted_once(without: frozenset[str], looks: int) -> None:
