@@ -380,9 +380,9 @@ def test_whether_and_how_prompts_are_weighed_is_the_models_choice_unless_somebod
 
 def test_how_often_portraits_count_is_the_models_choice_and_refused_where_they_cannot() -> None:
     simple = STORY.replace(", seconds: 2.75", "")
-    assert plan_of(simple).settings.method.identity_weight == MINI.identity_weight == 3
-    chosen = plan_of(simple, method=("identity_weight=1",)).settings.method
-    assert chosen.identity_weight == 1
+    assert plan_of(simple).settings.method.identity_weight == MINI.identity_weight == 1
+    chosen = plan_of(simple, method=("identity_weight=3",)).settings.method
+    assert chosen.identity_weight == 3
     assert plan_of(simple, model="wan-14b").settings.method.identity_weight is None
     assert "identity_weight" not in plan_of(simple, model="wan-14b").settings.facts["method"]
     with pytest.raises(UsageError, match="wan-14b cannot weigh") as caught:
