@@ -45,10 +45,10 @@ def name_matters(with_name: Tensor, without: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> Tensor:
-    """Return the value up to which ``values`` are of the lower of two kinds: Otsu 1979, without a histogram.
+    """Return the value up to which ``values`` (any shape) are of the lower of two kinds, without a histogram.
 
-    The mean squares of the two kinds' distances to their own means add up to the least there. Where all are
-    the same, it is below all of them.
+    Where the squares of all distances to the mean of their own kind add up to the least (Otsu 1979). Where
+    all are the same, it is below all of them.
     """
     ordered = values.flatten().sort().values.double()
     count = torch.arange(1, len(ordered), device=ordered.device)

@@ -74,11 +74,7 @@ class Settings:
 
 
 Slot = tuple[int, int]  # a segment's index, and its take
-LOOKED_AT = (
-    0.6,
-    0.75,
-    0.9,
-)  # σ in which a character's cells are looked for: a model evaluation of a frame each
+LOOKED_AT = 0.6, 0.75, 0.9  # σ at which a character's cells are looked for: one evaluation of a frame each
 
 
 @dataclass(frozen=True)

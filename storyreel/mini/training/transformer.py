@@ -33,10 +33,7 @@ GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LA
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 TOLD_SHARE = 0.03  # of the loss of what the text tells
-POOLED_SHARES = (
-    0.05,
-    0.01,
-)  # of the losses of frames' and clips' mean errors, half of it where no scene goes on
+POOLED_SHARES = 0.05, 0.01  # of the losses of the mean errors of frames and of clips
 PORTRAITS = 0.35  # share of the steps with leads in which a lead is characters alone, from another scene
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
@@ -142,9 +139,7 @@ class Trainer:
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:] * (weight[:, :, :-1] > 0)).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
         of_frames, of_clips = pooled_losses(error * (weight > 0))
-        certain = (
-            1.0 if goes_on else 0.5
-        )  # what a portrait or a text leaves open, light and set, is in these too
+        certain = 1.0 if goes_on else 0.5  # else light and set may be open, and means hold these too
         loss = loss + certain * (POOLED_SHARES[0] * of_frames + POOLED_SHARES[1] * of_clips)
         loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout, facts)
         loss = loss + TOLD_SHARE * told_loss(read, told.to(device))
