@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from storyreel.errors import StoryreelError
 from storyreel.mini import codec, nets, train
 from storyreel.mini.judge import load_judge
 from storyreel.mini.lessons import all_texts
@@ -305,7 +307,7 @@ def test_a_pool_takes_in_what_others_have_drawn(monkeypatch: pytest.MonkeyPatch)
 def test_processes_draw_for_a_training(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = clips.start_drawers(2, 0).get()
+    group = clips.Drawers(2, 0).get()
     assert group.images.shape[0] == len(group.examples) == clips.ENCODED
     assert group.images.shape[1] == codec.FRAMES_PER_LATENT * (group.length - 1) + 1
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
@@ -315,10 +317,25 @@ def test_processes_draw_for_a_training(
         asked.append(count)
         return groups_drawn(2)
 
-    monkeypatch.setattr(transformer, "start_drawers", drawers)
+    monkeypatch.setattr(transformer, "Drawers", drawers)
     run("transformer", tmp_path, "--steps", "2", "--drawers", "3")
     assert asked == [3]
     assert state(tmp_path, "transformer")["step"] == 2
+
+
+def fail_to_draw(groups: object, seed: int) -> None:
+    """Die at once, as a process does that runs out of memory."""
+    os._exit(9)
+
+
+def test_a_process_that_dies_ends_the_training_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "_draw_alone", fail_to_draw)
+    monkeypatch.setattr(clips, "POLL", 0.1)
+    drawers = clips.Drawers(1, 0)
+    with pytest.raises(StoryreelError, match="exit code 9"):
+        drawers.get()
+    with pytest.raises(StoryreelError, match="exit code 9"):
+        drawers.get(block=False)
 
 
 def test_windows_lie_inside_the_picture_and_mostly_on_actors() -> None:

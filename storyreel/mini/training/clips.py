@@ -14,6 +14,7 @@ import torch.multiprocessing
 from diffusers import AutoencoderKLMochi
 from torch import Tensor
 
+from storyreel.errors import StoryreelError
 from storyreel.mini import codec
 from storyreel.mini.lessons import FPS, HEIGHT, WIDTH, Example, portrait, sample_example
 from storyreel.mini.world import Clip, draw_clip
@@ -26,6 +27,7 @@ BASIS_CLIPS = 160
 CALIBRATION_CLIPS = 96
 ENCODED = 8  # clips that are encoded together
 WAITING = 4  # groups that wait to be encoded, for each process that draws
+POLL = 5.0  # seconds after which it is looked whether these still live
 
 
 def draw(clip: Clip, latent_frames: int) -> tuple[Tensor, Tensor]:
@@ -126,13 +128,39 @@ def _draw_alone(groups: Any, seed: int) -> None:
     keep_drawing(groups.put, seed)
 
 
-def start_drawers(count: int, seed: int) -> Groups:
-    """Return a queue that ``count`` processes fill with groups for as long as this process lives."""
-    spawned = torch.multiprocessing.get_context("spawn")  # a CUDA context survives no fork
-    groups: Groups = spawned.Queue(WAITING * count)
-    for index in range(count):
-        spawned.Process(target=_draw_alone, args=(groups, seed + index), daemon=True).start()
-    return groups
+class Drawers:
+    """A queue that processes fill with groups for as long as this process lives."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        spawned = torch.multiprocessing.get_context("spawn")  # a CUDA context survives no fork
+        self._queue: Any = spawned.Queue(WAITING * count)
+        self._processes = [
+            spawned.Process(target=_draw_alone, args=(self._queue, seed + index), daemon=True)
+            for index in range(count)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def get(self, block: bool = True) -> Group:
+        """Return the next group, or raise Empty if there is none and it should not wait.
+
+        Raises StoryreelError if a process has died: the others may be too few, and none would be waited for
+        for ever.
+        """
+        while True:
+            try:
+                group: Group = self._queue.get(block, POLL)
+                return group
+            except Empty:
+                for process in self._processes:
+                    if process.exitcode is not None:
+                        raise StoryreelError(
+                            f"a process that draws clips has ended with exit code {process.exitcode}",
+                            "What it printed last says why; -9 mostly means that memory was short: take fewer "
+                            "--drawers. Start again: the training goes on from its last checkpoint.",
+                        ) from None
+                if not block:
+                    raise
 
 
 class Pool:

@@ -24,7 +24,7 @@ from storyreel.models.specs import MODELS
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import Story
 
-from .clips import Drawn, Pool, start_drawers, trained_codec
+from .clips import Drawers, Drawn, Pool, trained_codec
 from .layout import CELLS, PATCH, TAGS, LayoutHead, layout_loss
 from .loop import Average, AverageState, Muon, Run, autocast, in_bf16, save_sheet
 from .told import ToldHead, told_by, told_loss
@@ -73,7 +73,7 @@ class Trainer:
         self.text_encoder, self.transformer = text_encoder.to(self.device), transformer.to(self.device)
         self.head = LayoutHead(transformer.patch_embed.proj.out_channels).to(self.device)
         self.told_head = ToldHead(nets.TEXT_WIDTH).to(self.device)
-        groups = start_drawers(options.drawers, 1000 * (seed + 1)) if options.drawers else None
+        groups = Drawers(options.drawers, 1000 * (seed + 1)) if options.drawers else None
         self.pool = Pool(self.vae, options.pool, seed + 1, groups)
         if options.compile:
             for block in self.transformer.transformer_blocks:
