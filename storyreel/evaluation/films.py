@@ -23,7 +23,7 @@ from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
 from storyreel.files import file_hash
 from storyreel.film import reader
-from storyreel.film.dissolve import FADED, GREY
+from storyreel.film.dissolve import FADED, GREY, reach
 from storyreel.method.similarity import same_place
 from storyreel.method.step_skipping import SPEEDS
 from storyreel.models.specs import MODELS, known_model
@@ -44,9 +44,10 @@ class Span:
 
     ``blended`` says whether the story wants it to grow out of the scene before: a fact of the story, the same
     for a film that was made without any blending; ``goes_on``, whether in one shot; ``fades``, whether it
-    comes out of a plain colour, and whether it ends in one. ``others`` are its scene prompt with somebody
-    else in the first character's place. ``sides`` is how far the two sides of the seam before it are apart, 0
-    to 255, as the render measured it before any dissolve; None where nobody did.
+    comes out of a plain colour, and whether it ends in one. ``mixed`` are the seconds at its beginning and at
+    its end in which the render dissolved it with a neighbour; 0 where nobody knows of any. ``others`` are its
+    scene prompt with somebody else in the first character's place. ``sides`` is how far the two sides of the
+    seam before it are apart, 0 to 255, as the render measured it before any dissolve; None where nobody did.
     """
 
     scene: str
@@ -58,6 +59,7 @@ class Span:
     sides: float | None = None
     goes_on: bool = True
     fades: tuple[bool, bool] = (False, False)
+    mixed: tuple[float, float] = (0.0, 0.0)
 
     @property
     def prompt(self) -> str:
@@ -70,10 +72,16 @@ class Span:
         return self.stop - self.start
 
     def clear(self, fps: float) -> Span:
-        """Return the same without the frames of fades that the story wants, at ``fps`` looks a second."""
-        reach = min(ceil(FADED * fps), (self.frames - 1) // 2)
-        into, out_of = self.fades
-        return replace(self, start=self.start + reach * into, stop=self.stop - reach * out_of)
+        """Return the same without the frames that show something else too, at ``fps`` looks a second.
+
+        Those are the frames of fades that the story wants, and of dissolves: a judge that looks for one scene
+        in a mixture of two finds neither, where people see both.
+        """
+        into, out_of = (
+            min(ceil(max(FADED * fades, mixed) * fps), (self.frames - 1) // 2)
+            for fades, mixed in zip(self.fades, self.mixed, strict=True)
+        )
+        return replace(self, start=self.start + into, stop=self.stop - out_of)
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,8 @@ class _Part(BaseModel):
 
 
 class _Seam(_Part):
+    transition: str = ""
+    strength: float = 0.0
     sides: float | None = Field(default=None, ge=0, le=255)
 
 
@@ -168,6 +178,7 @@ class _Settings(BaseModel):
     width: int = Field(default=1, ge=1)
     height: int = Field(default=1, ge=1)
     shift: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    method: dict[str, Any] = {}
 
 
 class _Model(_Part):
@@ -359,7 +370,10 @@ def rendered_film(run: str, name: str, story_name: str, folder: Path) -> Film:
     told = replace(told, scenes=tuple(shown) if cards else (), cards=cards)
     if told.sha256 == manifest.film.get("sha256"):  # it has the frames that were planned
         sides = (s.decided.seam.sides if s.decided and s.decided.seam else None for s in segments)
-        spans = (replace(span, sides=apart) for span, apart in zip(told.spans, sides, strict=True))
+        spans = (
+            replace(span, sides=apart, mixed=mixed)
+            for span, apart, mixed in zip(told.spans, sides, _mixed(manifest), strict=True)
+        )
         told = replace(told, spans=tuple(spans))
         return replace(told, fps=fps, seconds=count / fps, times=tuple(i / fps for i in range(count)))
     if manifest.cards:  # nobody knows where they are in it
@@ -476,6 +490,22 @@ def _timed(film: Film, facts: reader.Facts, frames: reader.Frames) -> Film:
     if facts.hdr:
         notes.append(f"it is HDR ({facts.hdr}): it was mapped to SDR before it was looked at")
     return replace(film, fps=pictures, seconds=length, times=frames.times, hdr=facts.hdr, notes=tuple(notes))
+
+
+def _mixed(manifest: _Manifest) -> list[tuple[float, float]]:
+    """Return for how many seconds every scene's beginning and end are dissolved with a neighbour."""
+    segments, fps = manifest.segments, manifest.settings.fps
+    apart = {card.before for card in manifest.cards}
+    seams = [(0, 0)]
+    for index, (earlier, later) in enumerate(pairwise(segments), 1):
+        seam = later.decided.seam if later.decided else None
+        if seam is None or seam.transition != "dissolve" or index in apart:
+            seams.append((0, 0))
+            continue
+        blending = manifest.settings.method.get("blending", "")
+        seams.append(reach(seam.transition, seam.strength, str(blending), fps, earlier.frames, later.frames))
+    ends = [before for before, _ in (*seams[1:], (0, 0))]
+    return [(behind / fps, end / fps) for (_, behind), end in zip(seams, ends, strict=True)]
 
 
 def _starts(segments: str, film: Path, facts: reader.Facts, length: float, count: int) -> Sequence[float]:

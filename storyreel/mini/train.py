@@ -2,6 +2,7 @@
 
     python -m storyreel.mini.train codec --out run        # encoder and decoder
     python -m storyreel.mini.train transformer --out run  # text encoder and transformer
+    python -m storyreel.mini.train decoder --out run      # the decoder, on what the transformer leaves
     python -m storyreel.mini.train scorer --out run       # text-image encoder
     python -m storyreel.mini.train judge --out run        # for measuring only
     python -m storyreel.mini.train limit --out run        # above which the judge calls clips unreadable
@@ -10,8 +11,8 @@
 
 Clips are drawn on the fly. Every part that is trained keeps ``run/<part>.pt`` (weights, optimisers, step) and
 goes on from there when it is started again; ``run/<part>.log`` holds the loss, and
-``run/<part>.png``, of codec and transformer, what they draw. A loss of NaN ends it, and the checkpoint stays.
-``--minutes`` ends the learning rate's schedule in time on a slow machine.
+``run/<part>.png``, of codec, transformer and decoder, what they draw. A loss of NaN ends it, and the
+checkpoint stays. ``--minutes`` ends the learning rate's schedule in time on a slow machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from storyreel.errors import StoryreelError
 from storyreel.models.specs import MINI_WEIGHTS
 
 from .training.codec import train_codec
+from .training.decoder import train_decoder
 from .training.export import export, import_weights
 from .training.judge import train_judge
 from .training.limit import set_limit
@@ -37,6 +39,7 @@ from .training.transformer import train_transformer
 PARTS = {
     "codec": train_codec,
     "transformer": train_transformer,
+    "decoder": train_decoder,
     "scorer": train_scorer,
     "judge": train_judge,
     "limit": set_limit,

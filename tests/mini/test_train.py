@@ -22,18 +22,19 @@ from storyreel.errors import StoryreelError
 from storyreel.mini import codec, nets, train
 from storyreel.mini.judge import load_judge
 from storyreel.mini.lessons import all_texts
-from storyreel.mini.training import clips, judge, transformer
+from storyreel.mini.training import clips, decoder, judge, transformer
 from storyreel.mini.training import codec as codec_training
 from storyreel.mini.training.judge import worsened
 from storyreel.mini.training.scorer import contrast, scorer_network
 from storyreel.mini.world import Place
 from storyreel.models.loading import load_adapter
+from storyreel.models.mochi import MochiAdapter
 from storyreel.models.scorer import Scorer
 from storyreel.models.specs import MODELS
 from tests.conftest import made_once
 from tests.tiny import velocities
 
-PARTS = ("codec", "transformer", "scorer", "judge")
+PARTS = ("codec", "transformer", "decoder", "scorer", "judge")
 
 
 def start(out: Path) -> None:
@@ -55,6 +56,7 @@ def run(part: str, out: Path, *options: str) -> None:
         patch.setattr(clips, "LENGTHS", ((3, 1.0),))
         patch.setattr(judge, "UNSEEN", 2)
         patch.setattr(codec_training, "UNSEEN", 2)
+        patch.setattr(decoder, "UNSEEN", 1)
         patch.setattr(transformer, "sample_films", lambda adapter: [torch.zeros(3, 4, 8, 8)])
         train.main()
 
@@ -112,7 +114,7 @@ def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path
     network = {"codec": "vae", "scorer": "model"}.get(part, part)
     moved = [not torch.equal(first[network][name], second[network][name]) for name in first[network]]
     assert sum(moved) > len(moved) / 2
-    if part in ("codec", "transformer"):
+    if part in ("codec", "transformer", "decoder"):
         with Image.open(tmp_path / f"{part}.png") as sheet:
             assert sheet.width > 0
 
@@ -336,6 +338,70 @@ def test_a_process_that_dies_ends_the_training_and_is_told(monkeypatch: pytest.M
         drawers.get()
     with pytest.raises(StoryreelError, match="exit code 9"):
         drawers.get(block=False)
+
+
+def numbered(goes_on: bool) -> decoder.Decoded:
+    """A clip whose every picture is its own number, with an actor in a corner."""
+    count = codec.FRAMES_PER_LATENT * (decoder.LENGTH - 1) + 1
+    pictures = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(-1, 128, 192, 3)
+    inside = torch.zeros(count, 128, 192, dtype=torch.bool)
+    inside[:, 100:, 170:] = True
+    latents = torch.zeros(codec.CHANNELS, decoder.LENGTH, 8, 12)
+    return decoder.Decoded(pictures, inside, latents, latents, goes_on)
+
+
+def test_every_latent_frame_has_its_pictures() -> None:
+    rows, columns = slice(1, 7), slice(3, 9)
+    first, inside, counts = decoder.pictures_in(numbered(False), slice(0, 4), rows, columns)
+    assert first.shape == (12, 96, 96, 3)
+    assert first[:, 0, 0, 0].tolist() == [0, 0, 0, *range(1, 10)]
+    assert counts.tolist() == [False, False] + 10 * [True]  # a clip's first picture stands for three
+    later, _, counts = decoder.pictures_in(numbered(False), slice(2, 6), rows, columns)
+    assert later[:, 0, 0, 0].tolist() == list(range(4, 16))
+    assert counts.tolist() == 3 * [False] + 9 * [True]
+    assert inside.shape == (12, 96, 96)
+    assert not inside.any()
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_windows_of_latents_lie_inside_the_clip_and_mostly_on_actors(goes_on: bool) -> None:
+    clip, rng, hits = numbered(goes_on), Random(0), 0
+    for _ in range(60):
+        frames, rows, columns = decoder.window(rng, clip, whole=False)
+        assert 0 <= frames.start < frames.stop <= decoder.LENGTH
+        assert not goes_on or frames.start <= 2  # where it turns
+        assert 0 <= rows.start < rows.stop <= 8
+        assert 0 <= columns.start < columns.stop <= 12
+        pictures, inside, _ = decoder.pictures_in(clip, frames, rows, columns)
+        assert pictures.shape[:3] == (12, 96, 96)
+        hits += bool(inside.any())
+    assert hits > 40
+    assert decoder.window(rng, clip, whole=True)[1:] == (slice(0, 8), slice(0, 12))
+
+
+def test_what_the_decoder_learns_from_fits_its_pictures() -> None:
+    """The latents of a clip that turns, and their estimate, are decoded to the window's own pictures."""
+    adapter = load_adapter(MODELS["mini"], torch.device("cpu"))
+    assert isinstance(adapter, MochiAdapter)
+    rng = Random(3)
+    while not (clip := decoder.decoded_clip(rng, adapter, torch.Generator().manual_seed(0))).goes_on:
+        pass
+    frames, rows, columns = slice(1, 5), slice(0, 8), slice(0, 12)
+    pictures, _, counts = decoder.pictures_in(clip, frames, rows, columns)
+    std, mean = (
+        torch.tensor(adapter.vae.config[f"latents_{n}"])[:, None, None, None] for n in ("std", "mean")
+    )
+    for latents in (clip.latents, clip.estimates):
+        with torch.no_grad():
+            found = adapter.vae.decoder((mean + std * latents[:, frames].float())[None])[0][0]
+        apart = [
+            float(
+                (found[:, counts].roll(by, 1) - clips.as_video(pictures[None])[0][:, counts]).square().mean()
+            )
+            for by in (0, 1, -1)
+        ]
+        assert apart[0] < 0.02
+        assert apart[0] < 0.9 * min(apart[1:])
 
 
 def test_windows_lie_inside_the_picture_and_mostly_on_actors() -> None:

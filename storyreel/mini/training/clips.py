@@ -156,8 +156,8 @@ class Drawers:
                     if process.exitcode is not None:
                         raise StoryreelError(
                             f"a process that draws clips has ended with exit code {process.exitcode}",
-                            "What it printed last says why; -9 mostly means that memory was short: take fewer "
-                            "--drawers. Start again: the training goes on from its last checkpoint.",
+                            "What it printed last says why; -9 mostly means that memory was short: take "
+                            "fewer --drawers. Start again: the training goes on from its last checkpoint.",
                         ) from None
                 if not block:
                     raise

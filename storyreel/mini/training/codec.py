@@ -6,6 +6,7 @@ import argparse
 import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,22 @@ def cropped(rng: Random, video: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]
     return clips, masks
 
 
+def optimisers(
+    module: nn.Module, device: torch.device, precision: str
+) -> tuple[Muon, torch.optim.AdamW, list[tuple[dict[str, Any], float]]]:
+    """Return Muon for a module's kernels, AdamW for the rest, and every group with its own learning rate."""
+    kernels = [
+        m.weight for m in module.modules() if isinstance(m, nn.Conv3d) and math.prod(m.kernel_size) > 1
+    ]
+    chosen = {id(kernel) for kernel in kernels}
+    muon = Muon(kernels, lr=3e-3, bf16=in_bf16(device, precision))
+    adam = torch.optim.AdamW(
+        [p for p in module.parameters() if id(p) not in chosen], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0
+    )
+    rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
+    return muon, adam, rates
+
+
 def train_codec(options: argparse.Namespace) -> None:
     """Train encoder and decoder together; half of the latents are noisy.
 
@@ -72,14 +89,8 @@ def train_codec(options: argparse.Namespace) -> None:
     rng = Random(seed + 2)
     noise = torch.Generator().manual_seed(seed)
     vae = trained_codec(folder).to(device)
-    kernels = [m.weight for m in vae.modules() if isinstance(m, nn.Conv3d) and math.prod(m.kernel_size) > 1]
-    chosen = {id(kernel) for kernel in kernels}
     parameters = list(vae.parameters())
-    muon = Muon(kernels, lr=3e-3, bf16=in_bf16(device, options.precision))
-    adam = torch.optim.AdamW(
-        [p for p in parameters if id(p) not in chosen], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    rates = [(group, group["lr"]) for optimiser in (muon, adam) for group in optimiser.param_groups]
+    muon, adam, rates = optimisers(vae, device, options.precision)
     average = Average(parameters)
     clips = [draw(sample_example(rng).clip, LENGTH) for _ in range(min(options.pool, 96))]
     unseen, unseen_inside = drawn_videos(options.seed + 3, UNSEEN, LENGTH)
