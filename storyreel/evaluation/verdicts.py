@@ -19,7 +19,8 @@ class SceneVerdict:
     """Whether a segment shows those it should, where it should, doing what it should.
 
     Each field is a metric of a scene, by its name in metrics.toml. ``action_first`` and ``action_last`` are
-    of the first and last third of its frames alone; None of thirds that are too short for the judge.
+    of the first and last third of its frames alone, or of a little more where a third is too short for the
+    judge; None where that would be more than half.
     ``looks`` (and light) is None where the prompts state none; ``looks_missing`` says in words what they
     state and the scene does not show.
     """

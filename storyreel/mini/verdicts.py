@@ -216,10 +216,13 @@ def judge_film(
 
 
 def _ends(span: tuple[int, int]) -> list[tuple[int, int]]:
-    """Return the first and the last third of a scene, if the judge can tell an action from so few frames."""
+    """Return the first and the last third of a scene, or as much as the judge needs to tell an action.
+
+    () where that would be more than half.
+    """
     start, stop = span
-    third = (stop - start) // 3
-    return [(start, start + third), (stop - third, stop)] if third >= SHORTEST else []
+    third = max(SHORTEST, (stop - start) // 3)
+    return [(start, start + third), (stop - third, stop)] if 2 * third <= stop - start else []
 
 
 def _of_scene(seen: Verdict | None, one: Told, true: Verdict, acted: Sequence[bool]) -> SceneVerdict:
