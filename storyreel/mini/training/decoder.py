@@ -34,6 +34,7 @@ WINDOW = 4  # of a step; the first is there for those behind it, but where it is
 TURNING = 0.6  # share of the clips that do not go on from another that are drawn again
 ESTIMATED, NOISY = 0.45, 0.25  # shares of the windows; the rest are as encoded
 LEVELS = 0.15, 0.5  # noise levels σ of the estimates
+CLIPS = 1000  # at most: each takes two megabytes
 UNSEEN = 8
 
 
@@ -139,7 +140,7 @@ def train_decoder(options: argparse.Namespace) -> None:
         for name in ("mean", "std")
     )
     unseen = [decoded_clip(Random(options.seed + i), adapter, noise) for i in range(UNSEEN)]
-    clips = [decoded_clip(rng, adapter, noise) for _ in range(min(options.pool, 2000))]
+    clips = [decoded_clip(rng, adapter, noise) for _ in range(min(options.pool, CLIPS))]
 
     def step_fn(step: int, progress: float) -> float:
         for group, rate in rates:
