@@ -172,15 +172,15 @@ def test_a_look_that_is_stated_and_not_shown_is_said(judge: Judge, segments: tup
     assert said("a corgi dog with a red scarf", "at dusk", 50.0) == (False, "a red scarf and dusk")
 
 
-@pytest.mark.parametrize(("frames", "told"), [(24, True), (16, True), (15, False)])
+@pytest.mark.parametrize(("frames", "long_enough"), [(24, True), (16, True), (15, False)])
 def test_the_ends_of_a_scene_are_judged_where_they_are_long_enough(
-    judge: Judge, segments: tuple[Segment, ...], frames: int, told: bool
+    judge: Judge, segments: tuple[Segment, ...], frames: int, long_enough: bool
 ) -> None:
     scene = replace(segments[0], start=0, frames=frames)
     verdict = judge_film([scene], [], [torch.zeros(frames, HEIGHT, WIDTH, 3, dtype=torch.uint8)])
     assert verdict is not None
     (found,) = verdict.scenes
-    assert (found.action_first is not None, found.action_last is not None) == (told, told)
+    assert (found.action_first is not None, found.action_last is not None) == (long_enough, long_enough)
 
 
 def test_true_clips_are_right(segments: tuple[Segment, ...]) -> None:
