@@ -72,15 +72,19 @@ class Span:
         return self.stop - self.start
 
     def clear(self, fps: float) -> Span:
-        """Return the same without the frames that show something else too, at ``fps`` looks a second.
+        """Return the same without the frames of fades that the story wants, at ``fps`` looks a second."""
+        return self._without([FADED * fades for fades in self.fades], fps)
 
-        Those are the frames of fades that the story wants, and of dissolves: a judge that looks for one scene
-        in a mixture of two finds neither, where people see both.
+    def unmixed(self, fps: float) -> Span:
+        """Return the same without the frames of fades, nor those that the render dissolved with a neighbour.
+
+        A judge that looks for one scene in a mixture of two finds neither, where people see both.
         """
-        into, out_of = (
-            min(ceil(max(FADED * fades, mixed) * fps), (self.frames - 1) // 2)
-            for fades, mixed in zip(self.fades, self.mixed, strict=True)
-        )
+        ends = zip(self.fades, self.mixed, strict=True)
+        return self._without([max(FADED * fades, mixed) for fades, mixed in ends], fps)
+
+    def _without(self, seconds: Sequence[float], fps: float) -> Span:
+        into, out_of = (min(ceil(length * fps), (self.frames - 1) // 2) for length in seconds)
         return replace(self, start=self.start + into, stop=self.stop - out_of)
 
 

@@ -90,6 +90,6 @@ def film_verdict(film: Film) -> FilmVerdict | None:
     smooth = [after for after, span in enumerate(film.spans) if span.blended]
     # A copy that is smaller than the film was is not made smaller than the model's pictures.
     upscale = max(1, min(spec.upscale, reader.probe(film.path).width // spec.min_size[0]))
-    clear = [span.clear(film.fps) for span in film.spans]
-    verdict: FilmVerdict | None = judge_film(clear, smooth, film_frames(film, upscale))
+    spans = [span.unmixed(film.fps) for span in film.spans]
+    verdict: FilmVerdict | None = judge_film(spans, smooth, film_frames(film, upscale))
     return verdict

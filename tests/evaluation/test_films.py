@@ -137,12 +137,14 @@ def test_blending_is_what_the_story_wants_whatever_was_rendered(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("method", "reach"), [({}, 2), ({"blending": "crossfade"}, 6)])
-def test_a_scene_is_looked_at_where_no_dissolve_mixes_it(
+def test_a_scene_is_judged_where_no_dissolve_mixes_it(
     tmp_path: Path, method: dict[str, str], reach: int
 ) -> None:
     """What is mixed is a fact of the render: the story alone does not say it."""
     path = rendered(tmp_path / "foxes", method=method) / "manifest.json"
-    assert all(span.clear(FPS) == span for span in rendered_film("out", "foxes", "foxes", path.parent).spans)
+    assert all(
+        span.unmixed(FPS) == span for span in rendered_film("out", "foxes", "foxes", path.parent).spans
+    )
     manifest = json.loads(path.read_text())
     for segment, (way, strength) in zip(
         manifest["segments"], [("", 0), ("dissolve", 1.0), ("continue", 1.0)], strict=True
@@ -150,14 +152,15 @@ def test_a_scene_is_looked_at_where_no_dissolve_mixes_it(
         seam = {"transition": way, "strength": strength, "sides": None}
         segment["decided"] = {"lead": 1, "seam": seam if way else None}
 
-    def clear() -> list[tuple[int, int]]:
+    def judged() -> list[tuple[int, int]]:
         path.write_text(json.dumps(manifest))
-        seen = [span.clear(FPS) for span in rendered_film("out", "foxes", "foxes", path.parent).spans]
-        return [(span.start, span.stop) for span in seen]
+        film = rendered_film("out", "foxes", "foxes", path.parent)
+        assert all(span.clear(FPS) == span for span in film.spans)  # all other measures take it as it is
+        return [(span.start, span.stop) for span in (span.unmixed(FPS) for span in film.spans)]
 
-    assert clear() == [(0, SCENE - reach), (SCENE + reach, 2 * SCENE), (2 * SCENE, 3 * SCENE)]
+    assert judged() == [(0, SCENE - reach), (SCENE + reach, 2 * SCENE), (2 * SCENE, 3 * SCENE)]
     manifest["segments"][1]["decided"]["seam"]["strength"] = 0.0  # there is no dissolve then
-    assert clear() == [(0, SCENE), (SCENE, 2 * SCENE), (2 * SCENE, 3 * SCENE)]
+    assert judged() == [(0, SCENE), (SCENE, 2 * SCENE), (2 * SCENE, 3 * SCENE)]
 
 
 RETAKEN = """\
