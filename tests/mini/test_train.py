@@ -340,6 +340,19 @@ def test_a_process_that_dies_ends_the_training_and_is_told(monkeypatch: pytest.M
         drawers.get(block=False)
 
 
+@pytest.mark.slow  # in full size
+def test_the_decoder_learns_from_a_clip_more_than_once_and_the_encoder_never(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(decoder, "ESTIMATED", 1.0)
+    before = load_file(tmp_path / "codec" / "diffusion_pytorch_model.safetensors")
+    run("decoder", tmp_path, "--steps", "3", "--fresh", "0")
+    after = load_file(tmp_path / "codec" / "diffusion_pytorch_model.safetensors")
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder"}
+
+
 def numbered(goes_on: bool) -> decoder.Decoded:
     """A clip whose every picture is its own number, with an actor in a corner."""
     count = codec.FRAMES_PER_LATENT * (decoder.LENGTH - 1) + 1

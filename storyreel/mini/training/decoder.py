@@ -1,8 +1,8 @@
 """The training of the decoder alone, on latents as the transformer leaves them.
 
-The encoder stays as it is, and with it what the transformer has learned. What the decoder gets in a film are
-no encoder's latents: least where somebody turns from one pose into another within a few pictures. So it sees
-the transformer's one-step estimates of such clips, too, beside the pictures that they should have been.
+The encoder stays as it is, and with it what the transformer has learned. In a film the decoder gets latents
+that no encoder made, worst where somebody turns from one pose into another within a few pictures. So it
+learns from the transformer's one-step estimates of such clips too, with the pictures that they stand for.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def turning_example(rng: Random) -> Example:
     return example
 
 
+@torch.no_grad()
 def decoded_clip(rng: Random, adapter: MochiAdapter, noise: torch.Generator) -> Decoded:
     """Draw a clip and have the transformer estimate it from some noise, behind a lead if it goes on."""
     example = turning_example(rng)
