@@ -17,6 +17,7 @@ from .basics import (
     wave,
 )
 from .model import (
+    DOOR_ACTIONS,
     PEOPLE,
     Action,
     Actor,
@@ -381,6 +382,7 @@ MOTIONS: dict[Action, MotionFunction] = {
 PASSING = 0.25  # world seconds in which one pose becomes another
 HURRY = 90.0  # view units a world second: how fast somebody runs to another mark
 NEAR = 12.0  # view units that nobody runs for
+STAYS = 0.25, 0.7  # between which parts of the picture's width somebody alone stays where it is
 # Somebody who is there already need not come: world seconds that such actions take to begin with.
 _ARRIVED = {Action.MEET: 0.6, Action.CATCH: 0.6, Action.CAUGHT: 0.5}
 # What of a pose goes over smoothly; the rest changes half-way.
@@ -406,14 +408,13 @@ def shown_at(clip: Clip, t: float, view: View, bench: Colour) -> tuple[list[Show
         return [Shown(actor, _pose(actor, t, view, bench), t) for actor in clip.actors], []
     earlier = {actor.character: actor for actor in former.actors}
     actors = [
-        _passing(clip, earlier.get(actor.character) or _aside(actor, actor.x, view), actor, t, view, bench)
-        for actor in clip.actors
+        _passing(clip, earlier.get(actor.character), actor, t, view, bench) for actor in clip.actors
     ]
-    leaving = []
-    for actor in former.actors:
-        if actor.character not in clip.cast:
-            last = _pose(actor, clip.began + clip.turn, view, bench)
-            leaving.append(_passing(clip, actor, _aside(actor, last.x / view.width, view), t, view, bench))
+    leaving = [
+        _passing(clip, actor, None, t, view, bench)
+        for actor in former.actors
+        if actor.character not in clip.cast
+    ]
     return actors, [one for one in leaving if one.own < 1.0]
 
 
@@ -423,11 +424,24 @@ def _aside(actor: Actor, x: float, view: View) -> Actor:
     return replace(actor, action=Action.STAND, x=1.0 + out if x > 0.5 else -out, speed=0.0)
 
 
-def _passing(clip: Clip, former: Actor, actor: Actor, t: float, view: View, bench: Colour) -> Shown:
-    """Return an actor who goes over from what it did in the former clip to its own action."""
+def _passing(
+    clip: Clip, former: Actor | None, actor: Actor | None, t: float, view: View, bench: Colour
+) -> Shown:
+    """Return an actor who goes over from what it did in the former clip to its own action.
+
+    Who was not there comes in from the edge, and who has nothing more to do leaves.
+    """
+    if former is None:
+        assert actor is not None
+        former, back = _aside(actor, actor.x, view), False
+    elif actor is None:
+        last = _pose(former, clip.began + clip.turn, view, bench)
+        actor, back = _aside(former, last.x / view.width, view), False
+    else:
+        back = True
     last = _pose(former, clip.began + clip.turn, view, bench)
-    if actor.action in (Action.WALK, Action.RUN):  # it sets out from where it is, if that is not too far on
-        actor = replace(actor, x=max(actor.x, min(last.x / view.width, 0.5)))
+    if back and len(clip.actors) == 1 and not clip.ball:
+        actor = _where_it_is(actor, last.x / view.width, view)
     arrived = _ARRIVED.get(actor.action, 0.0)
     way = _pose(actor, arrived, view, bench).x - last.x
     lasts = PASSING + (abs(way) / HURRY if abs(way) > NEAR else 0.0)
@@ -439,8 +453,28 @@ def _passing(clip: Clip, former: Actor, actor: Actor, t: float, view: View, benc
         start = _pose(former, clip.began + t, view, bench)
         pose = _between(start, pose, done)
         if abs(way) > NEAR:
-            pose = _mixed(pose, _running(pose, actor, t, way), min(1.0, 4 * done, 4 - 4 * done))
+            gait = _stepping(pose, actor, t) if back else _running(pose, actor, t, way)
+            pose = _mixed(pose, gait, min(1.0, 4 * done, 4 - 4 * done))
     return Shown(actor, pose, clock, done)
+
+
+def _where_it_is(actor: Actor, x: float, view: View) -> Actor:
+    """Return an actor who begins alone what it has to do where it is, if that is not too near an edge.
+
+    Who walks on, or to a door, must have some way to go.
+    """
+    if actor.action in (Action.WALK, Action.RUN):
+        return replace(actor, x=max(actor.x, min(x, 0.5)))
+    if actor.action in DOOR_ACTIONS and view.door_x is not None:
+        return replace(actor, x=max(actor.x, min(x, view.door_x / view.width - 0.12)))
+    return replace(actor, x=max(STAYS[0], min(x, STAYS[1])))
+
+
+def _stepping(pose: Pose, actor: Actor, t: float) -> Pose:
+    """Return the pose as that of somebody who steps to another mark, without turning round."""
+    stepping = replace(pose, stance="stand", front=0.4, crouch=0.0, snore=None, eyes_closed=False)
+    _step(stepping, t, actor, 1.8, 0.15)
+    return stepping
 
 
 def _running(pose: Pose, actor: Actor, t: float, way: float) -> Pose:
