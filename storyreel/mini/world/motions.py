@@ -450,7 +450,7 @@ def _passing(
     done = ease(since / lasts)
     pose = _pose(actor, clock, view, bench)
     if done < 1.0:
-        start = _pose(former, clip.began + t, view, bench)
+        start = _pose(former, clip.began + min(t, clip.turn + PASSING), view, bench)
         pose = _between(start, pose, done)
         if abs(way) > NEAR:
             gait = _stepping(pose, actor, t) if back else _running(pose, actor, t, way)
