@@ -61,7 +61,7 @@ class Engine:
     def __post_init__(self) -> None:
         check_device(self.device)
         self.attention = self.attention or os.environ.get(ATTENTION_VARIABLE) or None
-        self._adapters: dict[str, Adapter] = {}
+        self._adapters: dict[tuple[str, Path], Adapter] = {}
         self._said: Callable[[str], None] = lambda words: None
         self._scorers: dict[Path, Scorer] = {}
         self._plugged: dict[str, Any] = {}
@@ -119,7 +119,7 @@ class Engine:
         Call ``said`` if this machine has less memory of its own than that wants. Raises as `adapter` does.
         """
         spec, settings = plan.spec, plan.settings
-        is_new = spec.label not in self._adapters
+        is_new = (spec.label, spec.weights) not in self._adapters
         adapter = self.adapter(spec, said)
         size = (settings.width, settings.height)
         mode = adapter.choose_memory_mode(size, plan.longest)
@@ -139,7 +139,7 @@ class Engine:
         ``said``, of the latest call, is called with what people should know of its compilation.
         """
         self._said = said
-        if spec.label not in self._adapters:
+        if (spec.label, spec.weights) not in self._adapters:
             self._free()
             adapter = self._load(spec)
             if self._compiles(spec, adapter):
@@ -150,8 +150,8 @@ class Engine:
                 from storyreel.models.workers import Workers
 
                 adapter = Workers(adapter)
-            self._adapters[spec.label] = adapter
-        return self._adapters[spec.label]
+            self._adapters[spec.label, spec.weights] = adapter
+        return self._adapters[spec.label, spec.weights]
 
     def _compiles(self, spec: ModelSpec, adapter: Adapter) -> bool:
         """Tell whether a model is to be compiled; unless it is said, large ones on a GPU are."""

@@ -53,6 +53,15 @@ def test_one_model_is_held_at_a_time(loaded: list[weakref.ref[FakeAdapter]]) -> 
     assert [adapter() is not None for adapter in loaded] == [False, False, True]
 
 
+@pytest.mark.usefixtures("fake_model")
+def test_other_weights_are_another_model(loaded: list[weakref.ref[FakeAdapter]], tmp_path: Path) -> None:
+    engine, spec = Engine("cpu"), MODELS["fake"]
+    other = replace(spec, weights=tmp_path / "other")
+    adapters: list[Any] = [engine.adapter(one) for one in (spec, other, other)]
+    assert [adapter.spec.weights for adapter in adapters] == [spec.weights, other.weights, other.weights]
+    assert len(loaded) == 2
+
+
 @pytest.mark.usefixtures("loaded", "fake_model")
 def test_the_mode_is_chosen_for_the_films_size_and_longest_scene() -> None:
     plan = plan_of(STORY)

@@ -110,6 +110,8 @@ def evaluate(
         raise UsageError(f"unknown metric {min(unknown)!r}", f"Known: {', '.join(known)}")
     check_weights_dir(weights_dir)
     check_weights(weights)
+    if report is not None:
+        _check_report(report)
     if cast and not stories:
         raise UsageError("--cast is for --story", "A film of storyreel's says itself who plays in it.")
     pairs, casting = zip(stories, videos, strict=True), read_casting(cast or ())
@@ -131,6 +133,18 @@ def check_weights_dir(folder: Path | None) -> None:
     """Raise UsageError for what is no folder."""
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "Name the folder that holds the models' folders.")
+
+
+def _check_report(path: Path) -> None:
+    """Raise UsageError for a report that cannot be written there, or would replace something else."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder", f"Make it, or give --report {path.name}")
+    if path.exists():
+        from storyreel.evaluation.report import is_report
+
+        if not path.is_file() or not is_report(path):
+            words = f"{path} is there, and is no report of storyreel's"
+            raise UsageError(words, "Name another file, or remove it.")
 
 
 def _evaluated(
@@ -218,6 +232,7 @@ def ablate(
     """
     from storyreel.evaluation import ablation
     from storyreel.evaluation.metrics import known_metrics
+    from storyreel.evaluation.variants import COST_ROWS, COSTS
 
     known_metrics()  # a plugin's metric that is none is refused before films are made
     tables.check(as_json)
@@ -228,10 +243,10 @@ def ablate(
     if is_cost:
         exclude("--table 2", True, {"--video": bool(video), "--weights-dir": weights_dir is not None})
         exclude("--table 2", True, {"--fps": fps is not None, "--plugin": bool(options.plugin)})
-        chosen = ablation.pick_variants(variants, ablation.COSTS, ablation.COST_ROWS)
+        chosen = ablation.pick_variants(variants, COSTS, COST_ROWS)
     else:
         chosen = ablation.pick_variants(variants)
-    known = {variant.slug for variant in ablation.COSTS}
+    known = {variant.slug for variant in (*COSTS, *chosen)}
     own = ablation.own_rows(row or (), known)
     chosen = (*chosen, *own)
     count = seeds or (1 if is_cost else 3)
@@ -303,7 +318,7 @@ def _show_costs(
     """Render every film in a process of its own, and print what that took."""
     from storyreel.benchmark.whole_films import check_stock, film_versions, measured
     from storyreel.cli.display import say
-    from storyreel.evaluation.ablation import STOCK
+    from storyreel.evaluation.variants import STOCK
     from storyreel.evaluation.statistics import Row
     from storyreel.evaluation.tables import TITLES, cost_table
     from storyreel.files import digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from storyreel.stopping import KEPT, stopping
 from storyreel.story.draft import with_seed
 from storyreel.story.edit import edit_story, with_scene_key
 from storyreel.story.plan import Plan
-from storyreel.story.schema import Story, load_story
+from storyreel.story.schema import Casting, Story, load_story
 
 MOST_SEEDS = 16
 
@@ -54,7 +55,7 @@ def sheet(
     """
     if keep:
         exclude("--keep", True, {"--seeds": seeds > 1})
-        _keep(story, keep, as_json)
+        _keep(story, keep, options.casting(), as_json)
         return
     warned: dict[str, ScriptError] = {}
 
@@ -97,17 +98,17 @@ def sheet(
     else:
         print(done.sheet.picture, flush=True)
     if seeds > 1:
-        note(f"to choose, by the numbers of a scene and a seed: storyreel sheet {story} --keep 3=2")
+        note(f"to choose, by the numbers of a scene and a seed: storyreel sheet {shlex.quote(str(story))} --keep 3=2")
 
 
-def _keep(story: Path, chosen: Sequence[str], as_json: bool) -> None:
+def _keep(story: Path, chosen: Sequence[str], casting: Casting, as_json: bool) -> None:
     """Write seeds into a story."""
     seeds = _read_choice(chosen)
     changed = edit_story(story, partial(_with_seeds, seeds, str(story)))
     if as_json:
         print_json({"story": story, "seeds": {str(n): seed for n, seed in seeds.items()}, "changed": changed})
         return
-    scenes = load_story(story).scenes
+    scenes = load_story(story, casting).scenes
     for number in seeds:
         retake = scenes[number - 1].retake
         if retake is not None and retake.seed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from storyreel.cli.defaults import PREFIX
 from storyreel.cli.options import (
     FILM,
     USUAL_OUT,
+    Cast,
     DryRun,
     Json,
     Name,
@@ -27,6 +28,7 @@ from storyreel.cli.rendering import rendering_engine
 from storyreel.cli.results import print_json
 from storyreel.cli.telling import note
 from storyreel.errors import ScriptError, UsageError, counted, printable
+from storyreel.story.casting import read_casting
 from storyreel.story.naming import check_film_name, film_name
 from storyreel.story.plan import Plan
 from storyreel.story.schema import (
@@ -119,9 +121,10 @@ def retake(
         if made:
             _tell(made, loaded, scene, name, options, as_json)
         if left := len(plans) - len(made):
-            note(f"{counted(left, 'take')} not made; to make what is left: --takes {left}")
-    where = _where(options.out, options.name)
-    note(f"to keep one: storyreel keep {shlex.quote(str(story))} {scene} TAKE{where}")
+            seed = "" if options.take_seed is None else f" --seed {options.take_seed + len(made)}"
+            note(f"{counted(left, 'take')} not made; to make what is left: --takes {left}{seed}")
+    which = _which(options.out, options.name, options.cast)
+    note(f"to keep one: storyreel keep {shlex.quote(str(story))} {scene} TAKE{which}")
 
 
 def keep(
@@ -130,6 +133,7 @@ def keep(
     take: Annotated[int, typer.Argument(help="The take's number; 1 is the first.", metavar="TAKE", min=1)],
     out: Out = USUAL_OUT,
     name: Name = None,
+    cast: Cast = None,
     as_json: Json = False,
 ) -> None:
     """Write into the story which take of a scene the film shows. The next render shows it.
@@ -139,7 +143,7 @@ def keep(
     from storyreel.film.takes import find_take, texts_of
     from storyreel.story.edit import edit_story, with_scene_key
 
-    loaded = _read(story, scene)
+    loaded = _read(story, scene, read_casting(cast or ()))
     if name is not None:
         check_film_name(name)
     present = loaded.scenes[scene - 1].retake
@@ -154,13 +158,15 @@ def keep(
         print_json({"story": story, "scene": scene, "take": take, "changed": changed})
     else:
         print(printable(f"{story}: scene {scene} shows take {take}"))
-    note(f"to bring the film up to date: storyreel render {shlex.quote(str(story))}{_where(out, name)}")
+    note(f"to bring the film up to date: storyreel render {shlex.quote(str(story))}{_which(out, name, cast)}")
 
 
-def _where(out: Path, name: str | None) -> str:
-    """Return the options that say where a film is, for a command that somebody will copy."""
-    where = "" if out == USUAL_OUT else f" --out {shlex.quote(str(out))}"
-    return where if name is None else f"{where} --name {shlex.quote(name)}"
+def _which(out: Path, name: str | None, cast: Sequence[str] | None) -> str:
+    """Return the options that say which film it is, for a command that somebody will copy."""
+    given = [("--out", str(out))] if out != USUAL_OUT else []
+    given += [("--name", name)] if name is not None else []
+    given += [("--cast", member) for member in cast or ()]
+    return "".join(f" {option} {shlex.quote(value)}" for option, value in given)
 
 
 def _warnings(plan: Plan, scene: int, name: str, options: RetakeOptions) -> Iterator[str]:
@@ -276,9 +282,10 @@ def _sheet(folder: Path, name: str, scene: int, story: Story, options: RetakeOpt
     inventory, _ = looked_up(plan, options.out, name, frozenset({index}))
     if inventory.is_complete_at(index):  # the first take is one of them
         record_take(folder, plan, inventory, index)
-    takes = takes_of_scene(read_takes(folder), texts_of(plan.story), scene)
+    texts = texts_of(plan.story)
+    takes = takes_of_scene(read_takes(folder), texts, scene)
     size = plan.settings.width, plan.settings.height
-    picture = takes_sheet(folder, film.present, scene, takes, size)
+    picture = takes_sheet(folder, film.present, scene, texts, takes, size)
     renew_page(folder)  # which shows the takes too
     return picture
 

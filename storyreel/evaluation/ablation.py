@@ -12,6 +12,7 @@ from storyreel import plugins
 from storyreel.errors import StoryreelError, UsageError, counted
 from storyreel.evaluation.films import Film, collect, foreign_film, rendered_film
 from storyreel.evaluation.frame_rates import SLACK, common_rate
+from storyreel.evaluation.variants import ALL_PARTS, VARIANTS, Variant
 from storyreel.film.hearing import hear
 from storyreel.method.settings import BLENDINGS
 from storyreel.rendering import Engine, Progress, render
@@ -22,41 +23,6 @@ from storyreel.story.schema import STDIN, Casting, Story
 
 MAX_SEED = 2**63 - 1
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The method without some of its parts, or another one in its place, by its settings KEY=VALUE.
-
-    All parts that are not named are on, also those that a model does without.
-    """
-
-    name: str
-    without: frozenset[str] = frozenset()
-    method: tuple[str, ...] = ()
-
-    @property
-    def slug(self) -> str:
-        """Its name as a folder's, and for a shell."""
-        return self.name.replace(" ", "-")
-
-
-VARIANTS = (
-    Variant("full"),
-    Variant("without dipw", frozenset({"dipw"})),
-    Variant("without twb", frozenset({"twb"})),
-    Variant("without identity", frozenset({"identity"})),
-    Variant("without sar", frozenset({"sar"})),
-    Variant("without all", frozenset({"all"})),  # the joined text, hard joins
-    Variant("crossfade", method=("blending=crossfade", "weighting=false")),
-    Variant("continuation", method=("blending=continuation", "identity=false", "weighting=false")),
-    Variant("published", method=("blending=published", "weighting=texts", "temperature=0.5")),
-    Variant("scene alone", frozenset({"all"}), ("prompt=scene",)),
-)
-STOCK = Variant("stock", frozenset({"all"}))  # by diffusers' own pipeline; of costs alone
-COSTS = (*VARIANTS, STOCK)
-COST_ROWS = (*VARIANTS[:6], STOCK)  # the paper's rows and ours beside them
-ALL_PARTS = "weighting=true"
 
 
 @dataclass(frozen=True)
@@ -202,7 +168,8 @@ def plan_films(
     story: Story, name: str, seeds: int, variants: Sequence[Variant], overrides: Overrides
 ) -> list[PlannedFilm]:
     """Plan a story in every variant, each with the same seeds: the plan's own and those after it."""
-    overrides = replace(overrides, method=(ALL_PARTS, *overrides.method))
+    if story.render.method.weighting in (None, False):  # else the story's own is what is left out
+        overrides = replace(overrides, method=(ALL_PARTS, *overrides.method))
     heard = hear(story)
     first = make_plan(story, name, overrides, heard).settings.seed
     if first + seeds - 1 > MAX_SEED:

@@ -26,7 +26,7 @@ from storyreel.evaluation.metrics import METRICS, known_metrics, plugged_measure
 from storyreel.evaluation.result import Evaluation, Scored, rows_of
 from storyreel.evaluation.scores import film_scores
 from storyreel.evaluation.statistics import compare
-from storyreel.evaluation.verdicts import asked, film_verdict
+from storyreel.evaluation.verdicts import asked, film_verdict, looks_of_judge
 from storyreel.evaluation.weights import BLIP, CLIP, OWN, WEIGHTS
 from storyreel.film import ffmpeg
 from storyreel.film.hashes import RememberedHashes
@@ -85,6 +85,9 @@ class Evaluator:
         if folder is None and self._own and _of_scorer(film):
             note = "the weights it was made with are not here, and its model's own encoder is not asked"
             film = replace(film, notes=(*film.notes, f"{note} (--weights names their folder)"))
+        if self._own and (asking := looks_of_judge(film)) is not None:
+            note = f"its model's judge, which looks {asking:g} times a second, is not asked"
+            film = replace(film, notes=(*film.notes, f"{note}: these films have no such time base"))
         key = scores_key(film, [self.repeat, self._own, _scorer_hashes(folder)])
         kept = read_scores(film.folder, key) if film.folder else None
         if kept is None:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storyreel.errors import StoryreelError, UsageError, printable
 from storyreel.evaluation.frame_rates import SLACK, common_rate, looks, picture_rate, usual_rate
+from storyreel.evaluation.variants import VARIANTS
 from storyreel.files import file_hash
 from storyreel.film import reader
 from storyreel.film.dissolve import FADED, GREY, reach
@@ -330,8 +331,14 @@ def _run(out: Path) -> list[tuple[str, str, str, Path]]:
     return (
         [(str(out), folder.name, folder.name, folder) for folder in films]
         or _of_seeds(out)
-        or [film for variant in sorted(out.glob("*/")) for film in _of_seeds(variant)]
+        or [film for variant in _variants(out) for film in _of_seeds(variant)]
     )
+
+
+def _variants(out: Path) -> list[Path]:
+    """Return the folders of an ablation in the order of its table: the first is what others differ from."""
+    known = {variant.slug: number for number, variant in enumerate(VARIANTS)}
+    return sorted(out.glob("*/"), key=lambda folder: (known.get(folder.name, len(known)), folder.name))
 
 
 def _of_seeds(run: Path) -> list[tuple[str, str, str, Path]]:
@@ -419,8 +426,7 @@ def _cost(manifest: _Manifest) -> dict[str, float]:
     latents = [s.decided.lead + s.latents for s in segments if s.decided and s.latents is not None]
     if len(latents) == len(segments):
         cost["latents"] = sum(latents)
-    method = (settings.model_extra or {}).get("method")
-    plugged = isinstance(method, dict) and method.get("levels") is not None
+    plugged = settings.method.get("levels") is not None
     # Which steps were skipped at a plugin's noise levels is not known.
     known = settings.speed in SPEEDS and (settings.speed == "exact" or not plugged)
     if settings.steps is not None and known:

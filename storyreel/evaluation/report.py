@@ -51,6 +51,12 @@ def report_page(evaluation: Evaluation, place: Path | None = None) -> str:
     )
 
 
+def is_report(path: Path) -> bool:
+    """Tell whether a file was written as a report, by how it begins: only such a file is replaced."""
+    with path.open("rb") as file:
+        return b": storyreel eval</title>" in file.read(1000)
+
+
 def _runs_table(evaluation: Evaluation) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the heads and rows of the runs side by side, the best marked."""
     summary, differences = evaluation.comparison["summary"], evaluation.comparison["differences"]
@@ -141,7 +147,7 @@ def _film(scored: Scored) -> dict[str, Any]:
         "worst_seams": [
             {
                 "number": index + 1,
-                "when": clock(film.spans[index + 1].start / film.fps),
+                "when": clock(film.time_of(film.spans[index + 1].start / film.fps)),
                 "before": _encoded(scored.pictures[index].last),
                 "behind": _encoded(scored.pictures[index + 1].first),
                 **_beside(metric, scores["seams"], index),
@@ -160,7 +166,7 @@ def _scene(scored: Scored, index: int) -> dict[str, Any]:
     span = scored.film.spans[index]
     return {
         "number": index + 1,
-        "when": clock(span.start / scored.film.fps),
+        "when": clock(scored.film.time_of(span.start / scored.film.fps)),
         "picture": _encoded(scored.pictures[index].middle),
         "scene": span.scene,
         "action": "" if span.action == span.scene else span.action,

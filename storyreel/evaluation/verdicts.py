@@ -74,6 +74,12 @@ def asked(place: str | None) -> Callable[..., Any] | None:
     return function
 
 
+def looks_of_judge(film: Film) -> float | None:
+    """Return how often a second a film's judge looks, if the film is not looked at so often; else None."""
+    spec = known_model(film.model or "")
+    return spec.fps if spec and spec.judge and film.fps != spec.fps else None
+
+
 def film_verdict(film: Film) -> FilmVerdict | None:
     """Ask the judge of a film's model, which sees the frames as the model made them.
 
@@ -90,6 +96,6 @@ def film_verdict(film: Film) -> FilmVerdict | None:
     smooth = [after for after, span in enumerate(film.spans) if span.blended]
     # A copy that is smaller than the film was is not made smaller than the model's pictures.
     upscale = max(1, min(spec.upscale, reader.probe(film.path).width // spec.min_size[0]))
-    spans = [span.unmixed(film.fps) for span in film.spans]
-    verdict: FilmVerdict | None = judge_film(spans, smooth, film_frames(film, upscale))
+    unmixed = [(clear.start, clear.stop) for clear in (span.unmixed(film.fps) for span in film.spans)]
+    verdict: FilmVerdict | None = judge_film(film.spans, smooth, film_frames(film, upscale), unmixed)
     return verdict

@@ -136,15 +136,21 @@ def find_take(folder: Path, texts: Texts, number: int, take: int) -> Take:
 
 
 def takes_sheet(
-    folder: Path, present: Manifest | None, number: int, takes: Sequence[Take], size: tuple[int, int]
+    folder: Path,
+    present: Manifest | None,
+    number: int,
+    texts: Texts,
+    takes: Sequence[Take],
+    size: tuple[int, int],
 ) -> Path:
     """Write a picture of all takes of a scene, a row each: first what the film that is there shows of it.
 
-    ``size`` is that of the model's pictures. Returns the picture's path. Raises StoryreelError if a video
+    Where that film's scene of this ``number`` has other prompts than ``texts``, it shows nothing of it. ``size`` is that of the model's pictures. Returns the picture's path. Raises StoryreelError if a video
     cannot be read, OutputError.
     """
     rows: dict[str, str] = {}  # names of videos, and what is said of each
-    shown = present.segments[number - 1 : number] if present else []
+    is_same = present is not None and _texts_in(present)[number - 1 : number] == [texts[number - 1]]
+    shown = present.segments[number - 1 : number] if present and is_same else []
     for scene in shown:
         video = file_name("video", str(scene.get("number")), str(scene.get("video_key")))
         rows[video] = f"in the film: take {scene.get('take', 1)}"
@@ -158,6 +164,14 @@ def takes_sheet(
     with writing(target), replacing(target) as part:
         _sheet(pictures).save(part, "PNG")
     return target
+
+
+def _texts_in(present: Manifest) -> list[tuple[str, str]]:
+    """Return what `texts_of` does of the story that a film was made of; [] if its manifest does not tell."""
+    try:
+        return texts_of(present.facts["story"])
+    except (KeyError, TypeError):
+        return []
 
 
 def _moments(video: Path, size: tuple[int, int]) -> Iterator[Image]:

@@ -110,7 +110,7 @@ def going_on(rng: Random, clip: Clip, former: Clip | None = None) -> Clip:
     """Return the clip as one that goes on from a ``former`` one, any if None, as a film's next scene does.
 
     So the model learns how one pose becomes another, and how somebody comes and leaves. Nobody did before
-    what is held out, but who has far to go runs. Who comes in by a door was nowhere before.
+    what is held out, but who comes or leaves runs. Who comes in by a door was nowhere before.
     """
     if clip.action in DOOR_ACTIONS and comes_in(clip.action, clip.place is Place.SUBWAY_TRAIN):
         return clip

@@ -175,11 +175,16 @@ class _Watch:
 
 
 def judge_film(
-    segments: Sequence[Segment], seams: Sequence[int], frames: Iterable[Tensor]
+    segments: Sequence[Segment],
+    seams: Sequence[int],
+    frames: Iterable[Tensor],
+    unmixed: Sequence[tuple[int, int]] | None = None,
 ) -> FilmVerdict | None:
     """Judge every segment, and the transition into each of the segments that ``seams`` names.
 
-    ``frames`` are chunks uint8 (T, H, W, 3) at 12 a second. None, with no frame read, if any segment's two
+    ``frames`` are chunks uint8 (T, H, W, 3) at 12 a second. A segment is judged by the frames of ``unmixed``,
+    first and behind the last, where it shows itself alone; None: by all. A seam is where its segment starts,
+    whatever is mixed there. None, with no frame read, if any segment's two
     prompts are not those of a shipped story, but for the looks and the light that they state. Where nobody
     can tell what is shown, nothing is right: it shows none of them.
     """
@@ -189,7 +194,7 @@ def judge_film(
         return None
     count = len(segments)
     starts, length = [s.start for s in segments], segments[-1].start + segments[-1].frames
-    spans = [(s.start, s.start + s.frames) for s in segments]
+    spans = unmixed or [(s.start, s.start + s.frames) for s in segments]
     around = [transition(starts, length, after, FPS) for after in seams]
     thirds = [(i, part) for i, s in enumerate(spans) for part in _ends(s)]
     seen: dict[int, Verdict | None] = {}  # None where nobody can tell

@@ -93,17 +93,6 @@ def with_scene_key(text: str, scene: int, key: str, value: object | None, path: 
     return document.with_key(("scenes", scene - 1), key, value, f"scene {scene}")
 
 
-def with_render_key(text: str, key: str, value: object | None, path: str = "story") -> str:
-    """Return a story's text with a key of its ``render`` mapping set to ``value``, or without it for None.
-
-    Otherwise as `with_scene_key`.
-    """
-    document = _Document.read(text, path)
-    if document.data.get("render") is None:
-        return text if value is None else document.with_key((), "render", {key: value}, "the story")
-    return document.with_key(("render",), key, value, "render")
-
-
 @dataclass(frozen=True)
 class _Document:
     """A story's text without its byte order mark, and what was read of it."""
@@ -145,8 +134,7 @@ class _Document:
             after = parse(self.path, text.encode())
         except ScriptError:
             after = None
-        whole = expected if location else wanted
-        if after is None or after.faults or _compared(after.data) != _compared(whole):
+        if after is None or after.faults or _compared(after.data) != _compared(expected):
             line = node.start_mark.line + 1
             words = f"{self.path}:{line}: {owner} is laid out so that its {key} cannot be changed alone"
             raise UsageError(words, f"Change it in an editor{self._written(key, value)}.")

@@ -191,8 +191,9 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
     if method.identity_weight is None:
         method = method.model_copy(update={"identity_weight": spec.identity_weight})
     elif spec.identity_weight is None:
-        words = f"model {spec.name} cannot weigh what shows its characters"
-        raise UsageError(words, "Leave identity_weight out.")
+        problem = f"model {spec.name} cannot weigh what shows its characters; leave identity_weight out"
+        chosen = any(item.startswith("identity_weight=") for item in overrides.method)
+        refusals.add(problem, chosen, "render", "method", "identity_weight")
     return Settings(
         seed=_first(overrides.seed, wished.seed, 0),
         width=width,

@@ -219,6 +219,46 @@ def test_takes_that_were_made_before_one_failed_are_told(
 
 
 @pytest.mark.usefixtures("ffmpeg")
+def test_what_is_left_to_make_has_the_seeds_that_are_left(
+    place: Place, story: Path, fake_engine: FakeEngine
+) -> None:
+    adapter = fake_engine.fake
+    assert adapter is not None
+    at = len(adapter.predicted) + 8
+
+    def fail(count: int) -> None:
+        if count == at:
+            raise NumericsError("no picture", "Do something else.")
+
+    adapter.on_predict = fail
+    _, said = place.said("retake", "tale.yaml", "3", "--takes", "3", "--seed", "7", code=1)
+    assert "2 takes not made; to make what is left: --takes 2 --seed 8" in said
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_what_a_take_says_to_type_names_its_cast(place: Place, story: Path) -> None:
+    """A plot without a cast is no story without who plays in it."""
+    cast = ["--cast", "fox=a red panda"]
+    story.write_text(STORY.replace("  fox: {name: a fox}   # red\n", "").replace("cast:\n", ""))
+    place.said("render", "tale.yaml", *cast)
+    _, said = place.said("retake", "tale.yaml", "3", *cast)
+    assert "storyreel keep tale.yaml 3 TAKE --cast 'fox=a red panda'" in said
+    _, said = place.said("keep", "tale.yaml", "3", "2", *cast)
+    assert "storyreel render tale.yaml --cast 'fox=a red panda'" in said
+    assert "retake: 2" in story.read_text()
+    place.said("sheet", "tale.yaml", "--keep", "1=2", *cast)
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_of_another_scene_the_film_shows_nothing_on_the_sheet(place: Place, story: Path) -> None:
+    story.write_text(STORY.replace("  - scene:", '  - ["{fox} on a hill", "{fox} looks"]\n  - scene:'))
+    with Image.open(place.said("retake", "tale.yaml", "2")[0].splitlines()[-1]) as picture:
+        two = picture.height
+    with Image.open(place.said("retake", "tale.yaml", "4")[0].splitlines()[-1]) as picture:
+        assert picture.height == two  # the first take, and the one just made; no scene of the film
+
+
+@pytest.mark.usefixtures("ffmpeg")
 def test_a_take_with_a_seed_of_its_own_is_made_once(
     place: Place, story: Path, fake_engine: FakeEngine
 ) -> None:

@@ -17,7 +17,7 @@ from storyreel.benchmark.whole_films import Cost
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
 from storyreel.errors import UsageError
-from storyreel.evaluation.ablation import VARIANTS, PlannedFilm, pick_variants, plan_films
+from storyreel.evaluation.ablation import PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
 from storyreel.method.settings import PARTS
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec

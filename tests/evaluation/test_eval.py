@@ -269,6 +269,20 @@ def test_wrong_films_are_told_and_the_others_scored(place: Path, capsys: pytest.
     assert "walk: nothing stands out" in printed
 
 
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [("walk.yaml", "is no report of storyreel's"), ("nowhere/eval.html", "is not a folder")],
+)
+def test_a_report_replaces_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str, words: str
+) -> None:
+    story = tmp_path / "walk.yaml"
+    story.write_text("scenes: [a fox]")
+    assert run(["eval", "--story", str(story), "--video", "x.mp4", "--report", str(tmp_path / report)]) == 2
+    assert words in capsys.readouterr().err
+    assert story.read_text() == "scenes: [a fox]"
+
+
 def remade(film: Path, name: str, *options: str) -> Path:
     """Make another film of one with ffmpeg."""
     other = film.with_name(name)

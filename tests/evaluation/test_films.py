@@ -93,6 +93,14 @@ def test_the_variants_of_an_ablation_are_runs(ablation: Path) -> None:
     assert runs(seed) == [(str(seed), "foxes", "foxes")]
 
 
+def test_the_first_variant_is_that_of_the_table(ablation: Path) -> None:
+    """What others differ from is `full` where it is there, not what comes first in the alphabet."""
+    for variant in ("crossfade", "continuation", "mine"):
+        rendered(ablation / "ablation" / variant / "seed-0" / "foxes")
+    found = list(dict.fromkeys(Path(run).name for run, _, _ in runs(ablation / "ablation")))
+    assert found == ["full", "without-all", "crossfade", "continuation", "mine"]
+
+
 def test_what_is_no_run_says_what_to_type(ablation: Path, tmp_path: Path) -> None:
     for folder in ("foxes", "dogs"):
         (ablation / folder / "manifest.json").unlink()
@@ -207,6 +215,12 @@ def test_a_shot_goes_on_where_the_plan_says_so_also_without_a_cast(
 @pytest.mark.usefixtures("clip")
 def test_a_foreign_film_is_scored_by_the_prompts_of_retakes(tmp_path: Path) -> None:
     assert foreign(tmp_path, segments="equal", story=RETAKEN).told == RETOLD
+
+
+def test_which_steps_a_plugins_noise_levels_skip_is_not_known(tmp_path: Path) -> None:
+    for speed, cost in (("exact", {"forwards": 12}), ("fast", {})):
+        folder = rendered(tmp_path / speed, steps=4, speed=speed, method={"levels": "own"})
+        assert collect([folder], [])[0][0].cost == cost
 
 
 def test_what_a_film_cost_is_in_its_manifest_as_far_as_that_says(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from storyreel.evaluation.films import Film, Span
 from storyreel.evaluation.findings import Finding
 from storyreel.evaluation.frames import Pictures
 from storyreel.evaluation.metrics import METRICS
-from storyreel.evaluation.report import report_page, run_heads, titled
+from storyreel.evaluation.report import is_report, report_page, run_heads, titled
 from storyreel.evaluation.result import Evaluation, Scored
 from storyreel.evaluation.statistics import Row, compare
 
@@ -72,6 +72,22 @@ def test_a_report_shows_where_a_film_is_bad() -> None:
     assert "<title>scenes 2 and 3: 2.00</title>" in page
     assert page.count("data:image/jpeg;base64,") == 1 + 2 + 3  # a scene, both sides of a seam, every scene
     assert "In numbers" in page
+
+
+def test_times_are_the_films_with_its_cards() -> None:
+    whole = evaluation("out")
+    whole.films[0] = replace(whole.films[0], film=replace(whole.films[0].film, cards=((0.0, 3.0),)))
+    page = report_page(whole)
+    assert "<b>Scene 2</b>, 0:05.0: " in page
+    assert "<b>Scenes 2 and 3</b>, 0:07.0: " in page
+
+
+def test_only_a_report_is_taken_for_one(tmp_path: Path) -> None:
+    page, other = tmp_path / "eval.html", tmp_path / "story.yaml"
+    page.write_text(report_page(evaluation("out")))
+    other.write_text("scenes: [a fox]")
+    assert is_report(page)
+    assert not is_report(other)
 
 
 def test_one_prompt_alone_is_shown_once_and_told_once() -> None:

@@ -81,6 +81,18 @@ def judged(segments: Sequence[Segment], film: Tensor) -> FilmVerdict:
     return found
 
 
+def test_a_seam_is_where_its_scene_starts_whatever_is_mixed_there(segments: tuple[Segment, ...]) -> None:
+    film = torch.cat([box([8], 1), box([100], -1)])
+    (seam,) = judged(segments, film).seams
+    unmixed = [(0, LENGTH - 6), (LENGTH + 6, 2 * LENGTH)]
+    found = judge_film(segments, [1], film.split(17), unmixed)
+    assert found is not None
+    (same,) = found.seams
+    assert (same.jump, same.twice) == (pytest.approx(seam.jump, rel=0.3), 0)
+    assert same.jump is not None
+    assert same.jump > 10
+
+
 def test_one_shot_goes_on(segments: tuple[Segment, ...]) -> None:
     (seam,) = judged(segments, box([8], speed=2, frames=2 * LENGTH)).seams
     assert seam.twice == 0

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from storyreel.errors import OutputError, ScriptError, StoryreelError, UsageError
-from storyreel.story.edit import edit_story, with_render_key, with_scene_key
+from storyreel.story.edit import edit_story, with_scene_key
 from storyreel.story.schema import STDIN, parse_story
 from storyreel.story.yaml_source import parse
 from tests.conftest import ROOT
@@ -152,24 +152,6 @@ def test_a_key_is_removed_in_every_layout(name: str, ends: str) -> None:
 )
 def test_the_first_scene_of_a_file_in_every_layout(story: str, after: str) -> None:
     assert with_scene_key(story, 1, "seed", 7) == after
-
-
-@pytest.mark.parametrize(
-    ("story", "after"),
-    [
-        ("scenes: [a]", "scenes: [a]\nrender: {seed: 7}"),
-        ("scenes:\n- a\n  # - b\n\n# end\n", "scenes:\n- a\n  # - b\nrender: {seed: 7}\n\n# end\n"),
-        ("render: {}\nscenes: [a]\n", "render: {seed: 7}\nscenes: [a]\n"),
-        ("render: { model: mini } # x\nscenes: [a]\n", "render: { model: mini, seed: 7 } # x\nscenes: [a]\n"),
-        ("render:\n  model: mini\n\nscenes: [a]", "render:\n  model: mini\n  seed: 7\n\nscenes: [a]"),
-        ('{"scenes": ["a"]}\n', '{"scenes": ["a"], "render": {"seed": 7}}\n'),
-    ],
-)
-def test_a_setting_of_the_film_is_written_and_taken_back(story: str, after: str) -> None:
-    assert with_render_key(story, "seed", 7) == after
-    undone = with_render_key(after, "seed", None)
-    assert parsed(undone) == parsed(story)
-    assert undone == story or "render" not in story
 
 
 def test_values_are_written_as_they_are_read() -> None:
