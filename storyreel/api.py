@@ -183,9 +183,9 @@ def plan(
     What is None is the story's own, else the model's. ``size`` is "WIDTHxHEIGHT" in pixels, ``seconds`` the
     length of scenes that name none, ``negative`` what guidance leads away from, "" for nothing, ``shift`` how
     far noise levels are shifted, of models with a choice, ``method`` has settings of the method by name,
-    ``without`` parts of it to leave out: dipw, twb, identity, sar, all, with commas between or one by one; ``lora`` are
-    files of LoRAs, each as "FILE" or "FILE=WEIGHT"; ``weights`` is a folder. Raises ScriptError for what a
-    story cannot have, UsageError for what the arguments cannot.
+    ``without`` parts of it to leave out: dipw, twb, identity, sar, all, with commas between or one by one;
+    ``lora`` are files of LoRAs, each as "FILE" or "FILE=WEIGHT"; ``weights`` is a folder. Raises ScriptError
+    for what a story cannot have, UsageError for what the arguments cannot.
     """
     _check_types(
         story=(story, Story | str | os.PathLike),

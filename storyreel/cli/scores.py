@@ -318,9 +318,9 @@ def _show_costs(
     """Render every film in a process of its own, and print what that took."""
     from storyreel.benchmark.whole_films import check_stock, film_versions, measured
     from storyreel.cli.display import say
-    from storyreel.evaluation.variants import STOCK
     from storyreel.evaluation.statistics import Row
     from storyreel.evaluation.tables import TITLES, cost_table
+    from storyreel.evaluation.variants import STOCK
     from storyreel.files import digest
 
     for spec in {film.plan.spec.label: film.plan.spec for film in wanted if film.variant == STOCK}.values():

@@ -98,13 +98,14 @@ def sheet(
     else:
         print(done.sheet.picture, flush=True)
     if seeds > 1:
-        note(f"to choose, by the numbers of a scene and a seed: storyreel sheet {shlex.quote(str(story))} --keep 3=2")
+        command = f"storyreel sheet {shlex.quote(str(story))} --keep 3=2"
+        note(f"to choose, by the numbers of a scene and a seed: {command}")
 
 
 def _keep(story: Path, chosen: Sequence[str], casting: Casting, as_json: bool) -> None:
     """Write seeds into a story."""
     seeds = _read_choice(chosen)
-    changed = edit_story(story, partial(_with_seeds, seeds, str(story)))
+    changed = edit_story(story, partial(_with_seeds, seeds, str(story)), casting)
     if as_json:
         print_json({"story": story, "seeds": {str(n): seed for n, seed in seeds.items()}, "changed": changed})
         return

@@ -143,7 +143,8 @@ def keep(
     from storyreel.film.takes import find_take, texts_of
     from storyreel.story.edit import edit_story, with_scene_key
 
-    loaded = _read(story, scene, read_casting(cast or ()))
+    casting = read_casting(cast or ())
+    loaded = _read(story, scene, casting)
     if name is not None:
         check_film_name(name)
     present = loaded.scenes[scene - 1].retake
@@ -153,7 +154,11 @@ def keep(
         written = find_take(out / (name or film_name(story)), texts, scene, take).written
     elif present and present.take == take:
         written = present.written
-    changed = edit_story(story, lambda text: with_scene_key(text, scene, "retake", written, str(story)))
+
+    def with_take(text: str) -> str:
+        return with_scene_key(text, scene, "retake", written, str(story))
+
+    changed = edit_story(story, with_take, casting)
     if as_json:
         print_json({"story": story, "scene": scene, "take": take, "changed": changed})
     else:

@@ -145,7 +145,8 @@ def takes_sheet(
 ) -> Path:
     """Write a picture of all takes of a scene, a row each: first what the film that is there shows of it.
 
-    Where that film's scene of this ``number`` has other prompts than ``texts``, it shows nothing of it. ``size`` is that of the model's pictures. Returns the picture's path. Raises StoryreelError if a video
+    Where that film's scene of this ``number`` has other prompts than ``texts``, it shows nothing of it.
+    ``size`` is that of the model's pictures. Returns the picture's path. Raises StoryreelError if a video
     cannot be read, OutputError.
     """
     rows: dict[str, str] = {}  # names of videos, and what is said of each

@@ -24,7 +24,7 @@ import yaml
 
 from storyreel import files
 from storyreel.errors import Fault, OutputError, ScriptError, UsageError, counted
-from storyreel.story.schema import STDIN, parse_story, read_story
+from storyreel.story.schema import NOBODY_ELSE, STDIN, Casting, parse_story, read_story
 from storyreel.story.yaml_source import forbidden_character, parse
 
 _BYTE_ORDER_MARK = "\ufeff"
@@ -36,24 +36,25 @@ _SHORT_FORM = ("scene", "action")  # what the texts of a pair are
 Splice = tuple[int, int, str]  # from, to, and what comes there
 
 
-def edit_story(path: Path, change: Callable[[str], str]) -> bool:
+def edit_story(path: Path, change: Callable[[str], str], casting: Casting = NOBODY_ELSE) -> bool:
     """Change the text of a story's file, as ``change`` returns it; tell whether it differs.
 
-    The file is replaced as a whole or not at all, with its mode; a link stays a link. Raises UsageError
-    for standard input and for a change that would make the story invalid, ScriptError for a story that is
-    invalid already, OutputError if the file cannot be written or was changed meanwhile.
+    It is checked with who plays in it, ``casting``: a plot may have no cast of its own. The file is replaced
+    as a whole or not at all, with its mode; a link stays a link. Raises UsageError for standard input and
+    for a change that would make the story invalid, ScriptError for a story that is invalid already,
+    OutputError if the file cannot be written or was changed meanwhile.
     """
     if path == STDIN:
         raise UsageError("a story from standard input cannot be changed", "Save it, and give its file.")
     raw = read_story(path)
-    parse_story(str(path), raw)
+    parse_story(str(path), raw, casting)
     text = raw.decode()
     changed = change(text)
     if changed == text:
         return False
     data = changed.encode()
     try:
-        parse_story(str(path), data)
+        parse_story(str(path), data, casting)
     except ScriptError as error:
         fault = error.faults[0]
         words = f"this change would make {path} invalid: {fault.message}"

@@ -19,6 +19,7 @@ from storyreel.cli.results import result_schema
 from storyreel.errors import UsageError
 from storyreel.evaluation.ablation import PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
+from storyreel.evaluation.variants import VARIANTS
 from storyreel.method.settings import PARTS
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
 from storyreel.stopping import Stop

@@ -385,7 +385,7 @@ def test_how_often_portraits_count_is_the_models_choice_and_refused_where_they_c
     assert chosen.identity_weight == 3
     assert plan_of(simple, model="wan-14b").settings.method.identity_weight is None
     assert "identity_weight" not in plan_of(simple, model="wan-14b").settings.facts["method"]
-    with pytest.raises(UsageError, match="wan-14b cannot weigh .*; leave identity_weight out"):
+    with pytest.raises(UsageError, match=r"wan-14b cannot weigh .*; leave identity_weight out"):
         plan_of(simple, model="wan-14b", method=("identity_weight=2",))
     with pytest.raises(ScriptError) as caught:  # of the story, with its place
         plan_of(f"{simple}render: {{method: {{identity_weight: 2}}}}\n", model="wan-14b")

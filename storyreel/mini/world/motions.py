@@ -407,9 +407,7 @@ def shown_at(clip: Clip, t: float, view: View, bench: Colour) -> tuple[list[Show
     if former is None:
         return [Shown(actor, _pose(actor, t, view, bench), t) for actor in clip.actors], []
     earlier = {actor.character: actor for actor in former.actors}
-    actors = [
-        _passing(clip, earlier.get(actor.character), actor, t, view, bench) for actor in clip.actors
-    ]
+    actors = [_passing(clip, earlier.get(actor.character), actor, t, view, bench) for actor in clip.actors]
     leaving = [
         _passing(clip, actor, None, t, view, bench)
         for actor in former.actors
