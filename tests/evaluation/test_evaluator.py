@@ -172,7 +172,7 @@ class TestJudge:
         monkeypatch.setattr(reader, "read_frames", lambda path, w, h, *_: iter([bytes(w * h * 3)]))
         sizes = []
         monkeypatch.setattr(
-            verdicts, "asked", lambda place: lambda s, a, frames: sizes.append(next(frames).shape)
+            verdicts, "asked", lambda place: lambda s, a, frames, _: sizes.append(next(frames).shape)
         )
         verdicts.film_verdict(film)
         assert sizes == [(1, seen // 2, seen, 3)]
@@ -186,6 +186,7 @@ class TestJudge:
         if change == "story":
             film = replace(film, spans=(*film.spans[:2], replace(film.spans[2], action="cooks")))
         scores = scored(film, own=change != "own")
+        assert verdicts.looks_of_judge(film) == (12 if change == "fps" else None)  # which a note says
         assert scores["film"]["characters"] is None
         assert "same_place" not in scores["seams"][0]
 
