@@ -125,6 +125,18 @@ def check_out(out: Path) -> None:
             raise OutputError(f"cannot write into {out}: it is not a folder", "Choose another --out.")
 
 
+def check_written(path: Path, option: str, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Raise UsageError for a file that cannot be written there, or that would replace something else.
+
+    ``what`` it is, as in "table", and ``is_ours`` tells it of a file that is there.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder", f"Make it, or write {option} {path.name}")
+    if path.exists() and not (path.is_file() and is_ours(path)):
+        words = f"{path} is there, and is no {what} of storyreel's"
+        raise UsageError(words, "Name another file, or remove it.")
+
+
 def stories_in(places: Iterable[Path]) -> Iterator[Path]:
     """Yield stories, those of a folder in the order of their names. Raises UsageError if it has none."""
     for place in places:

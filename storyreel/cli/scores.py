@@ -24,7 +24,15 @@ from storyreel.cli.options import (
     exclude,
     option,
 )
-from storyreel.cli.reading import check_out, film_folder, missing_weights, raise_all, read, warn
+from storyreel.cli.reading import (
+    check_out,
+    check_written,
+    film_folder,
+    missing_weights,
+    raise_all,
+    read,
+    warn,
+)
 from storyreel.cli.rendering import print_plans
 from storyreel.cli.results import print_json
 from storyreel.cli.tables import TableOptions
@@ -94,6 +102,7 @@ def evaluate(
     check_device(device)
     from storyreel.evaluation.films import collect, foreign_film
     from storyreel.evaluation.metrics import known_metrics
+    from storyreel.evaluation.report import is_report
 
     stories, videos = story or [], video or []
     folders = [film_folder(path) or path for path in out or ()]
@@ -111,7 +120,7 @@ def evaluate(
     check_weights_dir(weights_dir)
     check_weights(weights)
     if report is not None:
-        _check_report(report)
+        check_written(report, "--report", "report", is_report)
     if cast and not stories:
         raise UsageError("--cast is for --story", "A film of storyreel's says itself who plays in it.")
     pairs, casting = zip(stories, videos, strict=True), read_casting(cast or ())
@@ -133,18 +142,6 @@ def check_weights_dir(folder: Path | None) -> None:
     """Raise UsageError for what is no folder."""
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder", "Name the folder that holds the models' folders.")
-
-
-def _check_report(path: Path) -> None:
-    """Raise UsageError for a report that cannot be written there, or would replace something else."""
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder", f"Make it, or give --report {path.name}")
-    if path.exists():
-        from storyreel.evaluation.report import is_report
-
-        if not path.is_file() or not is_report(path):
-            words = f"{path} is there, and is no report of storyreel's"
-            raise UsageError(words, "Name another file, or remove it.")
 
 
 def _evaluated(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from storyreel.cli.options import exclude, flag, option
+from storyreel.cli.reading import check_written
 from storyreel.cli.results import print_json
 from storyreel.errors import UsageError
 
@@ -93,11 +94,6 @@ def _check_file(path: Path) -> None:
     """Raise UsageError for a file that no table can be, or that holds something else already."""
     if path.suffix not in ENDINGS:
         raise UsageError(f"{path} ends in no format of a table", f"Use one of {', '.join(ENDINGS)}.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder", f"Make it, or write --to {path.name}")
-    if path.exists():
-        from storyreel.evaluation.table_formats import is_table
+    from storyreel.evaluation.table_formats import is_table
 
-        if not path.is_file() or not is_table(path):
-            words = f"{path} is there, and is no table of storyreel's"
-            raise UsageError(words, "Name another file, or remove it.")
+    check_written(path, "--to", "table", is_table)

@@ -85,7 +85,7 @@ class Evaluator:
         if folder is None and self._own and _of_scorer(film):
             note = "the weights it was made with are not here, and its model's own encoder is not asked"
             film = replace(film, notes=(*film.notes, f"{note} (--weights names their folder)"))
-        if self._own and (asking := looks_of_judge(film)) is not None:
+        if self._own and film.folder and (asking := looks_of_judge(film)) is not None:
             note = f"its model's judge, which looks {asking:g} times a second, is not asked"
             film = replace(film, notes=(*film.notes, f"{note}: these films have no such time base"))
         key = scores_key(film, [self.repeat, self._own, _scorer_hashes(folder)])

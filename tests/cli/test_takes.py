@@ -201,8 +201,9 @@ def test_a_film_with_a_kept_take_is_whole_and_so_it_is_once_the_others_are_remov
 
 
 @pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize(("seed", "left"), [([], "--takes 2\n"), (["--seed", "7"], "--takes 2 --seed 8\n")])
 def test_takes_that_were_made_before_one_failed_are_told(
-    place: Place, story: Path, fake_engine: FakeEngine
+    place: Place, story: Path, fake_engine: FakeEngine, seed: list[str], left: str
 ) -> None:
     adapter = fake_engine.fake
     assert adapter is not None
@@ -213,26 +214,9 @@ def test_takes_that_were_made_before_one_failed_are_told(
             raise NumericsError("no picture", "Do something else.")
 
     adapter.on_predict = fail
-    printed, said = place.said("retake", "tale.yaml", "3", "--takes", "3", code=1)
+    printed, said = place.said("retake", "tale.yaml", "3", "--takes", "3", *seed, code=1)
     assert [line.partition(":")[0] for line in printed.splitlines()[:-1]] == ["take 2"]
-    assert "2 takes not made; to make what is left: --takes 2" in said
-
-
-@pytest.mark.usefixtures("ffmpeg")
-def test_what_is_left_to_make_has_the_seeds_that_are_left(
-    place: Place, story: Path, fake_engine: FakeEngine
-) -> None:
-    adapter = fake_engine.fake
-    assert adapter is not None
-    at = len(adapter.predicted) + 8
-
-    def fail(count: int) -> None:
-        if count == at:
-            raise NumericsError("no picture", "Do something else.")
-
-    adapter.on_predict = fail
-    _, said = place.said("retake", "tale.yaml", "3", "--takes", "3", "--seed", "7", code=1)
-    assert "2 takes not made; to make what is left: --takes 2 --seed 8" in said
+    assert f"2 takes not made; to make what is left: {left}" in said
 
 
 @pytest.mark.usefixtures("ffmpeg")
