@@ -23,7 +23,7 @@ from storyreel.film.ffmpeg import temporary_file
 from storyreel.film.folder import FilmFolder
 from storyreel.film.hearing import keep_spoken
 from storyreel.film.inventory import Inventory, take_inventory
-from storyreel.film.keys import DEVICES, film_chapters, film_facts, film_key, film_tags, film_xmp
+from storyreel.film.keys import DEVICES, check_loras, film_chapters, film_facts, film_key, film_tags, film_xmp
 from storyreel.film.manifest import SIGNED_BY, UNSIGNED, film_manifest
 from storyreel.film.messages import device_messages, difference_messages, unused_messages
 from storyreel.film.page import GrowingPage, film_page, write_page
@@ -113,7 +113,7 @@ def render(
                 temporary_file().close()  # ffmpeg's messages will need one, an hour later
                 folder.begin(wanted)
                 with device_faults():
-                    _render_missing(inventory, store, folder, engine, progress)
+                    _render_missing(inventory, store, folder, engine, progress, afresh=overwrite)
             was_signed = folder.present is not None and SIGNED_BY in folder.present.film
             complete = inventory.is_complete
             film = _join(inventory, store, folder, signer) if complete else {}
@@ -195,10 +195,12 @@ def _render_missing(
     engine: Engine,
     progress: Progress,
     beside: bool = False,
+    afresh: bool = False,
 ) -> None:
     """Load the model and render what is missing; if memory runs out, go on in a lower memory mode.
 
-    What is rendered ``beside`` the film is neither on its page nor in its log.
+    What is rendered ``beside`` the film is neither on its page nor in its log. What is rendered ``afresh``
+    is removed first, once there is a model to make it: a render that is stopped can go on then.
     """
     from storyreel.denoise.prompts import all_prompts
 
@@ -211,6 +213,8 @@ def _render_missing(
         progress.said(f"memory mode: {memory_words(adapter.memory, spec)}")
     for message in device_messages(inventory, engine.device_words(adapter)):
         progress.said(message)
+    if afresh:
+        _remove(inventory, store)
 
     def compute() -> None:
         adapter.prepare(all_prompts(inventory.plan, scorer is not None))
@@ -222,6 +226,16 @@ def _render_missing(
         progress.said(f"out of memory: going on with --memory {memory_words(mode, spec)}")
 
     with_less_memory(adapter, compute, on_mode)
+
+
+def _remove(inventory: Inventory, store: Store) -> None:
+    """Remove the files of all that is to be made. Raises OutputError."""
+    plan, keys = inventory.plan, inventory.keys
+    for segment in inventory.undone:
+        store.drop("latents", segment.number, keys.of(segment))
+        store.drop("state", segment.number, keys.of(segment))
+    for index in inventory.missing:
+        store.drop("video", plan.segments[index].number, keys.video[index])
 
 
 def _render_segments(
@@ -269,6 +283,7 @@ def _render_segments(
                 began = time.monotonic()
                 with engine.stop.held():  # what is finished is saved before a signal stops the render
                     finished = next(denoising)
+                    check_loras(finished.segment, inventory.facts)
                     segments.save(finished, time.monotonic() - began)
                 latents = finished.x
             sound = None if inventory.plan.spec.sound is None else segments.sound(segment)

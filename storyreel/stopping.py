@@ -24,6 +24,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS: list[signal.Signals] = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 AGAIN = "Run the same command again."
 KEPT = f"What is finished is kept. {AGAIN[:-1]} to go on."
+KEPT_AFRESH = "What is finished is kept. Run the command without --overwrite to go on."
 SAME = 0.1  # seconds in which two interrupts are one: timeout(1) sends it to the process and to its group
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from storyreel.cli.app import run
-from storyreel.errors import ScriptError, UsageError
+from storyreel.errors import DamagedError, ScriptError, UsageError
 from storyreel.film.keys import film_facts, film_keys
 from storyreel.film.manifest import Manifest
 from storyreel.film.recorded import recorded_plan
@@ -193,6 +193,24 @@ def test_the_manifest_says_which_and_is_read_back_as_the_plan(place: Path) -> No
     assert str(place) not in json.dumps(manifest.segments)
     (place / "one.safetensors").unlink()  # a film is scored without them
     assert recorded_plan(manifest, "foxes") is not None
+
+
+def test_a_file_that_changes_while_it_is_used_is_not_filed_under_its_former_hash(place: Path) -> None:
+    story, engine = text(None, (None, "one.safetensors", None, None)), FakeEngine()
+    adapter = engine.adapter(MODELS["fake"])
+    lora_file(place / "one.safetensors", 1.0)
+
+    def change(count: int) -> None:
+        if count == 5:  # of the second scene
+            lora_file(place / "one.safetensors", 4.0)
+
+    adapter.on_predict = change
+    with pytest.raises(DamagedError, match=r"one\.safetensors has changed while it was used"):
+        made(place / "out", story, engine)
+    assert [name[:2] for name in files(place / "out")] == ["01"]
+    again, progress, _ = made(place / "out", story)
+    assert again.is_complete
+    assert progress.forwards == 3 * 3  # the first scene's latents are kept
 
 
 class Together(FakeAdapter):

@@ -789,6 +789,18 @@ def test_overwrite_renders_everything_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_render_of_everything_again_that_is_stopped_goes_on(tmp_path: Path) -> None:
+    make(tmp_path)
+    before, engine = contents(tmp_path), FakeEngine()
+    with pytest.raises(StoppedError):
+        render(plan_of(story()), "foxes", tmp_path, engine, Stopping(engine, 8), overwrite=True)
+    assert (tmp_path / "foxes" / "foxes.mp4").read_bytes() == before["foxes/foxes.mp4"]
+    result, progress, _ = make(tmp_path)
+    assert 3 <= result.rendered < 6
+    assert progress.forwards <= 6 * 3 - 8 + 1  # the step that had begun
+    assert contents(tmp_path) == before
+
+
 def test_nan_keeps_what_was_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
     fake = engine.adapter(MODELS["fake"])

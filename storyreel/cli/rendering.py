@@ -42,7 +42,7 @@ from storyreel.errors import (
 )
 from storyreel.models.host import available_memory, total_memory
 from storyreel.models.memory import GB
-from storyreel.stopping import KEPT, deferred, stopping
+from storyreel.stopping import KEPT, KEPT_AFRESH, deferred, stopping
 from storyreel.story.plan import Card, Plan
 from storyreel.story.planning import notes_of
 from storyreel.story.schema import STDIN
@@ -171,7 +171,7 @@ def rendering_engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Itera
     """Give what renders; of torchrun's processes only the first gets it, the others serve it."""
     from storyreel.rendering import Engine
 
-    with stopping(KEPT) as stop:
+    with stopping(KEPT_AFRESH if options.overwrite else KEPT) as stop:
         if rank() is None:
             yield Engine(
                 options.device, options.memory, False, options.compile, stop=stop, attention=options.attention
@@ -294,6 +294,7 @@ def submit(
     if options.overwrite:
         remedy = "Choose another --out, or delete the films: what goes back into the queue would start over."
         raise UsageError("--overwrite and a job exclude each other", remedy)
+    check_weights(options.weights)
     options.signer()
     slurm.check_log_folder(options.out)
     pairs = dict(zip(plans, played(stories, casts), strict=True))

@@ -38,7 +38,7 @@ NO_FACTS = {
     "components",  # those that are read are among the weights
     *("size_multiple", "min_size", "max_size", "size", "seconds", "steps", "guidance", "guidance_2"),
     *("guidance_rescale", "negative", "shifts", "further"),
-    *("quantize", "weighting", "emphasis", "identity_weight", "fps", "upscale"),
+    *("quantize", "weighting", "emphasis", "portraits", "identity_weight", "fps", "upscale"),
     *("architecture", "vae_architecture", "boundary_ratio"),  # of random weights
     *("seconds_per_forward", "memory_mb", "memory_gb", "needs", "measured_on"),
     *("territory", "added"),  # what is added are files, and counts as those do
@@ -111,6 +111,14 @@ def lora_hashes(loras: Iterable[Lora]) -> dict[str, str]:
         remedy = "Name the file of a LoRA, or leave it out."
         raise MissingError(f"{error.filename} cannot be read: {error.strerror}", remedy) from error
     return {name: hashes[path] for name, path in paths.items()}
+
+
+def check_loras(segment: Segment, facts: Mapping[str, Any]) -> None:
+    """Raise DamagedError if a file that was merged for a segment is not that of the ``facts`` any more."""
+    for name, sha256 in lora_hashes(segment.loras).items():
+        if sha256 != facts.get("loras", {}).get(name):
+            remedy = "Run the same command again: what was made with the file as it was is kept."
+            raise DamagedError(f"{name} has changed while it was used", remedy)
 
 
 def ingredients(spec: ModelSpec) -> dict[str, Any]:

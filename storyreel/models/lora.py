@@ -28,6 +28,15 @@ class Lora:
         return self.experts == "all" or self.experts == ("high", "low")[expert]
 
     @property
+    def state(self) -> tuple[int, ...]:
+        """Numbers that change whenever its file does; none of a file that cannot be read."""
+        try:
+            facts = self.path.stat()
+        except OSError:
+            return ()
+        return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
+
+    @property
     def facts(self) -> dict[str, Any]:
         """What records say of it, as plain data: no folder, which is a machine's own."""
         return {"file": self.path.name, "weight": self.weight, "experts": self.experts}

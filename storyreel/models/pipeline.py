@@ -83,6 +83,7 @@ class PipelineAdapter(ABC):
         self._attention: Any = None  # the backend that was chosen, if any
         self._compilation: Compilation | None = None
         self.loras: tuple[Lora, ...] = ()
+        self._lora_states: list[tuple[int, ...]] = []
         experts = [
             Component.of(part).then(partial(self._expert, index)) for index, part in enumerate(parts.experts)
         ]
@@ -169,12 +170,14 @@ class PipelineAdapter(ABC):
     def merge_loras(self, loras: Sequence[Lora]) -> None:
         """Have some LoRAs, and no others, merged into the transformers, beside those that the model names.
 
-        Where they are others than before, the transformers are read again: to take something away from
-        rounded weights is not exact. Raises MissingError or DamagedError for files that do not fit.
+        Where they are others than before, or their files have changed, the transformers are read again: to
+        take something away from rounded weights is not exact. Raises MissingError or DamagedError for files
+        that do not fit.
         """
-        if (wanted := tuple(loras)) == self.loras:
+        wanted, states = tuple(loras), [lora.state for lora in loras]
+        if (wanted, states) == (self.loras, self._lora_states):
             return
-        self.loras = wanted
+        self.loras, self._lora_states = wanted, states
         self.offload.read_experts_again()
 
     def _expert(self, index: int, transformer: nn.Module) -> nn.Module:

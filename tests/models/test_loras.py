@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storyreel.errors import DamagedError, MissingError
@@ -502,6 +503,21 @@ def test_fewer_bits_are_made_of_the_merged_weights(
     expected = QuantizedLinear(model.get_submodule("blocks.0.attn1.to_q"))
     assert torch.equal(stored.scale, expected.scale)
     assert torch.equal(stored.weight.float(), expected.weight.float())
+
+
+def test_a_file_that_has_changed_is_merged_anew(
+    folders: dict[str, ModelSpec], one: dict[str, Path], tmp_path: Path
+) -> None:
+    """As between two films of one process, while a training goes on."""
+    lora = Lora(tmp_path / "style.safetensors")
+    shutil.copy(one["wan"], lora.path)
+    adapter = read(folders["wan"])
+    adapter.merge_loras([lora])
+    before = adapter.experts[0].state_dict()
+    save_file({name: 2 * value for name, value in load_file(one["wan"]).items()}, lora.path)
+    adapter.merge_loras([lora])
+    after = adapter.experts[0].state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_the_same_again_reads_nothing(folders: dict[str, ModelSpec], one: dict[str, Path]) -> None:
