@@ -26,6 +26,7 @@ from storyreel.cli.options import (
     flag,
     option,
 )
+from storyreel.cli.reading import check_written
 from storyreel.cli.rendering import gpu_memory, machine_memory
 from storyreel.cli.results import Fit, Fits, print_json
 from storyreel.engine import Engine
@@ -180,10 +181,18 @@ def _write_gallery(page: Path, spec: ModelSpec | None) -> None:
             "what a model draws is known only of one that was taught a world of its own",
             "Name it: storyreel models mini --page FILE",
         )
+    if page.parent.is_dir():  # else it cannot be written, which is told below
+        check_written(page, "--page", "page", _is_gallery)
     text: str = gallery()
     with writing(page, "name another file: --page FILE", ""):
         write_atomically(page, text)
     say(f"page: {page}")
+
+
+def _is_gallery(path: Path) -> bool:
+    """Tell whether a file was written as such a page, by how it begins: only such a file is replaced."""
+    with path.open("rb") as file:
+        return b" draws</title>" in file.read(1000)
 
 
 def pull(

@@ -36,7 +36,7 @@ from storyreel.cli.reading import (
 from storyreel.cli.rendering import print_plans
 from storyreel.cli.results import print_json
 from storyreel.cli.tables import TableOptions
-from storyreel.errors import ScriptError, StoryreelError, UsageError
+from storyreel.errors import ScriptError, StoppedError, StoryreelError, UsageError
 from storyreel.models.device_errors import check_device
 from storyreel.stopping import KEPT, stopping
 from storyreel.story.casting import read_casting
@@ -312,7 +312,7 @@ def _show_costs(
     command: list[str],
     as_json: bool,
 ) -> None:
-    """Render every film in a process of its own, and print what that took."""
+    """Render every film in a process of its own, and print what that took; a film that fails is left out."""
     from storyreel.benchmark.whole_films import check_stock, film_versions, measured
     from storyreel.cli.display import say
     from storyreel.evaluation.statistics import Row
@@ -322,10 +322,17 @@ def _show_costs(
 
     for spec in {film.plan.spec.label: film.plan.spec for film in wanted if film.variant == STOCK}.values():
         check_stock(spec)
-    rows, films = [], []
+    rows, films, failed = [], [], []
     with stopping() as stop:
         for film in wanted:
-            cost = measured(film.plan, film.variant == STOCK, options.device, out, stop)
+            try:
+                cost = measured(film.plan, film.variant == STOCK, options.device, out, stop)
+            except StoppedError:
+                raise
+            except StoryreelError as error:
+                say(f"{film.label}: not measured")
+                failed.append(error)
+                continue
             say(f"{film.label}: {cost.seconds:.1f} s, {cost.memory_gb:.3f} GB")
             numbers = {key: getattr(cost, key) for key in ("memory_gb", "seconds", "forwards", "latents")}
             run = film.variant.slug
@@ -334,6 +341,8 @@ def _show_costs(
                 {"run": run, "name": film.name, "story": film.story, "seed": film.seed, **vars(cost)}
                 | {"story_sha256": digest(film.plan.story), "settings": film.plan.settings.facts}
             )
+    if not films:
+        raise_all(failed)
     specs = {film.plan.spec.label: film.plan.spec for film in wanted}
     devices = ", ".join(sorted({film["device"] for film in films}))
     notes = [
@@ -350,3 +359,4 @@ def _show_costs(
         "table": table.plain(),
     }
     tables.show(table, result, as_json)
+    raise_all(failed)

@@ -19,7 +19,7 @@ from storyreel.stopping import KEPT, stopping
 from storyreel.story.draft import with_seed
 from storyreel.story.edit import edit_story, with_scene_key
 from storyreel.story.plan import Plan
-from storyreel.story.schema import Casting, Story, load_story
+from storyreel.story.schema import STDIN, Casting, Story, load_story
 
 MOST_SEEDS = 16
 
@@ -98,7 +98,9 @@ def sheet(
     else:
         print(done.sheet.picture, flush=True)
     if seeds > 1:
-        command = f"storyreel sheet {shlex.quote(str(story))} --keep 3=2"
+        named = "STORY" if story == STDIN else shlex.quote(str(story))  # which has to be saved first
+        cast = "".join(f" --cast {shlex.quote(member)}" for member in options.cast or ())
+        command = f"storyreel sheet {named} --keep 3=2{cast}"
         note(f"to choose, by the numbers of a scene and a seed: {command}")
 
 

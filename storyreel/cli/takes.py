@@ -53,7 +53,11 @@ Number = Annotated[int, typer.Argument(help="The scene's number, from 1.", metav
 class RetakeOptions(RenderOptions):
     """How a scene is taken again: ``take_seed`` is the take's, ``seed`` that of the film."""
 
-    casts: Path | None = None  # no option: a take is of one film
+    # No options: a take is of one film, replaces nothing, and is no film to be signed.
+    casts: Path | None = None
+    overwrite: bool = False
+    sign_cert: Path | None = None
+    sign_key: Path | None = None
     take_seed: Annotated[
         int | None,
         typer.Option(
@@ -102,7 +106,7 @@ def retake(
     options.check_name([story])
     loaded, name = _read(story, scene, options.casting()), options.film_name(story)
     if options.seed is None and loaded.render.seed is None:
-        options = replace(options, seed=_seed_of_film(options.out / name, name))
+        options = replace(options, seed=_seed_of_film(options.out / name))
     check_out(options.out)
     check_weights(options.weights)
     plans = _plans(loaded, scene, options, name, takes, new_scene, action)
@@ -163,7 +167,13 @@ def keep(
         print_json({"story": story, "scene": scene, "take": take, "changed": changed})
     else:
         print(printable(f"{story}: scene {scene} shows take {take}"))
-    note(f"to bring the film up to date: storyreel render {shlex.quote(str(story))}{_which(out, name, cast)}")
+    which = _which(out, name, cast)
+    seed = None if loaded.render.seed is not None else _seed_of_film(out / (name or film_name(story)))
+    which += f" --seed {seed}" if seed else ""
+    note(
+        "to bring the film up to date, with the options that it was rendered with: "
+        f"storyreel render {shlex.quote(str(story))}{which}"
+    )
 
 
 def _which(out: Path, name: str | None, cast: Sequence[str] | None) -> str:
@@ -198,11 +208,11 @@ def _read(story: Path, scene: int, casting: Casting = NOBODY_ELSE) -> Story:
     return loaded
 
 
-def _seed_of_film(path: Path, name: str) -> int | None:
+def _seed_of_film(path: Path) -> int | None:
     """Return the seed of the film that is there; None if there is none."""
     from storyreel.film.folder import FilmFolder
 
-    folder = FilmFolder(path, name)
+    folder = FilmFolder(path, path.name)
     folder.load()
     there = folder.present or folder.unfinished
     settings = there.facts.get("settings") if there else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from storyreel import __version__
 from storyreel.errors import StoryreelError
 from storyreel.files import matches
 from storyreel.film import reader
@@ -110,6 +111,10 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
         key = film_key(plan, facts, [inventory.video[segment.index].sha256 for segment in plan.segments])
         texts = film_page(folder, inventory, film), film_manifest(inventory, film).text()
         whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
+        if (
+            film.get("storyreel") != __version__
+        ):  # no hash of a page is recorded, and that one is laid out otherwise
+            whole[1] = folder.page_path.is_file()
         other = "" if whole[0] else other  # the film is the one that is wanted: its manifest is damaged
         why = ["" if is_whole else other or DAMAGED for is_whole in whole]
         if not whole[0] and folder.film_is_complete():  # as it was recorded, under another key

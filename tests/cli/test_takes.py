@@ -234,6 +234,25 @@ def test_what_a_take_says_to_type_names_its_cast(place: Place, story: Path) -> N
 
 
 @pytest.mark.usefixtures("ffmpeg")
+def test_what_keep_says_to_type_renders_the_same_film(place: Place, fake_engine: FakeEngine) -> None:
+    """With the seed that the film was given, else all of it would be made again."""
+    Path("tale.yaml").write_text(STORY)
+    place.said("render", "tale.yaml", "--seed", "7")
+    place.said("retake", "tale.yaml", "3")
+    _, said = place.said("keep", "tale.yaml", "3", "2")
+    assert "storyreel render tale.yaml --seed 7\n" in said
+    forwards(fake_engine)
+    place.said("render", "tale.yaml", "--seed", "7")
+    assert forwards(fake_engine) == 0
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--sign-cert=x.pem"])
+def test_a_take_replaces_nothing_and_is_not_signed(place: Place, option: str) -> None:
+    Path("tale.yaml").write_text(STORY)
+    assert "No such option" in place.said("retake", "tale.yaml", "3", option, code=2)[1]
+
+
+@pytest.mark.usefixtures("ffmpeg")
 def test_of_another_scene_the_film_shows_nothing_on_the_sheet(place: Place, story: Path) -> None:
     story.write_text(STORY.replace("  - scene:", '  - ["{fox} on a hill", "{fox} looks"]\n  - scene:'))
     with Image.open(place.said("retake", "tale.yaml", "2")[0].splitlines()[-1]) as picture:

@@ -16,7 +16,7 @@ from torch import Tensor
 from storyreel.benchmark.whole_films import Cost
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
-from storyreel.errors import UsageError
+from storyreel.errors import MissingError, UsageError
 from storyreel.evaluation.ablation import PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.variants import VARIANTS
@@ -360,3 +360,31 @@ def test_table_2_counts_every_film_of_every_row(
     assert "without SAR (published)" in printed.out
     assert "a card" in printed.out
     assert "foxes, stock, seed 6: 9.0 s, 0.500 GB" in printed.err
+
+
+def test_table_2_keeps_what_was_measured_where_a_film_fails(
+    story: Path,
+    tmp_path: Path,
+    fake_model: ModelSpec,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def measured(plan: Plan, stock: bool, device: str, out: Path, stop: Stop) -> Cost:
+        if stock or fails_all:
+            raise MissingError("no memory left", "Take less.")
+        return Cost(9.0, 0.5, 0.5, 4, 3, "a card")
+
+    fails_all = False
+    monkeypatch.setattr("storyreel.benchmark.whole_films.measured", measured)
+    command = ["ablate", str(story), "--out", str(tmp_path / "out"), "--table", "2", "--device", "cpu"]
+    command += ["--variants", "stock,full", "--json"]
+    assert run(command) == MissingError.exit_code
+    printed = capsys.readouterr()
+    assert [film["run"] for film in json.loads(printed.out)["films"]] == ["full"]
+    assert "foxes, stock, seed 5: not measured" in printed.err
+    assert "no memory left" in printed.err
+    fails_all = True
+    assert run(command) == MissingError.exit_code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("no memory left") == 1

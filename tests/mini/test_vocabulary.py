@@ -140,4 +140,8 @@ def test_the_page_shows_everything(
         assert f"{place.name} at night" in captions
     for taught in vocabulary.actions.values():
         assert taught.name.replace("somebody", "a siamese cat") in captions
+    assert run(["models", "mini", "--page", str(path)]) == 0  # over its own
+    (tmp_path / "story.yaml").write_text("scenes: []")
+    assert run(["models", "mini", "--page", str(tmp_path / "story.yaml")]) == 2
+    assert (tmp_path / "story.yaml").read_text() == "scenes: []"
     assert run(["models", "mini", "--page", str(tmp_path / "nowhere" / "page.html")]) == 73
