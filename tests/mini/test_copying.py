@@ -17,6 +17,7 @@ from storyreel.mini.copying import (
     in_another_colour,
     latents_of,
     look_taken,
+    portraits_of,
     pose_taken,
     scenes,
     where_apart,
@@ -121,18 +122,34 @@ def test_estimates_differ_by_what_is_taken_of_the_first_frame(
     clip, prompt = told[0]
     clips = latents_of(studio, clip), latents_of(studio, in_another_colour(Random(0), clip))
     assert clips[0].shape == (1, 32, copying.FRAMES, 8, 12)
+    leads, behind = (clips[0][:, :, :1], clips[1][:, :, :1]), clips[0][:, :, 1:]
+    cells = torch.zeros(1, 1, 1, 8, 12)
+    cells[..., :6] = 1
     model = Model(0.5)
     monkeypatch.setattr(studio, "adapter", model)
-    estimated = estimates_apart(studio, prompt, clips, 0.9, 0)
-    seen = 1 - 0.9 * studio.plan.settings.method.lead_noise
-    wanted = 0.5 * seen * (clips[0] - clips[1])[:, :, :1].expand(-1, -1, copying.FRAMES - 1, -1, -1)
+    estimated = estimates_apart(studio, prompt, leads, cells, behind, 0.9, 0)
+    seen = torch.where(cells > 0, 1 - 0.9 * studio.plan.settings.method.lead_noise, 1 - 0.9)
+    wanted = 0.5 * seen * (leads[0] - leads[1]).expand_as(behind)
     torch.testing.assert_close(estimated, wanted, rtol=1e-3, atol=1e-3)
     assert model.counts == [None, None]
     monkeypatch.setattr(studio, "adapter", Model(0))
-    assert estimates_apart(studio, prompt, clips, 0.9, 0).abs().max() < 1e-5
+    assert estimates_apart(studio, prompt, leads, cells, behind, 0.9, 0).abs().max() < 1e-5
     monkeypatch.setattr(studio, "adapter", model)
-    estimates_apart(studio, prompt, clips, 0.9, 0, counts=3)
+    estimates_apart(studio, prompt, leads, cells, behind, 0.9, 0, 1 + 2 * cells)
     assert set(model.counts[-1].unique().tolist()) == {1, 3}
+
+
+def test_a_portrait_is_one_picture_in_two_looks_and_the_cells_round_somebody(
+    studio: Studio, told: list[tuple[Clip, str]]
+) -> None:
+    for index, (clip, _) in enumerate(told[:3]):
+        other = in_another_colour(Random(0), clip)
+        first, second, cells = portraits_of(studio, index, clip, other)
+        assert first.shape == second.shape == (1, 32, 1, 8, 12)
+        assert set(cells.unique().tolist()) == {0, 1}
+        apart = (first - second).square().sum(1, keepdim=True)
+        assert (apart * cells).sum() > 0.95 * apart.sum()  # the place is the same
+        assert torch.equal(portraits_of(studio, index, clip, clip)[1], first)
 
 
 def test_the_bundled_model_takes_part_of_a_look_and_more_of_what_counts_more(
@@ -140,5 +157,6 @@ def test_the_bundled_model_takes_part_of_a_look_and_more_of_what_counts_more(
 ) -> None:
     monkeypatch.setattr(copying, "LEVELS", (0.88,))
     once, thrice = (copied(studio, 1, counts)[0.88] for counts in (1, 3))
-    assert 0.1 < once[0] < thrice[0] < 1.5
-    assert 0 < once[1] < thrice[1] < 1
+    assert 0.1 < once.look < thrice.look < 1.5
+    assert 0 < once.pose < thrice.pose < 1
+    assert 0.1 < once.portrait < thrice.portrait < 1.5

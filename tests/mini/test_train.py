@@ -120,19 +120,19 @@ def test_a_second_step_goes_on_from_the_first(part: str, trained: Path, tmp_path
 
 
 @pytest.mark.slow  # in full size
-@pytest.mark.parametrize("portraits", [0.0, 1.0])
+@pytest.mark.parametrize("lead", list(transformer.LEADS))
 def test_lessons_with_leads_teach(
-    portraits: float, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lead: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(transformer, "PORTRAITS", portraits)
+    monkeypatch.setattr(transformer, "LEADS", {lead: 1.0})
     drawn = []
 
     def noise_left(
-        generator: torch.Generator, portrait: torch.Tensor | None, shape: torch.Size
+        generator: torch.Generator, portrait: torch.Tensor | None, goes_on: bool, shape: torch.Size
     ) -> torch.Tensor:
-        drawn.append((portrait is not None, shape[2]))
-        return transformer_noise_left(generator, portrait, shape)
+        drawn.append((portrait is not None, goes_on, shape[2]))
+        return transformer_noise_left(generator, portrait, goes_on, shape)
 
     def batch(pool: clips.Pool, size: int, fresh: int, going_on: bool = False) -> list[clips.Drawn]:
         asked.append(going_on)
@@ -144,8 +144,9 @@ def test_lessons_with_leads_teach(
     transformer_noise_left = transformer.noise_left
     monkeypatch.setattr(transformer, "noise_left", noise_left)
     run("transformer", tmp_path, "--steps", "2", "--leads", "1")
-    assert drawn == [(True, 3) if portraits else (False, 2)]  # of the one step that is new
-    assert asked == [not portraits]
+    shown = {"end": (False, True, 2), "portrait": (True, False, 3), "both": (True, True, 3)}
+    assert drawn == [shown[lead]]  # of the one step that is new
+    assert asked == [lead != "portrait"]
     before, after = (state(folder, "transformer") for folder in (trained, tmp_path))
     for network in ("transformer", "text_encoder", "told_head"):
         first, second = before[network], after[network]

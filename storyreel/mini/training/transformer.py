@@ -33,8 +33,14 @@ GRID = (HEIGHT // codec.PIXELS_PER_LATENT // PATCH, WIDTH // codec.PIXELS_PER_LA
 LAYOUT_AFTER = 3  # blocks: where the layout is read off
 LAYOUT_SHARE = 1.0  # of its loss beside that of the velocity
 TOLD_SHARE = 0.03  # of the loss of what the text tells
-POOLED_SHARES = 0.05, 0.01  # of the losses of the mean errors of frames and of clips
-PORTRAITS = 0.35  # share of the steps with leads in which a lead is characters alone, from another scene
+POOLED_SHARES = (
+    0.05,
+    0.01,
+)  # of the losses of the mean errors of frames and of clips, and of characters in both
+# What a lead shows, and in how many of the steps with leads: the end of another scene, a picture of the
+# characters elsewhere, or both, the end behind the picture.
+END, PORTRAIT, BOTH = "end", "portrait", "both"
+LEADS = {END: 0.25, PORTRAIT: 0.4, BOTH: 0.35}
 LEAD_LENGTHS = (0.75, 0.2, 0.05)  # how often one, two or three latent frames are
 LEAD_NOISE = 0.4  # at most, of the noise of the rest
 
@@ -105,20 +111,24 @@ class Trainer:
         """
         device, noise = self.device, self._noise
         led = self._texts.random() < self._leads
-        portraits = led and self._texts.random() < PORTRAITS
-        goes_on = led and not portraits
+        lead = self._texts.choices(list(LEADS), list(LEADS.values()))[0] if led else None
+        goes_on = lead in (END, BOTH)
         # A lead shows another pose than what is told: were it mostly the same, the model would keep it. And
         # what has none begins at once: were it to go on from something, no sample's beginning were certain.
         lessons = self.pool.batch(size, fresh, going_on=goes_on)
         clean = torch.stack([lesson.latents for lesson in lessons]).to(device).float()
         layout = torch.stack([lesson.layout for lesson in lessons]).to(device)
         given = None
-        if portraits:
+        if goes_on:  # the end of a scene is no codec's first frame
+            first = 1 if lead == BOTH else 0  # how many frames it has before it
+            again = [1] * first + list(range(1, clean.shape[2]))
+            clean, layout = clean[:, :, again], layout[:, again]
+        if lead in (PORTRAIT, BOTH):
             given = put_first(clean, layout, lessons)
-        elif goes_on:  # the end of a scene is no codec's first frame
-            clean, layout = clean[:, :, 1:], layout[:, 1:]
         cover = covered(layout, clean.shape)
-        left = noise_left(noise, given, clean.shape).to(device) if led else torch.ones((), device=device)
+        left = torch.ones((), device=device)
+        if led:
+            left = noise_left(noise, given, goes_on, clean.shape).to(device)
         facts = torch.stack([lesson.facts for lesson in lessons]).to(device)
         eps = torch.randn(clean.shape, generator=noise).to(device)
         sigma = torch.sigmoid(torch.randn(size, generator=noise) - 0.3)
@@ -138,9 +148,11 @@ class Trainer:
         # Errors that differ from one latent frame to the next flicker: they count once more.
         flicker = (error.diff(dim=2).square() * weight[:, :, 1:] * (weight[:, :, :-1] > 0)).mean()
         loss = (error.square() * weight).mean() + 0.5 * flicker
-        of_frames, of_clips = pooled_losses(error * (weight > 0))
+        free = weight > 0
         certain = 1.0 if goes_on else 0.5  # else light and set may be open, and means hold these too
-        loss = loss + certain * (POOLED_SHARES[0] * of_frames + POOLED_SHARES[1] * of_clips)
+        for where in (free, cover.clamp_max(1) * free):
+            of_frames, of_clips = pooled_losses(error, where)
+            loss = loss + certain * (POOLED_SHARES[0] * of_frames + POOLED_SHARES[1] * of_clips)
         loss = loss + LAYOUT_SHARE * layout_loss(predicted, layout, facts)
         loss = loss + TOLD_SHARE * told_loss(read, told.to(device))
         (size * loss).backward()
@@ -219,17 +231,18 @@ def covered(layout: Tensor, shape: torch.Size) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(cells, (shape[3], shape[4]))[:, None]
 
 
-def pooled_losses(error: Tensor) -> tuple[Tensor, Tensor]:
+def pooled_losses(error: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
     """Return the squares of an error's (B, C, L, H, W) means over frames, and over clips.
 
-    Times the number of values in each mean, so that white noise loses as much as by itself. In much noise
-    nobody knows yet where somebody will stand: a coat that is certain is then a small error in each of many
-    cells, which their squares hardly tell from none, and their mean does. (Hoogeboom et al. 2023, arXiv
-    2301.11093, pool errors too, for large pictures.)
+    Of the cells that ``where`` (B, 1, L, H, W) weighs, from 0 to 1; times how many these are, so that white
+    noise loses as much as by itself. In much noise nobody knows yet where somebody will stand: a coat that
+    is certain is then a small error in each of many cells, which their squares hardly tell from none, and
+    their mean does. (Hoogeboom et al. 2023, arXiv 2301.11093, pool errors too, for large pictures.)
     """
-    of_frames = error.mean((3, 4)).square().mean() * error[0, 0, 0].numel()
-    of_clips = error.mean((2, 3, 4)).square().mean() * error[0, 0].numel()
-    return of_frames, of_clips
+    counted = error * where
+    of_frames = counted.sum((3, 4)).square() / where.sum((3, 4)).clamp_min(1)
+    of_clips = counted.sum((2, 3, 4)).square() / where.sum((2, 3, 4)).clamp_min(1)
+    return of_frames.mean(), of_clips.mean()
 
 
 def put_first(clean: Tensor, layout: Tensor, lessons: list[Drawn]) -> Tensor:
@@ -247,19 +260,23 @@ def put_first(clean: Tensor, layout: Tensor, lessons: list[Drawn]) -> Tensor:
     return given
 
 
-def noise_left(generator: torch.Generator, portrait: Tensor | None, shape: torch.Size) -> Tensor:
+def noise_left(
+    generator: torch.Generator, portrait: Tensor | None, goes_on: bool, shape: torch.Size
+) -> Tensor:
     """Draw which share of their noise the latents of lessons keep: (B, 1, L, H, W), 1 behind the lead.
 
-    So models learn that begin with pictures (LTX-Video, arXiv 2501.00103). A lead is one to three
-    latent frames, or those cells of the first one that a ``portrait`` (B, 1, H, W) covers.
+    So models learn that begin with pictures (LTX-Video, arXiv 2501.00103). A lead is those cells of the
+    first frame that a ``portrait`` (B, 1, H, W) covers; where the lesson ``goes_on``, one to three whole
+    frames; or both, the frames behind it.
     """
     size, _, length, rows, columns = shape
-    lengths = torch.tensor(LEAD_LENGTHS).multinomial(size, replacement=True, generator=generator) + 1
-    lengths = lengths.clamp(max=length - 1)
-    given = torch.arange(length) < lengths[:, None]  # (B, L)
-    cells = given[:, None, :, None, None].expand(-1, -1, -1, rows, columns).clone()
+    cells = torch.zeros(size, 1, length, rows, columns, dtype=torch.bool)
+    before = 0 if portrait is None else 1  # frames, of which a portrait is one
+    if goes_on:
+        lengths = torch.tensor(LEAD_LENGTHS).multinomial(size, replacement=True, generator=generator) + 1
+        whole = torch.arange(length) < before + lengths.clamp(max=length - 1 - before)[:, None]
+        cells |= whole[:, None, :, None, None]
     if portrait is not None:
-        cells[:, :, 1:] = False
         cells[:, :, 0] = portrait.cpu()
     share = LEAD_NOISE * torch.rand(size, generator=generator).view(-1, 1, 1, 1, 1)
     return torch.where(cells, share, 1.0)

@@ -383,6 +383,7 @@ PASSING = 0.25  # world seconds in which one pose becomes another
 HURRY = 90.0  # view units a world second: how fast somebody runs to another mark
 NEAR = 12.0  # view units that nobody runs for
 STAYS = 0.25, 0.7  # between which parts of the picture's width somebody alone stays where it is
+STARTS_BY = {Action.WALK: 0.5, Action.RUN: 0.42}  # part of the width from which there is some way to go
 # Somebody who is there already need not come: world seconds that such actions take to begin with.
 _ARRIVED = {Action.MEET: 0.6, Action.CATCH: 0.6, Action.CAUGHT: 0.5}
 # What of a pose goes over smoothly; the rest changes half-way.
@@ -461,8 +462,8 @@ def _where_it_is(actor: Actor, x: float, view: View) -> Actor:
 
     Who walks on, or to a door, must have some way to go.
     """
-    if actor.action in (Action.WALK, Action.RUN):
-        return replace(actor, x=max(actor.x, min(x, 0.5)))
+    if actor.action in STARTS_BY:
+        return replace(actor, x=max(actor.x, min(x, STARTS_BY[actor.action])))
     if actor.action in DOOR_ACTIONS and view.door_x is not None:
         return replace(actor, x=max(actor.x, min(x, view.door_x / view.width - 0.12)))
     return replace(actor, x=max(STAYS[0], min(x, STAYS[1])))
