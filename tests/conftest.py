@@ -342,7 +342,7 @@ def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     # Small pictures, whatever mini draws; and nobody knows what a fake can draw.
     spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)
     spec = replace(spec, size_multiple=16, latent_channels=48, vocabulary=None, gallery=None)
-    spec = replace(spec, guidance=3.0, identity_weight=None, renoises=False, overlap=2)
+    spec = replace(spec, guidance=3.0, portraits="shots", identity_weight=None, renoises=False, overlap=2)
     monkeypatch.setitem(MODELS, "fake", spec)
     monkeypatch.setattr(keys, "recipe_of", known_recipe)
     return spec

@@ -66,6 +66,8 @@ def test_a_draft_is_the_beginning_of_its_scenes() -> None:
     assert draft.settings == replace(plan.settings, steps=10)
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 9"))).settings.steps == STEPS
     assert draft_of(plan_of(STORY.replace("steps: 5", "steps: 2"))).settings.steps == 2
+    few = replace(plan, spec=replace(plan.spec, sigmas=(1.0, 0.9, 0.8, 0.6, 0.3)))  # none can be left out
+    assert draft_of(few).settings.steps == 40
     assert [(s.scene, s.action, s.seed) for s in draft.segments] == [
         (s.scene, s.action, s.seed) for s in plan.segments
     ]

@@ -162,7 +162,7 @@ def load(spec: ModelSpec, device: torch.device, random_weights: bool) -> Pipelin
     elif spec.hub is None:
         raise UsageError(f"model {spec.name} has its weights with it", "Leave out --random-weights.")
     else:
-        adapter = adapter_class(spec).random(spec, device)
+        adapter = adapter_class(spec).random(replace(spec, loras=()), device)
     if not isinstance(adapter, PipelineAdapter):
         raise UsageError(f"model {spec.name} has no pipeline to compare with", "Choose another model.")
     return adapter
@@ -175,6 +175,8 @@ def briefly(plan: Plan, in_steps: Callable[[int], Plan]) -> Plan:
         return set(plan.pace.guided_when_computed)
 
     steps = plan.settings.steps
+    if plan.spec.sigmas:  # of which none can be left out
+        return plan
     plans = map(in_steps, range(min(2, steps), steps + 1))
     return next(few for few in plans if forms(few) == forms(plan))
 

@@ -47,7 +47,10 @@ def without_data(adapter: PipelineAdapter, blocks: int) -> PipelineAdapter:
     with META:
         encoders: Sequence[Any] = [type(encoder)(encoder.config) for encoder in adapter.text_encoders]
         vae: Any = type(adapter.vae).from_config(adapter.vae.config)
+        connectors: Any = None
+        if adapter.parts.connectors is not None:
+            connectors = type(adapter.connectors).from_config(adapter.connectors.config)
     every = adapter.blocks(expert)
     setattr(expert, adapter.stack, nn.ModuleList([*every[: blocks - 1], every[-1]]))
-    parts = Parts([expert], vae, encoders, adapter.parts.tokenizers)
+    parts = Parts([expert], vae, encoders, adapter.parts.tokenizers, connectors=connectors)
     return type(adapter)(adapter.spec.quantized("none"), META, parts, "high")

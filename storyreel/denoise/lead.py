@@ -168,7 +168,7 @@ class Leads:
         texts = [self._adapter.encode(prompt) for prompt in prompts]
         requests = []
         # Weights for few steps know no other noise levels than theirs; at 1 nobody can be seen.
-        known = [sigma for sigma in self._plan.spec.sigmas if sigma < 1]
+        known = [sigma for sigma in self._plan.spec.trained_levels if sigma < 1]
         for look, wanted in enumerate(LOOKED_AT):
             level = min(known, key=lambda sigma: abs(sigma - wanted), default=wanted)
             generator = torch.Generator().manual_seed(derived_seed(segment.seed, look))

@@ -227,7 +227,7 @@ def _check(begun: SegmentState) -> None:
     if (step := begun.broken.item()) < math.inf:
         raise NumericsError(
             f"scene {begun.segment.index + 1} turned to NaN or infinity in denoising step {int(step)}",
-            "Try a lower --guidance or more --steps; finished scenes are kept.",
+            "Try a lower --guidance, more --steps, or another model; finished scenes are kept.",
         )
 
 

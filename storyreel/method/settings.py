@@ -54,6 +54,10 @@ OLD_BLENDING = {"joint": "lead"}  # what stories and commands may still call it
 GONE = ("window", "release", "shared_noise", "context", "memory")  # settings of earlier versions
 
 
+def _are_usual(value: object) -> bool:
+    return value in (None, "shots")  # films of before keep their keys
+
+
 class Method(BaseModel):
     """How segments become one film, and how the two prompts of a scene are weighed."""
 
@@ -86,8 +90,14 @@ class Method(BaseModel):
     )
     identity: bool = Field(
         default=True,
-        description="A segment that begins a shot, or into which somebody comes, begins with its characters "
-        "as the first scene that shows them has them.",
+        description="Segments begin with their characters as the first scene that shows them has them; "
+        "portraits says which.",
+    )
+    portraits: Literal["shots", "scenes"] | None = Field(
+        default=None,
+        exclude_if=_are_usual,
+        description="Which segments do: shots, those that begin a shot, or into which somebody from an "
+        "earlier scene comes; scenes, all. Default: the model's.",
     )
     identity_weight: float | None = Field(
         default=None,

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 Loaded = TypeVar("Loaded")
 PREVIEW = "preview.safetensors"  # beside the components, where a model has one
 CONNECTORS = "connectors"  # their folder
+IN_FP32 = (
+    "vocoder",
+)  # folders: its many convolutions, one after the other, add up the errors of bf16 to noise
 NAMED = 3  # of what does not fit, so many are named
 
 
@@ -167,7 +170,8 @@ def load_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.dev
         preview={key: value.float() for key, value in preview.items()},
         connectors=None if connectors is None else later(connectors.kind, CONNECTORS, torch_dtype=dtype),
         sound={
-            name: component(kind, name, torch_dtype=decoding) for name, kind in family.sounds_with.items()
+            name: component(kind, name, torch_dtype=torch.float32 if name in IN_FP32 else decoding)
+            for name, kind in family.sounds_with.items()
         },
     )
 
@@ -225,7 +229,9 @@ def random_parts(family: type[PipelineAdapter], spec: ModelSpec, device: torch.d
             text_encoders.append(encoder.kind(encoder.kind.config_class(**{**encoder.sizes, **thin})))
     with device, default_dtype(codec_dtype(spec, device)):
         vae = in_fp32_where_loaded_so(family.vae_class(**spec.vae_architecture))
-        sound = {name: kind() for name, kind in family.sounds_with.items()}
+        sound = {
+            name: kind().float() if name in IN_FP32 else kind() for name, kind in family.sounds_with.items()
+        }
     connectors = None
     if (connector := family.connects_with) is not None:
         thin = {} if device.type == "meta" else connector.thin

@@ -227,7 +227,7 @@ class LTX2Adapter(PipelineAdapter):
             mean, std = (v.to(latents.device, latents.dtype) for v in (codec.latents_mean, codec.latents_std))
             raw = sound_unpacked(sound_packed(latents) * std + mean, latents.shape)[:, :, :, 0]
             spectrogram = codec.decode(raw.to(codec.dtype), return_dict=False)[0]
-            samples: Tensor = vocoder(spectrogram)[0]
+            samples: Tensor = vocoder(spectrogram.to(next(vocoder.parameters()).dtype))[0]
         return samples.float().T.cpu()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from storyreel import origin, plugins
 from storyreel.errors import UsageError
+from storyreel.method.noise_levels import DISTILLED
 from storyreel.models.lora import Experts, Lora
 from storyreel.models.memory import GB, Needs
 
@@ -86,10 +87,10 @@ class ModelSpec:
     away from, "" for none. ``shifts`` are how strongly noise levels are shifted towards noise, each with the
     pixels of the pictures that it is meant for; none for a model that has no choice there. ``levels`` says
     how the noise levels lie, as `method.noise_levels` knows them, and ``further`` are packages that shape
-    its pictures beside those of all models. ``weighting``, ``emphasis`` and ``identity_weight`` are the
-    defaults of the method's settings of these names, the last None where attention cannot weigh cells;
-    ``decides`` are the noise levels (low, high) between which the model decides what is being done.
-    ``upscale`` enlarges the picture in the film.
+    its pictures beside those of all models. ``weighting``, ``emphasis``, ``portraits`` and
+    ``identity_weight`` are the defaults of the method's settings of these names, the last None where
+    attention cannot weigh cells; ``decides`` are the noise levels (low, high) between which the model
+    decides what is being done. ``upscale`` enlarges the picture in the film.
 
     ``seconds_per_forward`` (one model evaluation with guidance at the default size and length, on
     ``measured_on``) and ``memory_mb`` (peak of the process) serve the estimates of a dry run; None
@@ -158,6 +159,7 @@ class ModelSpec:
     boundary_ratio: float | None = None
     weighting: bool = False
     emphasis: float = 1.0
+    portraits: Literal["shots", "scenes"] = "shots"
     identity_weight: float | None = None
     decides: tuple[float, float] = (0.0, 0.0)
     first_alike: bool = True
@@ -185,6 +187,11 @@ class ModelSpec:
     def base(self) -> str:
         """The name of the model that it is a variant of; of a model, its own."""
         return self.name.partition(":")[0]
+
+    @property
+    def trained_levels(self) -> tuple[float, ...]:
+        """The noise levels that weights for few steps were trained at, from 1 down; none of other weights."""
+        return self.sigmas or (DISTILLED[:-1] if self.levels == "distilled" else ())
 
     @property
     def is_there(self) -> bool:
@@ -427,6 +434,7 @@ MODELS: dict[str, ModelSpec] = {
             even_steps=True,
             weighting=False,  # measured: it costs right actions (mini/README.md)
             emphasis=2.0,
+            portraits="scenes",  # behind which it was taught the end of a shot
             identity_weight=1.0,  # more keeps coats, and places that it should not: method/README.md
             decides=(0.65, 1.0),
             upscale=4,

@@ -20,6 +20,8 @@ def draft_of(plan: Plan, steps: int | None = None, latents: int = LATENTS) -> Pl
 
     A segment's start stays that in the film.
     """
+    if plan.spec.sigmas:  # of which none can be left out
+        steps = plan.settings.steps
     steps = steps or min(plan.settings.steps, max(STEPS, plan.settings.steps // 4))
 
     def short(segment: Segment) -> Segment:

@@ -405,7 +405,7 @@ class Plan:
         if segment.picture is not None or (self.spec.pictures and seam.overlap):
             return max(1, seam.overlap)
         known = {name for s in self.first_takes[: segment.index] for name in s.cast}
-        if seam.overlap:
+        if seam.overlap and method.portraits != "scenes":
             known -= set(before.cast)
         portraits = method.identity and method.leads and not known.isdisjoint(segment.cast)
         free = portraits or (seam.overlap > 0 and not self.spec.first_alike)

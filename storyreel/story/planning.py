@@ -188,6 +188,8 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         method = method.model_copy(update={"weighting": spec.weighting})
     if method.emphasis is None:
         method = method.model_copy(update={"emphasis": spec.emphasis})
+    if method.portraits is None:
+        method = method.model_copy(update={"portraits": spec.portraits})
     if method.identity_weight is None:
         method = method.model_copy(update={"identity_weight": spec.identity_weight})
     elif spec.identity_weight is None:
@@ -201,7 +203,7 @@ def _settings(story: Story, spec: ModelSpec, overrides: Overrides, refusals: _Re
         steps=steps,
         guidance=guidances[0],
         method=method,
-        speed="exact" if spec.sigmas else speed,
+        speed="exact" if spec.trained_levels else speed,
         guidance_2=guidances[1],
         guidance_rescale=spec.guidance_rescale if guided else 0.0,
         negative=negative if guided else "",
@@ -213,9 +215,9 @@ def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides
     """Yield a note for every setting that changes nothing, or that the model's weights were not made for."""
     speed = _first(overrides.speed, story.render.speed, "exact")
     guided = settings.is_guided
-    if speed != "exact" and spec.sigmas:
+    if speed != "exact" and spec.trained_levels:
         yield (
-            f"speed {speed} changes nothing: model {spec.name} takes {spec.steps} steps"
+            f"speed {speed} changes nothing: model {spec.name} takes {settings.steps} steps"
             f"{'' if guided else ' without guidance'}, and all are computed"
         )
     if guided and spec.guidance == 1 and spec.guidance_2 in (1, None):
@@ -223,6 +225,15 @@ def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides
             f"the weights of model {spec.name} were made for guidance 1: with guidance "
             f"{settings.guidance:g} each step costs twice"
         )
+    method = settings.method
+    unmeasured = spec.decides == (0.0, 0.0) and not (spec.weights / "preview.safetensors").is_file()
+    if method.weighting is True and (method.emphasis == 1 or unmeasured):
+        why = (
+            "with emphasis 1 every word counts once"
+            if method.emphasis == 1
+            else f"where model {spec.name} decides what is done has not been measured"
+        )
+        yield f"weighting true changes nothing: {why}; weighting texts weighs two prompts side by side"
     given = story.render.negative if overrides.negative is None else overrides.negative
     if not guided and one_line(given or ""):
         yield "the negative prompt changes nothing: guidance 1 is none, and only guidance leads away from it"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from storyreel.benchmark import variants as compared
 from storyreel.benchmark.work import Work
 from storyreel.cli.app import run
 from storyreel.errors import UsageError
-from storyreel.models.specs import MODELS
+from storyreel.models.lora import Lora
+from storyreel.models.specs import MODELS, find_model
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
 from tests.tiny import CPU
@@ -80,6 +83,19 @@ def test_the_first_round_warms_up_all_that_is_timed(spec_name: str, steps: int) 
             for one in (few, plan)
         ]
         assert forms[0] == forms[1]
+
+
+def test_few_steps_are_warmed_up_by_all_of_them() -> None:
+    """Weights for few steps take no others."""
+    plan = compared.planned(find_model("wan-1.3b:3-step"), Overrides("wan-1.3b:3-step"), "full")
+    assert bench.briefly(plan, lambda count: pytest.fail(f"planned in {count} steps")) is plan
+
+
+def test_random_weights_want_no_files_of_a_variant(
+    spec_name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = replace(MODELS[spec_name], loras=(Lora(tmp_path / "gone.safetensors"),))
+    assert bench.load(spec, CPU, True).spec.loras == ()
 
 
 def test_an_unknown_variant_is_refused() -> None:

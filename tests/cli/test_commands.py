@@ -588,6 +588,13 @@ def test_a_speed_that_changes_nothing_is_said(place: Place) -> None:
         ("", ("--negative", "blurry"), ("the negative prompt changes nothing",)),
         (", negative: blurry", (), ("the negative prompt changes nothing",)),
         ("", ("--negative", ""), ()),
+        ("", ("--method", "weighting=true"), ("weighting true changes nothing: with emphasis 1",)),
+        (
+            "",
+            ("--method", "weighting=true", "--method", "emphasis=3"),
+            ("weighting true changes nothing: where model wan-14b:4-step decides",),
+        ),
+        ("", ("--method", "weighting=texts"), ()),
         (", negative: blurry", ("--guidance", "5"), ("each step costs twice",)),
         ("", ("--model", "wan-14b", "--guidance", "4", "--negative", "blurry"), ()),
         (

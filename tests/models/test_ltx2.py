@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from storyreel.benchmark.stock import LTX2Stock, stock_of
+from storyreel.benchmark.work import without_data
 from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise, sound_noise
 from storyreel.denoise.prompts import PromptWriter
 from storyreel.denoise.state import Stored
@@ -130,6 +131,18 @@ def test_sound_is_decoded_as_the_stock_pipeline_decodes_it(adapter: LTX2Adapter)
     samples = adapter.decode_sound(latents)
     assert samples.shape == ((4 * 19 - 3) * 480, 2)
     assert torch.equal(samples, vocoder(spectrogram)[0].T)
+
+
+def test_its_arithmetic_is_counted_with_its_connectors(adapter: LTX2Adapter) -> None:
+    counted = without_data(adapter, 1)
+    texts = [one.blank_text(3) for one in (adapter, counted)]
+    assert [state.shape for state in texts[0].states] == [state.shape for state in texts[1].states]
+
+
+def test_what_makes_waves_of_sound_computes_in_fp32() -> None:
+    sound = LTX2Adapter.random(MODELS["ltx-2.5"], torch.device("meta")).parts.sound
+    dtypes = {name: {parameter.dtype for parameter in part.parameters()} for name, part in sound.items()}
+    assert dtypes == {"audio_vae": {torch.bfloat16}, "vocoder": {torch.float32}}
 
 
 def test_sound_goes_with_its_pictures(adapter: LTX2Adapter) -> None:

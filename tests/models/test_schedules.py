@@ -198,7 +198,7 @@ def test_the_second_expert_begins_where_the_levels_fall_below_its_boundary() -> 
 
 
 @pytest.mark.parametrize("speed", SPEEDS)
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [*FEW, "ltx-2.5"])
 def test_no_step_of_few_is_skipped_and_that_is_said(name: str, speed: str) -> None:
     """So that the film is that of every other speed, and no scene of it is rendered again."""
     plan, usual = (plan_of("scenes: [[a, b], [a, c]]", model=name, speed=s) for s in (speed, None))

@@ -93,8 +93,11 @@ def tail(source: int, first: int, count: int = 2, at: int = 0) -> Given:
     return Given(source, None, first, at, count, 1.0)
 
 
+SHOTS = ("portraits=shots",)  # as of models that were not taught both, one behind the other
+
+
 def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both() -> None:
-    plan = plan_of(CAST)
+    plan = plan_of(CAST, method=SHOTS)
     transitions = ["continue", "dissolve", "continue", "cut", "dissolve", "continue"]
     assert [seam.transition for seam in plan.seams] == transitions
     assert [plan.given(s) for s in plan.segments] == [
@@ -108,6 +111,22 @@ def test_a_lead_has_the_end_of_the_shot_or_the_characters_as_first_shown_or_both
     ]
     assert [s.lead for s in plan.segments] == [1, 2, 1, 3, 2, 1, 3]
     assert [plan.sources(s) for s in plan.segments] == [(), (0,), (), (0, 2), (0, 2), (), (2, 5)]
+
+
+def test_portraits_in_all_scenes_stand_before_the_end_of_a_shot_too() -> None:
+    plan = plan_of(COMES)
+    assert plan.settings.method.portraits == MINI.portraits == "scenes"
+    assert plan.given(plan.segments[1]) == (portrait(0, "a fox"), tail(0, 1 + 8 - 2, at=1))
+    assert [s.lead for s in plan.segments] == [1, 3, 2]
+    wan = plan_of(COMES, model="wan-14b")
+    assert wan.settings.method.portraits == "shots"
+    assert "portraits" not in wan.settings.facts["method"]  # films of before keep their keys
+    asked = plan_of(COMES, model="wan-14b", method=("portraits=scenes",))
+    assert asked.settings.facts["method"]["portraits"] == "scenes"
+    assert [s.lead for s in asked.segments] == [1, 1 + wan.seams[0].overlap, 2]
+    # What goes on from a picture alone has no lead for them.
+    pictures = replace(plan, spec=replace(plan.spec, pictures=True)).settled([None] * 2)
+    assert [s.lead for s in pictures.segments] == [1, 2, 2]
 
 
 def test_where_a_first_frame_is_unlike_others_no_end_of_a_shot_stands_there() -> None:
@@ -164,7 +183,7 @@ scenes:
 
 def test_who_comes_into_a_shot_is_known_by_the_middle_of_that_scene() -> None:
     """It begins with the end of the one before, in which nobody has come yet."""
-    plan = plan_of(COMES)
+    plan = plan_of(COMES, method=SHOTS)
     assert plan.given(plan.segments[1]) == (tail(0, 1 + 8 - 2),)
     middle = Given(1, "a dog", first=2 + 3, at=0, count=1, strength=1.0)
     assert plan.given(plan.segments[2]) == (middle,)
@@ -313,7 +332,7 @@ def test_an_overlap_is_what_is_asked_for() -> None:
     pairs = "scenes:\n" + "  - [a, b]\n" * 3
     assert [s.overlap for s in plan_of(pairs).seams] == [MINI.overlap] * 2
     longest = MINI.max_latents - 1 - 8
-    plan = plan_of(pairs, method=(f"overlap={longest}",))
+    plan = plan_of(pairs, method=(f"overlap={longest}", *SHOTS))
     assert [s.overlap for s in plan.seams] == [longest] * 2
     assert [s.lead for s in plan.segments] == [1, longest, longest]
     for other in ("blending=published", "strength=0"):
@@ -342,8 +361,8 @@ def test_the_command_line_changes_the_storys_method() -> None:
     text = STORY + "render: {method: {lead_noise: 0.2, beta: 0.5}}\n"
     method = plan_of(text, method=("lead_noise=0.3", "weighting=false", "strength=1")).settings.method
     expected = Method(lead_noise=0.3, beta=0.5, weighting=False, strength=1.0, emphasis=MINI.emphasis)
-    expected = expected.model_copy(update={"identity_weight": MINI.identity_weight})
-    assert method == expected
+    its = {"identity_weight": MINI.identity_weight, "portraits": MINI.portraits}
+    assert method == expected.model_copy(update=its)
     assert isinstance(method.strength, float)
 
 
