@@ -122,6 +122,18 @@ def test_a_damaged_file_is_told_from_a_missing_one(out: Path, name: str) -> None
         assert faults(out) == {name: MISSING}
 
 
+def test_the_page_of_another_version_is_not_called_damaged(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is laid out otherwise, and no hash of it is recorded."""
+    file(out, "index.html").write_text("a page")
+    assert faults(out) == {"index.html": DAMAGED}
+    monkeypatch.setattr("storyreel.film.verify.__version__", "another")
+    assert faults(out) == {}
+    file(out, "index.html").unlink()
+    assert faults(out) == {"index.html": MISSING}
+
+
 @pytest.mark.parametrize("entry", ["file", "key", "sha256", "storyreel", "seal"])
 def test_damage_is_found_in_whatever_the_manifest_says_of_the_film(out: Path, entry: str) -> None:
     """Nothing else knows which version joined it."""
