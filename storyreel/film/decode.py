@@ -64,7 +64,7 @@ class FilmStream:
         if self._segment is not None and self._segment.index != segment.index - 1:
             self.finish()  # the segments in between are not needed
         began = time.monotonic()
-        pictures = self._adapter.decode(latents)
+        pictures = self._adapter.decode(latents[:, :, self._plan.undecoded(segment) :])
         planned = lead_pictures(self._plan, segment) + segment.frames
         if len(pictures) != planned:
             raise RuntimeError(f"scene {segment.number} has {len(pictures)} pictures, planned were {planned}")

@@ -44,7 +44,7 @@ Frame = tuple[Part | Plain, ...]  # one part, or two: first what is earlier, the
 
 def lead_pictures(plan: Plan, segment: Segment) -> int:
     """Return how many pictures a segment's lead is decoded to: the first latent frame is one picture."""
-    return 1 + plan.spec.frames_per_latent * (segment.lead - 1)
+    return 1 + plan.spec.frames_per_latent * (segment.lead - plan.undecoded(segment) - 1)
 
 
 def film_frames(plan: Plan, segment: Segment) -> list[Frame]:

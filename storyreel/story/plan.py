@@ -375,9 +375,21 @@ class Plan:
             return (segment.index - 1,)
         return tuple(sorted({given.source for given in self.given(segment) if given.picture is None}))
 
+    def undecoded(self, segment: Segment) -> int:
+        """Return how many latent frames of a segment are not decoded: portraits before the end of a shot.
+
+        What a decoder makes of a frame depends on those before it. Behind portraits, the end of a shot would be
+        other pictures than it was. Where a first frame is unlike others, the end can only stand behind one.
+        """
+        seam = self.seam(segment)
+        if seam is None or not seam.overlap or segment.picture is not None:
+            return 0
+        return segment.lead - seam.overlap if self.spec.first_alike and self.spec.sound is None else 0
+
     def unseen(self, segment: Segment) -> int:
-        """Return how many of a segment's pictures are not shown: its lead's, but a picture of its own."""
-        return self.spec.frames_per_latent * (segment.lead - 1) + (segment.picture is None)
+        """Return how many decoded pictures of a segment are not shown: its lead's, but one of its own."""
+        lead = segment.lead - self.undecoded(segment)
+        return self.spec.frames_per_latent * (lead - 1) + (segment.picture is None)
 
     def settled(self, similarities: Sequence[float | None]) -> Plan:
         """Return the settled plan: overlap and strength of every seam by how alike its actions are (SAR).
