@@ -378,8 +378,8 @@ class Plan:
     def undecoded(self, segment: Segment) -> int:
         """Return how many latent frames of a segment are not decoded: portraits before the end of a shot.
 
-        What a decoder makes of a frame depends on those before it. Behind portraits, the end of a shot would be
-        other pictures than it was. Where a first frame is unlike others, the end can only stand behind one.
+        What a decoder makes of a frame depends on those before it: behind portraits, the end of a shot would
+        be other pictures than it was. Where a first frame is unlike others, the end cannot be the first.
         """
         seam = self.seam(segment)
         if seam is None or not seam.overlap or segment.picture is not None:

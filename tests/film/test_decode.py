@@ -241,3 +241,29 @@ def test_an_interrupt_leaves_no_half_film(fake_model: ModelSpec, tmp_path: Path)
         stream.push(plan.segments[0], latents(plan.segments[0]))
         raise KeyboardInterrupt
     assert list(folder.iterdir()) == []
+
+
+def test_portraits_before_the_end_of_a_shot_are_not_decoded(
+    fake_model: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = "  - ['{fox} in a park', it sits]\n  - ['{fox} in a park', it walks]\n"
+    text = f"cast: {{fox: {{name: a fox}}}}\nrender: {{model: fake}}\nscenes:\n{scenes}"
+    adapter, decoded = FakeAdapter(fake_model), list[Tensor]()
+    whole = adapter.decode
+
+    def decode(latents: Tensor) -> Tensor:
+        decoded.append(latents)
+        return whole(latents)
+
+    monkeypatch.setattr(adapter, "decode", decode)
+    plan = plan_of(text, method=("portraits=scenes",))
+    pushed = [latents(segment) for segment in plan.segments]
+    with FilmStream(
+        plan, adapter, range(2), lambda s: tmp_path / s.number, lambda s, seconds: None
+    ) as stream:
+        for segment, x in zip(plan.segments, pushed, strict=True):
+            stream.push(segment, x)
+        stream.finish()
+    assert torch.equal(decoded[0], pushed[0])
+    assert plan.segments[1].lead == 1 + plan.seams[0].overlap
+    assert torch.equal(decoded[1], pushed[1][:, :, 1:])

@@ -118,6 +118,9 @@ def test_portraits_in_all_scenes_stand_before_the_end_of_a_shot_too() -> None:
     assert plan.settings.method.portraits == MINI.portraits == "scenes"
     assert plan.given(plan.segments[1]) == (portrait(0, "a fox"), tail(0, 1 + 8 - 2, at=1))
     assert [s.lead for s in plan.segments] == [1, 3, 2]
+    # Behind a portrait, a decoder would make other pictures of the end of the shot than it was.
+    assert [plan.undecoded(s) for s in plan.segments] == [0, 1, 0]
+    assert [plan.unseen(s) for s in plan.segments] == [1, 4, 4]
     wan = plan_of(COMES, model="wan-14b")
     assert wan.settings.method.portraits == "shots"
     assert "portraits" not in wan.settings.facts["method"]  # films of before keep their keys
@@ -127,6 +130,9 @@ def test_portraits_in_all_scenes_stand_before_the_end_of_a_shot_too() -> None:
     # What goes on from a picture alone has no lead for them.
     pictures = replace(plan, spec=replace(plan.spec, pictures=True)).settled([None] * 2)
     assert [s.lead for s in pictures.segments] == [1, 2, 2]
+    unlike = replace(plan, spec=replace(plan.spec, first_alike=False)).settled([None] * 2)
+    for other in (pictures, unlike):
+        assert [other.undecoded(s) for s in other.segments] == [0, 0, 0]
 
 
 def test_where_a_first_frame_is_unlike_others_no_end_of_a_shot_stands_there() -> None:
