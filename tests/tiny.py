@@ -73,6 +73,7 @@ TINY = replace(
     steps=3,
     weighting=True,
     renoises=False,
+    portraits="shots",
     identity_weight=None,
     overlap=2,
 )
