@@ -111,10 +111,10 @@ def film_faults(plan: Plan, folder: FilmFolder, facts: dict[str, Any]) -> dict[P
         key = film_key(plan, facts, [inventory.video[segment.index].sha256 for segment in plan.segments])
         texts = film_page(folder, inventory, film), film_manifest(inventory, film).text()
         whole = [folder.film_is_complete(key), *map(folder.holds, around[1:], texts)]
-        if (
-            film.get("storyreel") != __version__
-        ):  # no hash of a page is recorded, and that one is laid out otherwise
-            whole[1] = folder.page_path.is_file()
+        if film.get("storyreel") != __version__:
+            whole[1] = (
+                folder.page_path.is_file()
+            )  # no hash of it is recorded, and it may be laid out otherwise
         other = "" if whole[0] else other  # the film is the one that is wanted: its manifest is damaged
         why = ["" if is_whole else other or DAMAGED for is_whole in whole]
         if not whole[0] and folder.film_is_complete():  # as it was recorded, under another key

@@ -213,8 +213,8 @@ def legal_values(key: str) -> str:
         words = [value for kind in kinds for value in get_args(kind)]
         return " or ".join(["true", "false", *words])
     if float not in kinds and int not in kinds:
-        names = [name for kind in kinds if kind is not type(None) for name in get_args(kind) or (kind,)]
-        return f"one of {', '.join(names)}"
+        words = [word for kind in kinds if kind is not type(None) for word in get_args(kind) or (kind,)]
+        return f"one of {', '.join(words)}"
     limits = {n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)}
     low = f"from {limits['ge']:g}" if "ge" in limits else f"above {limits['gt']:g}"
     high = f"{limits['le']:g}" if "le" in limits else f"below {limits['lt']:g}"

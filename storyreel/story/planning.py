@@ -226,6 +226,7 @@ def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides
             f"{settings.guidance:g} each step costs twice"
         )
     method = settings.method
+    # Without a preview (loading.PREVIEW, which loads torch) no estimate is scored.
     unmeasured = spec.decides == (0.0, 0.0) and not (spec.weights / "preview.safetensors").is_file()
     if method.weighting is True and (method.emphasis == 1 or unmeasured):
         why = (

@@ -231,6 +231,8 @@ def test_what_a_take_says_to_type_names_its_cast(place: Place, story: Path) -> N
     assert "storyreel render tale.yaml --cast 'fox=a red panda'" in said
     assert "retake: 2" in story.read_text()
     place.said("sheet", "tale.yaml", "--keep", "1=2", *cast)
+    _, said = place.said("sheet", "tale.yaml", "--seeds", "2", *cast)
+    assert "storyreel sheet tale.yaml --keep 3=2 --cast 'fox=a red panda'" in said
 
 
 @pytest.mark.usefixtures("ffmpeg")
