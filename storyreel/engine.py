@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 from storyreel.errors import MissingError, UsageError
 from storyreel.film.hashes import RememberedHashes
 from storyreel.film.keys import CUDA_FP8, ingredients
-from storyreel.models.device_errors import check_device, device_error, lacks_memory, plugin_faults
+from storyreel.models.device_errors import (
+    check_device,
+    device_error,
+    lacks_memory,
+    machine_lacks,
+    plugin_faults,
+)
 from storyreel.models.host import available_memory
 from storyreel.models.inventory import weight_files
 from storyreel.models.specs import ModelSpec
@@ -306,6 +312,8 @@ def with_less_memory(adapter: Adapter, compute: Callable[[], None], on_mode: Cal
             return
         except Exception as error:
             if not lacks_memory(error):
+                raise
+            if adapter.device.type != "cpu" and machine_lacks(error):  # lower modes take more of that
                 raise
             clear_frames(error.__traceback__)  # of what the failed step held
             mode = adapter.lower_memory_mode()

@@ -9,13 +9,14 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 EVERY = 0.05  # seconds between two tries
+SILENT = 3.0  # seconds for which nobody need be told that there is something to wait for
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # as Lustre has it, or some NFS
 
 
@@ -41,9 +42,11 @@ class Lock:
         return True
 
     @contextmanager
-    def waited_for(self) -> Iterator[None]:
-        """Wait for the lock, and hold it."""
-        self.acquire(math.inf)
+    def waited_for(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Wait for the lock, and hold it; after some seconds ``tell`` for whom."""
+        if not self.acquire(SILENT):
+            tell(f"waiting for another storyreel{self.holder()}.{self.hint()}")
+            self.acquire(math.inf)
         try:
             yield
         finally:
@@ -75,7 +78,7 @@ class Lock:
     def holder(self) -> str:
         """Return which process holds the lock, and since when, in brackets; "" if that is unknown."""
         try:
-            process, host, since = self._noted()
+            process, host, since, *_ = self._noted()
         except (ValueError, TypeError):
             return ""
         return f" (process {process} on {host}, since {since})"
@@ -104,7 +107,7 @@ class Lock:
         return True
 
     def _take_note(self) -> bool:
-        if not self._is_noted():
+        if self._note.exists() and not self._is_noted():  # none that appears meanwhile is removed
             self._note.unlink(missing_ok=True)
         try:
             with self._note.open("x") as file:
@@ -116,12 +119,20 @@ class Lock:
     def _is_noted(self) -> bool:
         """Tell whether the note is there, of a process that may still run."""
         try:
-            process, host, _ = self._noted()
+            process, host, _, *job = self._noted()
             if host == platform.node():
                 os.kill(int(process), 0)
+            elif job and job[0][0] == _job()[0] and job[0][1] < _job()[1]:
+                return False  # Slurm has put the job back into the queue, since its node failed
         except (FileNotFoundError, ProcessLookupError):
             return False
-        except (OSError, ValueError, TypeError, OverflowError):  # another user's, or half written
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            LookupError,
+        ):  # another user's, or half written
             return self._note.exists()
         return True
 
@@ -134,4 +145,11 @@ class Lock:
     @staticmethod
     def _words() -> str:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps([os.getpid(), platform.node(), now])
+        words = [os.getpid(), platform.node(), now]
+        return json.dumps([*words, _job()] if _job()[0] else words)
+
+
+def _job() -> tuple[str, int]:
+    """Return the Slurm job that this process is of, "" for none, and how often it has been begun again."""
+    again = os.environ.get("SLURM_RESTART_COUNT", "")
+    return os.environ.get("SLURM_JOB_ID", ""), int(again) if again.isdecimal() else 0

@@ -29,7 +29,8 @@ from storyreel.film.messages import device_messages, difference_messages, unused
 from storyreel.film.page import GrowingPage, film_page, write_page
 from storyreel.film.stills import keep_still
 from storyreel.film.store import Store
-from storyreel.film.takes import record_take
+from storyreel.film.takes import begin_take, end_take, record_take
+from storyreel.stopping import KEPT_AFRESH
 from storyreel.story.plan import Plan, Segment
 
 if TYPE_CHECKING:
@@ -92,8 +93,9 @@ def render(
     """Render what is missing of a film into ``out/name`` and join it; with ``overwrite``, all of it.
 
     With a ``signer``, the film is signed. With ``only`` some scenes, by index, and what they depend on are
-    rendered; then the film is joined if all of it is there. The film that is there stays until its successor
-    is complete. Raises StoryreelError of every kind; finished segments stay.
+    rendered, with ``overwrite`` these scenes alone again; then the film is joined if all of it is there. The
+    film that is there stays until its successor is complete. Raises StoryreelError of every kind; finished
+    segments stay.
     """
     began = time.monotonic()
     ingredients = engine.ingredients(plan.spec, progress.said)
@@ -143,10 +145,12 @@ def render_take(plan: Plan, index: int, name: str, out: Path, engine: Engine, pr
         missing = len(inventory.missing)
         progress.started(plan, len(only), len(only) - missing, inventory.forwards())
         if missing:
+            begin_take(folder.path, inventory)
             with device_faults():
                 _render_missing(inventory, store, folder, engine, progress, beside=True)
         keep_still(store, inventory, index)
         record_take(folder.path, plan, inventory, index)
+        end_take(folder.path)
         seconds = time.monotonic() - began
         videos = _videos(inventory, store)
         return Rendered(folder.film_path, len(plan.segments), missing, seconds, False, videos)
@@ -166,7 +170,7 @@ def _inventory(
     overwrite: bool,
     only: frozenset[int] | None,
 ) -> Inventory:
-    """Return what of a film is there; with ``overwrite``, nothing is.
+    """Return what of a film is there; with ``overwrite``, nothing is of what was asked for.
 
     A film's segments are computed by one kind of device. Device auto takes a film that another kind has
     completed as it is, and begins a new one otherwise.
@@ -174,9 +178,12 @@ def _inventory(
 
     def on(device: str) -> Inventory:
         facts = film_facts(plan, ingredients, device)
+        if overwrite and only is None:  # nothing need be read
+            return Inventory(plan, facts)
+        inventory = take_inventory(plan, facts, store.claim, only)
         if overwrite:
-            return Inventory(plan, facts, only=only)
-        return take_inventory(plan, facts, store.claim, only)
+            inventory.forget(only)
+        return inventory
 
     if engine.device != "auto" or overwrite:
         return on(engine.device_kind(plan.spec))
@@ -215,6 +222,7 @@ def _render_missing(
         progress.said(message)
     if afresh:
         _remove(inventory, store)
+        engine.stop.remedy = KEPT_AFRESH.format(name=folder.name)
 
     def compute() -> None:
         adapter.prepare(all_prompts(inventory.plan, scorer is not None))

@@ -35,7 +35,7 @@ _DIRECTIVES = (
     "--output=%A_%a.log",
     "--open-mode=append",
     "--requeue",
-    "--signal=B:USR1@60",
+    "--signal=B:USR1@180",  # seconds: one evaluation of the largest clips may take more than a minute
 )
 _BODY = """\
 stop() {

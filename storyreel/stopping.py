@@ -24,7 +24,10 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS: list[signal.Signals] = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 AGAIN = "Run the same command again."
 KEPT = f"What is finished is kept. {AGAIN[:-1]} to go on."
-KEPT_AFRESH = "What is finished is kept. Run the command without --overwrite to go on."
+KEPT_AFRESH = (  # once what was there of a film has been removed
+    "What is finished is kept. Run the command without --overwrite to go on with {name}; "
+    "what was not begun yet still needs it."
+)
 SAME = 0.1  # seconds in which two interrupts are one: timeout(1) sends it to the process and to its group
 
 

@@ -336,8 +336,8 @@ def fake_model(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
     if "ffmpeg" not in request.fixturenames:
         encode_nothing(monkeypatch)
     weights = tmp_path / "fake-weights"
-    weights.mkdir()
-    (weights / "model.safetensors").write_bytes(b"weights")
+    (weights / "vae").mkdir(parents=True)
+    (weights / "vae" / "model.safetensors").write_bytes(b"weights")
     spec = replace(MODELS["mini"], name="fake", weights=weights, steps=3, seconds=0.5, upscale=1)
     # Small pictures, whatever mini draws; and nobody knows what a fake can draw.
     spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)

@@ -22,10 +22,12 @@ from storyreel.cli.options import RenderOptions, SlurmOptions
 from storyreel.errors import MissingError, NumericsError, StoppedError
 from storyreel.film.folder import FilmFolder
 from storyreel.film.status import EARLIER, FilmStatus, film_status
+from storyreel.models.lora import Lora
 from storyreel.models.specs import ModelSpec
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides, make_plan
 from storyreel.story.schema import parse_story
+from storyreel.story.sounds import Sound, Soundtrack
 from tests.conftest import FakeEngine
 
 STORY = "render: {model: fake}\nscenes:\n" + '  - ["a park", "a fox sits"]\n' * 3
@@ -255,7 +257,7 @@ def test_a_node_without_scontrol_says_so(tmp_path: Path) -> None:
 
 def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.CaptureFixture[str]) -> None:
     stories = [batch.story("a.yaml"), batch.story("b.yaml")]
-    words = ["--gpus", "2", "--time", "1:00:00", "--partition", "a b", "--mem", "8G", "--cpus", "4"]
+    words = ["--gpus", "1", "--time", "1:00:00", "--partition", "a b", "--mem", "8G", "--cpus", "4"]
     words += ["--max-parallel", "3", "--sbatch-option", "--account=me", "--sbatch-option", "--nice"]
     words += ["--steps", "4", "--method", "beta=0.2", "--method", "overlap=2", "--compile"]
     assert batch.run(*stories, "--slurm", "--dry-run", *words) == 0
@@ -263,7 +265,7 @@ def test_the_script_says_what_was_asked_for(batch: Batch, capsys: pytest.Capture
     asked = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
     assert asked[5:] == [
         "--array=0-1%3",
-        *("--gpus=2", "--time=1:00:00", "'--partition=a b'", "--mem=8G", "--cpus-per-task=4"),
+        *("--gpus=1", "--time=1:00:00", "'--partition=a b'", "--mem=8G", "--cpus-per-task=4"),
         *("--account=me", "--nice"),
     ]
     rendered = "render --steps=4 --method=beta=0.2 --method=overlap=2 --device=auto "
@@ -458,6 +460,13 @@ def test_a_film_is_done_only_as_it_is_asked_for(batch: Batch, capsys: pytest.Cap
     capsys.readouterr()
     assert batch.run("--status", story, "--seed", "7") == 0
     assert "a: waiting, 0 of 3 scenes: it was rendered from another story" in capsys.readouterr().out
+    plan = make_plan(parse_story("a.yaml", STORY.encode()), "a", Overrides())
+    assert film_status(batch.out, "a", plan).state == "done"
+    sound = Soundtrack((Sound("music", None, "tune.wav", "0" * 64, 2.0, None, -1.0),))
+    begun_with = (replace(plan.segments[0], picture="0" * 64), *plan.segments[1:])
+    merged = (replace(plan.segments[0], loras=(Lora(Path("ink.safetensors"), 1.0),)), *plan.segments[1:])
+    for other in (replace(plan, sound=sound), *(replace(plan, segments=s) for s in (begun_with, merged))):
+        assert film_status(batch.out, "a", other).state == "waiting"
     film = batch.out / "a" / "a.mp4"
     film.write_bytes(film.read_bytes()[:-1])
     assert film_status(batch.out, "a") == FilmStatus(

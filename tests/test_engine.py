@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from storyreel import engine as engines
-from storyreel.engine import Engine
+from storyreel.engine import Engine, with_less_memory
 from storyreel.models.memory import Needs
 from storyreel.models.specs import MODELS, ModelSpec
 from tests.conftest import FakeAdapter, FakeEngine, plan_of
@@ -108,3 +108,24 @@ def test_nothing_is_said_of_a_model_whose_needs_nobody_knows(monkeypatch: pytest
     said: list[str] = []
     Engine("cpu").adapter_for(plan_of(STORY), said.append)
     assert said == []
+
+
+@pytest.mark.parametrize(("device", "modes"), [("cuda", []), ("cpu", ["balanced"])])
+def test_on_a_gpu_no_lower_mode_helps_a_machine_that_lacks_memory(
+    fake_model: ModelSpec, device: str, modes: list[str]
+) -> None:
+    """Balanced and low keep more in the machine's own memory."""
+    adapter, tried = FakeAdapter(fake_model), list[str]()
+    adapter.device = torch.device(device)
+    adapter.modes = ["balanced"]
+
+    def compute() -> None:
+        if not tried:
+            raise MemoryError
+
+    if modes:
+        with_less_memory(adapter, compute, tried.append)
+    else:
+        with pytest.raises(MemoryError):
+            with_less_memory(adapter, compute, tried.append)
+    assert tried == modes

@@ -169,7 +169,7 @@ def test_the_manifest_says_how_to_make_it_again(tmp_path: Path) -> None:
     make(tmp_path, seed=7)
     manifest = json.loads((tmp_path / "foxes" / "manifest.json").read_text())
     assert manifest["model"]["name"] == "fake"
-    assert set(manifest["model"]["weights"]) == {"model.safetensors"}
+    assert set(manifest["model"]["weights"]) == {"vae/model.safetensors"}
     assert manifest["settings"]["seed"] == 7
     assert (manifest["settings"]["guidance"], manifest["settings"]["guidance_2"]) == (3, None)
     assert {"storyreel", "torch", "diffusers", "transformers", "ffmpeg"} <= set(manifest["versions"])
@@ -776,7 +776,7 @@ def test_scenes_of_several_machines_are_said(tmp_path: Path, monkeypatch: pytest
 
 def test_other_weights_are_another_film(tmp_path: Path, fake_model: ModelSpec) -> None:
     make(tmp_path)
-    (fake_model.weights / "model.safetensors").write_bytes(b"other weights")
+    (fake_model.weights / "vae" / "model.safetensors").write_bytes(b"other weights")
     result, _, _ = make(tmp_path)
     assert result.rendered == 6
 
@@ -789,10 +789,20 @@ def test_overwrite_renders_everything_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_scene_is_rendered_again_without_those_that_it_depends_on(tmp_path: Path) -> None:
+    make(tmp_path)
+    before, progress = contents(tmp_path), Silent()
+    plan = plan_of(story())
+    done = render(plan, "foxes", tmp_path, FakeEngine(), progress, overwrite=True, only=frozenset({2}))
+    assert (done.is_complete, done.rendered) == (True, 1)
+    assert progress.forwards == plan.pace.forwards + plan.looks([plan.segments[2]])
+    assert contents(tmp_path) == before
+
+
 def test_a_render_of_everything_again_that_is_stopped_goes_on(tmp_path: Path) -> None:
     make(tmp_path)
     before, engine = contents(tmp_path), FakeEngine()
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match="without --overwrite to go on with foxes"):
         render(plan_of(story()), "foxes", tmp_path, engine, Stopping(engine, 8), overwrite=True)
     assert (tmp_path / "foxes" / "foxes.mp4").read_bytes() == before["foxes/foxes.mp4"]
     result, progress, _ = make(tmp_path)

@@ -308,6 +308,21 @@ def test_how_to_change_a_scene_alone_is_said_where_others_depend_on_it(tmp_path:
     assert not any("retake" in words for words in progress.heard)
 
 
+def test_what_one_action_changes_in_a_story_without_a_cast_is_said(tmp_path: Path) -> None:
+    """Who is in it is what all actions begin with."""
+    before, after = (
+        text(lines).replace("cast: {fox: {name: a fox}}\n", "")
+        for lines in (LINES, changed(5, action="the sea roars"))
+    )
+    make(tmp_path, before)
+    said = reasons(*looked_up(plan_of(after), tmp_path, "foxes"))
+    assert said[5] == "its action prompt has changed"
+    assert {said[index] for index in range(5)} == {"the words with which all actions begin have changed"}
+    _, progress = make(tmp_path, after)
+    assert any("A cast says it whatever the actions are" in words for words in progress.heard)
+    assert any("storyreel retake STORY 6 --action 'the sea roars'" in words for words in progress.heard)
+
+
 def test_some_scenes_are_rendered_alone_and_the_film_once_all_are_there(tmp_path: Path) -> None:
     result, progress = make(tmp_path, text(), only=frozenset({5}))
     # The first scene that shows the fox is in the lead.

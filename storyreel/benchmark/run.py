@@ -8,9 +8,7 @@ taken to be plain's.
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from storyreel.denoise.loop import SegmentState, begin, denoise, segment_noise, 
 from storyreel.denoise.prompts import PromptWriter, similarities
 from storyreel.errors import MissingError, UsageError
 from storyreel.models.device_errors import lacks_memory
+from storyreel.models.host import peak_resident
 from storyreel.models.loading import adapter_class, load_adapter
 from storyreel.models.pipeline import PipelineAdapter
 from storyreel.models.scorer import Scorer
@@ -136,8 +135,7 @@ def bench(
         "compiled": adapter.compiled,
         "attention": attention,
         "peak_tflops": peak,
-        "process_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        / (1024 if sys.platform == "linux" else 1024**2),
+        "process_peak_mb": peak_resident() / 1e6,
         "variants": [asdict(row) for row in rows],
     }
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +34,7 @@ from storyreel.benchmark.folders import make_folder
 from storyreel.benchmark.variants import planned
 from storyreel.engine import with_less_memory
 from storyreel.models.base import MemoryMode
+from storyreel.models.host import peak_by, peak_of, peak_resident
 from storyreel.models.loading import adapter_class, random_parts
 from storyreel.models.memory import MODES
 from storyreel.models.pipeline import PipelineAdapter
@@ -47,7 +46,6 @@ HEADS = (24, 128), (32, 64)  # Mochi's and LTX's: their number, and channels of 
 TOKENS = 8192  # of video, where kernels are tried
 FEW = 4  # steps, where one evaluation after the other is alike
 TIGHT = 512 << 20  # bytes that a device has beside the weights, where memory is to run out
-KILOBYTES = 1024 if sys.platform == "linux" else 1024**2  # in which units ru_maxrss makes a MB
 KERNELS = (
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
@@ -307,7 +305,7 @@ def _in_mode(bed: Bed, step: Step, mode: MemoryMode) -> dict[str, Any]:
         "peak_mb": first if cuda else None,
         "decode_peak_mb": second if cuda else None,
         "reserved_mb": torch.cuda.max_memory_reserved(bed.device) / 1e6 if cuda else None,
-        "host_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KILOBYTES,  # so far
+        "host_mb": peak_resident() / 1e6,  # so far
     }
 
 
@@ -456,9 +454,9 @@ def run_command(words: Sequence[str], patience: float) -> tuple[int, float, str,
     """Run a command of storyreel's; return its exit code, its peak memory in MB, its stdout and stderr."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([sys.executable, "-m", "storyreel", *words], stdout=out, stderr=err)
-        ended, peak = time.monotonic() + patience, 0.0
+        ended, peak = time.monotonic() + patience, 0
         while True:
-            peak = max(peak, _peak_of(process.pid))
+            peak = max(peak, peak_of(process.pid))
             pid, status, used = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
@@ -468,20 +466,7 @@ def run_command(words: Sequence[str], patience: float) -> tuple[int, float, str,
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
-        return process.returncode, peak or used.ru_maxrss / KILOBYTES, out.read(), err.read()
-
-
-def _peak_of(pid: int) -> float:
-    """Return the peak memory of a process in MB; 0 where the system does not tell.
-
-    What `wait4` says of a child begins with what its parent had when it was started.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) / 1000 if found else 0.0
+        return process.returncode, (peak or peak_by(used)) / 1e6, out.read(), err.read()
 
 
 KINDS: dict[str, Callable[[Bed, Step], dict[str, Any]]] = {

@@ -107,6 +107,11 @@ def read_defaults(path: Path) -> dict[str, Any]:
         if any(isinstance(item, bool) or not isinstance(item, str | int | float) for item in items):
             raise UsageError(f"{path}: {key} must be text or a number", 'As in model = "mini", steps = 8.')
         if key in PATHS:
-            items = [str(path.parent / Path(str(item)).expanduser()) for item in items]
+            try:
+                items = [str(path.parent / Path(str(item)).expanduser()) for item in items]
+            except RuntimeError:  # ~NAME is the home of somebody who is not known here
+                raise UsageError(
+                    f"{path}: {key}: there is no home for {value!r}", "Write ~/FOLDER, or a whole path."
+                ) from None
         values[key] = items if key in SEVERAL else items[0]
     return values

@@ -226,7 +226,7 @@ def export(
     Each file is named as it is finished. The film itself stays as it is, and what an export wrote before
     is replaced.
     """
-    from storyreel.film.export import PICTURES, STILLS, TO_AN_EDITOR, Wanted, parse_formats
+    from storyreel.film.export import PICTURES, STILLS, TO_AN_EDITOR, Wanted, left_over, parse_formats
     from storyreel.film.export import export as export_film
     from storyreel.film.timeline import timeline_of
     from storyreel.film.yardsticks import YARDSTICKS
@@ -248,14 +248,17 @@ def export(
     if film.is_file() and film.resolve() != timeline.path.resolve():
         raise UsageError(f"{film} is not the film in {film.parent}", f"Name that: {timeline.path}")
     files: list[Exported] = []
+    target = to or timeline.path.parent / "export"
     try:
-        for file in export_film(timeline, names, to or timeline.path.parent / "export", wanted, overwrite):
+        for file in export_film(timeline, names, target, wanted, overwrite):
             files.append(Exported(**asdict(file) | {"file": str(file.file)}))  # type: ignore[typeddict-item]
             if not as_json:
                 print(printable(str(file.file)), flush=True)
     finally:  # what was done is told whatever ends the rest
         if as_json and files:
             print_json(files)
+    if old := left_over(timeline, target):
+        note(f"of scenes that the film has no more, an earlier export left {', '.join(old)} in {target}")
 
 
 def _folder_of(film: Path) -> Path:

@@ -421,7 +421,9 @@ class RenderOptions(OutOptions):
         ),
     ] = None
     attention: Attention = None
-    overwrite: Annotated[bool, flag("--overwrite", "Render finished scenes again.", WORK)] = False
+    overwrite: Annotated[
+        bool, flag("--overwrite", "Render again what is asked for, though it is there.", WORK)
+    ] = False
     strict: Strict = False
     sign_cert: Annotated[
         Path | None,
@@ -487,7 +489,11 @@ class SheetOptions(OutOptions):
 class SlurmOptions:
     """What a Slurm job asks for, one story an element."""
 
-    gpus: Annotated[int | None, option("N", "GPUs for a story. Default: 1.", SLURM, min=0)] = None
+    # A story is rendered by one process. Several GPUs share a film under torchrun, whose exit codes say too
+    # little for a job that is to be queued again.
+    gpus: Annotated[
+        int | None, option("N", "GPUs for a story: 1, or 0 for none. Default: 1.", SLURM, min=0, max=1)
+    ] = None
     time: Annotated[str | None, option("TIME", "Longest run of a story, as in 4:00:00.", SLURM)] = None
     partition: Annotated[str | None, option("NAME", "Partition.", SLURM)] = None
     mem: Annotated[str | None, option("SIZE", "Memory for a story, as in 64G.", SLURM)] = None

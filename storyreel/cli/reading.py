@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -132,6 +133,8 @@ def check_written(path: Path, option: str, what: str, is_ours: Callable[[Path], 
     """
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder", f"Make it, or write {option} {path.name}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"{path} cannot be written", f"Name another file: {option} FILE")
     if path.exists() and not (path.is_file() and is_ours(path)):
         words = f"{path} is there, and is no {what} of storyreel's"
         raise UsageError(words, "Name another file, or remove it.")

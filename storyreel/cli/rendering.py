@@ -42,7 +42,7 @@ from storyreel.errors import (
 )
 from storyreel.models.host import available_memory, total_memory
 from storyreel.models.memory import GB
-from storyreel.stopping import KEPT, KEPT_AFRESH, deferred, stopping
+from storyreel.stopping import AGAIN, KEPT, deferred, stopping
 from storyreel.story.plan import Card, Plan
 from storyreel.story.planning import notes_of
 from storyreel.story.schema import STDIN
@@ -112,7 +112,7 @@ def render(
     check_weights(options.weights)
     signer = None if verify else options.signer()
     if dry_run:
-        print_plans(plans, warned, as_json, errors, options.out, only)
+        print_plans(plans, warned, as_json, errors, options, only)
         return
     if verify:
         _verify_plans(plans, errors, options.out, as_json)
@@ -171,7 +171,7 @@ def rendering_engine(options: RenderOptions, plans: Mapping[str, Plan]) -> Itera
     """Give what renders; of torchrun's processes only the first gets it, the others serve it."""
     from storyreel.rendering import Engine
 
-    with stopping(KEPT_AFRESH if options.overwrite else KEPT) as stop:
+    with stopping(AGAIN if options.overwrite else KEPT) as stop:
         if rank() is None:
             yield Engine(
                 options.device, options.memory, False, options.compile, stop=stop, attention=options.attention
@@ -342,16 +342,16 @@ def print_plans(
     warned: Warned,
     as_json: bool,
     errors: Mapping[str, StoryreelError],
-    out: Path | None = None,
+    options: RenderOptions | None = None,
     only: Mapping[str, frozenset[int] | None] | None = None,
 ) -> None:
     """Print what would be rendered, why, and what it would take; then raise the errors of faulty stories.
 
-    What is there is looked up in ``out``. ``only`` are the scenes that are asked for, by films' names. What
-    is ``warned`` of is in the JSON too.
+    With ``options``, what is there is looked up. ``only`` are the scenes that are asked for, by films' names.
+    What is ``warned`` of is in the JSON too.
     """
     wanted = only or {}
-    there = {name: _looked_up(plan, out, name, wanted.get(name)) for name, plan in plans.items()}
+    there = {name: _looked_up(plan, options, name, wanted.get(name)) for name, plan in plans.items()}
     for name, plan in plans.items():
         for words in notes_of(plan):
             note(printable(f"{name}: {words}"))
@@ -433,15 +433,21 @@ class _There:
     messages: tuple[str, ...] = ()
 
 
-def _looked_up(plan: Plan, out: Path | None, name: str, only: frozenset[int] | None) -> _There:
+def _looked_up(plan: Plan, options: RenderOptions | None, name: str, only: frozenset[int] | None) -> _There:
     from storyreel.film.reasons import alone_messages, looked_up, reasons
 
-    if out is None:
+    if options is None:
         return _There()
     try:
-        inventory, before = looked_up(plan, out, name, only)
+        # Whether a GPU would be taken, only torch could tell.
+        device = "cpu" if options.device == "cpu" else None
+        inventory, before = looked_up(plan, options.out, name, only, device)
     except MissingError:
         return _There()
+    if options.overwrite:
+        inventory.forget(only)
+        why = dict.fromkeys(sorted(inventory.missing), "--overwrite makes it again")
+        return _There(before is not None, why, inventory.evaluations())
     messages = tuple(alone_messages(inventory, before)) if before else ()
     return _There(before is not None, reasons(inventory, before), inventory.evaluations(), messages)
 

@@ -127,8 +127,10 @@ def evaluate(
     films, errors = collect(folders, [partial(foreign_film, *pair, segments, casting) for pair in pairs], fps)
     if films:
         beside = folders[0] if folders and folders[0].is_dir() else films[0].path.parent
+        page = report or beside / "eval.html"
+        check_written(page, "--report", "report", is_report)  # before anything is scored
         evaluation = _evaluated(films, errors, require or (), weights_dir, own, weights, device)
-        _show_evaluation(evaluation, report or beside / "eval.html", as_json, list(context.obj))
+        _show_evaluation(evaluation, page, as_json, list(context.obj))
     raise_all(errors)
 
 

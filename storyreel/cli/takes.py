@@ -42,6 +42,7 @@ from storyreel.story.schema import (
 )
 
 if TYPE_CHECKING:
+    from storyreel.film.manifest import Manifest
     from storyreel.film.takes import Take
     from storyreel.rendering import Engine
 
@@ -114,11 +115,11 @@ def retake(
     if dry_run:
         _print_plans(plans, scene, name, options, as_json)
         return
-    for words in _warnings(plans[0], scene, name, options):
-        note(words)
     made: list[Take] = []
     try:
         with rendering_engine(options, {name: plans[0]}) as engine:
+            for words in _warnings(plans[0], scene, name, options, engine):
+                note(words)
             for plan in plans:
                 made.append(_make(plan, scene, name, options, engine))  # noqa: PERF401  # until one fails
     finally:  # what was made is told whatever ends the rest
@@ -151,11 +152,13 @@ def keep(
     loaded = _read(story, scene, casting)
     if name is not None:
         check_film_name(name)
-    present = loaded.scenes[scene - 1].retake
+    present, folder = loaded.scenes[scene - 1].retake, out / (name or film_name(story))
     written: Any = None
     if take > 1 and not (present and present.take == take):
-        texts = texts_of(loaded.model_dump(mode="json"))
-        written = find_take(out / (name or film_name(story)), texts, scene, take).written
+        found = find_take(folder, texts_of(loaded.model_dump(mode="json")), scene, take)
+        written = found.written
+        if not found.fits(_film(folder)):
+            note(f"take {take} was made with other settings than the film; the next render makes it anew")
     elif present and present.take == take:
         written = present.written
 
@@ -168,7 +171,7 @@ def keep(
     else:
         print(printable(f"{story}: scene {scene} shows take {take}"))
     which = _which(out, name, cast)
-    seed = None if loaded.render.seed is not None else _seed_of_film(out / (name or film_name(story)))
+    seed = None if loaded.render.seed is not None else _seed_of_film(folder)
     which += f" --seed {seed}" if seed else ""
     note(
         "to bring the film up to date, with the options that it was rendered with: "
@@ -184,12 +187,13 @@ def _which(out: Path, name: str | None, cast: Sequence[str] | None) -> str:
     return "".join(f" {option} {shlex.quote(value)}" for option, value in given)
 
 
-def _warnings(plan: Plan, scene: int, name: str, options: RetakeOptions) -> Iterator[str]:
+def _warnings(plan: Plan, scene: int, name: str, options: RetakeOptions, engine: Engine) -> Iterator[str]:
     """Yield what to know before a take is made: what else is rendered, and what it will not fit."""
     from storyreel.film.differences import setting_differences
     from storyreel.film.reasons import looked_up
 
-    inventory, before = looked_up(plan, options.out, name, frozenset({scene - 1}))
+    device = engine.device_kind(plan.spec)
+    inventory, before = looked_up(plan, options.out, name, frozenset({scene - 1}), device)
     if before is not None and (found := setting_differences(before, inventory.facts)):
         yield f"the film that is there was made otherwise, and the take will not fit it: {'; '.join(found)}"
     if others := sorted({s.index + 1 for s in inventory.undone if s.index != scene - 1}):
@@ -208,13 +212,18 @@ def _read(story: Path, scene: int, casting: Casting = NOBODY_ELSE) -> Story:
     return loaded
 
 
-def _seed_of_film(path: Path) -> int | None:
-    """Return the seed of the film that is there; None if there is none."""
+def _film(path: Path) -> Manifest | None:
+    """Return the manifest of the film that is there, or was begun; None if there is none."""
     from storyreel.film.folder import FilmFolder
 
     folder = FilmFolder(path, path.name)
     folder.load()
-    there = folder.present or folder.unfinished
+    return folder.present or folder.unfinished
+
+
+def _seed_of_film(path: Path) -> int | None:
+    """Return the seed of the film that is there; None if there is none."""
+    there = _film(path)
     settings = there.facts.get("settings") if there else None
     seed = settings.get("seed") if isinstance(settings, dict) else None
     return seed if isinstance(seed, int) else None

@@ -127,7 +127,7 @@ def all_prompts(plan: Plan, scored: bool) -> list[str]:
             for given in plan.given(segment)
             if given.name is not None
         ]
-    if method.similarity and not scored:
+    if _compares(plan) and not scored:
         prompts += [*COMMON_ACTIONS, *(segment.phrase for segment in plan.first_takes)]
     return list(dict.fromkeys(prompts))
 
@@ -236,9 +236,10 @@ class PromptWriter:
 def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[float | None]:
     """Return S_A of the actions at every seam (SAR of arXiv 2503.06310), None where nothing is compared.
 
-    Their embeddings are the scorer's, or else the means of the model's own text tokens.
+    Their embeddings are the scorer's, or else the means of the model's own text tokens. Where no more than
+    one latent frame is shared, there is nothing to shorten.
     """
-    if not plan.settings.method.similarity or not any(seam.overlap for seam in plan.seams):
+    if not _compares(plan):
         return [None] * len(plan.seams)
 
     def embed(phrases: Sequence[str]) -> Tensor:
@@ -250,7 +251,11 @@ def similarities(plan: Plan, adapter: Adapter, scorer: Scorer | None) -> list[fl
     actions = embed([segment.phrase for segment in plan.first_takes])
     return [
         round(float(action_similarity(actions[seam.after - 1], actions[seam.after], typical)), 4)
-        if seam.overlap
+        if seam.overlap > 1
         else None
         for seam in plan.seams
     ]
+
+
+def _compares(plan: Plan) -> bool:
+    return plan.settings.method.similarity and any(seam.overlap > 1 for seam in plan.seams)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from storyreel import plugins
-from storyreel.errors import StoryreelError, UsageError, counted
+from storyreel.errors import StoppedError, StoryreelError, UsageError, counted
 from storyreel.evaluation.films import Film, collect, foreign_film, rendered_film
 from storyreel.evaluation.frame_rates import SLACK, common_rate
 from storyreel.evaluation.variants import ALL_PARTS, VARIANTS, Variant
@@ -207,17 +207,28 @@ def render_films(
 ) -> tuple[list[Film], list[StoryreelError]]:
     """Render what is missing; return the films as runs to be scored, one of each variant, and what is wrong.
 
+    A film that fails leaves the others alone.
     ``show`` gives the progress of a film by its label, ``say`` tells people what was done. ``foreign`` films
     come last. All are looked at ``fps`` times a second.
     """
+    made, wrong = list[PlannedFilm](), list[StoryreelError]()
     for film in planned:
-        with show(film.label) as progress:
-            folder = out / film.variant.slug / f"seed-{film.seed}"
-            done = render(film.plan, film.story, folder, engine, progress)
+        folder = out / film.variant.slug / f"seed-{film.seed}"
+        try:
+            with show(film.label) as progress:
+                done = render(film.plan, film.story, folder, engine, progress)
+        except StoppedError:
+            raise
+        except StoryreelError as error:
+            say(f"{film.label}: {error}")
+            wrong.append(error)
+            continue
+        made.append(film)
         scenes = f"{done.rendered} of {counted(done.segments, 'scene')}"
         say(f"{film.label}: {scenes} rendered in {done.seconds:.1f} s")
     order = list(dict.fromkeys(film.variant for film in planned))
-    ordered = sorted(planned, key=lambda film: (order.index(film.variant), film.name.split("/")))
+    ordered = sorted(made, key=lambda film: (order.index(film.variant), film.name.split("/")))
     runs = [(str(out / film.variant.slug), film.name, film.story) for film in ordered]
     rendered = [partial(rendered_film, *run, Path(run[0], run[1])) for run in runs]
-    return collect((), [*rendered, *(partial(lambda film: film, film) for film in foreign)], fps)
+    films, unread = collect((), [*rendered, *(partial(lambda film: film, film) for film in foreign)], fps)
+    return films, [*wrong, *unread]

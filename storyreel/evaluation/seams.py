@@ -54,11 +54,12 @@ def transition(starts: Sequence[int], frames: int, after: int, fps: float) -> tu
     """Return the frames around the seam before segment ``after``: the first, and the one behind the last.
 
     ``starts`` are the segments' first frames, ``frames`` the film's, ``fps`` of them a second. It stays
-    within both segments.
+    within both segments, and has a frame of each, however few a second has.
     """
     seam = starts[after]
     end = starts[after + 1] if after + 1 < len(starts) else frames
-    return max(starts[after - 1], seam - round(BEFORE * fps)), min(end, seam + round(AFTER * fps))
+    before, behind = (max(1, round(seconds * fps)) for seconds in (BEFORE, AFTER))
+    return max(starts[after - 1], seam - before), min(end, seam + behind)
 
 
 def quiet_parts(starts: Sequence[int], frames: int, fps: float) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from storyreel.film.folder import FilmFolder, film_folders
 from storyreel.film.manifest import Manifest
 from storyreel.film.sheet import drafts_of_sheet
 from storyreel.film.store import RECORD, Kind, Store, file_name
-from storyreel.film.takes import read_takes
+from storyreel.film.takes import files_of_begun_take, read_takes
 
 IN_USE = "in use: left alone"
 # A segment's files, and the key of each; a finished film has no state.
@@ -109,6 +109,7 @@ def unneeded(folder: FilmFolder, takes: bool = False) -> dict[Path, int]:
     needed = {name for manifest in manifests for name in _names(manifest)} | drafts_of_sheet(folder.path)
     if not takes:
         files = {name for take in read_takes(folder.path) for name in (take.video, take.latents)}
+        files |= files_of_begun_take(folder.path)
         needed |= files | {f"{name}{RECORD}" for name in files}
     found = {}
     for path in (*Store(folder.segments).files(), *Store(folder.drafts).files()):

@@ -39,11 +39,12 @@ def differences(before: Manifest, after: Manifest) -> list[str]:
 
 
 def setting_differences(before: Manifest, facts: Mapping[str, Any]) -> list[str]:
-    """Return which settings, and which model, a film that is there was made with instead of others."""
+    """Return which settings, model and kind of device a film was made with instead of others."""
     old, new = before.facts, json.loads(json.dumps(facts))
     found = [
         *_model(_part(old, "model"), _part(new, "model")),
         *_settings(_part(old, "settings"), _part(new, "settings")),
+        *_values(old, new, ("device",)),
     ]
     return [printable(words) for words in found]
 

@@ -40,7 +40,7 @@ PICTURES = ("film", "clips", "stills", "gif", "webp", "avif", *YARDSTICKS)  # wh
 STILLS = ("stills", *(name for name, of in YARDSTICKS.items() if of.reads == "stills"))
 SMALL = 480  # pixels of the longer side of moving pictures, where no size is asked for
 MOST_GIF = 50  # frames a second: browsers slow down what is shown for less than 20 ms
-RECORD = ".storyreel-export.json"  # what was written here, by name: its SHA-256
+RECORD = ".storyreel-export"  # and the film's name: what was written here, by name: its SHA-256
 AGAIN = "Then run the same command again."
 ELSEWHERE = "choose another --to"
 
@@ -131,9 +131,12 @@ def export(
             path.parent.mkdir(parents=True, exist_ok=True)
         with writing(path, ELSEWHERE, AGAIN), replacing(path) as part:
             file.write(part)
-        with writing(to / RECORD, ELSEWHERE, AGAIN):
-            text = json.dumps(_written(to) | {file.name: file_hash(path)}, indent=2, ensure_ascii=False)
-            write_atomically(to / RECORD, text + "\n")
+        record = record_of(timeline.name, to)
+        with writing(record, ELSEWHERE, AGAIN):
+            text = json.dumps(
+                _written(timeline.name, to) | {file.name: file_hash(path)}, indent=2, ensure_ascii=False
+            )
+            write_atomically(record, text + "\n")
         yield Exported(file.format, path, file.scene, file.frames, path.stat().st_size)
 
 
@@ -146,7 +149,7 @@ def _refuse(timeline: Timeline, files: Sequence[_File], to: Path, wanted: Wanted
         raise UsageError(words, f"Give --size {width}x{height}.")
     for name in {file.format for file in files} & {"webp", "avif"}:
         _encoder(_WEBP if name == "webp" else _AV1, name)
-    written = _written(to)
+    written = _written(timeline.name, to)
     for file in files:
         path = to / file.name
         if path.resolve() == timeline.path.resolve():
@@ -158,13 +161,28 @@ def _refuse(timeline: Timeline, files: Sequence[_File], to: Path, wanted: Wanted
             raise UsageError(words, "Choose another --to, or replace it with --overwrite.")
 
 
-def _written(to: Path) -> dict[str, str]:
-    """Return the SHA-256 of what exports wrote into a folder, by name; a damaged record says nothing."""
+def record_of(film: str, to: Path) -> Path:
+    """Return the file that says what exports of a film wrote: a film's own, since several may run at once."""
+    return to / f"{RECORD}-{film}.json"
+
+
+def _written(film: str, to: Path) -> dict[str, str]:
+    """Return the SHA-256 of what exports of a film wrote, by name; a damaged record says nothing."""
     with suppress(OSError, ValueError):
-        record = read_json(to / RECORD)
+        record = read_json(record_of(film, to))
         if isinstance(record, dict):
             return {name: value for name, value in record.items() if isinstance(value, str)}
     return {}
+
+
+def left_over(timeline: Timeline, to: Path) -> list[str]:
+    """Return what earlier exports wrote into ``to`` of scenes that the film has no more, by name."""
+    clip = re.compile(rf"({re.escape(timeline.name)}-\d+)\.(?:mp4|png)")
+    there = {clip.name for clip in timeline.scenes}
+    found = (
+        (name, clip.fullmatch(name)) for name in sorted(_written(timeline.name, to)) if (to / name).is_file()
+    )
+    return [name for name, matched in found if matched and matched[1] not in there]
 
 
 def _files(timeline: Timeline, formats: Sequence[str], to: Path, wanted: Wanted) -> Iterator[_File]:

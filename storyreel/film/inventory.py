@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,17 @@ class Inventory:
 
     def __post_init__(self) -> None:
         self.keys = film_keys(self.plan, self.facts)
+
+    def forget(self, scenes: Iterable[int] | None = None) -> None:
+        """Take what is there of some scenes, by index, for missing: of all, if none are named."""
+        for index in range(len(self.plan.segments)) if scenes is None else scenes:
+            self.video.pop(index, None)
+            slot = self.plan.segments[index].slot
+            self.latents.pop(slot, None)
+            self.states.pop(slot, None)
+        if scenes is None:
+            self.latents.clear()  # of first takes that are not shown, too
+            self.states.clear()
 
     @property
     def missing(self) -> set[int]:

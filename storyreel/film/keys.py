@@ -187,13 +187,7 @@ def scene_facts(plan: Plan) -> list[dict[str, Any]]:
 
 def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     """Return the keys of all segments, from the plan as it was made and the film's `film_facts`."""
-    common = {part: facts[part] for part in ("model", "device")}
-    elsewhere = (*OF_PICTURES, "seed")  # the film's seed is in every segment's own
-    common["settings"] = {k: v for k, v in facts["settings"].items() if k not in elsewhere}
-    common["recipe"] = facts["recipe"]["latents"]
-    common |= {"plugins": facts["plugins"]} if "plugins" in facts else {}
-    common["versions"] = {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)}
-    shared = digest(common)
+    shared = digest(_shared(facts) | {"device": facts["device"]})
     hashes, first_takes = facts.get("loras", {}), list[str]()
 
     def key(segment: Segment) -> str:
@@ -221,14 +215,42 @@ def film_keys(plan: Plan, facts: Mapping[str, Any]) -> Keys:
     return Keys(tuple(latents), tuple(digest([pictures, *parts]) for parts in shown), tuple(first_takes))
 
 
-def _segment_digest(plan: Plan, segment: Segment) -> str:
-    """Return a digest of all that is planned of a segment, and of how it is blended with the one before.
+def _shared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a film's facts shapes the latents of all segments, but for the device."""
+    elsewhere = (*OF_PICTURES, "seed")  # the film's seed is in every segment's own
+    return {
+        "model": facts["model"],
+        "settings": {k: v for k, v in facts["settings"].items() if k not in elsewhere},
+        "recipe": facts["recipe"]["latents"],
+        "versions": {k: v for k, v in facts["versions"].items() if k not in ("storyreel", ENCODER)},
+        **({"plugins": facts["plugins"]} if "plugins" in facts else {}),
+    }
 
-    What the seam before it decides alone, its lead, is left out, and so is its place in the film.
+
+def settings_digest(facts: Mapping[str, Any]) -> str | None:
+    """Return a digest of how a film is made, whatever its scenes are; None if the facts are damaged."""
+    try:
+        return digest([_shared(facts), facts["device"], facts["settings"]["seed"]])
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _segment_digest(plan: Plan, segment: Segment) -> str:
+    """Return a digest of all that is planned of a segment, and of how it is blended with its neighbours.
+
+    What the seam before it decides alone, its lead, is left out, and so is its place in the film. Another
+    take is made to fit the scene after it too.
     """
     own = {name: value for name, value in own_facts(segment).items() if name != "loras"}
-    seam = plan.seam(segment) if segment.blended else None
-    return digest([own, {k: v for k, v in asdict(seam).items() if k != "after"} if seam else None])
+    seams = [plan.seam(segment) if segment.blended else None]
+    if segment.take > 1:
+        following = [seam for seam in plan.seams[segment.index : segment.index + 1] if seam.overlap]
+        seams += following
+        # How many latent frames are shared follows from both actions, where it may vary.
+        own["before"] = [plan.first_takes[seam.after].phrase for seam in following if seam.overlap > 1]
+    return digest(
+        [own, *({k: v for k, v in asdict(s).items() if k != "after"} if s else None for s in seams)]
+    )
 
 
 def own_facts(segment: Segment) -> dict[str, Any]:

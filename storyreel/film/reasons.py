@@ -27,6 +27,7 @@ CHANGES = {
     "blended": "it begins otherwise",
     "loras": "its LoRAs have changed",
 }
+BEGINNINGS = "the words with which all actions begin have changed"
 TEXTS = ("scene", "action")
 
 
@@ -49,7 +50,7 @@ def _reason(inventory: Inventory, before: Manifest | None, index: int) -> str:
         return "it is new"
     facts = _plain(own_facts(segment))
     if changed := [words for name, words in CHANGES.items() if recorded.get(name) != facts.get(name)]:
-        return changed[0]
+        return BEGINNINGS if changed[0] == CHANGES["cast"] and not plan.story.get("cast") else changed[0]
     again = {
         source for source in plan.sources(segment) if plan.first_takes[source].slot not in inventory.latents
     }
@@ -87,15 +88,22 @@ def _plain(facts: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def alone_messages(inventory: Inventory, before: Manifest, story: str = "STORY") -> Iterator[str]:
+def alone_messages(inventory: Inventory, before: Manifest) -> Iterator[str]:
     """Yield how a scene could be changed alone, where a change of its text makes others be rendered too."""
     shared = ("settings", "model", "recipe", "plugins")
     if any(before.facts.get(part) != inventory.facts.get(part) for part in shared):
         return  # all is rendered for other reasons
     why = reasons(inventory, before)
+    if BEGINNINGS in why.values():
+        yield (
+            "the words with which all actions begin say who is in a story without a cast, and they are "
+            "others now: all scenes with them are rendered. A cast says it whatever the actions are"
+        )
     changed = [index for index, words in why.items() if words in (CHANGES["scene"], CHANGES["action"])]
     for index in changed:
-        depending = [i for i in why if i != index and index in _all_sources(inventory, i)]
+        depending = [
+            i for i in why if i != index and (why[i] == BEGINNINGS or index in _all_sources(inventory, i))
+        ]
         if not depending:
             continue
         numbers = ", ".join(str(i + 1) for i in depending)
@@ -104,7 +112,7 @@ def alone_messages(inventory: Inventory, before: Manifest, story: str = "STORY")
         yield (
             f"scene {index + 1} has changed, and what depends on it is rendered too (scene {numbers}). "
             f"To change it alone, take its former text back and say: "
-            f"storyreel retake {story} {index + 1} --{part} {text}"
+            f"storyreel retake STORY {index + 1} --{part} {text}"
         )
 
 
@@ -120,15 +128,16 @@ def _all_sources(inventory: Inventory, index: int) -> set[int]:
 
 
 def looked_up(
-    plan: Plan, out: Path, name: str, only: frozenset[int] | None = None
+    plan: Plan, out: Path, name: str, only: frozenset[int] | None = None, device: str | None = None
 ) -> tuple[Inventory, Manifest | None]:
     """Return what is there of a planned film in ``out/name``, by the records alone, and its manifest.
 
-    Nothing is written. Raises MissingError without the model's weights.
+    ``device`` is the kind that will compute it, of `DEVICES`, else that of the film that is there. Nothing is
+    written. Raises MissingError without the model's weights.
     """
     folder = FilmFolder(out / name, name)
     folder.load()
     recorded = folder.present or folder.unfinished
-    device = recorded.facts.get("device") if recorded else None
-    facts = film_facts(plan, ingredients(plan.spec), device if device in DEVICES else DEVICES[0])
+    known = recorded.facts.get("device") if recorded else None
+    facts = film_facts(plan, ingredients(plan.spec), device or (known if known in DEVICES else DEVICES[0]))
     return take_inventory(plan, facts, Store(folder.segments).anywhere, only), recorded

@@ -11,13 +11,15 @@ from storyreel import slurm
 from storyreel.errors import StoryreelError
 from storyreel.files import digest
 from storyreel.film.folder import FilmFolder, film_folders
-from storyreel.film.keys import plan_facts
+from storyreel.film.keys import plan_facts, scene_facts
 from storyreel.film.manifest import Manifest
+from storyreel.film.sound import track_facts
 from storyreel.film.store import RECORD, file_name
 from storyreel.story.plan import Plan
 
 # Reasons of a stop after which the same command goes on.
 STOPPED = {"StoppedError", "KeyboardInterrupt"}
+GIVEN = ("loras", "picture")  # to a scene, beside what the story says
 EARLIER = "an earlier film is there, complete"
 
 
@@ -135,6 +137,14 @@ def all_films(
 
 
 def _is_as_planned(manifest: Manifest, plan: Plan) -> bool:
-    wanted, model = plan_facts(plan), manifest.facts.get("model")
-    same_model = isinstance(model, dict) and model.get("name") == plan.spec.name
-    return same_model and digest({key: manifest.facts.get(key) for key in wanted}) == digest(wanted)
+    facts, wanted = manifest.facts, plan_facts(plan)
+    model, sound = facts.get("model"), facts.get("sound")
+    heard = {k: v for k, v in sound.items() if k != "recipe"} if isinstance(sound, dict) else sound
+    given = [[scene.get(name) for name in GIVEN] for scene in manifest.segments]
+    return (
+        isinstance(model, dict)
+        and model.get("name") == plan.spec.name
+        and digest({key: facts.get(key) for key in wanted}) == digest(wanted)
+        and digest(heard) == digest(track_facts(plan.sound) if plan.sound else None)
+        and digest(given) == digest([[scene.get(name) for name in GIVEN] for scene in scene_facts(plan)])
+    )

@@ -24,13 +24,12 @@ Kind = Literal["latents", "video", "state"]
 SUFFIX: dict[Kind, str] = {"latents": ".safetensors", "video": ".mp4", "state": ".state.safetensors"}
 FORMAT = 5  # of manifests and of records; another number is another film
 RECORD = ".json"  # behind the name of the file that it is about
-# What may be removed where no film needs it: what this version writes, and what formats 3 and 4 wrote.
+# What may be removed where no film needs it.
 OURS = re.compile(
-    r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state|\.window)?\.safetensors)(\.json)?|\d{2,4}\.(mp4|safetensors)"
+    r"\d{2,4}-[0-9a-f]{8}(\.mp4|(\.state)?\.safetensors)(\.json)?"
     r"|voice-[0-9a-f]{16}\.wav(\.json)?"
     r"|card-\d{1,4}\.mp4"  # of a film that was being joined
 )
-FORMER_WINDOW = "window.safetensors"
 MOST_BYTES = 1 << 20  # of a record
 
 
@@ -213,5 +212,5 @@ class Store:
         if self.folder.is_dir():
             for path in sorted(self.folder.iterdir(), reverse=True):  # a record before its file
                 plain = path.is_file() and not path.is_symlink()
-                if plain and (OURS.fullmatch(path.name) or path.name == FORMER_WINDOW):
+                if plain and OURS.fullmatch(path.name):
                     yield path

@@ -17,8 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 from storyreel.errors import UsageError
 from storyreel.files import read_json, replacing, write_atomically, writing
 from storyreel.film import reader
+from storyreel.film.keys import settings_digest
 from storyreel.film.manifest import Manifest
-from storyreel.film.store import file_name
+from storyreel.film.store import Kind, file_name
 from storyreel.story.plan import Plan
 from storyreel.story.schema import Retake
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from storyreel.film.inventory import Inventory
 
 FILE = "takes.json"
+BEGUN = "take.unfinished.json"  # the names of what a take that is being made keeps and will make
 SEGMENTS = "segments"
 MOMENTS = 6  # pictures of a take
 SHEET_WIDTH, LABEL, GAP = 240, 16, 8  # pixels
@@ -39,6 +41,7 @@ class Take:
 
     ``number`` is that of the scene, from 1, when it was made; ``of`` are the scene's own prompts as the story
     wrote them then. Take 1 is the first one. ``scene`` and ``action`` are other prompts, None for these.
+    ``made`` is the `keys.settings_digest` of the film that it was made for, None where nobody knows.
     """
 
     number: int
@@ -49,6 +52,12 @@ class Take:
     action: str | None
     video: str
     latents: str
+    made: str | None = None
+
+    def fits(self, film: Manifest | None) -> bool:
+        """Tell whether it was made as a film was; else the next render of that makes it anew."""
+        wanted = settings_digest(film.facts) if film else None
+        return wanted is None or self.made is None or self.made == wanted
 
     @property
     def written(self) -> int | dict[str, Any] | None:
@@ -58,7 +67,8 @@ class Take:
         return Retake(take=self.take, seed=self.seed, scene=self.scene, action=self.action).written
 
 
-_TAKES = TypeAdapter(list[Take])
+_TAKES, _NAMES = TypeAdapter(list[Take]), TypeAdapter(list[str])
+STATES: tuple[Kind, ...] = ("latents", "state")  # what there is of a segment while it is made
 Texts = Sequence[tuple[str, str]]  # both prompts of every scene, as a story writes them
 
 
@@ -111,6 +121,7 @@ def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> N
         said.get("action"),
         inventory.video[index].file,
         inventory.latents[plan.segments[index].slot].file,
+        settings_digest(inventory.facts),
     )
     known = _read(folder)
     with writing(folder / FILE):
@@ -122,6 +133,31 @@ def record_take(folder: Path, plan: Plan, inventory: Inventory, index: int) -> N
         takes = sorted([*others, take], key=lambda one: (one.number, one.take))
         text = json.dumps([asdict(one) for one in takes], indent=2, ensure_ascii=False) + "\n"
         write_atomically(folder / FILE, text)
+
+
+def begin_take(folder: Path, inventory: Inventory) -> None:
+    """Note which files a take will make, so that `clean` leaves them if it is stopped. Raises OutputError."""
+    plan, keys = inventory.plan, inventory.keys
+    names = [
+        file_name(kind, segment.number, keys.of(segment)) for segment in inventory.undone for kind in STATES
+    ]
+    names += [file_name("video", plan.segments[i].number, keys.video[i]) for i in sorted(inventory.missing)]
+    with writing(folder / BEGUN):
+        write_atomically(folder / BEGUN, json.dumps(names, indent=2) + "\n")
+
+
+def end_take(folder: Path) -> None:
+    """Forget what `begin_take` noted. Raises OutputError."""
+    with writing(folder / BEGUN):
+        (folder / BEGUN).unlink(missing_ok=True)
+
+
+def files_of_begun_take(folder: Path) -> set[str]:
+    """Return the names of the files of a take that was begun; none if the note is damaged."""
+    try:
+        return {str(name) for name in _NAMES.validate_python(read_json(folder / BEGUN))}
+    except (OSError, ValueError, ValidationError):
+        return set()
 
 
 def find_take(folder: Path, texts: Texts, number: int, take: int) -> Take:
@@ -158,7 +194,8 @@ def takes_sheet(
     in_film = {scene.get("take", 1) for scene in shown}
     for take in takes:
         if take.take not in in_film:  # of that one there may be an outdated video
-            rows.setdefault(take.video, f"take {take.take}")
+            otherwise = "" if take.fits(present) else ", made with other settings"
+            rows.setdefault(take.video, f"take {take.take}{otherwise}")
     videos = {video: folder / SEGMENTS / video for video in rows}
     pictures = [(rows[name], list(_moments(path, size))) for name, path in videos.items() if path.is_file()]
     target = folder / f"takes-{number:02d}.png"

@@ -50,8 +50,6 @@ Blending = Annotated[
 Plugged = Annotated[str, AfterValidator(_known)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PARTS = ("dipw", "twb", "identity", "sar")
-OLD_BLENDING = {"joint": "lead"}  # what stories and commands may still call it
-GONE = ("window", "release", "shared_noise", "context", "memory")  # settings of earlier versions
 
 
 def _are_usual(value: object) -> bool:
@@ -144,18 +142,6 @@ class Method(BaseModel):
         exclude_if=_is_none,
         description="A plugin's text-image encoder. Default: that in the model's folder.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names_are_understood(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        if gone := [name for name in GONE if name in values]:
-            words = "{name} is no setting any more; segments begin with a lead, see method/README.md"
-            raise PydanticCustomError("gone", words, {"name": gone[0]})
-        blending = values.get("blending")
-        new = OLD_BLENDING.get(blending, blending) if isinstance(blending, str) else blending
-        return values if new is blending else values | {"blending": new}
 
     @model_validator(mode="after")
     def _lambdas_sum_to_one(self) -> Self:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from .world import Action, Character, Place
+from .world.captions import POSSESSIVES
 
 A, P = Action, Place
 
@@ -57,7 +59,6 @@ NAMES = {
     Character.PANDA: "a panda",
     Character.FOX: "a fox",
 }
-POSSESSIVES = {Character.MAN: "his", Character.WOMAN: "her"}
 
 _BASIN = "at the Tidal Basin surrounded by cherry blossoms"
 _STREETS = "the streets of Times Square, NYC"
@@ -138,6 +139,16 @@ STORIES: dict[str, tuple[str, Cast]] = {
     "dc_panda": ("dc_animal", Cast(Character.PANDA, Character.FOX)),
     "dc_fox": ("dc_animal", Cast(Character.FOX, Character.PANDA)),
 }
+
+
+@cache
+def scenes_by_words() -> dict[tuple[str, str], tuple[Lesson, Cast]]:
+    """Return the shipped stories' scenes by their scene and action prompts."""
+    return {
+        (words(lesson.scene, cast), words(lesson.action, cast)): (lesson, cast)
+        for plot, cast in STORIES.values()
+        for lesson in PLOTS[plot]
+    }
 
 
 def words(template: str, cast: Cast, nouns: Sequence[str] = ()) -> str:

@@ -21,7 +21,7 @@ from storyreel.evaluation.verdicts import FilmVerdict, SceneVerdict, SeamVerdict
 from storyreel.story.plan import Segment
 
 from .judge import CHARACTERS, STRIDE, UNREADABLE, Judge, Verdict, as_seen, load_judge
-from .plots import PLOTS, STORIES, words
+from .plots import scenes_by_words
 from .world import COLOURS, PEOPLE, Character, Light, Look, look_name, wear_of
 from .world.captions import CLOTHES, LIGHT_WORDS, NOUNS
 
@@ -51,11 +51,8 @@ def strangeness(pictures: Tensor) -> float:
 def truths() -> dict[tuple[str, str], Verdict]:
     """Return what a clip of each scene and action prompt of the shipped stories must show."""
     return {
-        (words(lesson.scene, cast), words(lesson.action, cast)): Verdict(
-            frozenset(lesson.who(cast)), lesson.place, lesson.shows
-        )
-        for plot, cast in STORIES.values()
-        for lesson in PLOTS[plot]
+        prompts: Verdict(frozenset(lesson.who(cast)), lesson.place, lesson.shows)
+        for prompts, (lesson, cast) in scenes_by_words().items()
     }
 
 

@@ -41,9 +41,9 @@ class Text:
         return weights
 
     def mean(self) -> Tensor:
-        """Return the mean (D,) of the first encoder's tokens that have weight 1, without zeros that pad."""
+        """Return the mean (D,) in fp32 of the first encoder's tokens of weight 1, without zeros that pad."""
         states = self.states[0][0]
-        return states[(self.weights_by_encoder()[0][0] == 1) & states.any(1)].mean(0)
+        return states[(self.weights_by_encoder()[0][0] == 1) & states.any(1)].float().mean(0)
 
     def to(self, device: torch.device | str, copy: bool = False) -> Text:
         """Return the text on a device."""

@@ -26,7 +26,9 @@ LIMITS = {
 }
 
 # Of products in fp8 it would try some fifty kernels each, though nobody asked for that.
-INDUCTOR = {"max_autotune_gemm_backends": "ATEN"}
+INDUCTOR: dict[str, object] = {"max_autotune_gemm_backends": "ATEN"}
+if hasattr(torch._inductor.config, "deterministic"):  # of newer versions of torch
+    INDUCTOR["deterministic"] = True  # no kernel is chosen by how fast it was just then, where digits differ
 
 
 class Compilation:

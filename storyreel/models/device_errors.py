@@ -40,7 +40,7 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
 
 
-def _machine_lacks(error: BaseException) -> bool:
+def machine_lacks(error: BaseException) -> bool:
     """Tell whether what is lacking is the machine's own memory."""
     return isinstance(error, MemoryError | OSError) or _OF_MACHINE.search(str(error)) is not None
 
@@ -51,7 +51,7 @@ def device_error(error: BaseException) -> MissingError | None:
     if lacks_memory(error):
         remedy = "Use a smaller --size, shorter scenes, or a device with more memory."
         who = "the device"
-        if _machine_lacks(error):
+        if machine_lacks(error):
             who = "this machine"
             remedy = "End something else, ask the batch system for more, or use a smaller model."
         return MissingError(f"{who} has too little memory ({reason}); what is finished is kept", remedy)

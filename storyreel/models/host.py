@@ -35,12 +35,22 @@ def peak_resident() -> int:
     By Linux's own account where there is one, which is right to some hundred kB: what getrusage says there
     begins with the peak of whatever started the process.
     """
+    if peak := peak_of("self"):
+        return peak
+    return peak_by(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def peak_by(used: resource.struct_rusage) -> int:
+    """Return the peak in bytes that the system's account of a process has, in units of its own."""
+    return used.ru_maxrss if sys.platform == "darwin" else used.ru_maxrss * 1024
+
+
+def peak_of(process: int | str) -> int:
+    """Return the bytes that a running process had resident at its peak; 0 where the system does not tell."""
     with suppress(OSError):
-        found = re.search(r"^VmHWM:\s+(\d+) kB", (PROC / "self" / "status").read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+        found = re.search(r"^VmHWM:\s+(\d+) kB", (PROC / f"{process}" / "status").read_text(), re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
+    return 0
 
 
 def _machine(name: str, page_count: str) -> int:

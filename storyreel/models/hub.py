@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -26,10 +26,9 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from storyreel.errors import DamagedError, LicenceError, MissingError, OutputError, StoryreelError, counted
 from storyreel.files import file_hash, write_atomically, writing
 from storyreel.lock import Lock
-from storyreel.models.specs import COMPONENTS, FREE, PULLED, ModelSpec, pulled_folder
+from storyreel.models.inventory import KINDS, needed, of_another_variant
+from storyreel.models.specs import FREE, PULLED, ModelSpec, pulled_folder
 
-# No pickle, no code; of chat templates (.jinja) transformers makes text in a sandbox.
-KINDS = (".jinja", ".json", ".model", ".safetensors", ".txt")
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 FORBIDDING = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # in the order in which the library reads them
 SPARE = 1 << 30  # bytes that stay free on the disk
@@ -204,7 +203,7 @@ def _take(name: str, found: Found, tell: Callable[[str], None], endpoint: str | 
     hub, commit, files, repository = found.hub, found.commit, found.files, found.repository
     with _told(hub):
         (repository / "blobs").mkdir(parents=True, exist_ok=True)
-        with Lock(repository / "blobs" / ".storyreel.lock").waited_for():  # of two at once, one waits
+        with Lock(repository / "blobs" / ".storyreel.lock").waited_for(tell):  # of two at once, one waits
             _check_room(repository, files)
             gigabytes = sum(file.size for file in files) / 1e9
             tell(f"{name}: {counted(len(files), 'file')}, {gigabytes:.1f} GB, {hub} at {commit}")
@@ -280,27 +279,7 @@ def _stranger(endpoint: str) -> MissingError:
 
 def at_the_top(names: Sequence[str]) -> list[str]:
     """Return the files of a single model of transformers: those that lie in no folder."""
-    return [n for n in names if "/" not in n and n.endswith(KINDS) and not _of_another_variant(n)]
-
-
-def needed(names: Sequence[str], variant: str | None, components: Sequence[str] = COMPONENTS) -> list[str]:
-    """Return the files that loading a pipeline reads; of a component in several precisions, one."""
-    chosen = []
-    for name in names:
-        path = PurePosixPath(name)
-        inside = len(path.parts) == 2 and path.parts[0] in components and path.suffix in KINDS
-        if name == "model_index.json" or (inside and ".." not in path.parts):
-            chosen.append(name)
-    weights = [name for name in chosen if ".safetensors" in name]
-    special = {name for name in weights if variant and f".{variant}" in PurePosixPath(name).name}
-    replaced = {PurePosixPath(name).parent for name in special}
-    plain = {name for name in weights if name not in special and PurePosixPath(name).parent not in replaced}
-    ours = special | {name for name in plain if not _of_another_variant(name)}
-    return [name for name in chosen if name not in weights or name in ours]
-
-
-def _of_another_variant(name: str) -> bool:
-    return re.search(r"\.(fp16|bf16|fp32)[.-]", PurePosixPath(name).name) is not None
+    return [n for n in names if "/" not in n and n.endswith(KINDS) and not of_another_variant(n)]
 
 
 def _check_room(repository: Path, files: Sequence[Remote]) -> None:

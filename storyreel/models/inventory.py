@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from storyreel.errors import DamagedError, MissingError
 from storyreel.files import read_json
-from storyreel.models.specs import ModelSpec
+from storyreel.models.specs import COMPONENTS, ModelSpec
 
 _WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
 INDEX = ".safetensors.index.json"
-_NEEDED = (".safetensors", ".json")
-_TOKENIZERS = (".jinja", ".model", ".txt")
+_WEIGHTS = (".safetensors", ".json")
+# No pickle, no code; of chat templates (.jinja) transformers makes text in a sandbox.
+KINDS = (*_WEIGHTS, ".jinja", ".model", ".txt")
+OURS = "scorer"  # a component that no pipeline has
+PREVIEW = "preview.safetensors"  # beside the components, where a model has one
 
 
 def check_inventory(spec: ModelSpec) -> None:
@@ -33,14 +38,44 @@ def check_inventory(spec: ModelSpec) -> None:
 
 
 def weight_files(spec: ModelSpec) -> list[Path]:
-    """Return the files of a model. Raises MissingError without any, DamagedError for what is no file."""
-    files = sorted(p for p in spec.weights.rglob("*") if p.suffix in (*_NEEDED, *_TOKENIZERS))
-    if not any(path.suffix in _NEEDED for path in files):
+    """Return the files that are read of a model, whatever else lies in its folder.
+
+    Raises MissingError without any, DamagedError for what is no file.
+    """
+    folder, parts = spec.weights, (*spec.components, OURS)
+    found = [path for part in parts for path in (folder / part).glob("*")]
+    names = [
+        path.relative_to(folder).as_posix() for path in (*found, *folder.glob("*.json"), folder / PREVIEW)
+    ]
+    read = [name for name in names if name == PREVIEW] + needed(names, spec.variant, parts)
+    files = sorted(path for name in read if (path := folder / name).exists() or path.is_symlink())
+    if not any(path.suffix in _WEIGHTS for path in files):
         raise MissingError(f"the weights of model {spec.name} are not here", spec.remedy)
     for path in files:
         if not path.is_file():  # a pipe would never end
             raise DamagedError(f"{path} is no file, or a link that leads nowhere", spec.remedy)
     return files
+
+
+def needed(names: Sequence[str], variant: str | None, components: Sequence[str] = COMPONENTS) -> list[str]:
+    """Return the files that loading a pipeline reads; of a component in several precisions, one."""
+    chosen = []
+    for name in names:
+        path = PurePosixPath(name)
+        inside = len(path.parts) == 2 and path.parts[0] in components and path.suffix in KINDS
+        if name == "model_index.json" or (inside and ".." not in path.parts):
+            chosen.append(name)
+    weights = [name for name in chosen if ".safetensors" in name]
+    special = {name for name in weights if variant and f".{variant}" in PurePosixPath(name).name}
+    replaced = {PurePosixPath(name).parent for name in special}
+    plain = {name for name in weights if name not in special and PurePosixPath(name).parent not in replaced}
+    ours = special | {name for name in plain if not of_another_variant(name)}
+    return [name for name in chosen if name not in weights or name in ours]
+
+
+def of_another_variant(name: str) -> bool:
+    """Tell whether a file of weights is in a precision of its own."""
+    return re.search(r"\.(fp16|bf16|fp32)[.-]", PurePosixPath(name).name) is not None
 
 
 def shapes_of(folder: Path, variant: str | None = None) -> dict[str, tuple[int, ...]]:

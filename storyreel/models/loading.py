@@ -25,7 +25,7 @@ from storyreel.files import read_json
 from storyreel.models.base import Adapter
 from storyreel.models.checksums import check_checksums, how_to_restore
 from storyreel.models.device_errors import lacks_memory
-from storyreel.models.inventory import shapes_of
+from storyreel.models.inventory import PREVIEW, shapes_of
 from storyreel.models.memory import MemoryMode
 from storyreel.models.offload import Component
 from storyreel.models.quantized import quantize
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from storyreel.models.pipeline import PipelineAdapter
 
 Loaded = TypeVar("Loaded")
-PREVIEW = "preview.safetensors"  # beside the components, where a model has one
 CONNECTORS = "connectors"  # their folder
 IN_FP32 = (
     "vocoder",

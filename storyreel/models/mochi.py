@@ -68,15 +68,6 @@ class MochiAdapter(PipelineAdapter):
         )[0]
         return -output
 
-    @torch.inference_mode()
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Return the latents (1, C, F, H, W) of pictures, uint8 (T, H, W, 3); T = 1 + k·frames per latent."""
-        video = pictures.permute(3, 0, 1, 2)[None].to(self.device).float() / 127.5 - 1
-        mean = self._raw(torch.zeros(1, self.spec.latent_channels, 1, 1, 1, device=self.device))
-        std = self._raw(torch.ones_like(mean)) - mean
-        latents: Tensor = (self.vae.encode(video).latent_dist.mode() - mean) / std
-        return latents
-
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
         skip = self.vae.temporal_compression_ratio - 1
         for pictures in stream(_decoder(self.vae.decoder), latents, self.spec.decoded_at_once):

@@ -84,11 +84,11 @@ class Offload:
     @property
     def experts(self) -> list[Any]:
         """The transformers, which are read where they are not there."""
-        if not self._loaded_experts:
-            for expert in self._experts:  # the next is read when this one is in its place
-                module = expert.read()
-                self._place_expert(module)
-                self._loaded_experts.append(module)
+        # The next is read when this one is in its place. One that failed is read again, and no other.
+        for expert in self._experts[len(self._loaded_experts) :]:
+            module = expert.read()
+            self._place_expert(module)
+            self._loaded_experts.append(module)
         return self._loaded_experts
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Self, cast
@@ -47,6 +48,34 @@ T5_XXL: dict[str, Any] = {  # version 1.1, which Mochi and LTX read with
 T5_THIN: dict[str, Any] = {"d_ff": 64, "num_layers": 1, "num_heads": 1}
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A text in the machine's memory, without the zeros at the end of its states: a film may have thousands.
+
+    ``lengths`` are those of the states with the zeros.
+    """
+
+    cut: Text
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: Text) -> _Kept:
+        """Return what is to be kept of a text."""
+        ends = (states[0].any(1).nonzero().flatten().tolist() for states in text.states)
+        cut = (states[:, : max(end, default=-1) + 1] for states, end in zip(text.states, ends, strict=True))
+        lengths = tuple(states.shape[1] for states in text.states)
+        return cls(replace(text, states=tuple(cut)).to("cpu", copy=True), lengths)
+
+    def text(self, device: torch.device) -> Text:
+        """Return the text as it was, on a device."""
+        there = self.cut.to(device, copy=True)
+        states = (
+            nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
+            for states, length in zip(there.states, self.lengths, strict=True)
+        )
+        return replace(there, states=tuple(states))
+
+
 class PipelineAdapter(ABC):
     """A model of a family: what its file says, on the components of its folder.
 
@@ -79,7 +108,7 @@ class PipelineAdapter(ABC):
             channels_last(self.vae)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self._preview = {key: value.to(device) for key, value in parts.preview.items()}
-        self._texts: dict[str, Text] = {}
+        self._texts: dict[str, _Kept] = {}
         self._attention: Any = None  # the backend that was chosen, if any
         self._compilation: Compilation | None = None
         self.loras: tuple[Lora, ...] = ()
@@ -219,8 +248,8 @@ class PipelineAdapter(ABC):
         """Encode a prompt. Raises PromptError if it is too long to be read whole."""
         if prompt not in self._texts:
             with torch.inference_mode(), self.offload.encoding():
-                self._texts[prompt] = self._encode(prompt).to("cpu")
-        return self._texts[prompt].to(self.device, copy=True)
+                self._texts[prompt] = _Kept.of(self._encode(prompt))
+        return self._texts[prompt].text(self.device)
 
     def _encode(self, prompt: str) -> Text:
         """Read a prompt with every text encoder."""
@@ -366,7 +395,7 @@ class PipelineAdapter(ABC):
 
     @torch.inference_mode()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        """Return the latents (1, C, F, H, W) of a clip's pictures, uint8 (T, H, W, 3): of one, one frame."""
+        """Return the latents (1, C, F, H, W) of pictures, uint8 (T, H, W, 3); T = 1 + k·frames per latent."""
         frames = pictures.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
         with self.offload.decoding():
             raw = self.vae.encode(frames.to(next(self.vae.parameters()).dtype)).latent_dist.mode().float()

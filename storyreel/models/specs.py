@@ -817,10 +817,13 @@ def plugged_model(plugin: plugins.Plugin) -> ModelSpec:
 
 
 def hub_cache() -> Path:
-    """Return the folder in which huggingface_hub keeps what it fetches, by its own variables."""
+    """Return the folder in which huggingface_hub keeps what it fetches, by its own variables.
+
+    Like that library, it takes ~ as it is where nobody has a home.
+    """
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{caches}/huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or f"{home}/hub"))
 
 
 def pulled_folder(hub: str) -> Path:

@@ -15,17 +15,17 @@ STEPS = 4  # at the least; else a quarter of the film's
 LATENTS = 4  # of each scene: fewer have another light and other colours more often
 
 
-def draft_of(plan: Plan, steps: int | None = None, latents: int = LATENTS) -> Plan:
-    """Return the draft of a plan: the first ``latents`` of each scene, by default in `STEPS` or more.
+def draft_of(plan: Plan) -> Plan:
+    """Return the draft of a plan: the first `LATENTS` of each scene, in `STEPS` or more.
 
     A segment's start stays that in the film.
     """
-    if plan.spec.sigmas:  # of which none can be left out
-        steps = plan.settings.steps
-    steps = steps or min(plan.settings.steps, max(STEPS, plan.settings.steps // 4))
+    steps = plan.settings.steps
+    if not plan.spec.sigmas:  # of which none can be left out
+        steps = min(steps, max(STEPS, steps // 4))
 
     def short(segment: Segment) -> Segment:
-        own = min(latents, segment.latents)
+        own = min(LATENTS, segment.latents)
         return replace(segment, latents=own, frames=own * plan.spec.frames_per_latent)
 
     segments = tuple(map(short, plan.segments))

@@ -20,9 +20,10 @@ import yaml
 from pydantic import ValidationError
 
 from storyreel.errors import Fault, FormatError, ScriptError, UsageError
-from storyreel.method.settings import GONE, PARTS, Method, legal_values
+from storyreel.method.settings import PARTS, Method, legal_values
 from storyreel.method.similarity import is_named, same_place, shared_start, verb_phrase
 from storyreel.method.step_skipping import find_speed
+from storyreel.models.inventory import PREVIEW
 from storyreel.models.lora import Experts, Lora, named_experts, parse_lora
 from storyreel.models.lora_files import is_fit_known, lora_problem
 from storyreel.models.specs import MODELS, ModelSpec, find_model, model_names
@@ -226,8 +227,8 @@ def _settings_notes(story: Story, spec: ModelSpec, settings: Settings, overrides
             f"{settings.guidance:g} each step costs twice"
         )
     method = settings.method
-    # Without a preview (loading.PREVIEW, which loads torch) no estimate is scored.
-    unmeasured = spec.decides == (0.0, 0.0) and not (spec.weights / "preview.safetensors").is_file()
+    # Without a preview no estimate is scored.
+    unmeasured = spec.decides == (0.0, 0.0) and not (spec.weights / PREVIEW).is_file()
     if method.weighting is True and (method.emphasis == 1 or unmeasured):
         why = (
             "with emphasis 1 every word counts once"
@@ -614,7 +615,7 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     values = wished.model_dump(exclude_unset=True)  # what follows from a setting may follow from another
     for item in overrides.method:
         key, equals, text = item.partition("=")
-        if key not in (*Method.model_fields, *GONE) or not equals:
+        if key not in Method.model_fields or not equals:
             known = ", ".join(Method.model_fields)
             raise UsageError(f"--method {item!r} is not a setting", f"Write KEY=VALUE with one of: {known}")
         values[key] = _plain(text)
@@ -625,8 +626,7 @@ def chosen_method(wished: Method, overrides: Overrides) -> Method:
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         if not fault["loc"]:  # of settings that do not go together
-            remedies = {"lambdas": "Set all of them.", "gone": "Leave it out."}
-            raise UsageError(f"--method: {fault['msg']}", remedies.get(fault["type"], "")) from None
+            raise UsageError(f"--method: {fault['msg']}", "Set all of them.") from None
         key = str(fault["loc"][0])
         if fault["type"] == "plugin":
             raise UsageError(f"--method {key}: {fault['msg']}") from None

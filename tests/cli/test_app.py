@@ -640,10 +640,10 @@ def test_an_out_that_cannot_be_is_named(
     assert fake_engine.asked == 0
 
 
-def test_eval_names_its_report_where_it_cannot_be_written(
+def test_eval_says_first_where_its_report_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The scores are printed all the same."""
+    """Before anything is scored."""
     film, page = (
         SimpleNamespace(label="f", film=SimpleNamespace(folder=None)),
         tmp_path / "film" / "eval.html",
@@ -657,12 +657,10 @@ def test_eval_names_its_report_where_it_cannot_be_written(
     ):
         monkeypatch.setattr(name, value)
     page.mkdir(parents=True)  # no file can be written there
-    assert run(["eval", str(page.parent), "--json"]) == 73
+    assert run(["eval", str(page.parent), "--json"]) == 2
     out, err = capsys.readouterr()
-    assert json.loads(out)["films"] == []
-    assert f"cannot write {page}: " in err
-    assert "--report" in err
-    assert "--out" not in err
+    assert out == ""
+    assert f"{page} is there, and is no report of storyreel's" in err
     assert [path.name for path in page.parent.iterdir()] == ["eval.html"]
     assert run(["eval", str(page.parent), "--report", str(tmp_path / "mine.html"), "--json"]) == 0
     assert (tmp_path / "mine.html").read_text() == "page"

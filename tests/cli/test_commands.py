@@ -71,6 +71,16 @@ def typed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
 
 
+def test_a_dry_run_of_everything_again_has_all_to_render(place: Place) -> None:
+    place.said("render", "fox.yaml")
+    assert place.json("render", "fox.yaml", "--dry-run")["fox"]["missing"] == {}
+    again = place.json("render", "fox.yaml", "--dry-run", "--overwrite")["fox"]["missing"]
+    assert set(again.values()) == {"--overwrite makes it again"}
+    assert len(again) == 2
+    some = place.json("render", "fox.yaml", "--dry-run", "--overwrite", "--scenes", "2")["fox"]["missing"]
+    assert list(some) == ["2"]
+
+
 def test_a_film_is_verified_without_its_story_and_its_model(
     place: Place, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_paths_in_the_file_are_read_from_its_folder(
         ("steps = 0", "storyreel.toml: steps: Input should be greater than or equal to 1"),
         ('memory = "huge"', "storyreel.toml: memory: 'huge' is not one of 'auto', 'high'"),
         ('device = "tpu"', "unknown device 'tpu'"),
+        ('out = "~nobody-of-that-name/films"', "storyreel.toml: out: there is no home for '~nobody-of"),
         ("\udcff", "can't decode"),
         ("a = " + "[" * 9000, "storyreel.toml: "),
     ],

@@ -248,6 +248,18 @@ def test_what_keep_says_to_type_renders_the_same_film(place: Place, fake_engine:
     assert forwards(fake_engine) == 0
 
 
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_take_of_a_former_seed_is_told_from_those_of_the_film(place: Place) -> None:
+    Path("tale.yaml").write_text(STORY)
+    place.said("render", "tale.yaml", "--seed", "7")
+    place.said("retake", "tale.yaml", "3")
+    otherwise = "take 2 was made with other settings than the film"
+    assert otherwise not in place.said("keep", "tale.yaml", "3", "2")[1]
+    place.said("keep", "tale.yaml", "3", "1")
+    place.said("render", "tale.yaml", "--seed", "8")
+    assert otherwise in place.said("keep", "tale.yaml", "3", "2")[1]
+
+
 @pytest.mark.parametrize("option", ["--overwrite", "--sign-cert=x.pem"])
 def test_a_take_replaces_nothing_and_is_not_signed(place: Place, option: str) -> None:
     Path("tale.yaml").write_text(STORY)
@@ -289,6 +301,19 @@ def test_what_does_not_fit_the_film_is_said_before_it_is_made(place: Place, stor
     assert "the take will not fit it: steps 3 -> 2" in said
     assert "rendered first" in said
     assert "scenes 1" in said
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_take_on_another_kind_of_device_is_warned_of(
+    place: Place, story: Path, fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that it depends on is made again there, and the film shows none of that."""
+    monkeypatch.setattr(fake_engine, "device_kind", lambda spec: "cuda")
+    said = place.said("retake", "tale.yaml", "2")[1]
+    assert "the take will not fit it: device cpu -> cuda" in said
+    assert "rendered first" in said
+    assert "scenes 1" in said
+    assert "was made with other settings than the film" in place.said("keep", "tale.yaml", "2", "2")[1]
 
 
 def test_some_scenes_that_were_asked_for_are_no_render_that_died(place: Place, story: Path) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 from storyreel.benchmark.whole_films import Cost
 from storyreel.cli.app import run
 from storyreel.cli.results import result_schema
-from storyreel.errors import MissingError, UsageError
+from storyreel.errors import MissingError, NumericsError, UsageError
 from storyreel.evaluation.ablation import PlannedFilm, pick_variants, plan_films
 from storyreel.evaluation.encoders import Encoders
 from storyreel.evaluation.variants import VARIANTS
 from storyreel.method.settings import PARTS
 from storyreel.models.specs import MINI_WEIGHTS, MODELS, ModelSpec
+from storyreel.rendering import render
 from storyreel.stopping import Stop
 from storyreel.story.plan import Plan
 from storyreel.story.planning import Overrides
@@ -159,6 +160,29 @@ def test_the_command_prints_tables_or_json_and_nothing_else_on_stdout(
     assert "clip-vit-base-patch32 is not here: storyreel pull eval" in printed.err
     assert "foxes, without twb, seed 6: 3 of 3 scenes rendered" in printed.err
     assert "rendered" not in printed.out
+
+
+def test_a_film_that_fails_leaves_the_others_alone(
+    story: Path,
+    tmp_path: Path,
+    engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(plan: Plan, name: str, folder: Path, *others: Any) -> Any:
+        if folder.parent.name == "full" and folder.name == "seed-5":
+            raise NumericsError("no picture")
+        return render(plan, name, folder, *others)
+
+    monkeypatch.setattr("storyreel.evaluation.ablation.render", failing)
+    command = ["ablate", str(story), "--seeds", "2", "--out", str(tmp_path / "out"), "--json"]
+    assert run([*command, "--variants", "full,without-twb"]) == NumericsError.exit_code
+    printed = capsys.readouterr()
+    films = [
+        (Path(film["run"]).name, film["name"].split("/")[0]) for film in json.loads(printed.out)["films"]
+    ]
+    assert films == [("full", "seed-6"), ("without-twb", "seed-5"), ("without-twb", "seed-6")]
+    assert "foxes, full, seed 5: error: no picture" in printed.err
 
 
 def test_a_dry_run_says_what_would_be_rendered(

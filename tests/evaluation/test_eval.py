@@ -283,6 +283,19 @@ def test_a_report_replaces_nothing_else(
     assert story.read_text() == "scenes: [a fox]"
 
 
+def test_where_a_report_cannot_go_is_said_before_anything_is_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = rendered(tmp_path / "foxes")
+    (folder / "eval.html").write_text("notes of my own")
+    assert run(["eval", str(folder)]) == 2
+    assert "is no report of storyreel's" in capsys.readouterr().err
+    (folder / "eval.html").unlink()
+    monkeypatch.setattr("os.access", lambda path, mode, **_: mode != os.W_OK)  # as in an archive
+    assert run(["eval", str(folder)]) == 2
+    assert "eval.html cannot be written\nName another file: --report FILE" in capsys.readouterr().err
+
+
 def remade(film: Path, name: str, *options: str) -> Path:
     """Make another film of one with ffmpeg."""
     other = film.with_name(name)
@@ -344,9 +357,14 @@ def test_a_report_that_cannot_be_written_costs_no_numbers_and_names_the_option(
     film = SimpleNamespace(film=SimpleNamespace(folder=None))
     scored = SimpleNamespace(films=[film], plain=lambda: {"films": ["scored"]})
     monkeypatch.setattr("storyreel.evaluation.evaluator.evaluate", lambda *options: (scored, []))
-    monkeypatch.setattr("storyreel.evaluation.report.report_page", lambda evaluation, place: "page")
     folder = rendered(tmp_path / "foxes")
-    (folder / "eval.html").mkdir()  # where the report would go
+
+    def page(evaluation: object, place: Path) -> str:
+        if place == folder:
+            (folder / "eval.html").mkdir()  # where the report would go
+        return "page"
+
+    monkeypatch.setattr("storyreel.evaluation.report.report_page", page)
     assert run(["eval", str(folder), "--json"]) == 73
     printed, said = capsys.readouterr()
     assert json.loads(printed)["films"] == ["scored"]

@@ -42,6 +42,12 @@ def test_a_transition_stays_within_its_two_scenes() -> None:
     assert transition([0, 24], 26, 1, FPS) == (13, 26)
 
 
+@pytest.mark.parametrize("fps", [0.1, 0.5, 1.0, 1.2])
+def test_a_transition_has_a_frame_of_each_scene_however_few_a_second_has(fps: float) -> None:
+    assert transition([0, 3], 6, 1, fps) == (2, 4)
+    assert [seam.ratio for seam in seam_steps([2.0, 2.0, 8.0, 2.0, 2.0], [0, 3], fps)] == [4]
+
+
 def test_what_no_transition_reaches() -> None:
     assert quiet_parts([0, 24, 48], 72, FPS) == [(0, 13), (29, 37), (53, 72)]
     assert quiet_parts([0], 24, FPS) == [(0, 24)]

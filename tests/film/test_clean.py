@@ -11,7 +11,8 @@ from storyreel.cli.app import run
 from storyreel.film.folder import FilmFolder
 from storyreel.film.store import FORMAT
 from storyreel.models.specs import ModelSpec
-from tests.conftest import FakeEngine
+from storyreel.rendering import render_take
+from tests.conftest import FakeEngine, Silent, plan_of
 from tests.test_rendering import film, make, raising, story
 
 SHORT = story([("a park", "a fox sits"), ("a street", "it walks")])
@@ -80,6 +81,20 @@ def test_a_state_stays_while_it_is_needed(out: Path, monkeypatch: pytest.MonkeyP
     assert not list(out.rglob("*.state.safetensors*"))
 
 
+def test_a_take_that_was_begun_stays(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storyreel.rendering.KEEP_EVERY", 0.0)
+    text = SHORT.replace("action: it walks", "action: it walks, retake: 2")
+    plan = plan_of(text)
+    assert plan.segments[1].take == 2
+    with pytest.raises(KeyboardInterrupt):
+        render_take(plan, 1, "foxes", out, raising(FakeEngine(), 2), Silent())
+    assert run(["clean", str(out), "--yes"]) == 0
+    assert list(out.rglob("*.state.safetensors"))
+    render_take(plan, 1, "foxes", out, FakeEngine(), Silent())
+    assert not (out / "foxes" / "take.unfinished.json").exists()
+    assert not list(out.rglob("*.state.safetensors*"))
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["at once", "only when it is to be locked"])
 def test_a_folder_in_use_is_left_alone(
     out: Path, seen: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,16 +154,6 @@ def test_a_link_is_left_alone(out: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run(["clean", str(out), "--yes"]) == 0
     assert "not a plain folder" in capsys.readouterr().err
     assert everything(tmp_path) == before
-
-
-def test_files_of_the_former_layout_go_once_their_film_is_replaced(out: Path) -> None:
-    segments = out / "foxes" / "segments"
-    for name in ("01.mp4", "01.safetensors", "window.safetensors"):
-        (segments / name).write_text("former")
-    before = film(out)
-    assert run(["clean", str(out), "--yes"]) == 0
-    assert not any((segments / name).exists() for name in ("01.mp4", "01.safetensors", "window.safetensors"))
-    assert film(out) == before
 
 
 def test_a_place_that_is_not_there_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,8 +75,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         weights = folder / "weights"
-        weights.mkdir()
-        (weights / "model.safetensors").write_bytes(b"weights")
+        (weights / "vae").mkdir(parents=True)
+        (weights / "vae" / "model.safetensors").write_bytes(b"weights")
         spec = replace(MODELS["mini"], name="fake", weights=weights, steps=2, upscale=UPSCALE, fps=FPS)
         spec = replace(spec, renoises=False, guidance=3.0)
         spec = replace(spec, size=FAKE_SIZE, min_size=FAKE_SIZE, max_size=FAKE_SIZE, pixels_per_latent=8)
@@ -211,7 +211,9 @@ def test_benchmarks_find_every_shot_cut_at_its_frame(
         assert all(map(np.array_equal, pictures_of(file.file), shown[start : start + frames]))
         assert file.frames == frames
     again = [file.file for file in exported(timeline, name, tmp_path)]  # replaces its own
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} - {tmp_path / export.RECORD} == {*again}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} - {
+        tmp_path / export.record_of("foxes", tmp_path)
+    } == {*again}
 
 
 def test_vistorybench_finds_the_middle_picture_of_every_shot(
@@ -508,7 +510,7 @@ def test_only_what_an_export_wrote_is_replaced(timeline: Timeline, tmp_path: Pat
     with pytest.raises(UsageError, match=r"foxes\.srt is there already") as caught:
         exported(timeline, "srt", tmp_path)
     assert "--overwrite" in caught.value.remedy
-    (tmp_path / export.RECORD).write_text("[1")  # damaged: it says nothing
+    export.record_of("foxes", tmp_path).write_text("[1")  # damaged: it says nothing
     with pytest.raises(UsageError, match=r"foxes\.vtt is there already"):
         exported(timeline, "vtt", tmp_path)
     list(export.export(timeline, ("srt", "edl"), tmp_path, overwrite=True))
@@ -518,6 +520,17 @@ def test_only_what_an_export_wrote_is_replaced(timeline: Timeline, tmp_path: Pat
         list(export.export(timeline, ("otio",), tmp_path, overwrite=True))
     assert not list(tmp_path.glob("*.part*"))
     assert not list(tmp_path.glob(".foxes*"))
+
+
+def test_what_is_left_of_scenes_that_are_gone_is_told(timeline: Timeline, tmp_path: Path) -> None:
+    exported(timeline, "stills,srt", tmp_path)
+    assert export.left_over(timeline, tmp_path) == []
+    shorter = replace(timeline, clips=timeline.clips[:2])
+    (tmp_path / "foxes-05.png").write_text("mine")  # which no export wrote
+    exported(shorter, "srt", tmp_path)
+    assert export.left_over(shorter, tmp_path) == ["foxes-03.png", "foxes-04.png"]
+    (tmp_path / "foxes-03.png").unlink()
+    assert export.left_over(shorter, tmp_path) == ["foxes-04.png"]
 
 
 def test_a_failure_leaves_what_was_there(
@@ -530,7 +543,10 @@ def test_a_failure_leaves_what_was_there(
         exported(timeline, "gif", tmp_path)
     assert caught.value.remedy == "Then run the same command again."
     assert file.file.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"foxes.gif", export.RECORD}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "foxes.gif",
+        export.record_of("foxes", tmp_path).name,
+    }
 
 
 def test_what_cannot_be_written_is_said_before_anything_is(

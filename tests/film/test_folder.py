@@ -280,6 +280,22 @@ def test_one_folder_one_process_where_there_are_no_locks(finished: Path) -> None
 
 
 @pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize(("job", "again", "counts"), [("7", "0", True), ("7", "1", False), ("8", "1", True)])
+def test_a_job_that_slurm_has_put_back_into_the_queue_takes_its_own_lock(
+    finished: Path, job: str, again: str, counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its node has failed: the process that noted the lock there ends no more."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    lock = Lock(finished / ".lock")
+    assert lock.acquire(0)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(platform, "node", lambda: "another")
+        elsewhere.setenv("SLURM_JOB_ID", job)
+        elsewhere.setenv("SLURM_RESTART_COUNT", again)
+        assert Lock(finished / ".lock").acquire(0) == (not counts)
+
+
+@pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize(
     ("note", "counts"),
     [
@@ -318,9 +334,24 @@ def test_who_waits_for_a_lock_gets_it(tmp_path: Path) -> None:
     assert first.acquire(0)
     assert not second.acquire(0)
     threading.Timer(0.1, first.release).start()
-    with second.waited_for():
+    said: list[str] = []
+    with second.waited_for(said.append):
         assert first.is_held()
     assert not first.is_held()
+    assert said == []
+
+
+def test_who_waits_long_is_told_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storyreel.lock.SILENT", 0.01)
+    first, second = Lock(tmp_path / "lock"), Lock(tmp_path / "lock")
+    assert first.acquire(0)
+
+    def tell(words: str) -> None:
+        assert words.startswith(f"waiting for another storyreel (process {os.getpid()} on ")
+        first.release()
+
+    with second.waited_for(tell):
+        pass
 
 
 def test_where_nothing_can_be_synced_it_is_written_all_the_same(

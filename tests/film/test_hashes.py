@@ -168,7 +168,7 @@ def test_weights_are_remembered_and_a_long_reading_is_said(
     files: Counting, fake_model: ModelSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    (fake_model.weights / "model.safetensors").write_bytes(b"weights" * 9)
+    (fake_model.weights / "vae" / "model.safetensors").write_bytes(b"weights" * 9)
     monkeypatch.setattr("storyreel.engine.LONG", 20)
     said: list[str] = []
     first = FakeEngine().ingredients(fake_model, said.append)
@@ -178,7 +178,7 @@ def test_weights_are_remembered_and_a_long_reading_is_said(
     assert engine.ingredients(fake_model, said.append) is first or engine._ingredients
     assert (len(said), files.read) == (1, ["model.safetensors"])
     assert (tmp_path / "caches" / "storyreel" / "hashes.json").exists()
-    (fake_model.weights / "model.safetensors").write_bytes(b"others!" * 9)
+    (fake_model.weights / "vae" / "model.safetensors").write_bytes(b"others!" * 9)
     assert keys.weight_hashes(fake_model) != first["model"]["weights"]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from storyreel.film.keys import NO_FACTS, Keys, film_facts, film_key, film_keys, further_versions, ingredients
 from storyreel.models.specs import MODELS, ModelSpec
-from storyreel.story.plan import Plan
+from storyreel.story.plan import Plan, Seam
 from tests.conftest import plan_of
 from tests.film.test_differences import MADE_OF
 from tests.test_rendering import CAST, SCENES, story
@@ -104,6 +104,26 @@ def test_how_a_seam_is_planned_is_in_the_keys_of_the_rest_of_its_shot(after: int
     seams = [*plan.seams[: after - 1], replace(seam, overlap=1), *plan.seams[after:]]
     latents, _ = alike(keys_of(plan), keys_of(replace(plan, seams=tuple(seams))))
     assert latents == [index not in changed for index in range(6)]
+
+
+def test_how_the_scene_after_goes_on_is_in_the_key_of_another_take() -> None:
+    """It is made to fit; the first take is not."""
+    plan = plan_of(story())
+    assert plan.seams[1].overlap == 2
+    first = plan.segments[1]
+    other = replace(first, take=2, seed=5)
+
+    def keys(seam: Seam, phrase: str = "yawns") -> Keys:
+        following = replace(plan.segments[2], phrase=phrase)
+        segments = (plan.segments[0], other, following, *plan.segments[3:])
+        seams = (plan.seams[0], seam, *plan.seams[2:])
+        return keys_of(replace(plan, segments=segments, replaced=(first,), seams=seams))
+
+    two, one = plan.seams[1], replace(plan.seams[1], overlap=1)
+    assert keys(two).latents[1] != keys(one).latents[1]
+    assert keys(two).first_takes[1] == keys(one).first_takes[1]
+    assert keys(two).latents[1] != keys(two, "digs").latents[1]  # which decides how many are shared
+    assert keys(one).latents[1] == keys(one, "digs").latents[1]
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ Change = Callable[[ModelSpec, pytest.MonkeyPatch], dict[str, Any]]
 
 
 def weights(spec: ModelSpec, patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    (spec.weights / "model.safetensors").write_bytes(b"others")
+    (spec.weights / "vae" / "model.safetensors").write_bytes(b"others")
     return {}
 
 
@@ -183,7 +183,7 @@ def model(spec: ModelSpec, patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "model": (model, "model fake -> other"),
-    "weights": (weights, "the model's weights: model.safetensors"),
+    "weights": (weights, "the model's weights: vae/model.safetensors"),
     "seed": (lambda *_: {"seed": 5}, "seed 0 -> 5"),
     "method": (lambda *_: {"method": ("lead_noise=1",)}, "lead noise 0.2 -> 1.0"),
     "version": (version, "torch 2 -> 9"),
@@ -221,7 +221,7 @@ def test_the_frames_of_every_film_are_counted(out: Path, monkeypatch: pytest.Mon
 
 
 def test_published_checksums_count(out: Path, fake_model: ModelSpec) -> None:
-    (fake_model.weights / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
+    (fake_model.weights / "SHA256SUMS").write_text(f"{'0' * 64}  vae/model.safetensors\n")
     assert faults(out) == {"model.safetensors": "is damaged or missing"}
 
 

@@ -5,9 +5,7 @@ import itertools
 import pytest
 from pydantic import ValidationError
 
-from storyreel.errors import ScriptError, UsageError
-from storyreel.method.settings import GONE, PARTS, Method, legal_values
-from tests.conftest import plan_of
+from storyreel.method.settings import PARTS, Method, legal_values
 
 KEYS = tuple(Method.model_fields)
 
@@ -111,26 +109,3 @@ def test_what_leads() -> None:
     ]
     assert not Method(strength=0.0).leads
     assert Method(strength=1e-9).leads
-
-
-def test_joint_blending_is_what_it_was_once_called() -> None:
-    assert Method.model_validate({"blending": "joint"}) == Method(blending="lead")
-    story = "render: {method: {blending: joint}}\nscenes:\n  - [a, b]\n"
-    assert plan_of(story).settings.method.blending == "lead"
-    assert plan_of(story, method=("blending=none",)).settings.method.blending == "none"
-    assert plan_of(story, method=("blending=joint",)).settings.method.blending == "lead"
-    for strange in (["joint"], None, 1):
-        with pytest.raises(ValidationError, match="blending"):
-            Method.model_validate({"blending": strange})
-
-
-@pytest.mark.parametrize("name", GONE)
-def test_what_is_gone_is_refused_by_name_wherever_it_is_said(name: str) -> None:
-    words = f"{name} is no setting any more; segments begin with a lead, see method/README.md"
-    with pytest.raises(ValidationError, match=words):
-        Method.model_validate({name: 1})
-    with pytest.raises(UsageError, match=words) as caught:
-        plan_of("scenes:\n  - [a, b]\n", method=(f"{name}=1",))
-    assert caught.value.remedy == "Leave it out."
-    with pytest.raises(ScriptError, match=rf"story.yaml:1:\d+: error: {words}"):
-        plan_of(f"render: {{method: {{{name}: 0.3}}}}\nscenes:\n  - [a, b]\n")

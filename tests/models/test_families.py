@@ -731,6 +731,18 @@ def test_the_prompts_of_other_films_are_forgotten(adapter: PipelineAdapter) -> N
     assert adapter._texts["a dog"] is kept
 
 
+@torch.inference_mode()
+def test_a_text_is_kept_without_the_zeros_at_its_end(adapter: PipelineAdapter) -> None:
+    """Of a thousand scenes, Wan's zeros would be gigabytes."""
+    for prompt in ("a dog", ""):
+        whole, again = adapter._encode(prompt), adapter.encode(prompt)
+        assert torch.equal(again.weights, whole.weights)
+        assert all(map(torch.equal, again.states, whole.states))
+        kept = adapter._texts[prompt].cut.states
+        assert all(states[0, -1].any() for states in kept if states.shape[1])
+        assert all(states.untyped_storage().nbytes() == states.nbytes for states in kept)
+
+
 def test_an_encoded_prompt_can_be_written_into_without_harm(adapter: PipelineAdapter) -> None:
     """The method writes weights into a text's mask; the next time the prompt is as it was."""
     text = adapter.encode("a fox in the park")

@@ -32,6 +32,7 @@ from storyreel.errors import (
 )
 from storyreel.files import content_hash
 from storyreel.models import hub
+from storyreel.models.inventory import needed
 from storyreel.models.specs import MODELS, Addition, ModelSpec, find_model, pulled_folder
 from storyreel.stopping import stopping
 
@@ -565,7 +566,7 @@ def test_what_is_half_fetched_needs_half_of_the_room(
     name = "vae/diffusion_pytorch_model.safetensors"
     part = half_fetched(stand_in, name)
     blobs = part.parent
-    _, files = hub.listing(REPOSITORY, None, lambda names: hub.needed(names, None), stand_in.url)
+    _, files = hub.listing(REPOSITORY, None, lambda names: needed(names, None), stand_in.url)
     missing = sum(file.size for file in files)
     room = SimpleNamespace(free=missing - part.stat().st_size)
     monkeypatch.setattr(hub, "SPARE", 0)
@@ -649,14 +650,14 @@ def test_an_embedded_model_needs_no_hub() -> None:
 
 def test_names_that_would_leave_the_folder_are_no_files_of_ours() -> None:
     names = ["../evil.json", "vae/../../evil.json", "vae/a/b.json", "vae/..", "model_index.json", "vae/x.py"]
-    assert hub.needed(names, None) == ["model_index.json"]
+    assert needed(names, None) == ["model_index.json"]
 
 
 def test_of_several_precisions_one_is_taken() -> None:
     names = [f"transformer/m{v}.safetensors" for v in ("", ".bf16", ".fp16")]
     shards = [f"vae/m{v}-00001-of-00002.safetensors" for v in ("", ".fp16")]
-    assert hub.needed(names + shards, None) == [names[0], shards[0]]
-    assert hub.needed(names + shards, "bf16") == [names[1], shards[0]]
+    assert needed(names + shards, None) == [names[0], shards[0]]
+    assert needed(names + shards, "bf16") == [names[1], shards[0]]
 
 
 def test_a_model_of_transformers_lies_at_the_top(stand_in: StandIn) -> None:

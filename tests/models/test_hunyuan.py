@@ -17,8 +17,7 @@ from storyreel.benchmark.stock import stock_of
 from storyreel.errors import DamagedError, MissingError, PromptError
 from storyreel.models.attention import attend, joined, keys_of, masked
 from storyreel.models.base import Text, side_by_side
-from storyreel.models.hub import needed
-from storyreel.models.inventory import check_inventory, weight_files
+from storyreel.models.inventory import check_inventory, needed, weight_files
 from storyreel.models.kernels import lse_kernel
 from storyreel.models.loading import load_adapter
 from storyreel.models.specs import MODELS

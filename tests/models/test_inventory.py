@@ -12,7 +12,7 @@ import pytest
 
 from storyreel.errors import DamagedError, MissingError
 from storyreel.film.keys import weight_hashes
-from storyreel.models.inventory import check_inventory
+from storyreel.models.inventory import check_inventory, weight_files
 from storyreel.models.specs import MODELS, Addition, ModelSpec
 
 
@@ -44,6 +44,22 @@ def test_what_is_whole_is_taken(spec: ModelSpec) -> None:
     check_inventory(MODELS["mini"])
     (spec.weights / "model_index.json").unlink()  # what it names is not known then; loading says it
     check_inventory(spec)
+
+
+def test_what_else_lies_in_the_folder_is_no_part_of_a_model(spec: ModelSpec) -> None:
+    """As what another tool fetches into the same cache: other precisions, licences, other formats."""
+    before = weight_files(spec)
+    for name in ("LICENSE.txt", "all-in-one.safetensors", "vae/model.fp16.safetensors", "vae/deep/a.json"):
+        (spec.weights / name).parent.mkdir(exist_ok=True)
+        (spec.weights / name).write_bytes(b"")
+    (spec.weights / "image_encoder").mkdir()
+    (spec.weights / "image_encoder" / "config.json").write_text("{}")
+    assert weight_files(spec) == before
+    for name in ("preview.safetensors", "scorer/config.json", "vae/model.bf16.safetensors"):
+        (spec.weights / name).parent.mkdir(exist_ok=True)
+        (spec.weights / name).write_bytes(b"")
+    added = {path.relative_to(spec.weights).as_posix() for path in {*weight_files(spec)} - {*before}}
+    assert added == {"preview.safetensors", "scorer/config.json", "vae/model.bf16.safetensors"}
 
 
 def test_what_is_added_to_a_model_must_be_there_too(

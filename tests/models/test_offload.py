@@ -378,6 +378,29 @@ def test_on_a_large_gpu_everything_is_moved_once(monkeypatch: pytest.MonkeyPatch
     assert card.film(components) == []
 
 
+def test_of_two_experts_the_one_that_did_not_fit_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(80 * GB, monkeypatch)
+    full = True
+
+    def component(name: str) -> Component:
+        def read() -> nn.Module:
+            if name == "second" and full:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            card.told.append(f"read {name}")
+            return Moving(name, 20 * GB, card.told)
+
+        return Component(read, Moving(name, 20 * GB, []))
+
+    experts = [component("first"), component("second")]
+    components = Offload(CUDA, experts, [], Moving("vae", GB, card.told), "high")
+    with pytest.raises(torch.OutOfMemoryError):
+        assert components.experts
+    assert components.lower() == "balanced"
+    full, card.told = False, []
+    assert [expert.name for expert in components.experts] == ["first", "second"]
+    assert card.told == ["read second", "second to cuda"]
+
+
 def test_balanced_has_the_transformer_there_and_the_text_encoder_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

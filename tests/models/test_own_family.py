@@ -17,8 +17,7 @@ from storyreel.benchmark.stock import stock_of
 from storyreel.errors import MissingError, UsageError
 from storyreel.mini.nets import build_tokenizer
 from storyreel.models.base import Text, side_by_side
-from storyreel.models.hub import needed
-from storyreel.models.inventory import check_inventory
+from storyreel.models.inventory import check_inventory, needed
 from storyreel.models.loading import load_adapter
 from storyreel.models.specs import MODELS, ModelSpec
 from storyreel.rendering import Engine, render

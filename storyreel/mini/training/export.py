@@ -16,7 +16,7 @@ from storyreel.errors import UsageError
 from storyreel.mini import codec, nets
 from storyreel.mini.judge import WEIGHTS
 from storyreel.models.checksums import write_checksums
-from storyreel.models.loading import PREVIEW
+from storyreel.models.inventory import PREVIEW
 
 from .clips import BACKSTAGE, CALIBRATION_CLIPS, drawn_videos, trained_codec
 
