@@ -13,7 +13,7 @@ Typical use::
     text = caption(rng, clip, kind="both")
 """
 
-from .basics import BALL_TAG, ByteArray, owners_of
+from .basics import BALL_TAG, TEMPO, ByteArray, owners_of
 from .captions import CaptionKind, Telling, caption, lit, look_name, plain_telling, sample_telling
 from .drawing import Stage, draw_clip, draw_frame
 from .model import (
@@ -51,6 +51,7 @@ __all__ = [
     "LEAVER",
     "LOOKS",
     "PEOPLE",
+    "TEMPO",
     "Action",
     "Actor",
     "Backdrop",

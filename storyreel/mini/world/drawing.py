@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
@@ -101,6 +103,11 @@ class Stage:
             canvas.origin = pan
             self._style.overlay(canvas, clip.backdrop, t, view.width)
         return self._finish(canvas.image)
+
+    def settled(self, t: float) -> tuple[Clip, float]:
+        """Return what the clip is ``t`` seconds into it, without a former one, and at which world second."""
+        shown, _ = shown_at(self.clip, t * TEMPO, self.view, self._style.bench)
+        return replace(self.clip, former=None, actors=tuple(one.actor for one in shown)), shown[0].clock
 
     def _ball(self, first: Shown, anchors: Anchors, t: float) -> Point | None:
         """Return where the ball is, if there is one; after a former clip, it rolls in or out."""
