@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from sys import UnraisableHookArgs
     from types import FrameType
     from typing import NoReturn
 
@@ -108,7 +109,15 @@ def stopping(remedy: str = AGAIN) -> Iterator[Stop]:
     in_main = threading.current_thread() is threading.main_thread()  # no other handles signals
     before = {number: signal.getsignal(number) for number in SIGNALS if in_main}
     before = {number: was for number, was in before.items() if was not in (signal.SIG_IGN, None)}
+    told = sys.unraisablehook
+
+    def unraisable(found: UnraisableHookArgs) -> None:
+        # Within a callback, as of an import's lock, Python goes on and only tells: `check` stops soon.
+        if not isinstance(found.exc_value, Stopped):
+            told(found)
+
     try:
+        sys.unraisablehook = unraisable
         for number in before:
             signal.signal(number, stop.ask)
         yield stop
@@ -119,6 +128,7 @@ def stopping(remedy: str = AGAIN) -> Iterator[Stop]:
             raise stop.error() from error
         raise
     finally:
+        sys.unraisablehook = told
         for number, was in before.items():
             if stop.asked:  # our own handler would not do: Python takes it away some time before its end
                 signal.signal(number, signal.SIG_IGN)

@@ -446,6 +446,22 @@ def test_a_signal_at_any_moment_of_a_small_command(number: signal.Signals) -> No
         assert came in {RIGHT, *EXEMPT}, words
 
 
+def test_a_signal_within_a_callback_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """As in that of the lock of an import: what is raised there goes nowhere, and Python says so."""
+
+    class Gone:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with pytest.raises(StoppedError), stopping() as stop:
+        gone = Gone()
+        del gone
+        stop.check()
+    assert capsys.readouterr().err == ""
+    assert sys.unraisablehook is hook
+
+
 def has_come(moment: float) -> bool:
     return time.monotonic() >= moment
 
